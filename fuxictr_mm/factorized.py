@@ -38,7 +38,7 @@ class FactorizedModel(DNNModel):
     feature_map : FeatureMap
         Features and items.
     factor_dim : int
-        K, the dim of the factorization of user and item, a bias for each label included; 0 for none.
+        K, the dim of the factorization of user and item, including one bias per label; 0 for none.
     factor_features : list of str, optional
         Fields of the factorization; all by default.
     factor_regularizer : float

@@ -60,12 +60,12 @@ class MultimodalModel(EmbeddingModel):
     gpu : int
         Index of the GPU, -1 for the CPU.
     loss_from : {"logits", "probability"}
-        FuxiCTR takes the loss on the sigmoid's output, which saturates beyond a logit of 17 in float32;
-        ``"probability"`` reproduces that.
+        ``"logits"`` computes the loss on logits. ``"probability"`` computes it on the sigmoid's output, as FuxiCTR
+        does, which saturates beyond a logit of 17 in float32.
     factor : float
-        What the learning rate is multiplied by on a plateau.
+        Factor on the learning rate on a plateau.
     compile : bool
-        Compile the logits with ``torch.compile``; ``docs/performance.md`` has its speed.
+        Compile the logits with ``torch.compile``; for its speed see ``docs/performance.md``.
     **params
         Those of ``fuxictr_mm.config.ModelSettings``, with their defaults; others are ignored.
 

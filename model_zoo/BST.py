@@ -37,13 +37,13 @@ class BST(DNNModel):
     num_layers : int
         Encoder layers; one was best in the paper.
     num_heads : int
-        Their heads; must divide the dim of a token.
+        Attention heads of an encoder layer; must divide the dim of a token.
     feedforward_dim : int, optional
-        Hidden dim of their feed-forward networks; that of a token by default.
+        Hidden dim of the feed-forward networks; by default the dim of a token.
     position_dim : int, optional
-        Dim of p; ``embedding_dim`` by default.
+        Dim of the position embedding p; by default ``embedding_dim``.
     num_outputs : int
-        K, outputs kept, the target's and those of the newest items; missing ones are zero.
+        K, number of outputs that are kept: the target's and those of the newest items; missing ones are zero.
     transformer_dropout : float
         Dropout inside the encoder.
     dnn_activations : str

@@ -50,9 +50,9 @@ class DHEN(DNNModel):
     feature_map : FeatureMap
         Features and items.
     num_layers : int
-        L.
+        L, number of layers.
     num_tokens : int, optional
-        M; by default T of the first layer, a token for each field.
+        M, number of tokens of a layer; by default that of the first layer, one per field.
     interactions : sequence of str
         Kinds of interaction, see above.
     hidden_dim : int

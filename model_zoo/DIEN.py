@@ -41,7 +41,7 @@ class DIEN(DNNModel):
     feature_map : FeatureMap
         Features and items.
     auxiliary_weight : float
-        Alpha, the weight of the auxiliary loss; 0 leaves it out.
+        Alpha, the weight of the auxiliary loss; 0 disables it.
     dnn_hidden_units : sequence of int
         Dims of the DNN's hidden layers.
     **params

@@ -33,13 +33,13 @@ class DIN(DNNModel):
     attention_hidden_units : sequence of int
         Dims of the hidden layers of the attention MLP.
     attention_hidden_activations : str
-        Its activation.
+        Activation of the attention MLP.
     attention_output_activation : str, optional
-        Activation of the attention weight itself.
+        Activation of the attention weight.
     attention_dropout : float
         Dropout inside the attention MLP.
     din_use_softmax : bool
-        Whether weights of a history sum to one; the paper leaves them as they are.
+        Whether the weights of a history are normalised to sum to one; in the paper they are not.
     dnn_hidden_units : sequence of int
         Dims of the DNN's hidden layers.
     **params

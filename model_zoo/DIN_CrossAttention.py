@@ -37,15 +37,15 @@ class DIN_CrossAttention(DNNModel):
     num_layers : int
         Cross-attention layers.
     num_heads : int
-        Their heads; must divide the dim of an item.
+        Attention heads of a cross-attention layer; must divide the dim of an item.
     feedforward_dim : int, optional
-        Hidden dim of their feed-forward networks; that of an item by default.
+        Hidden dim of the feed-forward networks; by default the dim of an item.
     attention_hidden_units : sequence of int
         Dims of the hidden layers of DIN's activation unit.
     attention_hidden_activations : str
-        Its activation.
+        Activation of DIN's activation unit.
     attention_dropout : float
-        Dropout inside it and inside the cross-attention layers.
+        Dropout inside DIN's activation unit and inside the cross-attention layers.
     din_use_softmax : bool
         Whether the weights of the activation unit sum to one.
     dnn_hidden_units : sequence of int

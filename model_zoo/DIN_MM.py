@@ -46,11 +46,11 @@ class DIN_MM(FactorizedModel):
     feature_map : FeatureMap
         Features and items.
     interest : {"multi_head", "din", "mean"}
-        How the history is pooled: multi-head target attention, DIN's activation unit, or its mean.
+        Pooling of the history: multi-head target attention, DIN's activation unit, or the mean.
     num_heads : int
         Heads; must divide ``attention_dim``.
     attention_dim : int, optional
-        Dim of queries, keys and values together; the item's dim by default.
+        Total dim of queries, keys and values over all heads; by default the dim of an item.
     attention_dropout : float
         Dropout on attention weights (inside the MLP for ``interest: din``).
     attention_hidden_units : sequence of int
@@ -64,11 +64,11 @@ class DIN_MM(FactorizedModel):
     senet_reduction : int
         Fields per unit of SENet's bottleneck.
     senet_activation : {"ReLU", "Sigmoid"}
-        Activation of the weights.
+        Activation of the SENet weights.
     cross : {None, "v1", "v2", "mix"}
         Cross network: DCN, DCN V2, DCN V2 with a mixture of low-rank experts.
     num_cross_layers : int
-        Its depth.
+        Layers of the cross network.
     bilinear : {None, "field_all", "field_each", "field_interaction"}
         Bilinear interactions of all pairs of fields: one matrix for all, one per field, one per pair.
     batch_norm : bool

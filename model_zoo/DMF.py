@@ -36,13 +36,14 @@ class DMF(DNNModel):
     feature_map : FeatureMap
         Features and items.
     content : str
-        Column of the items with x, of floats or 8-bit integers; a field as well, unless it has ``embedded: False``.
+        Column of the items with the content x, of floats or 8-bit integers; it is also a field, unless it has
+        ``embedded: False``.
     num_tiers : int
         Tiers of the cosine between -1 and 1.
     enhanced_weight : float
-        Alpha.
+        Alpha, the weight of the attention against the histogram.
     attention_dim : int
-        Dim of h.
+        Dim of the attention's output h.
     num_heads : int
         Heads of the attention; must divide ``attention_dim``.
     tier_hidden_units : sequence of int

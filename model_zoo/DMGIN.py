@@ -38,11 +38,11 @@ class DMGIN(DNNModel):
     feature_map : FeatureMap
         Features and items.
     groups : str
-        Column of the items with one code each, 0 for none: all items without a code are one group.
+        Column of the items with one code each, 0 for none; all items without a code form one group.
     num_groups : int
-        k.
+        k, number of newest groups.
     num_layers : int
-        HSTU layers.
+        Number of HSTU layers.
     group_dim : int
         Dim of a group.
     num_heads : int

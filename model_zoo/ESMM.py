@@ -37,7 +37,7 @@ class ESMM(DNNModel):
     attention_hidden_units : sequence of int
         Dims of the hidden layers of the attention MLP.
     attention_dropout : float
-        Dropout inside it.
+        Dropout inside the attention MLP.
     din_use_softmax : bool
         Whether the weights of a history sum to one.
     **params

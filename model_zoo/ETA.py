@@ -45,17 +45,17 @@ class ETA(DNNModel):
     feature_map : FeatureMap
         Features and items.
     hash_bits : int
-        Columns of R.
+        Number of bits of a hash, the columns of R.
     top_k : int
-        K.
+        K, number of items that the search finds.
     short_len : int
-        k.
+        k, number of newest items.
     attention_dim : int
         Dim of both attentions.
     num_heads : int
         Heads of both attentions; must divide ``attention_dim``.
     attention_dropout : float
-        Dropout on their weights.
+        Dropout on the weights of both attentions.
     **params
         Those of DNNModel and MultimodalModel.
     """

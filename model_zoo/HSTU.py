@@ -36,11 +36,11 @@ class HSTU(DNNModel):
     feature_map : FeatureMap
         Features and items.
     num_layers : int
-        Layers.
+        Number of layers.
     num_heads : int
-        Heads; must divide ``token_dim``.
+        Attention heads; must divide ``token_dim``.
     token_dim : int
-        Dim of W's output.
+        Dim of a token, the output of W.
     attention_dropout : float
         Dropout in each layer.
     **params

@@ -58,7 +58,7 @@ class INFNet(DNNModel):
     form : {"v1", "v2"}
         Version of the paper.
     num_layers : int
-        Layers, at least 2.
+        Number of layers, at least 2.
     num_hubs : int
         Hub tokens of the fields.
     num_shared : int

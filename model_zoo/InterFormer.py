@@ -41,7 +41,7 @@ class InterFormer(DNNModel):
     feature_map : FeatureMap
         Features and items; every field has the dim ``embedding_dim``.
     num_layers : int
-        Layers.
+        Number of layers.
     num_heads : int
         Heads of the attention; the dim of each, ``embedding_dim / num_heads``, must be even.
     num_cls : int
@@ -49,7 +49,7 @@ class InterFormer(DNNModel):
     num_queries : int
         Learned queries of the pooling by attention, PMA.
     num_recent : int
-        k.
+        k, number of newest items in the summary of the history.
     dnn_hidden_units : sequence of int
         Dims of the hidden layers of the head.
     **params

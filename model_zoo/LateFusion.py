@@ -34,11 +34,11 @@ class LateFusion(DNNModel):
     attention_hidden_units : sequence of int
         Dims of the hidden layers of each tower's activation unit.
     attention_hidden_activations : str
-        Its activation.
+        Activation of the activation units.
     attention_dropout : float
-        Its dropout.
+        Dropout inside the activation units.
     din_use_softmax : bool
-        Whether its weights of a history sum to one.
+        Whether the weights of a history sum to one.
     dnn_hidden_units : sequence of int
         Dims of the DNN's hidden layers.
     **params

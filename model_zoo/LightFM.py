@@ -36,9 +36,9 @@ class LightFM(MultimodalModel):
     factor_regularizer : float
         Weight of the squared embeddings of a row.
     init_std : float
-        Standard deviation of the embeddings at the beginning.
+        Standard deviation of the initial embeddings.
     history : bool
-        Whether the mean of the history's items is added to u.
+        Whether the mean of the history's item embeddings is added to the user embedding u.
     **params
         Those of MultimodalModel.
     """

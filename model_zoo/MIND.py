@@ -34,7 +34,7 @@ class MIND(DNNModel):
     feature_map : FeatureMap
         Features and items.
     num_capsules : int
-        K, largest number of interests of a history; one of L items has log2(L), rounded down.
+        K, maximum number of interests; a history of L items has log2(L), rounded down.
     num_rounds : int
         Rounds of routing.
     routing_deviation : float

@@ -51,15 +51,15 @@ class MUSE(DNNModel):
     feature_map : FeatureMap
         Features and items.
     content : str
-        Column of the items with x, of floats or 8-bit integers.
+        Column of the items with the content x, of floats or 8-bit integers.
     form : {"paper", "code"}
-        Of the attentions.
+        Version of the attentions: the paper's or the published code's.
     top_k : int
-        K.
+        K, number of items that the search finds.
     short_len : int
-        k.
+        k, number of newest items.
     num_tiers : int
-        Tiers of SimTier between -1 and 1.
+        Intervals of the cosine between -1 and 1 in SimTier.
     num_heads : int
         Heads of SATA; must divide the dim of an item.
     dnn_hidden_units : sequence of int

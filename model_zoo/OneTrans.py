@@ -41,17 +41,18 @@ class OneTrans(DNNModel):
     feature_map : FeatureMap
         Features and items.
     num_layers : int
-        Layers.
+        Number of layers.
     num_tokens : int
-        M.
+        M, number of tokens of the other features.
     token_dim : int
         Dim of a token.
     num_heads : int
-        Heads; must divide ``token_dim``.
+        Attention heads; must divide ``token_dim``.
     hidden_factor : int
-        Hidden dim of the FFN, in dims of a token.
+        Hidden dim of the feed-forward networks, as a multiple of the dim of a token.
     last_len : int
-        Newest items that the last of several layers sees; a single layer sees all.
+        Number of newest items in the input of the last layer, if there are several layers; a single layer has all
+        items.
     dnn_hidden_units : sequence of int
         Dims of the hidden layers of the head.
     **params

@@ -39,11 +39,11 @@ class QIN(MultimodalModel):
     feature_map : FeatureMap
         Features and items.
     num_layers : int
-        Quadratic layers.
+        Number of quadratic layers.
     num_row : int
-        R, linear projections of a layer.
+        R, number of linear projections of a layer.
     net_dropout : float
-        Dropout inside a quadratic layer and after it.
+        Dropout inside and after a quadratic layer.
     batch_norm : bool
         Batch norm inside the quadratic network.
     **params

@@ -34,15 +34,15 @@ class RankMixer(DNNModel):
     feature_map : FeatureMap
         Features and items.
     num_layers : int
-        N.
+        N, number of layers.
     num_tokens : int
-        T; must divide ``token_dim``.
+        T, number of tokens; must divide ``token_dim``.
     token_dim : int
         Dim of a token.
     hidden_factor : int
-        Hidden dim of the MLPs, in dims of a token.
+        Hidden dim of the MLPs, as a multiple of the dim of a token.
     token_dropout : float
-        Dropout on their output.
+        Dropout on the output of the MLPs.
     num_heads : int
         Heads of the attention to the history; must divide the dim of an item.
     dnn_hidden_units : sequence of int

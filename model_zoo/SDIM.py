@@ -34,17 +34,17 @@ class SDIM(DNNModel):
     feature_map : FeatureMap
         Features and items.
     num_hashes : int
-        Hash functions; a multiple of ``hash_width``.
+        Number of hash functions; a multiple of ``hash_width``.
     hash_width : int
-        Hash functions that must agree for a collision.
+        Number of hash functions that must agree for a collision.
     short_len : int
-        k.
+        k, number of newest items.
     num_heads : int
-        Heads of the short part's attention; must divide ``attention_dim``.
+        Heads of the attention to the newest items; must divide ``attention_dim``.
     attention_dim : int, optional
-        Its dim; that of an item by default.
+        Dim of the attention to the newest items; by default the dim of an item.
     attention_dropout : float
-        Dropout on its weights.
+        Dropout on the weights of the attention to the newest items.
     **params
         Those of DNNModel and MultimodalModel.
     """

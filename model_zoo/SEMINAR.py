@@ -46,23 +46,23 @@ class SEMINAR(DNNModel):
     feature_map : FeatureMap
         Features and items; every field has the dim ``embedding_dim``.
     codes : sequence of str
-        Columns of the items with product codes, one for each modality.
+        Columns of the items with product codes, one per modality.
     code_weights : sequence of float, optional
-        w, one for each modality; 1 by default.
+        w, one weight per modality; 1 by default.
     aligned : sequence of str
-        Fields of the items that are aligned, two or more; none: no second loss.
+        Fields of the items to align, two or more; without any there is no alignment loss.
     align_weight : float
-        Lambda.
+        Lambda, the weight of the alignment loss.
     temperature : float
-        Divides the cosines in the alignment.
+        Temperature of the alignment, which divides the cosines.
     top_k : int
-        K.
+        K, number of items that the search finds.
     short_len : int
-        k.
+        k, number of newest items.
     num_heads : int
         Heads of both attentions; must divide ``embedding_dim``.
     attention_dropout : float
-        Dropout on their weights.
+        Dropout on the weights of both attentions.
     **params
         Those of DNNModel and MultimodalModel.
     """

@@ -51,21 +51,21 @@ class SIM(DNNModel):
     feature_map : FeatureMap
         Features and items.
     search_by : {"soft", "hard"}
-        By trained embeddings or by category.
+        Search by trained embeddings (``soft``) or by category (``hard``).
     category : str, optional
-        Column of the items with the category, or several (such as tags), of ``hard``, which requires it.
+        For ``hard``, which requires it: column of the items with the category, or several columns, such as tags.
     top_k : int
-        K.
+        K, number of items that the search finds.
     short_len : int
-        k.
+        k, number of newest items.
     search_weight : float
-        Alpha, of ``soft``.
+        For ``soft``: alpha, the weight of the search loss.
     attention_dim : int
         Dim of both attentions and of the search.
     num_heads : int
         Heads of both attentions; must divide ``attention_dim``.
     attention_dropout : float
-        Dropout on their weights.
+        Dropout on the weights of both attentions.
     dnn_hidden_units : sequence of int
         Dims of the hidden layers of both DNNs.
     **params

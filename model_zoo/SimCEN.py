@@ -41,17 +41,17 @@ class SimCEN(MultimodalModel):
     num_heads : int
         Heads of the attention to the history; must divide the dim of an item.
     attention_dropout : float
-        Dropout on its weights.
+        Dropout on the attention weights.
     num_layers : int
         Layers of the MLP.
     hidden_dim : int
         Dim of one part of a layer; the published ``hidden_units`` count all three.
     contrast_weight : float
-        Alpha, the weight of the contrast in the loss.
+        Alpha, the weight of the contrastive loss.
     contrast_temperature : float
-        Divides the products in it.
+        Temperature of the contrastive loss, which divides the products.
     through_dropout : float
-        Dropout D.
+        Probability of the dropout D.
     net_dropout : float
         Dropout inside the MLP.
     batch_norm : bool

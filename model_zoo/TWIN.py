@@ -44,17 +44,17 @@ class TWIN(DNNModel):
     feature_map : FeatureMap
         Features and items.
     cross_features : sequence of str
-        Fields of the items that are x; the others are h.
+        Fields of the items that are the cross features x; the others are h.
     top_k : int
-        K.
+        K, number of items that the search finds.
     short_len : int
-        k.
+        k, number of newest items.
     attention_dim : int
-        Dim of both attentions; d is that of a head.
+        Dim of both attentions; d is the dim of a head.
     num_heads : int
         Heads of both attentions; must divide ``attention_dim``.
     attention_dropout : float
-        Dropout on their weights.
+        Dropout on the weights of both attentions.
     **params
         Those of DNNModel and MultimodalModel.
     """

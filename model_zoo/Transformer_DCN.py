@@ -50,31 +50,31 @@ class Transformer_DCN(MultimodalModel):
     feature_map : FeatureMap
         Features and items.
     history_mask : {"corrected", "published"}
-        Whether items are attended to, or the padding (to ``max_len``).
+        Whether the encoder attends to the items (``corrected``) or to the padding up to ``max_len`` (``published``).
     num_heads : int
-        Heads of the encoder.
+        Attention heads of an encoder layer.
     transformer_layers : int
-        Its layers.
+        Number of encoder layers.
     dim_feedforward : int
-        Dim of their hidden layers.
+        Hidden dim of the feed-forward networks of the encoder.
     transformer_dropout : float
-        Dropout inside them.
+        Dropout inside the encoder.
     first_k_cols : int
-        k, how many of the last outputs are kept.
+        k, number of last outputs that are kept.
     concat_max_pool : bool
         Whether the maximum of all outputs is part of x.
     dcn_cross_layers : int
-        Depth of the cross network.
+        Layers of the cross network.
     dcn_hidden_units : sequence of int
         Dims of the hidden layers of the DNN.
     mlp_hidden_units : sequence of int
-        Dims of the hidden layers of the MLP after both.
+        Dims of the hidden layers of the MLP after cross network and DNN.
     hidden_activations : str
         Activation of DNN and MLP.
     net_dropout : float
         Dropout of the DNN.
     batch_norm : bool
-        Its batch norm.
+        Batch norm of the DNN.
     **params
         Those of MultimodalModel.
     """

@@ -44,13 +44,13 @@ class Transformer_DCN_Quant(Transformer_DCN):
     quantized_feature : str, optional
         The embedding that the ids are computed from; by default the only one.
     codebook_num : int
-        L, levels of the residual quantizer.
+        L, number of levels of the residual quantizer.
     num_clusters : int
-        Centres of a level.
+        Number of centroids of a level.
     top_k : int
-        K, neighbours.
+        K, number of neighbours.
     quantizer_seed : int
-        Seed of the first centres.
+        Seed of the initial centroids.
     default_vocab : int, optional
         Accepted because the published configuration has it; no effect here.
     **params

@@ -29,13 +29,13 @@ INTRODUCTION = """\
 
 # Settings
 
-Every key of `model_config.yaml` and `dataset_config.yaml`. Keys that are not listed, values of a wrong type or out of
-range, names of features, metrics or optimizers that do not exist, and settings that exclude each other are all reported
-in one message before any data is read. What a model refuses only when it is built, such as a number of heads that does
-not divide a dim, comes after that. Files are YAML 1.2: `1e-3` is a number, `yes` and `on` are strings (write `True`),
-and a key given twice is an error with its line.
+This page lists every key of `model_config.yaml` and `dataset_config.yaml`. One message reports all unknown keys, values
+of a wrong type or out of range, unknown features, metrics or optimizers, and conflicting settings, before any data is
+read. Settings that a model refuses only when it is built, such as a number of heads that does not divide a dim, are
+reported later. Files are YAML 1.2: `1e-3` is a number, `yes` and `on` are strings (write `True`), and a duplicate
+key is an error with its line.
 
-An experiment takes the settings of `Base`, then its own, then those of its dataset; the later ones take precedence.
+An experiment merges the settings of `Base`, its own, and those of its dataset; later ones take precedence.
 """
 
 

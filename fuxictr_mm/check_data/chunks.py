@@ -134,13 +134,13 @@ def bad_label(chunk: Chunk) -> Iterator[Fault]:
 
 @check(Chunk, ERROR, "ids of the item files", Action.DROP_ROW)
 def unknown_target(chunk: Chunk) -> Iterator[Fault]:
-    """Targets that no item file has."""
+    """Targets that are in no item file."""
     return chunk.faults(ITEM_ID, ~pl.col("known"))
 
 
 @check(Histories, ERROR, "ids of the item files", Action.DROP_ENTRY)
 def unknown_history(histories: Histories) -> Iterator[Fault]:
-    """History ids that no item file has."""
+    """History ids that are in no item file."""
     return histories.chunk.entry_faults(~pl.col("known"), "value")
 
 

@@ -75,7 +75,7 @@ def histograms(reference: np.ndarray, other: np.ndarray) -> list[np.ndarray]:
 
 @check(Comparison, WARNING, f"PSI of at most {PSI_LABEL}")
 def label_drift(pair: Comparison) -> Iterator[Fault | Measure]:
-    """Another fraction of positives than in train."""
+    """Fraction of positives different from train."""
     if pair.earlier.has_label and pair.later.has_label:
         labels = [s.rows["click"].drop_nulls().to_numpy() for s in (pair.earlier, pair.later)]
         text = f"the fraction of positives is {labels[1].mean():.3f}, in {pair.earlier.file} {labels[0].mean():.3f}"
@@ -84,7 +84,7 @@ def label_drift(pair: Comparison) -> Iterator[Fault | Measure]:
 
 @check(Comparison, WARNING, f"PSI of at most {PSI_MOST}")
 def context_drift(pair: Comparison) -> Iterator[Fault | Measure]:
-    """Another distribution of categories."""
+    """Distribution of categories different from train."""
     for name in pair.earlier.context:
         if name not in pair.later.context:
             continue
@@ -102,7 +102,7 @@ def context_drift(pair: Comparison) -> Iterator[Fault | Measure]:
 
 @check(Comparison, WARNING, f"PSI of at most {PSI_MOST}")
 def history_drift(pair: Comparison) -> Iterator[Fault | Measure]:
-    """Another distribution of history lengths."""
+    """Distribution of history lengths different from train."""
     if pair.earlier.has_history and pair.later.has_history:
         then, now = (split.rows["length"].to_numpy() for split in (pair.earlier, pair.later))
         text = f"{now.mean():.1f} items on average, in {pair.earlier.file} {then.mean():.1f}"
@@ -111,7 +111,7 @@ def history_drift(pair: Comparison) -> Iterator[Fault | Measure]:
 
 @check(Comparison, WARNING, f"PSI of at most {PSI_MOST}")
 def popularity_drift(pair: Comparison) -> Iterator[Fault | Measure]:
-    """Another popularity of the targets."""
+    """Popularity of the targets different from train."""
     if pair.earlier.name != "train":
         return
     counts = map(pair.earlier.popularity_of, (pair.earlier, pair.later))

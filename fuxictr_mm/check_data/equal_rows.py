@@ -80,7 +80,7 @@ def duplicate_row(split: Split) -> Iterator[Fault]:
 
 @check(SplitPair, WARNING, "disjoint splits", Action.DROP_ROW, "dropped from the earlier split")
 def shared_row(pair: SplitPair) -> Iterator[Fault]:
-    """Rows that are in a later split as well."""
+    """Rows that are also in a later split."""
     name = pair.later.file
     first = pair.later.rows.group_by("row_key").agg(other=pl.col("row").min())
     rows = pair.earlier.rows.join(first, on="row_key").sort("row")

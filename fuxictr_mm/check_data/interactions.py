@@ -62,7 +62,7 @@ class Interactions:
 
 @check(Interactions, INFO, "items that are shown or in a history")
 def unused_item(interactions: Interactions) -> Iterator[Fault]:
-    """Items that no interaction shows."""
+    """Items without an interaction."""
     for item in interactions.items[:1]:
         yield item.fault(ITEM_ID, np.flatnonzero(np.isin(item.ids, interactions.shown.never_shown())))
 
@@ -81,7 +81,7 @@ def cold_targets(interactions: Interactions) -> Iterator[Fault]:
 
 @check(Interactions, WARNING, "the columns of train, if a model reads them")
 def missing_context(interactions: Interactions) -> Iterator[Fault]:
-    """Columns of train that a later split does not have."""
+    """Columns of train that are missing in a later split."""
     splits = interactions.splits
     expected = splits["train"].others if "train" in splits else []
     for split in splits.values():

@@ -29,21 +29,21 @@ MOST_CATEGORIES = 1000
 
 @check(ItemFile, ERROR, "one row per item", Action.DROP_ROW, "later rows are dropped")
 def duplicate_item(item: ItemFile) -> Iterator[Fault]:
-    """Items that have a row already."""
+    """Items with more than one row."""
     ids = pl.Series(item.ids)
     yield item.fault(ITEM_ID, (~ids.is_first_distinct() & (ids >= 0)).arg_true().to_numpy())
 
 
 @check(ItemFile, WARNING, "a row for every item")
 def partial_item(item: ItemFile) -> Iterator[Fault]:
-    """Items of other files without a row here."""
+    """Items of other files without a row in this one."""
     missing = pl.DataFrame({ITEM_ID: np.setdiff1d(item.known, item.ids)})
     yield Fault(item.path.name, ITEM_ID, missing.select(pl.lit(None).alias("row"), ITEM_ID, value=pl.lit(None)))
 
 
 @check(ItemFile, WARNING, "ids numbered without large gaps")
 def far_item_id(item: ItemFile) -> Iterator[Fault]:
-    """Item ids far beyond the others: tables reach to the largest."""
+    """Item ids that are outliers: tables are as long as the largest id."""
     first = first_outlier(*np.unique(item.ids[item.ids > 0], return_counts=True))
     if first is not None:
         yield item.fault(ITEM_ID, np.flatnonzero(item.ids >= first))
@@ -225,7 +225,7 @@ class NumberColumn:
             yield from self.faults(number.is_between(first, last) & (number == number.floor()))
 
     def unscaled(self) -> Iterator[Fault]:
-        """Yield a column of a measure, if it is far from mean 0 and deviation 1."""
+        """Yield a column of a measure, if it is far from mean 0 and standard deviation 1."""
         tally = self.tally
         if not self.in_lists and not self.is_category and tally.is_measure and tally.moments.is_unscaled:
             yield Fault(self.path.name, self.column.name, found=tally.moments.describe())
@@ -280,7 +280,7 @@ def bad_item_value(column: ItemColumn) -> Iterator[Fault]:
     ItemColumn, WARNING, "numbers in the range of the others", Action.DROP_ENTRY, "removed from a list, else set to 0"
 )
 def item_value_outlier(column: ItemColumn) -> Iterator[Fault]:
-    """Numbers far beyond the others of the column."""
+    """Numbers that are outliers of the column."""
     return column.outliers()
 
 
@@ -292,7 +292,7 @@ def bad_context(column: ContextColumn) -> Iterator[Fault]:
 
 @check(ContextColumn, WARNING, "values in the range of the others", Action.DROP_ROW)
 def context_outlier(column: ContextColumn) -> Iterator[Fault]:
-    """Context values far beyond the others."""
+    """Context values that are outliers."""
     return column.outliers()
 
 
@@ -301,13 +301,13 @@ SCALED = "mean near 0 and deviation near 1: normalizer: StandardScaler in featur
 
 @check(ItemColumn, INFO, SCALED)
 def unscaled_item_number(column: ItemColumn) -> Iterator[Fault]:
-    """Numbers of a measure far from mean 0 and deviation 1."""
+    """Numbers of a measure far from mean 0 and standard deviation 1."""
     return column.unscaled()
 
 
 @check(ContextColumn, INFO, SCALED)
 def unscaled_context(column: ContextColumn) -> Iterator[Fault]:
-    """Numbers of a measure in the training split far from mean 0 and deviation 1."""
+    """Numbers of a measure in the training split far from mean 0 and standard deviation 1."""
     if name_of(column.path) == "train":
         yield from column.unscaled()
 

@@ -1,7 +1,7 @@
 r"""Checks of titles, and how each title is fixed.
 
 A title has the first of these faults that holds, in the order of this file: empty, wrong encoding, JSON or code fence,
-a model's own sentence, HTML tags or entities, backslash escapes, a web address, one word over and over (six times in a
+a model's own sentence, HTML tags or entities, backslash escapes, a web address, one word repeated (six times in a
 row), a character lost. Only titles with none of these are checked for their language, conservatively:
 
 - another script: at least two letters and 30 % of all letters are of no script of the expected language;
@@ -263,7 +263,7 @@ def url_title(title: str) -> str | None:
 
 @check(str, WARNING, "a title", Action.FIX_TITLE, "equal words that follow each other become one")
 def repeated_word_title(title: str) -> str | None:
-    """One word over and over."""
+    """One word repeated many times."""
     return _rewritten(title, _REPEATS.sub(r"\1", title))
 
 

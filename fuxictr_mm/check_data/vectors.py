@@ -237,7 +237,7 @@ def zero_vector(column: EmbeddingColumn) -> Iterator[Fault]:
 
 @check(EmbeddingColumn, WARNING, "norms near the median", Action.RESCALE)
 def norm_outlier(column: EmbeddingColumn) -> Iterator[Fault | Measure]:
-    """Embeddings much longer or shorter than the others."""
+    """Embeddings with a norm that is an outlier."""
     if column.outliers.size:
         yield Measure(("median_norm", f"{column.item.path.name}: {column.name}"), column.median_norm)
         expected = f"a norm near the median {column.median_norm:.4g}"
@@ -246,7 +246,7 @@ def norm_outlier(column: EmbeddingColumn) -> Iterator[Fault | Measure]:
 
 @check(EmbeddingColumn, WARNING, "numbers that vary")
 def constant_column(column: EmbeddingColumn) -> Iterator[Fault]:
-    """A number that is the same in all embeddings."""
+    """A dimension with the same number in all embeddings."""
     count = int(column.is_used.sum())
     for index in np.flatnonzero((column.lowest == column.highest) & (count > 1)):
         found = f"the number at index {index} is {column.lowest[index]:g} in all {count} embeddings"
@@ -263,7 +263,7 @@ def duplicate_vector(column: EmbeddingColumn) -> Iterator[Fault]:
 
 @check(EmbeddingColumn, WARNING, "an embedding of its own per item")
 def near_duplicate_vector(column: EmbeddingColumn) -> Iterator[Fault]:
-    """Embeddings within 1 % of another's direction."""
+    """Embeddings within 1 % of the direction of another."""
     pairs = column.near_pairs
     items = names_of_items(column.item.ids[pairs["earlier"].to_numpy()])
     texts = [

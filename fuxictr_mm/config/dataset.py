@@ -34,16 +34,16 @@ class DatasetConfig(Settings):
     data_format: Literal["parquet", "csv", "npz"] = Field(
         "parquet", description="Format of the files; `csv` and `npz` are converted once, see [Your data](your_data.md)."
     )
-    sep: str = Field(",", min_length=1, max_length=1, description="Separator of the columns of CSV files.")
+    sep: str = Field(",", min_length=1, max_length=1, description="Column separator of CSV files.")
     train_data: str | None = Field(
         None, description="Interactions of the training split: a file, or a folder of files."
     )
     valid_data: str | None = Field(None, description="Interactions of the validation split.")
-    test_data: str | None = Field(None, description="Interactions of the test split; it may lack labels.")
+    test_data: str | None = Field(None, description="Interactions of the test split; labels may be missing.")
     item_info: Annotated[str | list[str], Field(min_length=1)] | None = Field(
         None,
-        description="Item files, joined by `item_id`: a file, a folder of files, or a list of these; null: one of "
-        "FuxiCTR's datasets, without items.",
+        description="Item files, joined by `item_id`: a file, a folder of files, or a list of these; null: a dataset "
+        "of FuxiCTR, without items.",
     )
     global_item_info: str | None = Field(
         None, description="Catalogue of the published Transformer_DCN_Quant; no effect on the models of this library."
@@ -51,12 +51,13 @@ class DatasetConfig(Settings):
     roles: Roles = Field(Roles(), description="Names of the columns with a role, see below.")
     ids: Literal["auto", "as_is", "vocabulary"] = Field(
         "auto",
-        description="Item ids: `as_is` are positive integers, by which tables are indexed, and 0 is padding; "
-        "`vocabulary` takes any integers or texts and numbers the items in the order of the item files; `auto` takes a "
-        "vocabulary for ids that cannot be taken as they are.",
+        description="Item ids. `as_is`: positive integers that index the tables; 0 is padding. `vocabulary`: any "
+        "integers or texts, numbered in the order of the item files. `auto`: `as_is` where possible, "
+        "otherwise `vocabulary`.",
     )
     rebuild_dataset: bool | None = Field(
-        None, description="True: encode the columns of Parquet files as those of CSV files are; null: only CSV files."
+        None,
+        description="True: encode the columns of Parquet files like those of CSV files; null: encode only CSV files.",
     )
     feature_cols: list[FeatureConfig] | None = Field(
         None,
@@ -67,12 +68,14 @@ class DatasetConfig(Settings):
     label_col: LabelConfig | Annotated[list[LabelConfig], Field(min_length=1)] | None = Field(
         None,
         validate_default=True,
-        description="The label, or a list of labels, one for each task, see below; null: that of FuxiCTR's "
+        description="The label, or a list of labels, one per task, see below; null: that of FuxiCTR's "
         "`feature_map.json`.",
     )
-    min_categr_count: int = Field(1, description="Encoding: rarer values of the training split share one id.")
+    min_categr_count: int = Field(
+        1, description="Encoding: values that occur less often in the training split share one id."
+    )
     valid_size: Number = Field(0, description="Must be 0: FuxiCTR 2.3.10 fails with it; name the split's file.")
-    test_size: Number = Field(0, description="Must be 0, as `valid_size`.")
+    test_size: Number = Field(0, description="Must be 0, like `valid_size`.")
     split_type: str | None = Field(None, description=NO_EFFECT)
     data_block_size: int = Field(0, description=NO_EFFECT)
     num_buckets: int | None = Field(None, description=NO_EFFECT)

@@ -66,25 +66,25 @@ class ExperimentConfig(ModelSettings):
     model: str = Field(description="Name of the model, or `package.module:Class`.")
     dataset_id: str = Field(description="Name of an entry of `dataset_config.yaml`.")
     batch_size: PositiveInt = Field(2048, description="Examples per batch.")
-    epochs: PositiveInt = Field(10, description="Most passes over the training split.")
+    epochs: PositiveInt = Field(10, description="Maximum number of passes over the training split.")
     shuffle: bool = Field(True, description="Shuffle the training split before every epoch.")
     seed: int = Field(2025, ge=0, lt=2**32, description="Seed of initialisation, shuffling and dropout.")
     resident: bool | Literal["auto"] = Field(
-        "auto", description="Hold the splits in memory (True), stream them (False), or decide by their size."
+        "auto", description="Keep the splits in memory (True), stream them (False), or choose by their size (auto)."
     )
     buffer_rows: PositiveInt = Field(1_000_000, description="Examples in the shuffle buffer of a streamed split.")
     streams: PositiveInt | None = Field(
         None,
-        description="Virtual streams that the processes read the training split in, a multiple of their number; null: "
+        description="Number of virtual streams of the training split, a multiple of the number of processes; null: "
         "none for one process, 24 (or the next multiple of their number) for several.",
     )
     fold: Fold | None = Field(
-        None, description="The fold that this run holds out of the rows of train and valid; set by `--folds`."
+        None, description="The fold of the rows of train and valid that this run holds out; set by `--folds`."
     )
     batch_view: Literal["jagged", "challenge", "flat"] | None = Field(
-        None, description="Batch format; null: the one of the model's class."
+        None, description="Batch format; null: that of the model's class."
     )
-    group_id: str | None = Field(None, description="Column that group metrics such as gAUC group by.")
+    group_id: str | None = Field(None, description="Column whose values are the groups of metrics such as gAUC.")
     use_features: Sequence[str] | None = Field(None, description="Names of the features to use; null: all active ones.")
     feature_specs: Sequence[FeatureSpec] | None = Field(
         None, description="Changes to the dataset's features for this experiment, by name."
@@ -92,19 +92,21 @@ class ExperimentConfig(ModelSettings):
     gpu: int = Field(-1, description="Index of the GPU, -1 for the CPU; set by `--gpu`.")
     keep_memory: bool = Field(True, description="Keep freed memory for later batches (CPU only).")
     threads: PositiveInt | Literal["auto"] = Field(
-        "auto", description="Threads of torch on the CPU; auto: by the size of the model and the batch."
+        "auto", description="Number of torch threads on the CPU; auto: chosen by the size of the model and the batch."
     )
-    tensorboard: bool | None = Field(None, description="Write TensorBoard logs; null: if TensorBoard is installed.")
+    tensorboard: bool | None = Field(
+        None, description="Write TensorBoard logs; null: only if TensorBoard is installed."
+    )
     record: bool = Field(True, description="Write the folder of the run.")
     checkpoint_minutes: float = Field(
-        5.0, gt=0, description="Minutes between two training checkpoints; evaluations write one as well."
+        5.0, gt=0, description="Minutes between two training checkpoints; every evaluation also writes one."
     )
     checkpoint_steps: PositiveInt | None = Field(
-        None, description="Batches between two training checkpoints; null: by time alone."
+        None, description="Batches between two training checkpoints; null: only `checkpoint_minutes` applies."
     )
-    checkpoint_keep: PositiveInt = Field(1, description="Training checkpoints that are kept, the newest ones.")
+    checkpoint_keep: PositiveInt = Field(1, description="Number of newest training checkpoints that are kept.")
     checkpoint_in_background: bool = Field(
-        False, description="Write training checkpoints while training goes on, from a copy of the weights in memory."
+        False, description="Write training checkpoints during training, from a copy of the weights in memory."
     )
     num_workers: int = Field(0, description=NO_EFFECT)
     pickle_feature_encoder: bool = Field(True, description=NO_EFFECT)

@@ -29,7 +29,7 @@ class FeatureSpec(Settings):
     example: ClassVar[str] = "{name: user_id, dtype: int, type: meta}"
 
     name: str | list[str] = Field(description="Name of the column, or of several columns with the same settings.")
-    active: bool = Field(True, description="False: used only by experiments that list it in `use_features`.")
+    active: bool = Field(True, description="False: used only by experiments that list the feature in `use_features`.")
     dtype: Literal["int", "float", "str", "list"] | None = Field(None, description="Type of the stored values.")
     type: FeatureType | None = Field(
         None,
@@ -38,7 +38,7 @@ class FeatureSpec(Settings):
     )
     source: str = Field("", description="`item` for a column of the item files; otherwise one of the interactions.")
     vocab_size: PositiveInt | None = Field(
-        None, description="Number of ids, padding included; inferred from the item files if missing."
+        None, description="Number of ids, including padding; inferred from the item files if missing."
     )
     max_len: PositiveInt | None = Field(None, description="Stored length of a sequence; inferred if missing.")
     embedding_dim: PositiveInt | None = Field(
@@ -48,39 +48,43 @@ class FeatureSpec(Settings):
     freeze_emb: bool = Field(True, description="False: the stored embeddings are trained as parameters.")
     norm: Literal["l2", "layer", "standard"] | None = Field(
         None,
-        description="How stored embeddings are normalised: `l2` to length 1, `layer` to mean 0 and variance 1 over the "
-        "dims of an item, `standard` to mean 0 and variance 1 of each dim over the items; a missing one stays zero.",
+        description="Normalisation of stored embeddings: `l2` to length 1, `layer` to mean 0 and variance 1 over the "
+        "dims of an item, `standard` to mean 0 and variance 1 of each dim over the items; a missing "
+        "embedding stays zero.",
     )
     scale: Annotated[Number, Field(gt=0, lt=math.inf)] | None = Field(
         None,
-        description="What stored embeddings are multiplied by, after `norm`; 8-bit integers stay 8 bits in memory.",
+        description="Factor on stored embeddings, applied after `norm`; 8-bit integers stay 8-bit in memory.",
     )
     dropout: Dropout | None = Field(
         None,
-        description="Probability that the feature of an item (for the whole batch) or of an example is missing in "
-        "training: an id becomes padding, an embedding or a number zero.",
+        description="Probability in training that the feature is dropped, for an item in the whole batch, for a "
+        "context column in a row: an id becomes padding, an embedding or a number zero.",
     )
     history: str | None = Field(
         None,
-        description="Of a `sequence` with an entry for each item of a history, such as its time: the history's column. "
+        description="For a `sequence` with one entry per item of a history, such as its time: the history's column. "
         "Models read it as `batch.context[NAME]`; `dtype: float` are numbers, others ids.",
     )
     table: Literal["auto", "dense", "touched", "sharded"] | None = Field(
         None,
-        description="Which rows of the embedding table a step updates: `dense` all, `touched` those of its batch, at a "
-        "cost that does not grow with the table; of a `sharded` one each process has a part. Null or `auto`: "
-        "`touched` from 1,000,000 rows on. See [Scale](scale.md#embedding-tables).",
+        description="Which rows of the embedding table a step updates: `dense`: all; `touched`: those that its batch "
+        "looks up, at a cost that does not grow with the table; `sharded`: likewise, with the table "
+        "divided among processes. Null or `auto`: `touched` from 1,000,000 rows on. See "
+        "[Scale](scale.md#embedding-tables).",
     )
     sharding: Literal["row", "table", "column", "auto"] | None = Field(
         None,
-        description="How `table: sharded` is spread over processes: each has some rows (null or `row`) or columns, or "
-        "one has the table; `auto`: as TorchRec's planner chooses. See [Scale](scale.md#embedding-tables).",
+        description="How `table: sharded` is divided among processes: by rows (null or `row`), by columns, or the "
+        "whole table in one process; `auto`: chosen by TorchRec's planner. See "
+        "[Scale](scale.md#embedding-tables).",
     )
     of: str | None = Field(None, description="The frozen embedding that `type: similarity` compares.")
     statistics: Annotated[list[str], Field(min_length=1)] | None = Field(
         None,
-        description="What `type: similarity` takes of the cosines of the target with the history: `mean`, `max`, "
-        "`newest_K` (mean of the newest K) and `histogram_K` (log counts in K bins from -1 to 1).",
+        description="Statistics of the cosines of the target with the history for `type: similarity`: `mean`, `max`, "
+        "`newest_K` (mean of the newest K) and `histogram_K` (logarithm of one plus the counts in K bins from -1 to "
+        "1).",
     )
     feature_encoder: str | list[str] | None = Field(
         None,
@@ -90,10 +94,12 @@ class FeatureSpec(Settings):
     share_embedding: str | None = Field(None, description="Name of an earlier feature whose embedding table is used.")
     padding_idx: int = Field(0, description="Id of the padding, whose embedding is zero.")
     emb_output_dim: PositiveInt | None = Field(
-        None, description="Dim after `feature_encoder`, where the encoder changes it."
+        None, description="Dim after `feature_encoder`, if the encoder changes it."
     )
     embedded: bool = Field(
-        True, description="False: a column of the items that only a model's setting names, no field of every model."
+        True,
+        description="False: an item column that is not a field of the model; a model reads it if one of its settings "
+        "names it.",
     )
     in_item_dict: bool = Field(
         False,
@@ -101,14 +107,16 @@ class FeatureSpec(Settings):
         "files.",
     )
     padding: Literal["pre", "post"] | None = Field(
-        None, description="Side on which a sequence of the interactions is padded and cut; null: `post`."
+        None, description="Side on which a sequence of the interactions is padded and truncated; null: `post`."
     )
     fill_na: str | Number | None = Field(
-        None, description="Value in place of a missing one; with item files, of `numeric` features alone."
+        None, description="Value that replaces a missing one; with item files, only for `numeric` features."
     )
     remap: bool | None = Field(None, description="Encoding: False keeps the integers of a `meta` column.")
-    splitter: str | None = Field(None, description="Encoding: what separates the entries of a sequence; null: `^`.")
-    min_categr_count: int | None = Field(None, description="Encoding: as the dataset's, for this feature.")
+    splitter: str | None = Field(None, description="Encoding: separator of the entries of a sequence; null: `^`.")
+    min_categr_count: int | None = Field(
+        None, description="Encoding: the dataset's `min_categr_count` for this feature."
+    )
     normalizer: Literal["StandardScaler", "MinMaxScaler"] | None = Field(
         None,
         description="Scale a numeric column by the statistics of the training split, see "
@@ -116,7 +124,7 @@ class FeatureSpec(Settings):
     )
     preprocess: str | None = Field(None, description="Encoding: `copy_from(COLUMN)`; other functions are refused.")
     category_processor: str | None = Field(None, description="Encoding: refused, as FuxiCTR 2.3.10 fails with it.")
-    num_buckets: int | None = Field(None, description="Belongs to `category_processor`.")
+    num_buckets: int | None = Field(None, description="Used with `category_processor`.")
     pretrained_emb: str | None = Field(
         None, description="Encoding: file of embeddings (`key`, `value`) that the embedding table starts from."
     )
@@ -181,7 +189,7 @@ class Roles(Settings):
         "item_seq",
         min_length=1,
         validate_default=True,
-        description="List of the items that the user had clicked.",
+        description="List of the items that the user clicked before.",
     )
     user: str = Field(
         "user_id",
@@ -190,10 +198,12 @@ class Roles(Settings):
         description="The user, for `check-data`, `embed align` and `influence`. Metrics group by `group_id`.",
     )
     time: str | None = Field(
-        None, min_length=1, description="When the item was shown; `check-data` takes it for no context column."
+        None,
+        min_length=1,
+        description="Time at which the item was shown; `check-data` does not treat it as a context column.",
     )
     histories: list[Annotated[str, Field(min_length=1)]] = Field(
-        [], description="Further lists of items, for models that ask for them: `embed(batch, [NAME])`."
+        [], description="Further lists of items, for models that request them by `embed(batch, [NAME])`."
     )
 
     @field_validator("histories")

@@ -109,43 +109,46 @@ class ModelSettings(Settings):
     model_root: str = Field("./checkpoints/", description="Folder of checkpoints, logs and runs.")
     task: Task | Annotated[list[Task], Field(min_length=1)] = Field(
         "binary_classification",
-        description="Classification trains on logits with binary cross-entropy, regression with squared error. A list, "
-        "as FuxiCTR's, has an entry for each label, all equal.",
+        description="Classification trains on logits with binary cross-entropy, regression with squared error. A "
+        "list, as in FuxiCTR, has one entry per label, all equal.",
     )
     loss: str | Annotated[list[str], Field(min_length=1)] = Field(
         "binary_crossentropy",
-        description="The task's loss: `binary_crossentropy` or `mse_loss`; or a list, one for each label.",
+        description="The task's loss: `binary_crossentropy` or `mse_loss`; or a list with one per label.",
     )
     task_weights: dict[str, Annotated[Number, Field(ge=0, lt=math.inf)]] | Literal["uncertainty"] | None = Field(
         None,
         description="Weights of the labels' losses by name, such as `{click: 1, like: 0.5}`; 1 if not named. "
         "`uncertainty` learns them.",
     )
-    optimizer: str = Field("adam", description="Name of a class of `torch.optim`; `adam` is fused.")
+    optimizer: str = Field(
+        "adam", description="Name of a class of `torch.optim`; `adam` uses the fused implementation."
+    )
     learning_rate: Number = Field(1e-3, gt=0, lt=math.inf, description="Learning rate of the optimizer.")
     embedding_dim: PositiveInt = Field(
-        64, description="Dim of every embedding without its own; a FuxiCTR model has its own default."
+        64, description="Dim of every embedding that does not set its own; a FuxiCTR model has its own default."
     )
-    max_len: PositiveInt = Field(100, description="Histories are cut to their newest `max_len` items.")
+    max_len: PositiveInt = Field(100, description="Histories are truncated to their newest `max_len` items.")
     embedding_regularizer: Regularizer = Field(
         None, description="Penalty on embeddings: a number is L2; or `l1(x)`, `l2(x)`, `l1_l2(x, y)`."
     )
-    net_regularizer: Regularizer = Field(None, description="The same for all other parameters.")
+    net_regularizer: Regularizer = Field(None, description="Penalty on all other parameters, in the same form.")
     embedding_learning_rate: Annotated[Number, Field(gt=0, lt=math.inf)] | None = Field(
         None, description="Learning rate of the embedding tables; null: `learning_rate`."
     )
     embedding_weight_decay: Annotated[Number, Field(ge=0, lt=math.inf)] | None = Field(
         None,
-        description="Decoupled weight decay of the embedding tables, by `adam` (as AdamW), `adamw` or `sgd`; null: the "
-        "optimizer's default.",
+        description="Decoupled weight decay of the embedding tables, for `adam` (as AdamW), `adamw` or `sgd`; null: "
+        "the optimizer's default.",
     )
     weight_decay: Annotated[Number, Field(ge=0, lt=math.inf)] | None = Field(
-        None, description="The same for all other parameters."
+        None, description="Decoupled weight decay of all other parameters, in the same form."
     )
     table_optimizer: Literal["adam", "adagrad", "rowwise_adagrad", "sgd"] | None = Field(
         None,
-        description="Optimizer of the embedding tables with `table: touched` or `sharded`; `rowwise_adagrad` keeps one "
-        "number per row; null: as `optimizer`, which must be `adam`, `adamw`, `adagrad` or `sgd`.",
+        description="Optimizer of the embedding tables with `table: touched` or `sharded`; `rowwise_adagrad` keeps "
+        "one number per row; null: the same as `optimizer`, which must be `adam`, `adamw`, `adagrad` or "
+        "`sgd`.",
     )
     metrics: Sequence[str] = Field(["AUC", "logloss"], description="Metrics on validation and test data.")
     monitor: str | dict[str, Number] = Field(
@@ -154,7 +157,7 @@ class ModelSettings(Settings):
     )
     monitor_mode: Literal["max", "min"] = Field("max", description="Whether a larger or a smaller value is better.")
     early_stop_patience: PositiveInt = Field(
-        2, description="Evaluations without improvement after which training stops."
+        2, description="Number of evaluations without improvement before training stops."
     )
     eval_steps: PositiveInt | None = Field(None, description="Steps between evaluations; null: once per epoch.")
     save_best_only: bool = Field(True, description="False: keep the newest weights instead of the best.")
@@ -163,36 +166,36 @@ class ModelSettings(Settings):
     )
     lr_schedule: Literal["plateau", "constant", "linear", "cosine"] | None = Field(
         None,
-        description="`linear`, `cosine`: the learning rate falls to zero over all `epochs`; null: `plateau` or "
-        "`constant`, as `reduce_lr_on_plateau` says.",
+        description="`linear`, `cosine`: the learning rate decays to zero over all `epochs`; null: `plateau` or "
+        "`constant`, by `reduce_lr_on_plateau`.",
     )
     plateau_patience: PositiveInt = Field(
-        1, description="Evaluations without improvement after which the learning rate is reduced."
+        1, description="Number of evaluations without improvement before the learning rate is reduced."
     )
     warmup_steps: NonNegativeInt = Field(
-        0, description="Batches over which the learning rate rises linearly from zero."
+        0, description="Number of batches over which the learning rate increases linearly from zero."
     )
     ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None,
-        description="Decay of an exponential moving average of the weights, which is evaluated and saved in their "
-        "place; null: none.",
+        description="Decay of an exponential moving average of the weights, which is evaluated and saved instead of "
+        "the weights; null: none.",
     )
     swa_start: PositiveInt | None = Field(
         None,
-        description="Update from which on the plain average of the weights of all updates is evaluated and saved in "
-        "their place (stochastic weight averaging); null: none.",
+        description="Update from which on the average of the weights of all updates is evaluated and saved instead of "
+        "the weights (stochastic weight averaging); null: none.",
     )
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0, description="Labels are moved by this fraction towards 1/2 in training."
+        0.0, description="In training, labels are moved towards 1/2 by this fraction."
     )
     max_gradient_norm: Number = Field(
         10.0, gt=0, description="Gradients are clipped to this norm; `.inf` turns clipping off."
     )
     accumulation_steps: PositiveInt = Field(1, description="Batches per update.")
     precision: Literal["fp32", "tf32", "bf16"] = Field(
-        "fp32", description="`bf16`: logits under autocast; `tf32`: matrix products of a GPU in TF32."
+        "fp32", description="`bf16`: logits under autocast; `tf32`: matrix products in TF32 on a GPU."
     )
-    verbose: int = Field(1, description="Progress bars: 0 never, 1 on a terminal, 2 also elsewhere.")
+    verbose: int = Field(1, description="Progress bars: 0 never, 1 on a terminal, 2 always.")
 
     @field_validator("task")
     @classmethod

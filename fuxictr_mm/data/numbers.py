@@ -81,7 +81,7 @@ class Moments:
 
     @property
     def is_unscaled(self) -> bool:
-        """Whether the numbers are far from mean 0 and deviation 1, or some are very large."""
+        """Whether the numbers are far from mean 0 and standard deviation 1, or some are very large."""
         if self.count == 0:
             return False
         largest = max(abs(self.lowest), abs(self.highest))
@@ -157,7 +157,7 @@ def scale_of(feature: Feature, vocabularies: Vocabularies, build: Callable[[], M
 
 
 def unscaled(dataset: Dataset) -> dict[str, Moments]:
-    """Return the numeric features of a training split that are far from mean 0 and deviation 1, as models see them."""
+    """Return the numeric features of a training split that are far from mean 0 and standard deviation 1."""
     context = dataset.summaries["train"].numbers if "train" in dataset.summaries else {}
     found: dict[str, Moments] = {}
     for feature in dataset.features:

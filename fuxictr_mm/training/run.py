@@ -386,7 +386,7 @@ def default_settings(model_class: type) -> dict[str, Any]:
 
 
 def _warn_of_unscaled(dataset: Dataset, config: DatasetConfig) -> None:
-    """Warn of numeric features that are far from mean 0 and deviation 1."""
+    """Warn of numeric features that are far from mean 0 and standard deviation 1."""
     if not (found := unscaled(dataset)):
         return
     listing = "; ".join(f"{name} ({moments.describe()})" for name, moments in found.items())
@@ -394,8 +394,8 @@ def _warn_of_unscaled(dataset: Dataset, config: DatasetConfig) -> None:
     scaled = {f.name for f in dataset.features if f.normalizer == "StandardScaler"}
     fix = "set normalizer: StandardScaler, and " if is_read else "scale them in the files, and "
     logger.warning(
-        f"numeric features are far from mean 0 and deviation 1: {listing}; such inputs often make a model much worse: "
-        f"{'' if found.keys() <= scaled else fix}write the log of a column with a long tail"
+        f"numeric features are far from mean 0 and standard deviation 1: {listing}; such inputs often make a "
+        f"model much worse: {'' if found.keys() <= scaled else fix}write the log of a column with a long tail"
     )
 
 
