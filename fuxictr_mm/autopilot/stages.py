@@ -38,7 +38,7 @@ from fuxictr_mm.evaluation.ensemble import ensemble
 from fuxictr_mm.evaluation.significance import auc_with_interval
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.files import read_json, try_lock, write_json
-from fuxictr_mm.report.command import check_packages, report
+from fuxictr_mm.report.report import check_packages, report
 from fuxictr_mm.submission import write_submission
 from fuxictr_mm.tuning import TrialResult, read_tuner, run_study, train_seeds
 from fuxictr_mm.tuning.runner import common_args

@@ -72,7 +72,7 @@ def main_from_args(args: argparse.Namespace) -> None:
 
 def _train_seeds(experiment: "Experiment", config: Path, args: argparse.Namespace) -> None:
     """Train every seed, and print their metrics."""
-    from fuxictr_mm.runs.command import table
+    from fuxictr_mm.commands.runs import table
     from fuxictr_mm.runtime import is_one_of_several
     from fuxictr_mm.tuning.runner import common_args
     from fuxictr_mm.tuning.seeds import train_seeds
@@ -90,7 +90,7 @@ def _train_seeds(experiment: "Experiment", config: Path, args: argparse.Namespac
 
 def _train_folds(experiment: "Experiment", config: Path, args: argparse.Namespace) -> None:
     """Train every fold, and print their metrics and those of the out-of-fold predictions."""
-    from fuxictr_mm.runs.command import table
+    from fuxictr_mm.commands.runs import table
     from fuxictr_mm.runtime import is_one_of_several
     from fuxictr_mm.tuning.folds import train_folds
     from fuxictr_mm.tuning.runner import common_args

@@ -1,15 +1,11 @@
-"""``fuxictr-mm prepare``: turn a log of your own, or a public dataset, into this library's layout."""
+"""The configuration of a prepared dataset: its labels, its entry, and experiments to begin with."""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-from fuxictr_mm.arguments import add_examples, add_output_options, show
 from fuxictr_mm.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
@@ -29,101 +25,6 @@ FIRST_SETTINGS = {
     "dnn_hidden_units": [256, 128],
     "net_dropout": 0.1,
 }
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of ``fuxictr-mm prepare``."""
-    from fuxictr_mm.datasets.own.options import add_log_options
-    from fuxictr_mm.datasets.reader import list_readers
-
-    readers = list_readers()
-    width = max(map(len, readers))
-    parser.description = "\n".join(
-        [
-            "Turn a log of your own, or a public dataset, into this library's layout, with a configuration to train.",
-            "",
-            "datasets:",
-        ]
-        + [f"  {name:{width}}  {line}" for name, line in readers.items()]
-        + ["", "The data are not downloaded: the owners' pages, named in docs/datasets.md, have the terms of use."]
-    )
-    add_examples(
-        parser,
-        "fuxictr-mm prepare kuairand --source KuaiRand-1K --out data/kuairand_1k --labels is_click is_like long_view",
-        "fuxictr-mm prepare log --source exports --out data/shop --roles user=user target=asin --labels click",
-        "fuxictr-mm prepare mind --source MINDsmall --out data/mind_small",
-        "fuxictr-mm prepare my_readers:Shop --source exports --out data/shop",
-    )
-    parser.add_argument("name", metavar="NAME", help="a dataset of the list above, or a reader: package.module:Class")
-    parser.add_argument("--source", required=True, type=Path, metavar="DIR", help="folder of the unpacked files")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write; run again to continue")
-    parser.add_argument("--max_len", type=int, metavar="N", help="newest items kept of a history (default: by dataset)")
-    parser.add_argument(
-        "--labels", nargs="+", metavar="NAME", help="labels to train on, of the kinds of feedback (default: the first)"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="begin again: delete what is in --out")
-    add_output_options(parser)
-    add_log_options(parser)
-
-
-def main_from_args(args: argparse.Namespace) -> None:
-    """Write the dataset and say what was found."""
-    from fuxictr_mm.data.prepared import MANIFEST
-    from fuxictr_mm.datasets.own.options import given_options
-    from fuxictr_mm.datasets.reader import load_reader
-    from fuxictr_mm.datasets.writer import Writer
-    from fuxictr_mm.logs import set_up_logging
-
-    if not args.quiet and not args.json:
-        set_up_logging()
-    if args.max_len is not None and args.max_len < 1:
-        raise ConfigError(f"--max_len is {args.max_len}, expected 1 or more")
-    reader_class = load_reader(args.name)
-    reader = reader_class(args.source, args.out / ".scratch", args.max_len or reader_class.history_len)
-    reader.configure(given_options(args))
-    labels = choose_labels(args.name, reader, args.labels)
-    is_kept = (args.out / "dataset_config.yaml").exists() and not (args.overwrite and (args.out / MANIFEST).exists())
-    if args.labels and is_kept and not reader.options:  # which are compared with those of the folder
-        raise ConfigError(
-            f"--labels: {args.out / 'dataset_config.yaml'} is there already and is kept; change its label_col, or give "
-            "--overwrite"
-        )
-    name = args.name.partition(":")[2] or args.name
-    summary = Writer(reader, name, args.out, verbose=0 if args.quiet or args.json else 1).write(args.overwrite)
-    dataset_id = args.out.resolve().name
-    experiments = write_config(args.out, dataset_id, reader, summary, labels)
-    document = {"folder": str(args.out), "experiments": experiments, **asdict(summary)}
-    show(args, document, format_summary(summary, args.out, experiments))
-
-
-def format_summary(summary: Summary, folder: Path, experiments: list[str]) -> str:
-    """Return what was written, as text."""
-    from fuxictr_mm.terminal import format_table, grouped
-
-    header = ["split", "rows", "positive", "history", "no history", "cold target", "left out"]
-    rows = []
-    for name, split in summary.splits.items():
-        parts = [split.positives / split.rows, split.without_history / split.rows, split.cold / split.rows]
-        positive, empty, cold = (f"{part:.1%}" for part in parts)
-        mean = f"{split.history_items / split.rows:.1f}"
-        rows.append([name, grouped(split.rows), positive, mean, empty, cold, grouped(split.left_out)])
-    lines = [format_table(header, rows, right=header[1:]), ""]
-    lines.append(f"{grouped(summary.items)} items, {grouped(summary.users)} users")
-    unknown = sum(split.unknown_items for split in summary.splits.values())
-    if unknown:
-        lines.append(f"{grouped(unknown)} history items are in no item file; they were dropped")
-    lines += [f"{name}: {part:.1%} of the items" for name, part in summary.coverage.items()]
-    lines += [line for source, facts in summary.columns.items() for line in _format_columns(source, facts)]
-    lines += ["", f"{folder}: configuration written. To train:"]
-    lines += [f"  fuxictr-mm train --config {quote(str(folder))} --expid {expid}" for expid in experiments]
-    return "\n".join(lines)
-
-
-def _format_columns(source: str, facts: dict[str, Any]) -> list[str]:
-    """Return a line of the columns of a file that became features, and of those that did not."""
-    written = ", ".join(f"{name} ({column['type']})" for name, column in facts["written"].items())
-    left_out = ", ".join(f"{name} ({why})" for name, why in facts["left_out"].items())
-    return [f"{source}: {written or 'no column'}", *([f"{source}, left out: {left_out}"] if left_out else [])]
 
 
 def choose_labels(name: str, reader: Reader, given: Sequence[str] | None) -> list[str]:

@@ -10,9 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from fuxictr_mm.commands.embed.reduce import format_report, yaml_lines
 from fuxictr_mm.embeddings import reducer as reducer_fit
 from fuxictr_mm.embeddings.item_files import JoinedEmbeddings, Source, read_embeddings
-from fuxictr_mm.embeddings.reduce import format_report, reduce_vectors, summarize, yaml_lines
+from fuxictr_mm.embeddings.reduce import reduce_vectors, summarize
 from fuxictr_mm.embeddings.reducer import ReduceOptions, Reducer
 from fuxictr_mm.errors import ConfigError, DataError, UserError
 from tests.errors import raises_naming

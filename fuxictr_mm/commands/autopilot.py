@@ -1,4 +1,4 @@
-"""Arguments of ``fuxictr-mm autopilot``."""
+"""``fuxictr-mm autopilot``: from a dataset to a submission within a time budget."""
 
 from __future__ import annotations
 
