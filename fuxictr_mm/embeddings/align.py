@@ -15,8 +15,8 @@ import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from fuxictr_mm.checking import Settings
+from fuxictr_mm.embeddings.fit_reducer import split_dim
 from fuxictr_mm.embeddings.item_files import ItemFileWriter, JoinedEmbeddings, Source, embedding_type
-from fuxictr_mm.embeddings.reducer import split_dim
 from fuxictr_mm.embeddings.swing import Neighbors
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.files import check_outputs

@@ -39,9 +39,9 @@ from fuxictr_mm.embeddings.item_files import (
 )
 from fuxictr_mm.embeddings.numbering import numbering
 from fuxictr_mm.embeddings.quantize_report import Statistics, related
-from fuxictr_mm.embeddings.saved import check_modalities
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.files import check_outputs, write_json
+from fuxictr_mm.reduction.saved import check_modalities
 from fuxictr_mm.terminal import progress_bar
 
 Ids = NDArray[np.int64]

@@ -7,9 +7,9 @@ from typing import Any
 
 from fuxictr_mm.arguments import add_examples, show
 from fuxictr_mm.commands.embed.options import add_output, add_settings, add_sources, flag, given_settings
+from fuxictr_mm.embeddings.fit_reducer import ReduceOptions
 from fuxictr_mm.embeddings.item_files import Source
 from fuxictr_mm.embeddings.reduce import reduce_vectors
-from fuxictr_mm.embeddings.reducer import ReduceOptions
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.terminal import format_table
 
