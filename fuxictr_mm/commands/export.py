@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fuxictr_mm.arguments import add_examples, add_experiment_options, add_output_options, show
+from fuxictr_mm.arguments import add_examples, add_experiment_options, add_output_options, load_experiment, show
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.serving.export import PACKAGES, TOLERANCES, export
 
@@ -46,13 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main_from_args(args: argparse.Namespace) -> None:
     """Write the folder."""
     from fuxictr_mm.evaluation.ensemble import refuse_ensemble
-    from fuxictr_mm.experiment import Experiment
     from fuxictr_mm.logs import set_up_logging
 
     if not args.quiet:
         set_up_logging()
     try:
-        experiment = Experiment.load(args.expid, args.config, data_root=args.data_root, model_zoo=args.model_zoo)
+        experiment = load_experiment(args)
     except ConfigError:
         refuse_ensemble(args.expid)
         raise

@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from fuxictr_mm.arguments import add_examples, add_experiment_options, add_output_options, show
+from fuxictr_mm.arguments import add_examples, add_experiment_options, add_output_options, load_experiment, show
 from fuxictr_mm.hub import export
 
 
@@ -26,12 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main_from_args(args: argparse.Namespace) -> None:
     """Write the folder."""
-    from fuxictr_mm.experiment import Experiment
     from fuxictr_mm.logs import set_up_logging
 
     if not args.quiet:
         set_up_logging()
-    experiment = Experiment.load(args.expid, args.config, data_root=args.data_root, model_zoo=args.model_zoo)
+    experiment = load_experiment(args)
     export(experiment, args.out, weights=args.weights, overwrite=args.overwrite)
     files = sorted(os.listdir(args.out))
     show(args, {"folder": str(args.out), "expid": args.expid, "files": files}, f"{args.out}: {', '.join(files)}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fuxictr_mm.arguments import add_examples, add_experiment_options, add_output_options, show
+from fuxictr_mm.arguments import add_examples, add_experiment_options, add_output_options, load_experiment, show
 from fuxictr_mm.errors import ConfigError, MissingFileError
 from fuxictr_mm.evaluation.influence import Checkpoint
 from fuxictr_mm.evaluation.influence_ranking import extremes, make_ranking, summarize
@@ -99,7 +99,6 @@ def main_from_args(args: argparse.Namespace) -> None:
 
 def _prepare(args: argparse.Namespace) -> tuple[Experiment, Path]:
     """Check the arguments; return the experiment and the file for the ranking."""
-    from fuxictr_mm.experiment import Experiment
     from fuxictr_mm.runtime import device_of, set_precision
 
     if is_one_of_several():
@@ -109,16 +108,8 @@ def _prepare(args: argparse.Namespace) -> tuple[Experiment, Path]:
             raise MissingFileError(f"--checkpoints {path}: no such file; give files that fuxictr-mm train wrote")
     if args.drop_worst is not None and not 0 < args.drop_worst < 100:
         raise ConfigError(f"--drop-worst is {args.drop_worst:g}, expected a percentage above 0 and below 100")
-    settings = {"seed": args.seed, "test_data": args.test_data, "verbose": 0 if args.quiet else None}
-    experiment = Experiment.load(
-        args.expid,
-        args.config,
-        gpu=args.gpu,
-        data_root=args.data_root,
-        model_zoo=args.model_zoo,
-        **{key: value for key, value in settings.items() if value is not None},
-    )
-    out = Path(args.out) if args.out else experiment.paths.log.with_suffix(".influence.parquet")
+    experiment = load_experiment(args, seed=args.seed, test_data=args.test_data, verbose=0 if args.quiet else None)
+    out = Path(args.out) if args.out else experiment.paths.influence
     data = experiment.config.dataset
     if experiment.batch_format(experiment.model_class) == "flat":
         data.require_items("influence")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from fuxictr_mm.arguments import add_examples, add_experiment_options, add_output_options, show
+from fuxictr_mm.arguments import add_examples, add_experiment_options, add_output_options, load_experiment, show
 from fuxictr_mm.plan.memory import make_plan
 
 
@@ -24,9 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main_from_args(args: argparse.Namespace) -> None:
     """Print the plan."""
-    from fuxictr_mm.experiment import Experiment
-
-    experiment = Experiment.load(args.expid, args.config, data_root=args.data_root, model_zoo=args.model_zoo)
+    experiment = load_experiment(args)
     document = make_plan(experiment, args.gpus, args.memory)
     show(args, document, describe(document))
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
 
-from fuxictr_mm.arguments import add_examples, add_experiment_options
+from fuxictr_mm.arguments import add_examples, add_experiment_options, load_experiment
 from fuxictr_mm.commands.scripts import command_of, script_folder, script_of
 from fuxictr_mm.errors import ConfigError
 
@@ -47,15 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main_from_args(args: argparse.Namespace) -> None:
     """Train the experiment."""
     from fuxictr_mm.config import Fold, find_config, results_csv_path
-    from fuxictr_mm.experiment import Experiment
     from fuxictr_mm.logs import set_up_logging
 
     set_up_logging()
     config = find_config(args.config, script_folder(args))
-    settings = {} if args.seed is None else {"seed": args.seed}
-    experiment = Experiment.load(
-        args.expid, config, gpu=args.gpu, data_root=args.data_root, model_zoo=args.model_zoo, **settings
-    )
+    experiment = load_experiment(args, config, seed=args.seed)
     if args.seeds:
         _train_seeds(experiment, config, args)
         return

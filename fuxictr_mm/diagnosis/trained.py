@@ -71,17 +71,16 @@ def find_trained(
         # The configuration of the run is used; its paths are those of the folder, because files may have moved.
         settings = {k: v for k, v in found.config.items() if k not in (*PATH_KEYS, *OWN_KEYS)}
         experiment = Experiment.load(expid, **where, **{**settings, **own})
-    newest = experiment.paths.weights
     if weights is not None:
         path, remedy = Path(weights), "give a file that fuxictr-mm train wrote"
     elif found is not None:
         path, remedy = found.weights, "the weights of this run were deleted; give others by --weights"
     else:
-        path = newest
+        path = experiment.paths.weights
         remedy = f"{expid} is not trained; give a file by --weights, or train first: {experiment.command('train')}"
     if not path.exists():
         raise MissingFileError(f"{path}: no such file, {remedy}")
-    output = newest.with_suffix(".diagnosis.json") if found is None else found.path / DIAGNOSIS
+    output = experiment.paths.diagnosis if found is None else found.path / DIAGNOSIS
     if found is None:
         return Trained(experiment, path, None, output)
     history = found.history() if weights is None else []
