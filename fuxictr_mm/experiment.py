@@ -185,6 +185,12 @@ class Experiment:
         experiment._options = self._options
         return experiment
 
+    def in_float32(self, **settings: Any) -> Experiment:
+        """Return the experiment in float32 and not compiled, with other settings besides, as of ``with_settings``."""
+        known = self.config.to_dict()
+        plain = {"precision": "fp32", "compile": False}
+        return self.with_settings(**{key: value for key, value in plain.items() if key in known}, **settings)
+
     def command(self, name: str) -> str:
         """Return the command line that runs a command, such as ``train``, on the experiment as it was loaded.
 

@@ -9,7 +9,7 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from fuxictr_mm.arguments import add_examples, add_output_options, show
-from fuxictr_mm.datasets.prepare import choose_labels, write_config
+from fuxictr_mm.datasets.configuration import choose_labels, write_config
 from fuxictr_mm.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -67,9 +67,7 @@ def diagnose_trained(trained: Trained, *, split: str = "valid", **options: Any) 
     if kind_of_task(config.task) != "binary_classification":
         raise ConfigError(f"{config.expid}: task is {config.task}, diagnose expects binary_classification")
     # AUC drops of a few ten-thousandths are below the precision of bf16; the split must be in memory.
-    settings = config.to_dict()
-    plain = {key: value for key, value in {"precision": "fp32", "compile": False}.items() if key in settings}
-    experiment = trained.experiment.with_settings(resident=True, verbose=0, **plain)
+    experiment = trained.experiment.in_float32(resident=True, verbose=0)
     experiment.prepare_process()
     dataset = experiment.load_dataset({split: True}, trained.weights)
     table = dataset.splits[split]
