@@ -41,7 +41,7 @@ from fuxictr_mm.files import read_json, try_lock, write_json
 from fuxictr_mm.report.report import check_packages, report
 from fuxictr_mm.submission import write_submission
 from fuxictr_mm.tuning import TrialResult, read_tuner, run_study, train_seeds
-from fuxictr_mm.tuning.runner import common_args
+from fuxictr_mm.tuning.source import Source
 from fuxictr_mm.tuning.tuner_file import with_found_paths
 from fuxictr_mm.yaml_files import write_entries
 
@@ -306,7 +306,7 @@ class Autopilot:
             first["feature_specs"] = dropout[1]  # the least above none
         tuner = replace(tuner, trials=trials, first=first)
         gpus = [args.gpu] * self.jobs
-        results, _ = run_study(tuner, gpus, None, args.data_root, args.model_zoo, args.quiet, until=until)
+        results, _ = run_study(tuner, gpus, None, Source(args.data_root, args.model_zoo), args.quiet, until=until)
         finished = [r for r in results if r.state == "finished" and r.score > -math.inf]
         for result in results:
             if result.error is not None:
@@ -343,7 +343,7 @@ class Autopilot:
             range(1, seeds + 1),
             folder,
             None,
-            extra_args=common_args(args.data_root, args.model_zoo),
+            extra_args=Source(args.data_root, args.model_zoo).arguments,
             jobs=self.jobs,
             resume=True,
             quiet=args.quiet,

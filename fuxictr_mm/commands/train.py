@@ -70,8 +70,8 @@ def _train_seeds(experiment: "Experiment", config: Path, args: argparse.Namespac
     """Train every seed, and print their metrics."""
     from fuxictr_mm.commands.runs import table
     from fuxictr_mm.runtime import is_one_of_several
-    from fuxictr_mm.tuning.runner import common_args
     from fuxictr_mm.tuning.seeds import train_seeds
+    from fuxictr_mm.tuning.source import Source
 
     if args.folds is not None:
         raise ConfigError("--seeds and --folds exclude each other; keep one")
@@ -79,7 +79,7 @@ def _train_seeds(experiment: "Experiment", config: Path, args: argparse.Namespac
         raise ConfigError("--seed and --seeds exclude each other; keep one")
     if is_one_of_several():
         raise ConfigError("--seeds starts processes of its own; start it without torchrun, or give one --seed")
-    options = {"jobs": args.jobs, "resume": args.resume, "extra_args": common_args(args.data_root, args.model_zoo)}
+    options = {"jobs": args.jobs, "resume": args.resume, "extra_args": Source(args.data_root, args.model_zoo).arguments}
     print(table(train_seeds(experiment, args.seeds, config, script_of(args), **options)))
     print(f"average them: {_predict(args, args.expid, experiment.config.model_root)}")
 
@@ -89,13 +89,13 @@ def _train_folds(experiment: "Experiment", config: Path, args: argparse.Namespac
     from fuxictr_mm.commands.runs import table
     from fuxictr_mm.runtime import is_one_of_several
     from fuxictr_mm.tuning.folds import train_folds
-    from fuxictr_mm.tuning.runner import common_args
+    from fuxictr_mm.tuning.source import Source
 
     if is_one_of_several():
         raise ConfigError("--folds starts processes of its own; start it without torchrun")
     seed = [] if args.seed is None else ["--seed", str(args.seed)]
     options = {"jobs": args.jobs, "resume": args.resume, "by": args.fold_by}
-    options["extra_args"] = [*common_args(args.data_root, args.model_zoo), *seed]
+    options["extra_args"] = [*Source(args.data_root, args.model_zoo).arguments, *seed]
     runs, combined = train_folds(experiment, args.folds, config, script_of(args), **options)
     print(table([*runs, combined]))
     print(f"submit their average: {_predict(args, combined.expid, experiment.config.model_root)}")
