@@ -14,8 +14,8 @@ def test_imports_keep_the_contracts():
     assert done.returncode == 0, done.stdout
 
 
-#: They import argparse besides ``commands``: the parser itself, a type, and options that a reader of data also checks.
-PARSERS = {"arguments.py", "cli.py", "autopilot/stages.py", "datasets/own/options.py"}
+#: They import argparse besides ``commands``: the parser itself, and options that a reader of data also checks.
+PARSERS = {"arguments.py", "cli.py", "datasets/own/options.py"}
 
 
 def test_command_lines_are_parsed_in_commands():
