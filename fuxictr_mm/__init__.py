@@ -22,29 +22,19 @@ from typing import TYPE_CHECKING, Any
 from fuxictr_mm.threads import set_wait_policy
 
 if TYPE_CHECKING:
-    from fuxictr_mm.errors import UserError
-    from fuxictr_mm.evaluation.compare import compare
-    from fuxictr_mm.evaluation.ensemble import ensemble
-    from fuxictr_mm.experiment import Experiment
-    from fuxictr_mm.registry import models, register_model
-    from fuxictr_mm.runs import Run, find_runs, load_run
+    from fuxictr_mm.errors import UserError as UserError
+    from fuxictr_mm.evaluation.compare import compare as compare
+    from fuxictr_mm.evaluation.ensemble import ensemble as ensemble
+    from fuxictr_mm.experiment import Experiment as Experiment
+    from fuxictr_mm.registry import models as models
+    from fuxictr_mm.registry import register_model as register_model
+    from fuxictr_mm.runs import Run as Run
+    from fuxictr_mm.runs import find_runs as find_runs
+    from fuxictr_mm.runs import load_run as load_run
 
 __version__ = "0.1.0"
 
 set_wait_policy()  # before torch is imported
-
-__all__ = [
-    "Experiment",
-    "Run",
-    "UserError",
-    "compare",
-    "ensemble",
-    "find_runs",
-    "load_run",
-    "models",
-    "register",
-    "register_model",
-]
 
 #: Where the public names are defined; a module is imported when one of its names is first used.
 _HOMES = {
@@ -58,6 +48,8 @@ _HOMES = {
     "models": "fuxictr_mm.registry",
     "register_model": "fuxictr_mm.registry",
 }
+
+__all__ = [*_HOMES, "register"]
 
 
 def register() -> None:

@@ -13,11 +13,15 @@ import os
 import re
 import sys
 from collections.abc import Callable, Container, Sequence
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from fuxictr_mm.errors import Interrupted, UserError, nearest
 from fuxictr_mm.runtime import is_one_of_several, process_number
 from fuxictr_mm.terminal import BOLD, RED, paint
+
+if TYPE_CHECKING:
+    from fuxictr_mm.experiment import Experiment
 
 
 class Parser(argparse.ArgumentParser):
@@ -127,6 +131,20 @@ def add_experiment_options(parser: argparse.ArgumentParser, *, gpu: bool = False
         parser.add_argument("--gpu", type=int, default=-1, help="index of the GPU, -1 for the CPU (default)")
     parser.add_argument("--data_root", metavar="DIR", help="replaces the dataset's data_root")
     parser.add_argument("--model_zoo", metavar="DIR", help="a folder of model files to search first")
+
+
+def load_experiment(args: argparse.Namespace, config: Path | None = None, **settings: Any) -> Experiment:
+    """Return the experiment that ``add_experiment_options`` names, with settings replaced where they are not None."""
+    from fuxictr_mm.experiment import Experiment
+
+    return Experiment.load(
+        args.expid,
+        args.config if config is None else config,
+        gpu=getattr(args, "gpu", -1),
+        data_root=args.data_root,
+        model_zoo=args.model_zoo,
+        **{key: value for key, value in settings.items() if value is not None},
+    )
 
 
 def add_roles(parser: argparse.ArgumentParser) -> None:

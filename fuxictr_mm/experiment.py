@@ -12,15 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from fuxictr.pytorch.torch_utils import seed_everything
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fuxictr_mm.checking import SettingsError
-from fuxictr_mm.compat import check_labels, is_third_party, make_safe, params_problems
-from fuxictr_mm.config import ExperimentConfig, Fold, ModelSettings, config_hash, label_names
-from fuxictr_mm.config.columns import ITEM_SOURCE, have_names, is_embedded, merged_columns, used_columns
-from fuxictr_mm.config.model import check_loss
+from fuxictr_mm.compat import check_labels, is_third_party, make_safe
+from fuxictr_mm.config import ExperimentConfig, Fold, config_hash
 from fuxictr_mm.data.batch import make_formatter
 from fuxictr_mm.data.dataset import Dataset
 from fuxictr_mm.data.fingerprint import changed_data
@@ -36,8 +33,6 @@ from fuxictr_mm.embedding_model import check_names
 from fuxictr_mm.encoding.fuxictr import load_dataset
 from fuxictr_mm.errors import ConfigError, MissingFileError, UserError
 from fuxictr_mm.files import read_json
-from fuxictr_mm.logs import set_up_logging as set_up_logging  # scripts import it from here
-from fuxictr_mm.metrics import check_metrics
 from fuxictr_mm.model import check_is_built
 from fuxictr_mm.prediction import predict
 from fuxictr_mm.registry import code_hash, describe_error, load_model_class
@@ -55,6 +50,7 @@ from fuxictr_mm.runs import (
     vocabulary_of_weights,
 )
 from fuxictr_mm.runtime import device_of, keep_freed_memory, local_gpu, only_one, set_precision
+from fuxictr_mm.settings_problems import settings_problems
 from fuxictr_mm.threads import restored_threads, use_threads
 from fuxictr_mm.training import distributed
 from fuxictr_mm.training.checkpoints import hub_weights, saved_settings, setting_differences
@@ -64,90 +60,6 @@ from fuxictr_mm.training.run import TrainingRun
 logger = logging.getLogger(__name__)
 
 StrPath = str | os.PathLike[str]
-
-
-def read_params(
-    config_dir: StrPath, expid: str, *, overrides: Mapping[str, Any] | None = None, **options: Any
-) -> tuple[dict[str, Any], type]:
-    """Return the settings and the model class of ``Experiment.load``, for scripts written before it."""
-    experiment = Experiment.load(expid, config_dir, **{**(overrides or {}), **options})
-    return experiment.config.to_dict(), experiment.model_class
-
-
-def run_experiment(
-    params: Mapping[str, Any], model_class: type, results_csv: Path | None = None, resume: bool = False
-) -> Run:
-    """Train what ``read_params`` has returned; see ``Experiment.fit``."""
-    experiment = Experiment(ExperimentConfig.from_dict(params), model_class)
-    return experiment.fit(resume=resume, results_csv=results_csv)
-
-
-def settings_problems(model_class: Any, settings: Mapping[str, Any]) -> dict[str, str]:
-    """Return what of the settings does not go with the class of the model, or with its metrics.
-
-    Parameters
-    ----------
-    model_class : type
-        Class of the model.
-    settings : mapping
-        Flat settings, without those that are wrong by themselves.
-    """
-    name = model_class.__name__
-    if not issubclass(model_class, torch.nn.Module):
-        return {"model": f"model: {name} is no model, expected a subclass of MultimodalModel or BaseModel"}
-    problems: dict[str, str] = {}
-    third_party = is_third_party(model_class)
-    labels = label_names(settings) if settings.get("label_col") else []
-    monitor = settings.get("monitor", ())
-    # A group that is not given is null; one that is left out is wrong, which is another problem.
-    group, tasks = settings.get("group_id", ""), labels if len(labels) > 1 else ()
-    for metric in [*settings.get("metrics", ()), *([monitor] if isinstance(monitor, str) else monitor)]:
-        try:
-            check_metrics([metric], group, tasks)
-        except ConfigError as error:
-            problems[f"metrics.{metric}"] = str(error)
-    view = settings.get("batch_view")
-    is_flat = (view or getattr(model_class, "batch_view", "flat")) == "flat"
-    roles = settings.get("roles") or {}
-    if settings.get("item_info") is None and not is_flat and not {"target", "history"} <= roles.keys():
-        problems["item_info"] = (
-            f"dataset {settings.get('dataset_id')}: item_info is missing; {name} needs items: name their files, or the "
-            "columns of target and history, roles: {target: COLUMN, history: COLUMN}"
-        )
-    if view is not None and (view == "jagged") == third_party:
-        takes = "challenge or flat" if third_party else "jagged"
-        problems["batch_view"] = f"batch_view is {view}, but {name} takes {takes}"
-    problems |= _field_problems(settings, third_party, is_flat)
-    if third_party:
-        problems |= params_problems(model_class, settings)
-        return problems
-    if {"task", "loss"} <= settings.keys():
-        try:
-            check_loss(settings["task"], settings["loss"])
-        except ConfigError as error:
-            problems["loss"] = str(error)
-    if "optimizer" in settings and have_names(settings):
-        common = {key: value for key, value in settings.items() if key in ModelSettings.model_fields}
-        columns = used_columns(merged_columns(settings), settings)
-        compiled = bool(settings.get("compile"))
-        problems |= model_class.table_problems(columns, ModelSettings.model_construct(**common), compiled)
-    return problems
-
-
-def _field_problems(settings: Mapping[str, Any], third_party: bool, is_flat: bool) -> dict[str, str]:
-    """Return what the model's embedding layers would refuse of the fields."""
-    problems: dict[str, str] = {}
-    columns = used_columns(merged_columns(settings), settings) if have_names(settings) else {}
-    fields = {n: c for n, c in columns.items() if c.get("type") != "meta" and is_embedded(c, not is_flat)}
-    roles = settings.get("roles") or {}
-    try:  # models call target and history item_id and item_seq
-        check_names([name for name in fields if name not in (roles.get("target"), roles.get("history"))])
-    except ConfigError as error:
-        problems["names"] = str(error)
-    of_items = [column for column in fields.values() if column.get("source") == ITEM_SOURCE]
-    if fields and not of_items and not third_party and settings.get("item_info"):
-        problems["fields"] = "no feature with source: item; a target and its history need at least one"
-    return problems
 
 
 class Experiment:
@@ -272,6 +184,12 @@ class Experiment:
         experiment.paths = replace(experiment.paths, suffix=self.paths.suffix)
         experiment._options = self._options
         return experiment
+
+    def in_float32(self, **settings: Any) -> Experiment:
+        """Return the experiment in float32 and not compiled, with other settings besides, as of ``with_settings``."""
+        known = self.config.to_dict()
+        plain = {"precision": "fp32", "compile": False}
+        return self.with_settings(**{key: value for key, value in plain.items() if key in known}, **settings)
 
     def command(self, name: str) -> str:
         """Return the command line that runs a command, such as ``train``, on the experiment as it was loaded.

@@ -1,17 +1,14 @@
-"""``fuxictr-mm export-hub``: a trained experiment as a folder for the Hugging Face hub."""
+"""A trained experiment as a folder for the Hugging Face hub."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fuxictr_mm import __version__
-from fuxictr_mm.arguments import add_examples, add_experiment_options, add_output_options, show
 from fuxictr_mm.files import check_folder_to_write, write_folder
 from fuxictr_mm.runs import HUB_CARD, HUB_CONFIG, HUB_FEATURES, HUB_WEIGHTS, VOCABULARY
 from fuxictr_mm.yaml_files import dump_yaml
@@ -22,33 +19,6 @@ if TYPE_CHECKING:
     from fuxictr_mm.experiment import Experiment
 
 logger = logging.getLogger(__name__)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``fuxictr-mm export-hub``."""
-    add_examples(
-        parser,
-        "fuxictr-mm export-hub --expid DIN_MM_tiny --out DIN_MM_tiny_hub",
-        "fuxictr-mm export-hub --expid DIN_MM_tiny --out DIN_MM_tiny_hub --overwrite --quiet",
-    )
-    add_experiment_options(parser)
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write")
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="weights other than the experiment's own")
-    parser.add_argument("--overwrite", action="store_true", help="replace a folder that an earlier export wrote")
-    add_output_options(parser)
-
-
-def main_from_args(args: argparse.Namespace) -> None:
-    """Write the folder."""
-    from fuxictr_mm.experiment import Experiment
-    from fuxictr_mm.logs import set_up_logging
-
-    if not args.quiet:
-        set_up_logging()
-    experiment = Experiment.load(args.expid, args.config, data_root=args.data_root, model_zoo=args.model_zoo)
-    export(experiment, args.out, weights=args.weights, overwrite=args.overwrite)
-    files = sorted(os.listdir(args.out))
-    show(args, {"folder": str(args.out), "expid": args.expid, "files": files}, f"{args.out}: {', '.join(files)}")
 
 
 def export(experiment: Experiment, out: Path, *, weights: Path | None = None, overwrite: bool = False) -> None:

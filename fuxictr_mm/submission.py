@@ -1,15 +1,13 @@
 """Submission files of the challenge: a zip with one ``prediction.csv``, columns ``ID`` and the name of the task."""
 
-import argparse
 import os
 import re
 import zipfile
 import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from fuxictr_mm.arguments import add_examples, add_output_options, show
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, first_line
 from fuxictr_mm.files import write_beside
 
@@ -304,32 +302,3 @@ def _check_values(where: str, values: "np.ndarray", rows: int | None, first_line
             f"{where}: all {len(values)} predictions are {values[0]}; expected more than one value: the model does not "
             "distinguish rows"
         )
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of ``fuxictr-mm check-submission``."""
-    add_examples(
-        parser,
-        "fuxictr-mm check-submission submission/DIN_MM_tiny.zip",
-        "fuxictr-mm check-submission submission/DIN_MM_MicroLens.zip --rows 379142 --task Task2 --json",
-    )
-    parser.add_argument("file", type=Path, metavar="FILE.zip", help="the submission to check")
-    parser.add_argument("--rows", type=_row_count, help="rows of the test file (default: not checked)")
-    parser.add_argument("--task", choices=TASKS, help="the task of the submission (default: any)")
-    add_output_options(parser)
-
-
-def _row_count(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of rows")
-    return int(text)
-
-
-def main_from_args(args: argparse.Namespace) -> None:
-    """Check a file and print one line."""
-    report = check_submission(args.file, args.rows, args.task)
-    summary = (
-        f"OK: {args.file}: {report.rows} rows, {report.task}, "
-        f"min {report.min:.6g}, max {report.max:.6g}, mean {report.mean:.6g}"
-    )
-    show(args, {"file": str(args.file), **asdict(report)}, summary)

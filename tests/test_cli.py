@@ -50,13 +50,13 @@ def test_the_help_shows_commands_by_group(capsys):
     for title, names in GROUPS.items():
         section = shown.split(f"\n{title}:\n")[1].split("\n\n")[0]
         assert [line.split()[0] for line in section.splitlines()] == list(names)
-        assert [line.split(maxsplit=1)[1] for line in section.splitlines()] == [COMMANDS[name][1] for name in names]
+        assert [line.split(maxsplit=1)[1] for line in section.splitlines()] == [COMMANDS[name] for name in names]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_help_of_a_command_has_examples_of_it(command, capsys):
     shown = help_of(capsys, command)
-    if command == "embed":  # its stages have them, see tests/embeddings/test_command.py
+    if command == "embed":  # its stages have them, see tests/commands/test_embed.py
         return
     examples = shown.split("\nexamples:\n")[1].strip("\n").splitlines()
     assert 1 <= sum(f"fuxictr-mm {command}" in line for line in examples) <= 4
@@ -342,7 +342,7 @@ def test_scripts_of_other_shells(shell, part, capsys):
 def test_completion_of_names(tmp_path, monkeypatch):
     import argparse
 
-    from fuxictr_mm.cli import complete_value
+    from fuxictr_mm.commands.completion import complete_value
 
     monkeypatch.chdir(ROOT)
 

@@ -344,15 +344,6 @@ def test_the_log_loss_of_validation_rows_of_one_class(tmp_path):
         run("DIN_tiny", tmp_path, valid_data=path, epochs=1, metrics=["logloss"])
 
 
-def test_functions_that_scripts_call_train_the_experiment(train, tmp_path):
-    from fuxictr_mm.experiment import read_params, run_experiment, set_up_logging
-
-    assert callable(set_up_logging)
-    overrides = {"model_root": str(tmp_path / "b"), "verbose": 0, "epochs": 1, "tensorboard": False}
-    run = run_experiment(*read_params(ROOT, "DIN_tiny", overrides=overrides))
-    assert run.valid == train(tmp_path / "a").valid
-
-
 MISTAKES = {
     "feature_specs": [
         {"name": "likes_level", "norm": "l2"}, {"name": "views_level", "statistics": ["mean"]}, {"name": "item_tag"},

@@ -14,6 +14,16 @@ def test_imports_keep_the_contracts():
     assert done.returncode == 0, done.stdout
 
 
+#: They import argparse besides ``commands``: the parser itself, and options that a reader of data also checks.
+PARSERS = {"arguments.py", "cli.py", "datasets/own/options.py"}
+
+
+def test_command_lines_are_parsed_in_commands():
+    package = ROOT / "fuxictr_mm"
+    importing = {p.relative_to(package) for p in package.rglob("*.py") if "import argparse\n" in p.read_text("utf-8")}
+    assert {path.as_posix() for path in importing if path.parts[0] != "commands"} == PARSERS
+
+
 #: In one process: what is done, and what it must not import, which takes long and is not used.
 LIGHT = [
     ("import fuxictr_mm as fm", "torch fuxictr numpy pyarrow pydantic"),

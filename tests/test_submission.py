@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from fuxictr_mm import submission
+from fuxictr_mm.commands import check_submission as command
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, UserError
 from fuxictr_mm.submission import check_submission, write_submission
 from tests.errors import raises_naming
@@ -228,9 +229,9 @@ def test_a_file_that_is_not_there(tmp_path):
 
 def test_the_command_prints_one_line(tmp_path, capsys):
     parser = argparse.ArgumentParser()
-    submission.add_arguments(parser)
+    command.add_arguments(parser)
     path = zip_of(tmp_path / "X.zip", GOOD)
-    submission.main_from_args(parser.parse_args([str(path), "--rows", "3", "--task", "Task2"]))
+    command.main_from_args(parser.parse_args([str(path), "--rows", "3", "--task", "Task2"]))
     assert capsys.readouterr().out == f"OK: {path}: 3 rows, Task2, min 1e-07, max 0.5, mean 0.25\n"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import filecmp
 import math
 import os
@@ -38,10 +37,10 @@ from fuxictr_mm.evaluation.ensemble import ensemble
 from fuxictr_mm.evaluation.significance import auc_with_interval
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.files import read_json, try_lock, write_json
-from fuxictr_mm.report.command import check_packages, report
+from fuxictr_mm.report.report import check_packages, report
 from fuxictr_mm.submission import write_submission
 from fuxictr_mm.tuning import TrialResult, read_tuner, run_study, train_seeds
-from fuxictr_mm.tuning.runner import common_args
+from fuxictr_mm.tuning.source import Source
 from fuxictr_mm.tuning.tuner_file import with_found_paths
 from fuxictr_mm.yaml_files import write_entries
 
@@ -63,6 +62,22 @@ MOST_TRIALS, MOST_SEEDS = 100, 3
 
 #: Experiments whose runs are averaged: the best of all, and the best of each model.
 BEST_MEMBERS, BEST_OF_EACH = 16, 4
+
+
+@dataclass(frozen=True)
+class Request:
+    """What an autopilot is asked for; the fields are the options of ``fuxictr-mm autopilot``."""
+
+    dataset_id: str
+    out: Path = Path("autopilot")
+    budget: float = 1800.0  #: Seconds.
+    config: str | Path = "."
+    gpu: int = -1
+    jobs: int | None = None
+    data_root: Path | None = None
+    model_zoo: Path | None = None
+    task: str = "Task2"
+    quiet: bool = False
 
 
 @dataclass
@@ -94,11 +109,11 @@ class Outcome:
 class Autopilot:
     """One start of an autopilot; the state of an earlier one is in its folder."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
+    def __init__(self, asked: Request) -> None:
         check_packages()
-        self.args = args
-        self.folder = args.out / args.dataset_id
-        self.jobs = args.jobs or (1 if args.gpu >= 0 else os.cpu_count() or 1)
+        self.asked = asked
+        self.folder = asked.out / asked.dataset_id
+        self.jobs = asked.jobs or (1 if asked.gpu >= 0 else os.cpu_count() or 1)
         self.state = self.folder / "state.json"
         self.started = time.monotonic()
         self.told: list[str] = []
@@ -107,8 +122,8 @@ class Autopilot:
 
     def run(self) -> Outcome:
         """Go through all stages; those that are finished take no time."""
-        args = self.args
-        load_dataset_config(args.config, args.dataset_id)
+        asked = self.asked
+        load_dataset_config(asked.config, asked.dataset_id)
         with self.alone():
             return self.go()
 
@@ -125,7 +140,7 @@ class Autopilot:
             lock = try_lock(self.folder / "lock")
         except OSError as error:
             raise ConfigError(
-                f"--out {self.args.out}: cannot be written ({error.strerror}); give another folder"
+                f"--out {self.asked.out}: cannot be written ({error.strerror}); give another folder"
             ) from error
         if lock is None:
             raise ConfigError(f"{self.folder}: another autopilot runs there; wait for its end, or give another --out")
@@ -136,14 +151,14 @@ class Autopilot:
 
     def go(self) -> Outcome:
         """Go through all stages in the locked folder."""
-        args = self.args
+        asked = self.asked
         self.link_config()
         spent = read_json(self.state).get("spent", 0.0) if self.state.exists() else 0.0
         if not isinstance(spent, int | float):
             raise ConfigError(f"{self.state}: spent is {spent!r}, expected seconds; delete the file to begin again")
         self.spent = float(spent)
         if self.spent:
-            self.tell(f"Continued after {self.spent:.0f} s of {args.budget:.0f} s.")
+            self.tell(f"Continued after {self.spent:.0f} s of {asked.budget:.0f} s.")
         with self.noted():
             results = self.search()
             self.train(results)
@@ -174,12 +189,12 @@ class Autopilot:
     def tell(self, line: str) -> None:
         """Say what is done, and keep it for the page."""
         self.told.append(line)
-        if not self.args.quiet:
+        if not self.asked.quiet:
             print(f"{self.spent + time.monotonic() - self.started:6.0f} s  {line}", file=sys.stderr, flush=True)
 
     def until(self, part: float) -> float:
         """Return when this part of the budget is over, by ``time.monotonic()``."""
-        return self.started + part * self.args.budget - self.spent
+        return self.started + part * self.asked.budget - self.spent
 
     def search(self) -> dict[str, list[TrialResult]]:
         """Compare the models with a few trials each, then tune the best; the results of each model, best first."""
@@ -239,12 +254,12 @@ class Autopilot:
             The folder belongs to another configuration.
         """
         for name in ("dataset_config.yaml", "dataset_config"):
-            source, link = Path(self.args.config) / name, self.folder / "look" / name
+            source, link = Path(self.asked.config) / name, self.folder / "look" / name
             if link.exists() and not link.is_symlink() and _is_copy(link, source):
                 _remove(link)  # of a folder that was copied with its links followed
             if link.exists() and link.resolve() != source.resolve():
                 raise ConfigError(
-                    f"--config {self.args.config}: {self.folder} has results of {link.resolve()}, which differs; "
+                    f"--config {self.asked.config}: {self.folder} has results of {link.resolve()}, which differs; "
                     "give its folder as --config, or another --out"
                 )
             if source.exists() and not link.exists():
@@ -254,15 +269,15 @@ class Autopilot:
 
     def dataset(self) -> tuple[DatasetConfig, str | None]:
         """Return the dataset, checked, and the column of users if the validation file has it."""
-        args = self.args
-        entry = {"look": {"model": "DIN", "dataset_id": args.dataset_id}}
+        asked = self.asked
+        entry = {"look": {"model": "DIN", "dataset_id": asked.dataset_id}}
         write_entries(self.folder / "look" / "model_config.yaml", entry, Path("autopilot"))
-        config = ExperimentConfig.load(self.folder / "look", "look", args.data_root)
+        config = ExperimentConfig.load(self.folder / "look", "look", asked.data_root)
         dataset = config.dataset
         has_roles = {"target", "history"} <= dataset.roles.model_fields_set
         if not dataset.feature_cols or not (dataset.item_files or has_roles):
             raise ConfigError(
-                f"autopilot: dataset {args.dataset_id} has no item_info or feature_cols; its models need items: name "
+                f"autopilot: dataset {asked.dataset_id} has no item_info or feature_cols; its models need items: name "
                 "their files, or the columns of target and history, roles: {target: COLUMN, history: COLUMN}"
             )
         dataset.require_one_label("autopilot")
@@ -275,15 +290,15 @@ class Autopilot:
 
     def extended_entry(self, more: list[dict[str, Any]]) -> dict[str, Any]:
         """Return the dataset's entry with more features, and paths that are found from the folders of the studies."""
-        folder = Path(self.args.config)
-        entry = with_found_paths(load_dataset_config(folder, self.args.dataset_id), folder)
+        folder = Path(self.asked.config)
+        entry = with_found_paths(load_dataset_config(folder, self.asked.dataset_id), folder)
         return {**entry, "feature_cols": [*entry["feature_cols"], *more]}
 
     def write_tuner(
         self, model: str, facts: Facts, features: list[list[str]], group_id: str | None, factors: dict[str, list[Any]]
     ) -> Path:
         """Write the tuner file of a model."""
-        name, dataset_id = f"AUTO_{model}", self.args.dataset_id
+        name, dataset_id = f"AUTO_{model}", self.asked.dataset_id
         content = {
             "base_expid": name,
             "model_config": {name: settings_for(model, dataset_id, facts, group_id)},
@@ -299,14 +314,14 @@ class Autopilot:
 
     def study(self, model: str, trials: int, until: float) -> list[TrialResult]:
         """Go on with the study of a model; its finished trials, best first."""
-        args = self.args
+        asked = self.asked
         first = dict(self.first[model])
-        tuner = read_tuner(self.tuners[model], args.model_zoo)
+        tuner = read_tuner(self.tuners[model], asked.model_zoo)
         if isinstance(dropout := tuner.space.get("feature_specs"), list):
             first["feature_specs"] = dropout[1]  # the least above none
         tuner = replace(tuner, trials=trials, first=first)
-        gpus = [args.gpu] * self.jobs
-        results, _ = run_study(tuner, gpus, None, args.data_root, args.model_zoo, args.quiet, until=until)
+        gpus = [asked.gpu] * self.jobs
+        results, _ = run_study(tuner, gpus, None, Source(asked.data_root, asked.model_zoo), asked.quiet, until=until)
         finished = [r for r in results if r.state == "finished" and r.score > -math.inf]
         for result in results:
             if result.error is not None:
@@ -331,7 +346,7 @@ class Autopilot:
 
     def train_model(self, name: str, best: TrialResult, least: int = 0) -> None:
         """Train a trial of a model with as many more seeds as there is time for."""
-        args = self.args
+        asked = self.asked
         left = self.until(1.0) - time.monotonic()
         seeds = max(least, min(MOST_SEEDS, int(left / max(best.seconds, 1.0)) * self.jobs))
         if seeds < 1:
@@ -343,24 +358,24 @@ class Autopilot:
             range(1, seeds + 1),
             folder,
             None,
-            extra_args=common_args(args.data_root, args.model_zoo),
+            extra_args=Source(asked.data_root, asked.model_zoo).arguments,
             jobs=self.jobs,
             resume=True,
-            quiet=args.quiet,
+            quiet=asked.quiet,
         )
 
     def load(self, expid: str, folder: Path) -> Experiment:
         """Return an experiment of a study."""
-        args = self.args
-        return Experiment.load(expid, folder, gpu=args.gpu, data_root=args.data_root, model_zoo=args.model_zoo)
+        asked = self.asked
+        return Experiment.load(expid, folder, gpu=asked.gpu, data_root=asked.data_root, model_zoo=asked.model_zoo)
 
     def finish(self, results: Mapping[str, Sequence[TrialResult]]) -> Outcome:
         """Average, calibrate, write the submission and the page."""
-        args, name = self.args, f"AUTO_{self.args.dataset_id}"
+        asked, name = self.asked, f"AUTO_{self.asked.dataset_id}"
         first = self.best_of(results)
         top = results[first][0].expid
         root = self.load(top, self.tuners[first].with_suffix("")).paths.model_root
-        best = ensemble([top], root, average="logit", name=name, gpu=args.gpu)
+        best = ensemble([top], root, average="logit", name=name, gpu=asked.gpu)
         averaged = best.config.get("members")  # not of a single run
         what = f"average of {len(averaged)} runs of the best" if averaged else "the best run"
         self.tell(f"{best.expid}: {what}, valid AUC {best.valid['AUC']:.4f}.")
@@ -368,7 +383,7 @@ class Autopilot:
         chosen = [*trials[:BEST_MEMBERS], *(r for found in results.values() for r in found[:BEST_OF_EACH])]
         members = list(dict.fromkeys(trial.expid for trial in chosen))
         if len(members) > 1:
-            several = ensemble(members, root, average="logit", fit_weights=True, name=f"{name}_trials", gpu=args.gpu)
+            several = ensemble(members, root, average="logit", fit_weights=True, name=f"{name}_trials", gpu=asked.gpu)
             self.tell(
                 f"{name}_trials: {len(members)} of the best trials and all seeds, weights fitted on valid, AUC "
                 f"{several.valid['AUC']:.4f} (cross-fitted)."
@@ -390,7 +405,7 @@ class Autopilot:
                 self.tell(f"{describe(measured, method)}.")
             else:
                 self.tell("No calibration: it would not lower the logloss on valid.")
-            submission = str(write_submission(self.folder / f"{name}.zip", scores, args.task))
+            submission = str(write_submission(self.folder / f"{name}.zip", scores, asked.task))
             self.tell(f"Submission of {best.expid}: {submission}.")
         if best.test:
             self.tell(
@@ -399,7 +414,7 @@ class Autopilot:
         page = self.folder / "report.html"
         tried = [found[0].expid for found in results.values()]
         names = list(dict.fromkeys([best.expid, top, *tried]))
-        report(names, root, page, title=f"Autopilot on {args.dataset_id}", intro=self.told)
+        report(names, root, page, title=f"Autopilot on {asked.dataset_id}", intro=self.told)
         return Outcome(best.expid, best.valid, best.test, submission, str(page), self.told)
 
 

@@ -1,1 +1,4 @@
-"""Training, scoring and tuning: commands of ``fuxictr-mm``, and the scripts of FuxiCTR's names."""
+"""The commands of ``fuxictr-mm``, a module each: its arguments, the call, and what is shown of the result.
+
+``scripts`` runs three of them as the scripts of FuxiCTR's names.
+"""

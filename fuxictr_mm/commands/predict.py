@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fuxictr_mm.arguments import add_examples
+from fuxictr_mm.arguments import add_examples, load_experiment
 from fuxictr_mm.commands.scripts import command_of, script_folder
 from fuxictr_mm.errors import ConfigError
 
@@ -83,14 +83,13 @@ def _label_of(settings: dict[str, Any], label: str | None) -> tuple[int, str]:
 def _of_experiment(args: argparse.Namespace) -> tuple[str, "np.ndarray", dict[str, Any]]:
     """Return the experiment id, the scores by its newest weights, and its settings."""
     from fuxictr_mm.config import find_config
-    from fuxictr_mm.experiment import Experiment
     from fuxictr_mm.prediction import predict
     from fuxictr_mm.runs import run_of_weights
 
     for option in _given(args):
         raise ConfigError(f"{option} is for --runs; --expid scores with one run's weights")
     config = find_config(args.config, script_folder(args))
-    experiment = Experiment.load(args.expid, config, gpu=args.gpu, data_root=args.data_root, model_zoo=args.model_zoo)
+    experiment = load_experiment(args, config)
     _label_of(experiment.config.to_dict(), args.label)  # refused before scoring
     if args.calibrate and args.weights:
         raise ConfigError("--calibrate needs the validation predictions of a run; leave --weights out")

@@ -5,7 +5,7 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
 
-from fuxictr_mm.arguments import add_examples, add_experiment_options
+from fuxictr_mm.arguments import add_examples, add_experiment_options, load_experiment
 from fuxictr_mm.commands.scripts import command_of, script_folder, script_of
 from fuxictr_mm.errors import ConfigError
 
@@ -47,15 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main_from_args(args: argparse.Namespace) -> None:
     """Train the experiment."""
     from fuxictr_mm.config import Fold, find_config, results_csv_path
-    from fuxictr_mm.experiment import Experiment
     from fuxictr_mm.logs import set_up_logging
 
     set_up_logging()
     config = find_config(args.config, script_folder(args))
-    settings = {} if args.seed is None else {"seed": args.seed}
-    experiment = Experiment.load(
-        args.expid, config, gpu=args.gpu, data_root=args.data_root, model_zoo=args.model_zoo, **settings
-    )
+    experiment = load_experiment(args, config, seed=args.seed)
     if args.seeds:
         _train_seeds(experiment, config, args)
         return
@@ -72,10 +68,10 @@ def main_from_args(args: argparse.Namespace) -> None:
 
 def _train_seeds(experiment: "Experiment", config: Path, args: argparse.Namespace) -> None:
     """Train every seed, and print their metrics."""
-    from fuxictr_mm.runs.command import table
+    from fuxictr_mm.commands.runs import table
     from fuxictr_mm.runtime import is_one_of_several
-    from fuxictr_mm.tuning.runner import common_args
     from fuxictr_mm.tuning.seeds import train_seeds
+    from fuxictr_mm.tuning.source import Source
 
     if args.folds is not None:
         raise ConfigError("--seeds and --folds exclude each other; keep one")
@@ -83,23 +79,23 @@ def _train_seeds(experiment: "Experiment", config: Path, args: argparse.Namespac
         raise ConfigError("--seed and --seeds exclude each other; keep one")
     if is_one_of_several():
         raise ConfigError("--seeds starts processes of its own; start it without torchrun, or give one --seed")
-    options = {"jobs": args.jobs, "resume": args.resume, "extra_args": common_args(args.data_root, args.model_zoo)}
+    options = {"jobs": args.jobs, "resume": args.resume, "extra_args": Source(args.data_root, args.model_zoo).arguments}
     print(table(train_seeds(experiment, args.seeds, config, script_of(args), **options)))
     print(f"average them: {_predict(args, args.expid, experiment.config.model_root)}")
 
 
 def _train_folds(experiment: "Experiment", config: Path, args: argparse.Namespace) -> None:
     """Train every fold, and print their metrics and those of the out-of-fold predictions."""
-    from fuxictr_mm.runs.command import table
+    from fuxictr_mm.commands.runs import table
     from fuxictr_mm.runtime import is_one_of_several
     from fuxictr_mm.tuning.folds import train_folds
-    from fuxictr_mm.tuning.runner import common_args
+    from fuxictr_mm.tuning.source import Source
 
     if is_one_of_several():
         raise ConfigError("--folds starts processes of its own; start it without torchrun")
     seed = [] if args.seed is None else ["--seed", str(args.seed)]
     options = {"jobs": args.jobs, "resume": args.resume, "by": args.fold_by}
-    options["extra_args"] = [*common_args(args.data_root, args.model_zoo), *seed]
+    options["extra_args"] = [*Source(args.data_root, args.model_zoo).arguments, *seed]
     runs, combined = train_folds(experiment, args.folds, config, script_of(args), **options)
     print(table([*runs, combined]))
     print(f"submit their average: {_predict(args, combined.expid, experiment.config.model_root)}")

@@ -47,8 +47,7 @@ def main_from_args(args: argparse.Namespace) -> None:
         args.gpu,
         script_of(args),
         tag=args.tag,
-        data_root=args.data_root,
-        model_zoo=args.model_zoo,
+        source=tuning.Source(args.data_root, args.model_zoo),
         quiet=args.quiet,
         as_json=args.json,
     )

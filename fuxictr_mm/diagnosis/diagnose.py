@@ -1,28 +1,22 @@
-"""``fuxictr-mm diagnose``: what a trained model uses, what it ignores, and where it fails."""
+"""Diagnosis: what a trained model uses, what it ignores, and where it fails."""
 
 from __future__ import annotations
 
-import argparse
-import json
 import logging
-import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from datetime import datetime
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fuxictr_mm import __version__
-from fuxictr_mm.arguments import add_examples, add_experiment_options, add_output_options, show
 from fuxictr_mm.diagnosis.findings import MODEL_AT_CHANCE, NOTE, PROBLEM, Finding, format_findings, ordered
+from fuxictr_mm.diagnosis.trained import Trained
 from fuxictr_mm.errors import ConfigError, MissingFileError
-from fuxictr_mm.files import check_outputs, check_replaceable, write_beside
-from fuxictr_mm.runtime import is_one_of_several
 from fuxictr_mm.terminal import progress_bar
 
 if TYPE_CHECKING:
@@ -30,15 +24,12 @@ if TYPE_CHECKING:
     from fuxictr_mm.data.items import ItemTable
     from fuxictr_mm.diagnosis.slices import Popularity
     from fuxictr_mm.experiment import Experiment
-    from fuxictr_mm.runs import Run, RunPaths
 
 logger = logging.getLogger(__name__)
 
 #: Version of the keys of a diagnosis and their meaning; raised for incompatible changes.
 VERSION = 1
 
-#: Settings of a run that this command replaces.
-OWN_KEYS = frozenset({"gpu", "data_root", "model_root", "verbose"})
 
 #: Sections that may be missing, and why.
 ABSENT = {
@@ -49,151 +40,6 @@ ABSENT = {
     "vectors": "the model reads no embedding of items",
     "neighbours": "the model reads no embedding of items",
 }
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of ``fuxictr-mm diagnose``."""
-    add_examples(
-        parser,
-        "fuxictr-mm diagnose --expid DIN_MM_tiny",
-        "fuxictr-mm diagnose --expid DIN_MM_tiny --split test --test_data data/tiny_mm/test_labelled.parquet",
-        "fuxictr-mm diagnose --expid DIN_MM_tiny --json --quiet | python -m json.tool",
-    )
-    add_experiment_options(parser, gpu=True)
-    parser.add_argument("--run", metavar="RUN", help="a run's name or folder (default: the newest finished one)")
-    parser.add_argument("--weights", metavar="FILE", help="trained weights (default: those of the run)")
-    parser.add_argument("--split", choices=["valid", "test"], default="valid", help="examples to use (default: valid)")
-    parser.add_argument("--test_data", metavar="FILE", help="replaces the dataset's test_data; needs labels")
-    parser.add_argument(
-        "--rows", type=int, default=20_000, help="largest number of examples, sampled (default: %(default)s)"
-    )
-    parser.add_argument("--repeats", type=int, default=5, help="permutations of each field (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of sample and permutations (default: %(default)s)")
-    parser.add_argument("--out", metavar="FILE", help="JSON file (default: diagnosis.json in the run's folder)")
-    add_output_options(parser)
-
-
-def main_from_args(args: argparse.Namespace) -> None:
-    """Diagnose, write the JSON file, print the summary or the JSON."""
-    from fuxictr_mm.logs import set_up_logging
-
-    if is_one_of_several():
-        raise ConfigError("diagnose runs in one process; start it without torchrun")
-    for name, least in (("rows", 2), ("repeats", 1), ("seed", 0)):
-        if not least <= getattr(args, name) < 2**31:
-            raise ConfigError(f"--{name} is {getattr(args, name)}, expected {least} to {2**31 - 1}")
-    if not args.quiet:
-        set_up_logging()
-    options = ("config", "run", "weights", "gpu", "data_root", "model_zoo", "test_data")
-    trained = find_trained(args.expid, **{name: getattr(args, name) for name in options})
-    out = Path(args.out) if args.out else trained.output
-    data = trained.experiment.config.dataset
-    if trained.experiment.batch_format(trained.experiment.model_class) == "flat":
-        data.require_items("diagnose")
-    inputs = [*data.item_files, data.train_data, data.valid_data, data.test_data, trained.weights]
-    check_outputs([out], inputs, overwrite=True)
-    check_replaceable(out, ["fuxictr_mm", "expid", "split", "findings"], "diagnosis")
-    verbose = 0 if args.quiet else 1
-    result = diagnose_trained(
-        trained, split=args.split, rows=args.rows, repeats=args.repeats, seed=args.seed, verbose=verbose
-    )
-    text = json.dumps(result, indent=1, allow_nan=False) + "\n"
-    write_beside(out, lambda stream: stream.write(text.encode()))
-    show(args, result, f"{format_summary(result)}\n\nall figures: {out}")
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A trained experiment: weights, name, evaluations and settings of their run, and the file for its diagnosis."""
-
-    experiment: Experiment
-    weights: Path
-    run: str | None
-    output: Path
-    history: list[dict[str, Any]] = field(default_factory=list)
-    settings: dict[str, Any] = field(default_factory=dict)
-
-
-def find_trained(
-    expid: str,
-    *,
-    run: str | None = None,
-    weights: str | os.PathLike[str] | None = None,
-    test_data: str | None = None,
-    **where: Any,
-) -> Trained:
-    """Return configuration and weights of an experiment.
-
-    Parameters
-    ----------
-    expid : str
-        Experiment id.
-    run : str, optional
-        Name or folder of a run; the newest finished one by default, and without any the experiment's newest weights.
-    weights : path, optional
-        Replaces the run's weights; without ``run`` they belong to no run, and the configuration is the folder's.
-    test_data : str, optional
-        Replaces the dataset's.
-    **where
-        ``config``, ``gpu``, ``data_root`` and ``model_zoo`` of ``Experiment.load``.
-
-    Raises
-    ------
-    ConfigError, MissingFileError
-        The configuration is wrong; no such run, no such file.
-    """
-    from fuxictr_mm.config import PATH_KEYS
-    from fuxictr_mm.experiment import Experiment
-    from fuxictr_mm.runs import DIAGNOSIS
-
-    own: dict[str, Any] = {} if test_data is None else {"test_data": test_data}
-    experiment = Experiment.load(expid, **where, **own)
-    found = _find_run(experiment.paths, run) if run or not weights else None
-    if found is not None and found.config:
-        # The configuration of the run is used; its paths are those of the folder, because files may have moved.
-        settings = {k: v for k, v in found.config.items() if k not in (*PATH_KEYS, *OWN_KEYS)}
-        experiment = Experiment.load(expid, **where, **{**settings, **own})
-    newest = experiment.paths.weights
-    if weights is not None:
-        path, remedy = Path(weights), "give a file that fuxictr-mm train wrote"
-    elif found is not None:
-        path, remedy = found.weights, "the weights of this run were deleted; give others by --weights"
-    else:
-        path = newest
-        remedy = f"{expid} is not trained; give a file by --weights, or train first: {experiment.command('train')}"
-    if not path.exists():
-        raise MissingFileError(f"{path}: no such file, {remedy}")
-    output = newest.with_suffix(".diagnosis.json") if found is None else found.path / DIAGNOSIS
-    if found is None:
-        return Trained(experiment, path, None, output)
-    history = found.history() if weights is None else []
-    return Trained(experiment, path, found.run, output, history, found.config)
-
-
-def _find_run(paths: RunPaths, name: str | None) -> Run | None:
-    """Return the run of this name, or the newest finished one, None without any."""
-    from fuxictr_mm.runs import find_runs, left_out, present_first, read_run, resolve_one
-
-    root, expid = paths.model_root, paths.expid
-    is_folder = name is not None and os.sep in name and Path(name).is_dir()
-    if name is not None and is_folder:
-        runs = [read_run(name)]
-    elif name is not None:
-        runs = resolve_one(name, find_runs(root), root)
-    else:
-        runs = [run for run in find_runs(root, dataset=paths.dataset_id, expid=expid) if run.finished]
-        if not runs:
-            return None
-    run = present_first(runs)[0]
-    if newer := left_out(runs, run):
-        logger.warning(f"{run.path} is diagnosed; {newer}")
-    if name is None:
-        return run
-    if run.problem:
-        raise ConfigError(f"--run {name}: {run.problem}")
-    if run.expid != expid:
-        raise ConfigError(f"--run {name}: is a run of {run.expid}, expected one of {expid}; give --expid {run.expid}")
-    return run
 
 
 def diagnose_trained(trained: Trained, *, split: str = "valid", **options: Any) -> dict[str, Any]:
@@ -221,9 +67,7 @@ def diagnose_trained(trained: Trained, *, split: str = "valid", **options: Any) 
     if kind_of_task(config.task) != "binary_classification":
         raise ConfigError(f"{config.expid}: task is {config.task}, diagnose expects binary_classification")
     # AUC drops of a few ten-thousandths are below the precision of bf16; the split must be in memory.
-    settings = config.to_dict()
-    plain = {key: value for key, value in {"precision": "fp32", "compile": False}.items() if key in settings}
-    experiment = trained.experiment.with_settings(resident=True, verbose=0, **plain)
+    experiment = trained.experiment.in_float32(resident=True, verbose=0)
     experiment.prepare_process()
     dataset = experiment.load_dataset({split: True}, trained.weights)
     table = dataset.splits[split]

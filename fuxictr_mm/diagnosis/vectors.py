@@ -19,8 +19,10 @@ from fuxictr_mm.data import decoding, parquet
 from fuxictr_mm.data.schema import ITEM_ID
 from fuxictr_mm.data.vocabulary import Vocabulary, as_text
 from fuxictr_mm.diagnosis.findings import WARNING, Finding
-from fuxictr_mm.embeddings.pca import Moments
 from fuxictr_mm.errors import UserError
+from fuxictr_mm.reduction.pca import Moments
+from fuxictr_mm.reduction.reducer import Reducer
+from fuxictr_mm.reduction.summary import summarize
 from fuxictr_mm.terminal import format_table
 
 logger = logging.getLogger(__name__)
@@ -166,8 +168,6 @@ def find_reduction(column: str, item_files: Sequence[str]) -> dict[str, Any] | N
     path = holding[0].with_suffix(".reducer.safetensors") if holding else None
     if path is None or not path.is_file():
         return None
-    from fuxictr_mm.embeddings.reduce import Reducer, summarize
-
     try:
         reducer = Reducer.load(path)
     except UserError as error:

@@ -14,9 +14,9 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from fuxictr_mm.embeddings.reducer import scale_rows
-from fuxictr_mm.embeddings.saved import SavedFormat
 from fuxictr_mm.errors import ConfigError, DataError, UserError
+from fuxictr_mm.reduction.reducer import scale_rows
+from fuxictr_mm.reduction.saved import SavedFormat
 
 Floats = NDArray[np.float32]
 Codes = NDArray[np.int64]

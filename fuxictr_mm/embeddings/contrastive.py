@@ -29,10 +29,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fuxictr_mm.embeddings.fit_reducer import fit_components, read_moments
 from fuxictr_mm.embeddings.item_files import JoinedEmbeddings
-from fuxictr_mm.embeddings.reducer import fit_components, read_moments
-from fuxictr_mm.embeddings.saved import SavedFormat, check_modalities
 from fuxictr_mm.errors import DataError, UserError
+from fuxictr_mm.reduction.saved import SavedFormat, check_modalities
 from fuxictr_mm.terminal import progress_bar
 
 if TYPE_CHECKING:

@@ -1,11 +1,10 @@
-"""``fuxictr-mm embed encode``: titles and images to embeddings, by pretrained models.
+"""Titles and images to embeddings, by pretrained models.
 
 Shape letters: I items, n items of a chunk, D dim.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -20,10 +19,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from fuxictr_mm.arguments import add_examples, show
 from fuxictr_mm.data.schema import ITEM_ID
-from fuxictr_mm.embeddings.command import add_output, add_settings, flag, given_settings
-from fuxictr_mm.embeddings.encoders import ImageEncoder, ImageOptions, TextEncoder, TextOptions
+from fuxictr_mm.embeddings.encoders import ImageEncoder, TextEncoder
 from fuxictr_mm.embeddings.image_names import ImageNames
 from fuxictr_mm.embeddings.images import ImageFiles
 from fuxictr_mm.embeddings.item_files import ItemFileWriter, Source, embedding_type, read_ids
@@ -371,46 +368,3 @@ class ChunkStore:
                 shutil.rmtree(going)
         except OSError as error:
             raise UserError(f"{self.folder}: cannot be removed ({error.strerror}); remove it by hand") from None
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of ``fuxictr-mm embed encode``."""
-    add_examples(
-        parser,
-        "fuxictr-mm embed encode --texts item_feature.parquet --template '{item_title}' \\",
-        "    --model bert-base-multilingual-cased --column txt_emb_BERT --out text.parquet",
-        "fuxictr-mm embed encode --images covers.zip --items item_feature.parquet \\",
-        "    --model google/siglip-base-patch16-224 --column img_emb_SigLIP --out image.parquet --report image.json",
-    )
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--texts", metavar="FILE", help="Parquet, CSV or JSON lines file with item_id and texts")
-    what.add_argument("--images", metavar="PATH", help="folder, .zip or .tar(.gz) of ID.jpg, .jpeg, .png or .webp")
-    parser.add_argument("--model", required=True, help="folder with safetensors, or an id of the Hugging Face hub")
-    parser.add_argument("--out", required=True, metavar="FILE", help="Parquet file to write")
-    parser.add_argument("--column", help="name of the column (default: txt_emb_ or img_emb_ and the model's name)")
-    parser.add_argument("--template", help="texts: columns in braces (default: '{item_title}', or '{title}')")
-    parser.add_argument(
-        "--items", metavar="FILE", help="images: Parquet, CSV or JSON lines file with the items to write"
-    )
-    parser.add_argument("--image-column", metavar="COLUMN", help="images: column of --items with names of files")
-    add_settings(parser, TextOptions)
-    add_settings(parser, ImageOptions, without=list(TextOptions.model_fields))
-    parser.add_argument("--chunk-rows", type=int, default=CHUNK_ROWS, help="items between checkpoints (default: 1024)")
-    parser.add_argument("--report", metavar="FILE", help="JSON file to write with all items without an embedding")
-    parser.add_argument("--restart", action="store_true", help="discard the chunks of a run that was killed")
-    add_output(parser)
-
-
-def main_from_args(parsed: argparse.Namespace) -> None:
-    """Run ``fuxictr-mm embed encode``."""
-    own = {"texts": ("template", "max_tokens"), "images": ("items", "image_column", "workers")}
-    kind, other = ("texts", "images") if parsed.texts is not None else ("images", "texts")
-    for name in own[other]:
-        if getattr(parsed, name) is not None:
-            raise ConfigError(f"{flag(name)} is for --{other}, and --{kind} was given; leave it out")
-    names = ("model", "column", "chunk_rows", "overwrite", "restart", "report", "template", "items", "image_column")
-    options = {name: value for name in names if (value := getattr(parsed, name)) is not None}
-    options |= given_settings(parsed, TextOptions if kind == "texts" else ImageOptions)
-    encode: Callable[..., EncodeReport] = encode_texts if kind == "texts" else encode_images
-    done = encode(getattr(parsed, kind), parsed.out, **options, verbose=0 if parsed.quiet else 1)
-    show(parsed, asdict(done), "\n".join(done.lines()))

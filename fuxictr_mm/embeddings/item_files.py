@@ -5,7 +5,6 @@ Shape letters: I items, n items of a chunk, D dim.
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import tempfile
@@ -32,13 +31,6 @@ CHUNK_ROWS = 8192
 
 #: Items that Arrow decodes at a time; its buffers take several times as much.
 READ_ROWS = 1024
-
-
-def add_sources(parser: argparse.ArgumentParser) -> None:
-    """Add the positional argument ``sources`` of a stage that reads embeddings; see ``Source.parse``."""
-    parser.add_argument(
-        "sources", nargs="+", metavar="NAME=FILE:COLUMN", help="a modality: its name, and the embeddings' file, column"
-    )
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""``fuxictr-mm embed reduce``: PCA of item embeddings, separate for each modality and joint.
+"""PCA of item embeddings, separate for each modality and joint.
 
 The strategies of "Feature Fusion Revisited" (Zhou, WWW 2025 EReL@MIR workshop, https://arxiv.org/abs/2504.18961):
 V1 PCA(text), V2 PCA(image), V3 PCA(text, image), V4 PCA(text) + PCA(image).
@@ -8,7 +8,6 @@ Shape letters: I items, n items of a chunk, D dim of an embedding, K dim after t
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 from collections.abc import Sequence
@@ -17,140 +16,20 @@ from typing import Any
 
 import numpy as np
 
-from fuxictr_mm.arguments import add_examples, show
-from fuxictr_mm.embeddings.command import add_output, add_settings, flag, given_settings
+from fuxictr_mm.embeddings.fit_reducer import CHUNK_BYTES, ReduceOptions, choose_strategies, fit_reducer, rows_of
 from fuxictr_mm.embeddings.item_files import (
     ItemFileWriter,
     JoinedEmbeddings,
     Source,
-    add_sources,
     embedding_type,
     read_embeddings,
 )
 from fuxictr_mm.embeddings.numbering import numbering
-from fuxictr_mm.embeddings.reducer import (
-    APART,
-    CHUNK_BYTES,
-    JOINT,
-    ReduceOptions,
-    Reducer,
-    Strategy,
-    choose_strategies,
-    fit_reducer,
-    rows_of,
-)
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.files import atomic_path, check_outputs, write_beside
-from fuxictr_mm.terminal import format_table, item_bar
-
-#: A modality is dominated if it has less than this fraction of an equal part of the joint components, ...
-SMALL_FRACTION = 0.2
-
-#: ... or if they keep less than this fraction of what its own PCA keeps in an equal part of the dim.
-SMALL_PART = 0.5
-
-
-def summarize(reducer: Reducer, prefix: str) -> dict[str, Any]:
-    """Return the report as plain values.
-
-    Keys: ``scaling``, ``whiten``, ``balance``; ``modalities`` with ``items`` (of the fit), ``missing`` and
-    ``variance``; ``strategies`` with ``kept`` (fraction of all variance), ``kept_of`` (of each modality's) and, for the
-    joint one, ``made_of`` (fraction of its components' variance from each modality); ``warnings``.
-    """
-    names = [m.name for m in reducer.modalities]
-    modalities = [
-        {"name": m.name, "column": m.column, "width": m.dim}
-        | {"items": m.pca.count, "missing": m.missing, "variance": m.pca.total}
-        for m in reducer.modalities
-    ]
-    strategies = [
-        {"column": f"{prefix}_{s.name}", "strategy": s.describe(names), "width": s.dim, "widths": s.dims}
-        | _fractions(reducer, s)
-        for s in reducer.strategies
-    ]
-    warnings = [sentence for s in reducer.strategies if s.kind == JOINT for sentence in _dominated(reducer, s)]
-    settings = {"scaling": reducer.scaling, "whiten": reducer.whiten, "balance": reducer.balance}
-    return {**settings, "modalities": modalities, "strategies": strategies, "warnings": warnings}
-
-
-def _fractions(reducer: Reducer, strategy: Strategy) -> dict[str, Any]:
-    if strategy.kind == JOINT:
-        assert reducer.joint is not None
-        pca = reducer.joint.keep(strategy.dim)
-        weighted = pca.variances @ pca.components**2
-        amounts = {name: float(weighted[columns].sum()) for name, columns in reducer.columns.items()}
-        totals = reducer.joint_totals
-    else:
-        used = [m for m in reducer.modalities if m.name in strategy.dims]
-        amounts = {m.name: float(m.pca.variances[: strategy.dims[m.name]].sum()) for m in used}
-        totals = {m.name: m.pca.total for m in used}
-    kept = sum(amounts.values())
-    fractions = {
-        "kept": kept / sum(totals.values()),
-        "kept_of": {name: amount / totals[name] for name, amount in amounts.items()},
-    }
-    made_of = {"made_of": {name: amount / kept for name, amount in amounts.items()}}
-    return fractions | made_of if strategy.kind == JOINT else fractions
-
-
-def _dominated(reducer: Reducer, strategy: Strategy) -> list[str]:
-    """Return a warning for each modality that the joint PCA hardly keeps."""
-    fractions = _fractions(reducer, strategy)
-    made_of, kept_of = fractions["made_of"], fractions["kept_of"]
-    equal_part = max(strategy.dim // len(reducer.modalities), 1)
-    largest = max(made_of, key=made_of.__getitem__)
-    separate = next((s.name for s in reducer.strategies if s.kind == APART), APART)
-    fix = f"use {separate}" if reducer.scaling != "none" else f"use {separate}, or --scaling standard or l2"
-    sentences = []
-    for modality in reducer.modalities:
-        alone = float(modality.pca.variances[:equal_part].sum()) / modality.pca.total
-        small = made_of[modality.name] < SMALL_FRACTION / len(reducer.modalities)
-        if modality.name != largest and (small or kept_of[modality.name] < SMALL_PART * alone):
-            sentences.append(
-                f"{largest} dominates {strategy.name}: its components are {made_of[largest]:.1%} {largest} and "
-                f"{made_of[modality.name]:.1%} {modality.name}; they keep {kept_of[modality.name]:.1%} of "
-                f"{modality.name}'s variance, its own PCA keeps {alone:.1%} in {equal_part} components; {fix}"
-            )
-    return sentences
-
-
-def format_report(report: dict[str, Any]) -> str:
-    """Return the tables and the warnings of a fit."""
-    names = [m["name"] for m in report["modalities"]]
-    keys = ("name", "column", "width", "items", "missing")
-    modalities = [[*(str(m[key]) for key in keys), f"{m['variance']:.6g}"] for m in report["modalities"]]
-    rows = []
-    for s in report["strategies"]:
-        kept = [f"{s['kept_of'][name]:.1%}" if name in s["kept_of"] else "-" for name in names]
-        rows.append([s["column"], s["strategy"], " + ".join(map(str, s["widths"].values())), f"{s['kept']:.1%}", *kept])
-    head = ["column", "strategy", "dim", "variance kept", *(f"of {name}" for name in names)]
-    lines = [format_table(["modality", "column", "dim", "items", "without", "variance"], modalities), ""]
-    lines.append(format_table(head, rows))
-    for s in report["strategies"]:
-        if "made_of" in s:
-            parts = ", ".join(f"{fraction:.1%} {name}" for name, fraction in s["made_of"].items())
-            lines += ["", f"The components of {s['column']} are {parts}."]
-    return "\n".join(lines + [f"warning: {sentence}" for sentence in report["warnings"]])
-
-
-def format_applied(report: dict[str, Any]) -> str:
-    """Return what a saved reducer was applied to; what it kept is that of its own fit."""
-    fit = report["fit"]
-    lines = [f"{report['items']} items reduced by {report['applied']}"]
-    lines += [f"  {count} without an embedding of {name}" for name, count in report["missing"].items() if count]
-    rows = [[s["column"], s["strategy"], str(s["width"]), f"{s['kept']:.1%}"] for s in fit["strategies"]]
-    items = max(m["items"] for m in fit["modalities"])
-    head = ["column", "strategy", "dim", f"variance kept of the {items} items of the fit"]
-    return "\n".join([*lines, "", format_table(head, rows)])
-
-
-def yaml_lines(report: dict[str, Any]) -> str:
-    """Return the lines of ``feature_cols`` in dataset_config.yaml."""
-    return "\n".join(
-        f"- {{name: {s['column']}, active: False, dtype: float, type: embedding, source: item, "
-        f"pretrain_dim: {s['width']}}}"
-        for s in report["strategies"]
-    )
+from fuxictr_mm.reduction.reducer import Reducer
+from fuxictr_mm.reduction.summary import summarize
+from fuxictr_mm.terminal import item_bar
 
 
 def reduce_vectors(
@@ -268,46 +147,3 @@ def _write_h5(path: Path, column: Source, count: int) -> None:
         for ids, rows in read_embeddings(column):
             keys[row : row + len(ids)], values[row : row + len(ids)] = ids, rows
             row += len(ids)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of ``fuxictr-mm embed reduce``."""
-    add_examples(
-        parser,
-        "fuxictr-mm embed reduce text=item_feature.parquet:txt_emb_BERT image=item_feature.parquet:img_emb_CLIPRN50 \\",
-        "    --dim 128 --out item_emb.parquet",
-        "fuxictr-mm embed reduce text=new_items.parquet:txt_emb_BERT image=new_items.parquet:img_emb_CLIPRN50 \\",
-        "    --apply item_emb.reducer.safetensors --out new_item_emb.parquet",
-    )
-    add_sources(parser)
-    parser.add_argument("--out", required=True, metavar="FILE", help="item file to write, one column per strategy")
-    add_settings(parser, ReduceOptions, without=["strategies", "memory"])
-    parser.add_argument("--strategies", metavar="NAME,...", help=ReduceOptions.model_fields["strategies"].description)
-    parser.add_argument("--prefix", default="item_emb", help="prefix of the columns (default: item_emb)")
-    parser.add_argument("--save", metavar="FILE", help="the fitted reducer (default: OUT.reducer.safetensors)")
-    parser.add_argument("--apply", metavar="FILE", help="reduce by a saved reducer instead of fitting one")
-    parser.add_argument("--report", metavar="FILE", help="write the report as JSON as well")
-    parser.add_argument("--h5", metavar="PREFIX", help="write PREFIX_v1.h5, ... for FuxiCTR's pretrained_emb as well")
-    parser.add_argument("--memory", type=float, metavar="GB", help="embeddings held at a time (default, most: 0.033)")
-    add_output(parser)
-
-
-def main_from_args(args: argparse.Namespace) -> None:
-    """Run ``fuxictr-mm embed reduce``."""
-    given = given_settings(args, ReduceOptions)
-    if "strategies" in given:
-        given["strategies"] = [name.strip() for name in args.strategies.split(",")]
-    if "memory" in given:
-        if not args.memory > 0:
-            raise ConfigError(f"--memory is {args.memory:g}, expected gigabytes above 0")
-        given["memory"] *= 1e9
-    if args.apply:
-        for name in [*given, *(["save"] if args.save else [])]:
-            option = flag("no_balance" if name == "balance" else name)
-            raise ConfigError(f"{option} is a setting of the fit, and --apply fits nothing; leave one of them out")
-    files = {name: getattr(args, name) for name in ("apply", "save", "report", "h5", "prefix", "overwrite")}
-    sources = [Source.parse(text) for text in args.sources]
-    _, report = reduce_vectors(sources, args.out, **files, progress=not args.quiet, **given)
-    summary = format_applied(report) if args.apply else format_report(report)
-    paste = f"For feature_cols in dataset_config.yaml, with {args.out} added to item_info:"
-    show(args, report, f"{summary}\n\n{paste}\n\n{yaml_lines(report.get('fit', report))}")

@@ -30,9 +30,7 @@ def rank_by_influence(
     See ``influence_on_validation``.
     """
     # Indices pass through the model's logits, and bf16 holds none above 256 exactly.
-    settings = experiment.config.to_dict()
-    plain = {key: value for key, value in {"precision": "fp32", "compile": False}.items() if key in settings}
-    experiment = experiment.with_settings(**plain)
+    experiment = experiment.in_float32()
     model = _build(experiment, dataset)
     train, valid = (experiment.make_loader(dataset.splits[split], model) for split in ("train", "valid"))
     return influence_on_validation(model, checkpoints, train, valid, layer, recalibrate, experiment.config.verbose)

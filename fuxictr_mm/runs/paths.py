@@ -67,6 +67,11 @@ class RunPaths:
         """Return the paths of an experiment's configuration."""
         return cls(Path(config.model_root), config.dataset_id, config.expid)
 
+    @classmethod
+    def of_folder(cls, runs: Path) -> RunPaths:
+        """Return the paths of an experiment by the folder of its runs' folders."""
+        return cls(runs.parent.parent, runs.parent.name, runs.name)
+
     @property
     def folder(self) -> Path:
         """The folder of all experiments on the dataset."""
@@ -91,6 +96,21 @@ class RunPaths:
     def checkpoint(self) -> Path:
         """Training checkpoint of a run that is not finished."""
         return self._file("snapshot")
+
+    @property
+    def diagnosis(self) -> Path:
+        """Diagnosis of weights that belong to no run; that of a run is in its folder."""
+        return self._file("diagnosis.json")
+
+    @property
+    def influence(self) -> Path:
+        """Ranking of the training examples by influence."""
+        return self._file("influence.parquet")
+
+    @property
+    def process_logs(self) -> Path:
+        """Folder of what the processes of seeds and folds print."""
+        return self.folder / "logs"
 
     @property
     def lock(self) -> Path:

@@ -16,7 +16,7 @@ from fuxictr_mm.config import VOLATILE_KEYS
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, nearest
 from fuxictr_mm.files import read_json
 from fuxictr_mm.runs.evaluations import read_lines
-from fuxictr_mm.runs.paths import DATA, DIAGNOSIS, METRICS, MODEL_CODE, PREDICTIONS, WEIGHTS
+from fuxictr_mm.runs.paths import DATA, DIAGNOSIS, METRICS, MODEL_CODE, PREDICTIONS, WEIGHTS, RunPaths
 from fuxictr_mm.runs.predictions import _groups_of, _problem_of_rows
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class Run:
     @property
     def weights(self) -> Path:
         """The best weights; of a run that has no folder (``record: False``), those of its experiment."""
-        return self.path / WEIGHTS if self.run else self.path.with_name(f"{self.path.name}.model")
+        return self.path / WEIGHTS if self.run else RunPaths.of_folder(self.path).weights
 
     @property
     def description(self) -> str:

@@ -1,8 +1,7 @@
-"""``fuxictr-mm export``: a trained model as graphs and memory-mapped tables; those of ONNX score without torch."""
+"""Export: a trained model as graphs and memory-mapped tables; those of ONNX score without torch."""
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import json
 import tempfile
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fuxictr_mm import __version__
-from fuxictr_mm.arguments import add_examples, add_experiment_options, add_output_options, show
 from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.files import check_folder_to_write, write_folder
 
@@ -33,61 +31,6 @@ SMALL_BATCH, FEW_BATCHES = 7, 500
 #: What each format needs.
 PACKAGES: dict[str, tuple[str, ...]] = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "pt2": ()}
 PACKAGES["triton"] = PACKAGES["onnx"]
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``fuxictr-mm export``."""
-    add_examples(
-        parser,
-        "fuxictr-mm export --expid DIN_MM_tiny --out DIN_MM_tiny_export",
-        "fuxictr-mm export --expid DIN_MM_tiny --out DIN_MM_tiny_export --precision int8-tables --overwrite",
-        "fuxictr-mm export --expid DIN_MM_tiny --out triton_models --format triton",
-    )
-    add_experiment_options(parser)
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write")
-    parser.add_argument(
-        "--format",
-        choices=tuple(PACKAGES),
-        default="onnx",
-        help="graphs of ONNX, of torch.export, or for Triton (onnx)",
-    )
-    parser.add_argument("--precision", choices=tuple(TOLERANCES), default="fp32", help="of tables or weights (fp32)")
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="weights other than the experiment's own")
-    parser.add_argument(
-        "--tolerance", type=float, help="largest difference of a score (1e-5; more for other precisions)"
-    )
-    parser.add_argument(
-        "--ids",
-        choices=("source", "numbers"),
-        default="source",
-        help="in requests, of what fuxictr-mm prepare numbered: those of its source, or its numbers (source)",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace a folder that an earlier export wrote")
-    add_output_options(parser)
-
-
-def main_from_args(args: argparse.Namespace) -> None:
-    """Write the folder."""
-    from fuxictr_mm.evaluation.ensemble import refuse_ensemble
-    from fuxictr_mm.experiment import Experiment
-    from fuxictr_mm.logs import set_up_logging
-
-    if not args.quiet:
-        set_up_logging()
-    try:
-        experiment = Experiment.load(args.expid, args.config, data_root=args.data_root, model_zoo=args.model_zoo)
-    except ConfigError:
-        refuse_ensemble(args.expid)
-        raise
-    options = {
-        name: getattr(args, name) for name in ("format", "weights", "precision", "tolerance", "overwrite", "ids")
-    }
-    parity = export(experiment, args.out, **options)
-    summary = f"{args.out}: " + _summary(parity["largest_difference"], parity["rows"], parity["auc"])
-    if "auc_folded" in parity:
-        found = parity["auc_folded"]
-        summary += "; served by users: " + _summary(parity["largest_difference_folded"], found["rows"], found)
-    show(args, {"folder": str(args.out), "expid": args.expid, **parity}, summary)
 
 
 def export(
@@ -300,19 +243,6 @@ def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     manifest["bytes"] = {path.name: path.stat().st_size for path in files}
     manifest["sha256"] = {path.name: checksum(path) for path in files}
     (folder / MANIFEST).write_text(_json(manifest), encoding="utf-8")
-
-
-def _summary(largest: float, rows: int, auc: Mapping[str, Any]) -> str:
-    return (
-        f"largest difference {largest:.2g} over {rows} validation rows, "
-        f"AUC {_text(auc['export'])} (model: {_text(auc['model'])})"
-    )
-
-
-def _text(auc: float | Mapping[str, float | None] | None) -> str:
-    if isinstance(auc, Mapping):
-        return ", ".join(f"{label} {_text(found)}" for label, found in auc.items())
-    return "none" if auc is None else f"{auc:.6f}"
 
 
 def _json(content: Mapping[str, Any]) -> str:

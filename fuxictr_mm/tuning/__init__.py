@@ -17,6 +17,7 @@ from pathlib import Path
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.tuning.grid import enumerate_trials, run_grid
 from fuxictr_mm.tuning.seeds import train_seeds
+from fuxictr_mm.tuning.source import AS_CONFIGURED, Source
 from fuxictr_mm.tuning.study import run_study
 from fuxictr_mm.tuning.table import format_table, report, write_table
 from fuxictr_mm.tuning.trial import TrialResult
@@ -29,19 +30,18 @@ def run_tuner(
     script: Path | None,
     *,
     tag: str | None = None,
-    data_root: Path | None = None,
-    model_zoo: Path | None = None,
+    source: Source = AS_CONFIGURED,
     quiet: bool = False,
     as_json: bool = False,
 ) -> None:
     """Run the remaining trials of a search and report all; parameters as of ``run_grid``, ``run_study``, ``report``."""
-    tuner = read_tuner(tuner_yaml, model_zoo)
+    tuner = read_tuner(tuner_yaml, source.model_zoo)
     if tuner.search == "grid":
-        enumerate_trials(tuner_yaml, model_zoo)
-        results = run_grid(tuner.folder, gpus, tag, script, data_root=data_root, model_zoo=model_zoo, quiet=quiet)
+        enumerate_trials(tuner_yaml, source.model_zoo)
+        results = run_grid(tuner.folder, gpus, tag, script, source, quiet)
         report(results, tuner.folder, tag, quiet=quiet, as_json=as_json)
         return
     if tag is not None:
         raise ConfigError(f"{tuner_yaml}: --tag chooses among the points of a grid, but search is {tuner.search}")
-    results, importance = run_study(tuner, gpus, script, data_root, model_zoo, quiet)
+    results, importance = run_study(tuner, gpus, script, source, quiet)
     report(results, tuner.folder, importance=importance, quiet=quiet, as_json=as_json)

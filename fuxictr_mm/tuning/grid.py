@@ -14,7 +14,8 @@ from fuxictr_mm.data.fingerprint import data_hashes
 from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.files import try_lock
 from fuxictr_mm.training.resume import hash_of_settings, hashes_of_data, newest_checkpoint, read_content
-from fuxictr_mm.tuning.runner import common_args, run_trials
+from fuxictr_mm.tuning.runner import run_trials
+from fuxictr_mm.tuning.source import AS_CONFIGURED, Source
 from fuxictr_mm.tuning.trial import Trial, TrialResult, Trials, load_each, warn_of_changed_data
 from fuxictr_mm.tuning.tuner_file import read_tuner
 from fuxictr_mm.yaml_files import write_entries
@@ -72,8 +73,7 @@ def run_grid(
     gpus: Sequence[int],
     tag: str | None,
     script: Path | None,
-    data_root: Path | None = None,
-    model_zoo: Path | None = None,
+    source: Source = AS_CONFIGURED,
     quiet: bool = False,
 ) -> list[TrialResult]:
     """Run the experiments of a folder that have not finished yet, one at a time on each entry of ``gpus``.
@@ -91,8 +91,8 @@ def run_grid(
         Keeps only the experiment ids that contain it.
     script : Path
         The script that trains an experiment, such as run_expid.py; None for ``fuxictr-mm train``.
-    data_root, model_zoo : Path, optional
-        Passed on to each trial.
+    source : Source
+        Folders that replace those of the configuration; passed on to each trial.
     quiet : bool
         No progress bar.
 
@@ -107,26 +107,23 @@ def run_grid(
         The tag matches nothing, a trial's configuration is wrong, or a device or the script does not exist; before any
         trial runs.
     """
-    trials = _Grid(config_dir, tag, data_root, model_zoo)
+    trials = _Grid(config_dir, tag, source)
     if not quiet:
         warn_of_changed_data((trial.outdated() for trial in trials.waiting), "trial")
-    run_trials(trials, config_dir, gpus, script, common_args(data_root, model_zoo), quiet)
+    run_trials(trials, config_dir, gpus, script, source.arguments, quiet)
     return trials.results()
 
 
 class _Grid(Trials):
     """The experiments of a configuration folder."""
 
-    def __init__(self, config_dir: Path, tag: str | None, data_root: Path | None, model_zoo: Path | None) -> None:
-        # Imported here because it imports FuxiCTR, which the other functions do not need.
-        from fuxictr_mm.experiment import Experiment
-
+    def __init__(self, config_dir: Path, tag: str | None, source: Source) -> None:
         names = list(list_experiments(config_dir))
         kept = [name for name in names if tag is None or tag in name]
         if not kept:
             listing = ", ".join(names)
             raise ConfigError(f"{config_dir}: no experiment id contains the tag '{tag}' (there are: {listing})")
-        load = partial(Experiment.load, config=config_dir, data_root=data_root, model_zoo=model_zoo)
+        load = partial(source.load, config=config_dir)
         trials = [
             Trial(each.config.expid, each.config.to_dict(), each.paths, model_code=each.model_code)
             for each in load_each(kept, load, str(config_dir))

@@ -25,12 +25,6 @@ STOP_SECONDS = 10.0  # that a trial has to end by itself
 LOG_TAIL = 8192  # bytes at the end of a log that are searched for its last line
 
 
-def common_args(data_root: Path | None, model_zoo: Path | None) -> list[str]:
-    """Return the arguments that the tuner passes on to ``fuxictr-mm train``."""
-    given = {"--data_root": data_root, "--model_zoo": model_zoo}
-    return [text for flag, path in given.items() if path is not None for text in (flag, str(path))]
-
-
 def run_trials(
     trials: Trials,
     config_dir: Path,

@@ -114,7 +114,7 @@ def train_side_by_side(
     trials = _Variants(variants, experiment.config.expid, resume)
     if resume and not quiet:
         warn_of_changed_data((one.outdated() for one, _ in variants.values() if not one.finished_runs()), what)
-    logs = experiment.paths.folder / "logs"
+    logs = experiment.paths.process_logs
     options = [*(["--resume"] if resume else []), *extra_args]
     try:
         gpus = [gpu] * min(at_once, len(variants))

@@ -26,8 +26,9 @@ from fuxictr_mm.files import try_lock, write_beside
 from fuxictr_mm.runs import monitored, newest_evaluations, read_evaluations
 from fuxictr_mm.training.resume import newest_checkpoint
 from fuxictr_mm.tuning.database import open_storage, open_study, shown_url
-from fuxictr_mm.tuning.runner import common_args, run_trials
+from fuxictr_mm.tuning.runner import run_trials
 from fuxictr_mm.tuning.sampler import Sampler
+from fuxictr_mm.tuning.source import AS_CONFIGURED, Source
 from fuxictr_mm.tuning.space import Point, check_points, number_of_points
 from fuxictr_mm.tuning.trial import Trial, TrialResult, load_each
 from fuxictr_mm.tuning.tuner_file import Tuner
@@ -47,8 +48,7 @@ def run_study(
     tuner: Tuner,
     gpus: Sequence[int],
     script: Path | None,
-    data_root: Path | None = None,
-    model_zoo: Path | None = None,
+    source: Source = AS_CONFIGURED,
     quiet: bool = False,
     *,
     until: float = math.inf,
@@ -63,8 +63,8 @@ def run_study(
         Device of each worker, -1 for the CPU; repeat an entry for several workers on one device.
     script : Path
         The script that trains an experiment, such as run_expid.py; None for ``fuxictr-mm train``.
-    data_root, model_zoo : Path, optional
-        Passed on to each trial.
+    source : Source
+        Folders that replace those of the configuration; passed on to each trial.
     quiet : bool
         No progress bar.
     until : float
@@ -92,12 +92,12 @@ def run_study(
             f'{tuner.path}: search: {tuner.search} needs Optuna; pip install "fuxictr-mm[tuning]"'
         ) from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    data = _check_settings(tuner, data_root, model_zoo)
+    data = _check_settings(tuner, source)
     try:
-        trials = _StudyTrials(tuner, data_root, model_zoo, data, until)
+        trials = _StudyTrials(tuner, source, data, until)
         if trials.total < tuner.trials and not quiet:
             print(f"{tuner.path}: trials is {tuner.trials}, the space has {trials.total} points", file=sys.stderr)
-        extra_args = ["--resume", *common_args(data_root, model_zoo)]
+        extra_args = ["--resume", *source.arguments]
         run_trials(trials, tuner.folder, gpus, script, extra_args, quiet)
         return trials.results(), trials.importance()
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
@@ -108,10 +108,8 @@ def run_study(
         ) from error
 
 
-def _check_settings(tuner: Tuner, data_root: Path | None, model_zoo: Path | None) -> dict[str, str]:
+def _check_settings(tuner: Tuner, source: Source) -> dict[str, str]:
     """Return hashes of the data; refuse, before anything is written, a value of the space that would fail later."""
-    from fuxictr_mm.experiment import Experiment
-
     if (tuner.folder / "model_config.yaml").exists():
         raise ConfigError(
             f"{tuner.folder}: holds model_config.yaml, of a grid perhaps; give the study another name, study: NAME"
@@ -122,7 +120,7 @@ def _check_settings(tuner: Tuner, data_root: Path | None, model_zoo: Path | None
         for row, point in enumerate(check_points(tuner.space)):
             names.append(f"{tuner.name}_{tuner.search}_check{row}")
             _write_experiment(Path(folder), tuner, names[-1], point)
-        load = partial(Experiment.load, config=folder, data_root=data_root, model_zoo=model_zoo)
+        load = partial(source.load, config=Path(folder))
         try:
             experiments = load_each(names, load, folder)
         except UserError as error:
@@ -163,18 +161,11 @@ class _Watch:
 class _StudyTrials:
     """The trials of a study: source and receiver of results."""
 
-    def __init__(
-        self,
-        tuner: Tuner,
-        data_root: Path | None,
-        model_zoo: Path | None,
-        data: Mapping[str, str],
-        until: float = math.inf,
-    ) -> None:
+    def __init__(self, tuner: Tuner, source: Source, data: Mapping[str, str], until: float = math.inf) -> None:
         from optuna.pruners import MedianPruner
 
         self._tuner = tuner
-        self._data_root, self._model_zoo = data_root, model_zoo
+        self._source = source
         self._folder = tuner.folder
         self._locks = self._folder / "locks"
         self.total = int(min(tuner.trials, number_of_points(tuner.space)))
@@ -183,7 +174,7 @@ class _StudyTrials:
         self._pruner = None if warmup is None else MedianPruner(n_startup_trials=5, n_warmup_steps=warmup + 1)
         with self._alone():
             self._storage = open_storage(tuner)
-            self._study = open_study(tuner, self._storage, model_zoo, data)
+            self._study = open_study(tuner, self._storage, source.model_zoo, data)
             self._study_id = self._storage.get_study_id_from_name(tuner.study)
             self._here = self._machine()
         self._ids: dict[int, int] = {}
@@ -314,8 +305,6 @@ class _StudyTrials:
 
     def _prepare(self, number: int, lock: Any) -> Trial | None:
         """Write the experiment of a trial; None if it fails already."""
-        from fuxictr_mm.experiment import Experiment
-
         found = self._trial(number)
         point = found.user_attrs["point"]
         dataset_id, data = _dataset(self._tuner, point)
@@ -329,8 +318,7 @@ class _StudyTrials:
         error = ""
         try:
             _write_experiment(self._folder, self._tuner, expid, point)
-            where: dict[str, Any] = {"data_root": self._data_root, "model_zoo": self._model_zoo}
-            experiment = Experiment.load(expid, self._folder, **where)
+            experiment = self._source.load(expid, self._folder)
             params, code = experiment.config.to_dict(), experiment.model_code
             trial = Trial(expid, params, experiment.paths, lock, number, model_code=code)
             is_done = trial.result() is not None

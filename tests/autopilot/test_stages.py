@@ -5,7 +5,6 @@ import shutil
 import sys
 import time
 import zipfile
-from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,9 +29,7 @@ def test_trials_are_of_this_library_where_another_one_has_a_script(tmp_path, mon
     monkeypatch.setattr(
         stages, "run_study", lambda tuner, gpus, script, *_, **__: (started.append(script), ([], None))[1]
     )
-    autopilot = stages.Autopilot(
-        Namespace(out=tmp_path, dataset_id="X", jobs=1, gpu=-1, model_zoo=None, data_root=None, quiet=True)
-    )
+    autopilot = stages.Autopilot(stages.Request("X", tmp_path, jobs=1, quiet=True))
     autopilot.first, autopilot.tuners = {"DIN": {}}, {"DIN": tmp_path}
     autopilot.study("DIN", 1, 0.0)
     assert started == [None]
@@ -40,8 +37,7 @@ def test_trials_are_of_this_library_where_another_one_has_a_script(tmp_path, mon
 
 def test_what_is_spent_is_noted_while_a_stage_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(stages, "NOTE_SECONDS", 0.01)
-    args = Namespace(out=tmp_path, dataset_id="X", jobs=1, gpu=-1)
-    autopilot = stages.Autopilot(args)
+    autopilot = stages.Autopilot(stages.Request("X", tmp_path, jobs=1))
     autopilot.spent = 100.0
     autopilot.folder.mkdir()
     with autopilot.noted():
@@ -54,7 +50,7 @@ def test_what_is_spent_is_noted_while_a_stage_runs(tmp_path, monkeypatch):
 def test_missing_packages_are_named_before_anything_is_trained(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(ConfigError, match="jinja2"):
-        stages.Autopilot(Namespace(out=tmp_path, dataset_id="X", jobs=1, gpu=-1))
+        stages.Autopilot(stages.Request("X", tmp_path))
 
 
 def fail(*args, **kwargs):

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fuxictr_mm.datasets.prepare import write_config
+from fuxictr_mm.datasets.configuration import write_config
 from fuxictr_mm.datasets.reader import load_reader
 from fuxictr_mm.datasets.writer import Writer
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from fuxictr_mm.autopilot.candidates import MODELS
 from fuxictr_mm.datasets import log as log_module
+from fuxictr_mm.datasets.configuration import write_config
 from fuxictr_mm.datasets.own.experiments import log_experiments, users_recur
-from fuxictr_mm.datasets.prepare import write_config
 from fuxictr_mm.datasets.reader import load_reader
 from fuxictr_mm.datasets.writer import SplitSummary, Summary, Writer
 from fuxictr_mm.errors import DataError, UserError

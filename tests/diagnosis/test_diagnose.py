@@ -14,9 +14,10 @@ from torch import nn
 from fuxictr_mm import Experiment, cli
 from fuxictr_mm.config import list_experiments
 from fuxictr_mm.data.loaders import take_rows
-from fuxictr_mm.diagnosis.diagnose import diagnose, find_trained, format_summary
+from fuxictr_mm.diagnosis.diagnose import diagnose, format_summary
 from fuxictr_mm.diagnosis.findings import SEVERITIES
 from fuxictr_mm.diagnosis.slices import count_items
+from fuxictr_mm.diagnosis.trained import find_trained
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
 from fuxictr_mm.yaml_files import load_yaml
 from tests.data import test_histories as raw_world

@@ -7,10 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from fuxictr_mm.commands.embed.align import add_arguments, main_from_args
 from fuxictr_mm.data.synthetic.spec import SyntheticSpec
 from fuxictr_mm.data.synthetic.world import World
 from fuxictr_mm.data.synthetic.writer import generate
-from fuxictr_mm.embeddings.align import AlignOptions, add_arguments, align, main_from_args, write_aligned
+from fuxictr_mm.embeddings.align import AlignOptions, align, write_aligned
 from fuxictr_mm.embeddings.item_files import Source
 from fuxictr_mm.embeddings.swing import Neighbors
 from fuxictr_mm.errors import ConfigError, DataError, UserError

@@ -10,11 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from fuxictr_mm.embeddings import reducer as reducer_fit
+from fuxictr_mm.commands.embed.reduce import format_report, yaml_lines
+from fuxictr_mm.embeddings import fit_reducer as reducer_fit
+from fuxictr_mm.embeddings.fit_reducer import ReduceOptions
 from fuxictr_mm.embeddings.item_files import JoinedEmbeddings, Source, read_embeddings
-from fuxictr_mm.embeddings.reduce import format_report, reduce_vectors, summarize, yaml_lines
-from fuxictr_mm.embeddings.reducer import ReduceOptions, Reducer
+from fuxictr_mm.embeddings.reduce import reduce_vectors
 from fuxictr_mm.errors import ConfigError, DataError, UserError
+from fuxictr_mm.reduction.reducer import Reducer
+from fuxictr_mm.reduction.summary import summarize
 from tests.errors import raises_naming
 
 TINY = Path(__file__).resolve().parents[2] / "data" / "tiny_mm"

@@ -8,10 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from fuxictr_mm.cli import main
+from fuxictr_mm.commands.compare import as_dict
 from fuxictr_mm.data.fingerprint import hash_files
 from fuxictr_mm.errors import DataError
 from fuxictr_mm.evaluation.compare import compare
-from fuxictr_mm.evaluation.compare_command import as_dict
 from fuxictr_mm.runs import find_runs
 from tests.evaluation.conftest import change_data, change_rows, change_settings
 

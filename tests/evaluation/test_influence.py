@@ -18,7 +18,7 @@ from fuxictr_mm import Experiment, cli
 from fuxictr_mm.data.loaders import InMemoryLoader, gather
 from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.evaluation.influence import Checkpoint, find_last_layer, influence_on_validation, last_layer_inputs
-from fuxictr_mm.evaluation.influence_command import make_ranking, summarize
+from fuxictr_mm.evaluation.influence_ranking import make_ranking, summarize
 from fuxictr_mm.evaluation.influence_training import number_of_worst, rank_by_influence, train_keeping_checkpoints
 from tests.arrow import write_partitions
 from tests.data import test_histories as raw_world

@@ -200,7 +200,7 @@ def three(runs: Runs) -> Runs:
 @pytest.fixture(scope="session")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
     """The page of three experiments, for tests that read it."""
-    from fuxictr_mm.report.command import report
+    from fuxictr_mm.report.report import report
 
     folder = tmp_path_factory.mktemp("report")
     runs = add_three(Runs(folder / "checkpoints"))

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")
 
-from fuxictr_mm.report.command import report
+from fuxictr_mm.report.report import report
 
 NAMES = "[...document.querySelector('table.sortable').tBodies[0].rows].map(r => r.cells[0].innerText.split('\\n')[0])"
 STATES = "[...document.querySelector('table.sortable').tHead.rows[0].cells].map(h => h.getAttribute('aria-sort'))"

@@ -15,11 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from fuxictr_mm.commands.compare import as_dict
 from fuxictr_mm.config import config_hash
 from fuxictr_mm.data.groups import NO_GROUP, decode_group
 from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.evaluation.compare import compare
-from fuxictr_mm.evaluation.compare_command import as_dict
 from fuxictr_mm.evaluation.ensemble import ensemble
 from fuxictr_mm.metrics import evaluate_metrics
 from fuxictr_mm.runs import RunPaths, best_epoch_was_last, find_runs

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 from starlette.testclient import TestClient
 
-from fuxictr_mm.datasets.prepare import write_config
+from fuxictr_mm.datasets.configuration import write_config
 from fuxictr_mm.datasets.reader import load_reader
 from fuxictr_mm.datasets.writer import Writer
 from fuxictr_mm.experiment import Experiment

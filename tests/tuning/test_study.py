@@ -280,13 +280,13 @@ def test_stopped_it_gives_its_trials_back(folder, forked, wait_for):
 def test_a_machine_that_is_silent_loses_its_trial(folder, monkeypatch):
     url = f"sqlite:///{folder}/shared.db"
     here = study._StudyTrials(
-        tuning.read_tuner(tuner_file(folder, "width: [7, 8]", trials=2, storage=url)), None, None, {}
+        tuning.read_tuner(tuner_file(folder, "width: [7, 8]", trials=2, storage=url)), tuning.Source(), {}
     )
     trial = here.take()
     (folder / "there").mkdir()
     path = tuner_file(folder / "there", "width: [7, 8]", trials=2, storage=url)
     path.write_text(path.read_text().replace("base_config: base", f"base_config: {folder}/base"))
-    there = study._StudyTrials(tuning.read_tuner(path), None, None, {})
+    there = study._StudyTrials(tuning.read_tuner(path), tuning.Source(), {})
     second = there.take()
     assert second.number == 1
     assert there._claim() is None
@@ -309,7 +309,7 @@ def test_a_machine_that_is_silent_loses_its_trial(folder, monkeypatch):
 
 
 def test_a_trial_that_ended_elsewhere_while_this_machine_slept_is_left(folder, monkeypatch):
-    here = study._StudyTrials(tuning.read_tuner(tuner_file(folder, "width: [7]", trials=1)), None, None, {})
+    here = study._StudyTrials(tuning.read_tuner(tuner_file(folder, "width: [7]", trials=1)), tuning.Source(), {})
     trial = here.take()
     here._study.tell(0, 0.5)
     monkeypatch.setattr(study, "read_evaluations", lambda _: [{"epoch": 1, "step": 10, "AUC": 0.6}])
@@ -510,7 +510,10 @@ def test_a_study_stays_the_same(folder):
     (folder / "other" / "Fake.py").write_text((folder / "model_zoo" / "Fake.py").read_text() + "CHANGED = True\n")
     with raises_naming(ConfigError, "Fake"):
         run_tuner(
-            tuner_file(folder, "width: [1, 2, 3]", trials=2), [-1], Path("fake_run.py"), model_zoo=folder / "other"
+            tuner_file(folder, "width: [1, 2, 3]", trials=2),
+            [-1],
+            Path("fake_run.py"),
+            source=tuning.Source(model_zoo=folder / "other"),
         )
     assert len(hunt(tuner_file(folder, "width: [1, 2]", trials=2, study="other"))) == 2
     with raises_naming(ConfigError, "--tag"):
@@ -550,7 +553,9 @@ def test_a_real_trial_on_tiny_mm(folder, monkeypatch):
         "tuner_space:\n    learning_rate: {low: 1.e-3, high: 1.e-2, log: True}\n"
     )
     monkeypatch.chdir(ROOT)
-    results = run_study(tuning.read_tuner(path), [-1], ROOT / "run_expid.py", ROOT / "data", ROOT / "model_zoo")[0]
+    results = run_study(
+        tuning.read_tuner(path), [-1], ROOT / "run_expid.py", tuning.Source(ROOT / "data", ROOT / "model_zoo")
+    )[0]
     assert [result.state for result in results] == ["finished"]
     assert 0.4 < results[0].valid["AUC"] < 1
     loaded = optuna.load_study(study_name="real", storage=f"sqlite:///{folder}/real/study.db")

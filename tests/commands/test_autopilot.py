@@ -6,16 +6,17 @@ import shutil
 
 import pytest
 
-from fuxictr_mm.autopilot import command
 from fuxictr_mm.cli import main
+from fuxictr_mm.commands.autopilot import _seconds
 from fuxictr_mm.files import try_lock
+from tests.docs.fences import ROOT
 
 
 def test_time():
-    assert [command._seconds(text) for text in ("90s", "45m", "1.5h", "30")] == [90, 2700, 5400, 1800]
+    assert [_seconds(text) for text in ("90s", "45m", "1.5h", "30")] == [90, 2700, 5400, 1800]
     for text in ("0m", "-1m", "soon", "3d"):
         with pytest.raises(argparse.ArgumentTypeError):
-            command._seconds(text)
+            _seconds(text)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +47,8 @@ def test_what_it_does_not_take_is_refused_before_a_file_is_read(tmp_path, capsys
     assert word in error
 
 
-def test_an_unknown_dataset_is_named(dataset, tmp_path, capsys):
+def test_an_unknown_dataset_is_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
     with pytest.raises(SystemExit) as stopped:
         main(["autopilot", "--dataset_id", "tiny_m", "--out", str(tmp_path)])
     assert stopped.value.code == 2
@@ -54,7 +56,8 @@ def test_an_unknown_dataset_is_named(dataset, tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_is_in_use_or_none_is_named(dataset, tmp_path, capsys):
+def test_a_folder_that_is_in_use_or_none_is_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
     lock = try_lock(tmp_path / "out" / "tiny_mm" / "lock")
     (tmp_path / "file").touch()
     for out in ("out", "file"):

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fuxictr_mm.embeddings.pca import Moments
+from fuxictr_mm.reduction.pca import Moments
 
 
 def by_svd(vectors, deviations=None):

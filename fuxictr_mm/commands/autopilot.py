@@ -1,10 +1,10 @@
-"""Arguments of ``fuxictr-mm autopilot``."""
+"""``fuxictr-mm autopilot``: from a dataset to a submission within a time budget."""
 
 from __future__ import annotations
 
 import argparse
 import re
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 from fuxictr_mm.arguments import add_examples, add_output_options, show
@@ -45,7 +45,7 @@ def main_from_args(args: argparse.Namespace) -> None:
     """Run or continue, print what was found."""
     if args.jobs is not None and args.jobs < 1:
         raise ConfigError(f"--jobs is {args.jobs}, expected 1 or more")
-    from fuxictr_mm.autopilot.stages import Autopilot
+    from fuxictr_mm.autopilot.stages import Autopilot, Request
 
-    found = Autopilot(args).run()
+    found = Autopilot(Request(**{field.name: getattr(args, field.name) for field in fields(Request)})).run()
     show(args, asdict(found), "\n".join([*found.told, f"page: {found.page}"]))

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from fuxictr_mm.embeddings.saved import SavedFormat, check_modalities
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
+from fuxictr_mm.reduction.saved import SavedFormat, check_modalities
 from tests.errors import raises_naming
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from fuxictr_mm.cli import main
 from fuxictr_mm.experiment import Experiment
-from fuxictr_mm.plan.command import make_plan
 from fuxictr_mm.plan.footers import measure_data
+from fuxictr_mm.plan.memory import make_plan
 from tests.docs.fences import ROOT
 
 SHOP = {

@@ -1,0 +1,109 @@
+"""The configuration of a prepared dataset: its labels, its entry, and experiments to begin with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fuxictr_mm.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from fuxictr_mm.datasets.reader import Reader
+    from fuxictr_mm.datasets.writer import Summary
+
+#: Settings of both experiments that are written to begin with.
+FIRST_SETTINGS = {
+    "metrics": ["AUC", "logloss"],
+    "optimizer": "adam",
+    "learning_rate": 1e-3,
+    "embedding_regularizer": 1e-6,
+    "batch_size": 4096,
+    "epochs": 10,
+    "early_stop_patience": 2,
+    "embedding_dim": 32,
+    "dnn_hidden_units": [256, 128],
+    "net_dropout": 0.1,
+}
+
+
+def choose_labels(name: str, reader: Reader, given: Sequence[str] | None) -> list[str]:
+    """Return the labels to train on, by default the reader's own.
+
+    Raises
+    ------
+    ConfigError
+        The dataset has no such label, or one is given twice.
+    """
+    labels = list(given or [reader.label])
+    known = [reader.label, *reader.other_labels]
+    for label in labels:
+        if label not in known or labels.count(label) > 1:
+            what = "is given twice" if label in known else f"no label of {name}{nearest(label, known)}"
+            raise ConfigError(f"--labels {label}: {what} (there are: {', '.join(known)})")
+    return labels
+
+
+def write_config(
+    folder: Path, dataset_id: str, reader: Reader, summary: Summary, labels: Sequence[str] = ()
+) -> list[str]:
+    """Write ``dataset_config.yaml`` and ``model_config.yaml`` for a prepared folder; return the experiment ids.
+
+    Files that are there already are kept: they may have been changed.
+    """
+    from fuxictr_mm.files import atomic_path
+    from fuxictr_mm.yaml_files import dump_yaml
+
+    dataset = dataset_entry(reader, summary, labels)
+    experiments = {}
+    for model, others in reader.experiments(summary).items():
+        settings = {key: value for key, value in {**FIRST_SETTINGS, **others}.items() if value is not None}
+        experiments[f"{model}_{dataset_id}"] = {"model": model, "dataset_id": dataset_id, **settings}
+    for stem, content in (("dataset_config", {dataset_id: dataset}), ("model_config", experiments)):
+        path = folder / f"{stem}.yaml"
+        if not path.exists():
+            with atomic_path(path) as temporary:
+                temporary.write_text(dump_yaml(content), encoding="utf-8")
+    return list(experiments)
+
+
+def dataset_entry(reader: Reader, summary: Summary, labels: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the entry of ``dataset_config.yaml`` for a prepared folder, by default on the reader's own label."""
+    from fuxictr_mm.data.prepared import ITEM_FILE
+
+    user_id: dict[str, Any] = {"name": "user_id", "dtype": "int", "type": "meta"}
+    if reader.embeds_users(summary):
+        user_id.update(type="categorical", vocab_size=summary.vocab_sizes["user_id"])
+    columns: list[dict[str, Any]] = [
+        user_id,
+        {"name": "item_seq", "dtype": "int", "type": "meta"},
+    ]
+    for name, kind in reader.context.items():
+        columns.append(_feature(name, kind, summary))
+    item_id = {"name": "item_id", "dtype": "int", "type": "categorical" if reader.embed_item_id else "meta"}
+    columns.append({**item_id, "source": "item", "vocab_size": summary.items + 1})
+    for name, kind in reader.item_columns.items():
+        if kind != "text":
+            columns.append({**_feature(name, kind, summary), "source": "item"})
+    for name in summary.coverage:
+        feature: dict[str, Any] = {"name": name, "dtype": "float", "type": "embedding", "source": "item"}
+        if name in summary.scales:
+            feature["scale"] = summary.scales[name]
+        columns.append(feature)
+    paths = {f"{split}_data": f"./{split}" for split in summary.splits}
+    label_col = [{"name": name, "dtype": "float"} for name in labels or [reader.label]]
+    return {
+        "data_root": "./",
+        "data_format": "parquet",
+        **paths,
+        "item_info": [f"./{ITEM_FILE}", *(f"./{name}.parquet" for name in summary.coverage)],
+        "rebuild_dataset": False,
+        "feature_cols": columns,
+        "label_col": label_col if len(label_col) > 1 else label_col[0],
+    }
+
+
+def _feature(name: str, kind: str, summary: Summary) -> dict[str, Any]:
+    if kind == "numeric":
+        return {"name": name, "dtype": "float", "type": "numeric"}
+    return {"name": name, "dtype": "int", "type": kind, "vocab_size": summary.vocab_sizes[name]}

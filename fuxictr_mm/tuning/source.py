@@ -1,0 +1,42 @@
+"""Where trials take data and model files from, other than the configuration says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fuxictr_mm.experiment import Experiment
+
+
+@dataclass(frozen=True)
+class Source:
+    """Folders that replace those of a configuration, as of ``Experiment.load``.
+
+    Parameters
+    ----------
+    data_root : Path, optional
+        Replaces the dataset's ``data_root``.
+    model_zoo : Path, optional
+        A folder of model files to search first.
+    """
+
+    data_root: Path | None = None
+    model_zoo: Path | None = None
+
+    @property
+    def arguments(self) -> list[str]:
+        """What is passed on to ``fuxictr-mm train``."""
+        given = {"--data_root": self.data_root, "--model_zoo": self.model_zoo}
+        return [text for flag, path in given.items() if path is not None for text in (flag, str(path))]
+
+    def load(self, expid: str, config: Path) -> Experiment:
+        """Read and check an experiment of a configuration folder."""
+        from fuxictr_mm.experiment import Experiment  # which imports FuxiCTR
+
+        return Experiment.load(expid, config, data_root=self.data_root, model_zoo=self.model_zoo)
+
+
+#: The folders of the configuration itself.
+AS_CONFIGURED = Source()
