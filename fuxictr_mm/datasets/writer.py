@@ -284,7 +284,7 @@ class Writer:
                     seen[numbers[kept]] = True
                     flat = pa.array(np.ascontiguousarray(values[kept]).reshape(-1))
                     lists = pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
-                    table = pa.table({"item_id": pa.array(numbers[kept]), name: lists})
+                    table = pa.table({"item_id": pa.array(numbers[kept]), name: lists}, metadata=self._numbering([]))
                     writer = writer or pq.ParquetWriter(temporary, table.schema, compression="zstd")
                     writer.write_table(table)
             finally:
