@@ -240,7 +240,8 @@ class TrainingRun:
             logger.info(f"The best epoch was the last allowed one, {config.epochs}: more epochs may be better")
         logger.info("Validation")
         scored = loop.score(model, valid)
-        metrics = {"valid": loop.measure(scored, config.metrics), "test": None}
+        of_valid = loop.measure(scored, config.metrics)
+        metrics: dict[str, dict[str, float] | None] = {"valid": of_valid, "test": None}
         scored_test = None
         if "test" in dataset.splits and (test_metrics or config.record):
             logger.info("Test")
@@ -251,7 +252,7 @@ class TrainingRun:
                 metrics["test"] = loop.measure(scored_test, test_metrics)
         if kind_of_task(config.task) == "binary_classification" and scored.label is not None:
             calibrate = f"{experiment.command('predict')} --calibrate platt"
-            warn_of_baselines(metrics["valid"], scored.label, scored.tasks, calibrate)
+            warn_of_baselines(of_valid, scored.label, scored.tasks, calibrate)
         seconds = time.perf_counter() - self.started if writer is None else writer.seconds
         result = {"expid": config.expid, "config_hash": config.fingerprint(), **metrics, "seconds": seconds}
         if is_main():
