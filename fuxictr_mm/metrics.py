@@ -20,6 +20,7 @@ Shape letters: n examples, G groups, T runs of tied scores, or labels of an exam
 
 import difflib
 import logging
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -107,6 +108,28 @@ def parse_metric(name: str, tasks: Sequence[str] = ()) -> Metric:
 def takes_one_class(name: str) -> bool:
     """Whether a metric is defined of rows of one class, which cannot be ranked."""
     return name in _ROW_METRICS and name != "AUC"
+
+
+def constant_logloss(rate: float) -> float:
+    """Return the logloss of predicting the rate of positives for all rows, which a model has to be below.
+
+    Examples
+    --------
+    >>> round(constant_logloss(0.5), 4), round(constant_logloss(0.1), 4)
+    (0.6931, 0.3251)
+    """
+    return -sum(part * math.log(part) for part in (rate, 1 - rate) if part)
+
+
+def auc_noise(positives: int, negatives: int) -> float:
+    """Return the standard deviation of the AUC of random scores, of independent rows.
+
+    Examples
+    --------
+    >>> round(auc_noise(100, 300), 4)
+    0.0334
+    """
+    return math.sqrt((positives + negatives + 1) / (12 * positives * negatives))
 
 
 def find_undefined(

@@ -14,6 +14,9 @@ from tqdm import tqdm
 
 from fuxictr_mm.runtime import is_main
 
+#: Seconds between two lines of progress where there is no terminal.
+LINE_SECONDS = 30.0
+
 #: ANSI codes of ``paint``.
 BOLD, RED = "1", "31"
 
@@ -27,11 +30,33 @@ UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\u
 def progress_bar(batches: Iterable[Any], what: str, verbose: int = 1, done: int = 0, total: int | None = None) -> tqdm:
     """Return a progress bar over ``batches``, of which ``done`` are finished.
 
-    Nothing is printed with ``verbose=0``, in a process other than the main one, or, with ``verbose=1``, without a
-    terminal.
+    With ``verbose=1`` and without a terminal it is a line every ``LINE_SECONDS``, none of what takes less. Nothing is
+    printed with ``verbose=0``, or in a process other than the main one.
     """
-    quiet = verbose == 0 or not is_main() or (verbose == 1 and not sys.stderr.isatty())
-    return tqdm(batches, desc=what, unit="batch", disable=quiet, leave=False, initial=done, total=total)
+    quiet = verbose == 0 or not is_main()
+    options: dict[str, Any] = {}
+    if verbose == 1 and not sys.stderr.isatty():
+        options = dict.fromkeys(("delay", "mininterval", "maxinterval"), LINE_SECONDS)
+        options |= {
+            "file": _Lines(sys.stderr),
+            "bar_format": "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]",
+        }
+    return tqdm(batches, desc=what, unit="batch", disable=quiet, leave=False, initial=done, total=total, **options)
+
+
+class _Lines:
+    """Stream of a progress bar that is to write lines, not one line again and again: a file, or a pipe."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        line = text.replace("\x1b[A", "").strip()  # of a bar within another, which moves the cursor
+        if line:
+            self._stream.write(f"{line}\n")
+
+    def flush(self) -> None:
+        self._stream.flush()
 
 
 def item_bar(items: int, what: str, verbose: int, done: int = 0) -> tqdm:

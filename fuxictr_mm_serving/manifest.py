@@ -175,6 +175,8 @@ def read_manifest(folder: Path, *, any_graphs: bool = False, content: bytes | No
         version = manifest["format"]
     except FileNotFoundError:
         raise ServingError(f"{path}: no such file; write the folder with fuxictr-mm export") from None
+    except NotADirectoryError:
+        raise ServingError(f"{folder}: is a file; expected a folder that fuxictr-mm export wrote") from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ServingError(f"{path}: is no manifest of an export ({type(error).__name__}); export again") from None
     if version == "triton":

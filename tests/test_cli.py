@@ -116,6 +116,27 @@ def test_what_is_mistyped_is_one_line(arguments, names, capsys, monkeypatch):
     check_names(printed.err, *names)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (["check-data"], ["DIR", "'fuxictr-mm check-data --help'"]),
+        (["check-data", "a.csv"], ["a.csv", "folder", "train.parquet"]),
+        (["serve", "a.csv"], ["a.csv: ", "a file", "fuxictr-mm export"]),
+        (["serve", "nowhere"], ["nowhere/manifest.json", "fuxictr-mm export"]),
+        (["prepare", "log", "--source", "a.csv", "--out", "b"], ["--source a.csv", "file", "folder"]),
+        (["prepare", "mind", "--source", "nowhere", "--out", "b"], ["--source nowhere", "no such folder"]),
+        (["embed", "encode", "--texts", "nowhere", "--model", "m", "--out", "b"], ["nowhere"]),
+        (["runs"], ["checkpoints", "--root"]),
+    ],
+)
+def test_what_is_not_there_or_no_folder_is_one_line(arguments, names, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("a.csv").touch()
+    with exits_naming(capsys, *names):
+        main(arguments)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
+
+
 def test_scripts_speak_the_same_way(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["run_expid.py", "--expid", "x", "--res", "--modelzoo", "y"])
     with exits_naming(capsys, "'--modelzoo'", "'--model_zoo'"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from shlex import quote
@@ -63,6 +64,9 @@ def main_from_args(args: argparse.Namespace) -> None:
         set_up_logging()
     if args.max_len is not None and args.max_len < 1:
         raise ConfigError(f"--max_len is {args.max_len}, expected 1 or more")
+    if not args.source.is_dir():
+        found = "is a file" if args.source.exists() else "no such folder"
+        raise ConfigError(f"--source {args.source}: {found}; expected the folder of the unpacked files")
     reader_class = load_reader(args.name)
     reader = reader_class(args.source, args.out / ".scratch", args.max_len or reader_class.history_len)
     reader.configure(given_options(args))
@@ -78,11 +82,11 @@ def main_from_args(args: argparse.Namespace) -> None:
     dataset_id = args.out.resolve().name
     experiments = write_config(args.out, dataset_id, reader, summary, labels)
     document = {"folder": str(args.out), "experiments": experiments, **asdict(summary)}
-    show(args, document, format_summary(summary, args.out, experiments))
+    show(args, document, format_summary(summary, args.out, experiments, reader.notes(summary)))
 
 
-def format_summary(summary: Summary, folder: Path, experiments: list[str]) -> str:
-    """Return what was written, as text."""
+def format_summary(summary: Summary, folder: Path, experiments: list[str], notes: Sequence[str] = ()) -> str:
+    """Return what was written, as text, with the notes of the reader."""
     from fuxictr_mm.terminal import format_table, grouped
 
     header = ["split", "rows", "positive", "history", "no history", "cold target", "left out"]
@@ -99,6 +103,7 @@ def format_summary(summary: Summary, folder: Path, experiments: list[str]) -> st
         lines.append(f"{grouped(unknown)} history items are in no item file; they were dropped")
     lines += [f"{name}: {part:.1%} of the items" for name, part in summary.coverage.items()]
     lines += [line for source, facts in summary.columns.items() for line in _format_columns(source, facts)]
+    lines += ["", *notes] if notes else []
     lines += ["", f"{folder}: configuration written. To train:"]
     lines += [f"  fuxictr-mm train --config {quote(str(folder))} --expid {expid}" for expid in experiments]
     return "\n".join(lines)

@@ -42,6 +42,12 @@ def to_metadata(digests: Mapping[str, str]) -> dict[bytes, bytes]:
     return {NUMBERING.encode(): json.dumps(dict(digests)).encode()}
 
 
+def digests_in(metadata: Mapping[bytes, bytes] | None) -> dict[str, str]:
+    """Return the digests in the metadata of a file by column; none where ``prepare`` did not number it."""
+    digests: dict[str, str] = json.loads((metadata or {}).get(NUMBERING.encode(), b"{}"))
+    return digests
+
+
 def check_numbering(
     item_files: str | Sequence[str],
     row_files: Iterable[tuple[Path, Mapping[bytes, bytes]]],
@@ -69,7 +75,7 @@ def check_numbering(
     trained = set(_trained(features))
     found: dict[str, tuple[str, Path]] = {}
     for path, metadata in (*_item_metadata(item_files), *row_files):
-        for name, digest in _digests(metadata).items():
+        for name, digest in digests_in(metadata).items():
             first, where = found.setdefault(name, (digest, path))
             if digest != first and name in {ITEM_ID, *trained}:
                 raise DataError(f"{path}: numbers '{name}' in another order than {where}; give files of one folder")
@@ -106,8 +112,3 @@ def _item_metadata(item_files: str | Sequence[str]) -> Iterator[tuple[Path, Mapp
             continue
         for file in files:
             yield file, parquet.open_parquet(file).metadata.metadata or {}
-
-
-def _digests(metadata: Mapping[bytes, bytes]) -> dict[str, str]:
-    digests: dict[str, str] = json.loads(metadata.get(NUMBERING.encode(), b"{}"))
-    return digests

@@ -106,4 +106,6 @@ def dataset_entry(reader: Reader, summary: Summary, labels: Sequence[str] = ()) 
 def _feature(name: str, kind: str, summary: Summary) -> dict[str, Any]:
     if kind == "numeric":
         return {"name": name, "dtype": "float", "type": "numeric"}
+    if kind == "group":
+        return {"name": name, "dtype": "str", "type": "meta"}
     return {"name": name, "dtype": "int", "type": kind, "vocab_size": summary.vocab_sizes[name]}

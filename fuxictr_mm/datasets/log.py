@@ -28,7 +28,7 @@ from fuxictr_mm.data.prepared import ITEM_FILE
 from fuxictr_mm.datasets.histories import histories_before, partition_by_user
 from fuxictr_mm.datasets.negatives import sample_negatives
 from fuxictr_mm.datasets.own.columns import Column, moments_of, split_lists
-from fuxictr_mm.datasets.own.experiments import log_experiments, users_recur
+from fuxictr_mm.datasets.own.experiments import explain, log_experiments, users_recur
 from fuxictr_mm.datasets.own.leaks import find_leaks, of_items
 from fuxictr_mm.datasets.own.options import LogOptions
 from fuxictr_mm.datasets.own.source import WRITTEN, LogSource, find_files
@@ -47,6 +47,10 @@ CHUNK_ROWS = 200_000
 #: Rows of the log read at a time.
 READ_ROWS = 100_000
 
+#: A category is left out where training shows the values of a smaller fraction of the rows of valid and test: it names
+#: an impression, a session or a day. Fewer rows than these tell nothing.
+KNOWN, KNOWN_ROWS = 0.1, 20
+
 #: Rows whose histories are in memory at a time: one user may have most of a file.
 PART_ROWS = 20_000
 
@@ -55,10 +59,14 @@ SEED = 2025
 
 @dataclass(frozen=True)
 class Training:
-    """What the training rows hold: distinct values by column, and moments of the numbers of the log."""
+    """What the training rows hold: distinct values by column, and moments of the numbers of the log.
+
+    ``known`` is the fraction of the later rows whose value of a category training shows, where few are.
+    """
 
     values: dict[str, pl.Series]
     moments: dict[str, Moments]
+    known: dict[str, float]
 
 
 class Log(Reader):
@@ -92,7 +100,12 @@ class Log(Reader):
     @property
     def context(self) -> Mapping[str, Kind]:
         """Columns of the log and of users with their kinds."""
-        return {c.name: c.kind for option in ("interactions", "users") for c in self._source.written(option)}
+        return {c.name: c.kind for c in [*self._log_columns, *self._source.written("users")]}
+
+    @property
+    def _log_columns(self) -> list[Column]:
+        known = self._training.known
+        return [column for column in self._source.written("interactions") if column.source not in known]
 
     @property
     def item_columns(self) -> Mapping[str, Kind]:
@@ -149,18 +162,42 @@ class Log(Reader):
         numbers = [column.source for column in columns if column.kind == "numeric"]
         moments = {name: Moments() for name in numbers}
         kept: dict[str, list[pl.Series]] = {}
+        later: dict[str, list[pl.DataFrame]] = {}
         for number in range(len(self.chunks())):
-            train = self._bucket(number).filter(pl.col(":split") == "train")
+            rows = self._bucket(number)
+            train = rows.filter(pl.col(":split") == "train")
             for name in numbers:
                 moments[name].add(moments_of(train[name]))
             categories = [column.values() for column in columns if column.kind == "categorical"]
+            for series in rows.filter(pl.col(":split") != "train").select(categories):
+                later.setdefault(series.name, []).append(series.drop_nulls().value_counts(name=":rows"))
             if number == 0:
-                self._warn_of_leaks(train, columns)
+                self._warn_of_leaks(train, [column for column in columns if column.kind != "group"])
             for series in train.select(":item", ":user", *categories):
                 before = kept.get(series.name, [])
                 kept[series.name] = [pl.concat([*before, series.unique()]).unique()]
         values = {name: parts[0].sort() for name, parts in kept.items()}
-        return Training(values, moments)
+        return Training(values, moments, self._find_unknown(columns, later, values))
+
+    def _find_unknown(
+        self, columns: list[Column], later: Mapping[str, list[pl.DataFrame]], values: Mapping[str, pl.Series]
+    ) -> dict[str, float]:
+        """Return the categories to leave out with the fraction of the later rows that training knows; warn of them."""
+        found = {}
+        for column in columns:
+            if column.name not in later or column.source in self.asked.types:
+                continue
+            counts = pl.concat(later[column.name])
+            is_known = counts[column.name].is_in(values[column.name].implode())
+            total, known = counts[":rows"].sum(), counts.filter(is_known)[":rows"].sum()
+            if total >= KNOWN_ROWS and known < KNOWN * total:
+                found[column.source] = known / total
+                logger.warning(
+                    f"{self._source.log.paths[0]}: {column.source} is left out, {_unknown(known / total)}; "
+                    f"--roles group={column.source} makes it the group of gAUC, and "
+                    f"--types {column.source}=categorical keeps it"
+                )
+        return found
 
     def _warn_of_leaks(self, train: pl.DataFrame, columns: list[Column]) -> None:
         if self.asked.negatives:
@@ -216,7 +253,7 @@ class Log(Reader):
     def _context_columns(self) -> tuple[list[Column], list[Column]]:
         """Return the columns of the log and of users, numbers with their statistics in training."""
         moments, users = self._training.moments, self._source.written("users")
-        log = [c.scaled(moments[c.source]) if c.kind == "numeric" else c for c in self._source.written("interactions")]
+        log = [c.scaled(moments[c.source]) if c.kind == "numeric" else c for c in self._log_columns]
         return log, [c.scaled(moments_of(self._trained_users[c.source])) if c.kind == "numeric" else c for c in users]
 
     # Rows
@@ -318,10 +355,12 @@ class Log(Reader):
         """Return what became of the columns of each file."""
         log, users = self._context_columns
         written = {"interactions": log, "users": users, "items": self._written_items[0]}
-        return {
-            option: {"written": {c.name: c.facts() for c in written[option]}, "left_out": left_out}
+        facts: dict[str, Any] = {
+            option: {"written": {c.name: c.facts() for c in written[option]}, "left_out": dict(left_out)}
             for option, (_, left_out) in self._source.columns.items()
         }
+        facts["interactions"]["left_out"] |= {n: _unknown(known) for n, known in self._training.known.items()}
+        return facts
 
     def embeds_users(self, summary: Summary) -> bool:
         """Return whether users have rows enough in training."""
@@ -329,4 +368,13 @@ class Log(Reader):
 
     def experiments(self, summary: Summary) -> dict[str, dict[str, Any]]:
         """Return experiments by the number of rows and of users."""
-        return log_experiments(summary, self.max_len)
+        group = next((name for name, kind in self.context.items() if kind == "group"), "user_id")
+        return log_experiments(summary, self.max_len, group)
+
+    def notes(self, summary: Summary) -> list[str]:
+        """Return what follows from how often users recur, and from how many targets are cold."""
+        return explain(summary)
+
+
+def _unknown(known: float) -> str:
+    return f"training shows the value of {known:.1%} of the rows of valid and test"

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from fuxictr_mm.datasets.writer import Summary
 
-#: Kind of a column. ``text`` is kept for ``fuxictr-mm embed encode`` and read by no model.
-Kind = Literal["categorical", "numeric", "sequence", "text"]
+#: Kind of a column. ``text`` is kept for ``fuxictr-mm embed encode``, ``group`` for metrics; no model reads them.
+Kind = Literal["categorical", "numeric", "sequence", "text", "group"]
 
 #: Splits that a reader may give; each becomes a folder of part files.
 SPLITS = ("train", "valid", "test")
@@ -160,6 +160,10 @@ class Reader(ABC):
     def embeds_users(self, summary: Summary) -> bool:
         """Return whether the number of a user is a feature, with an embedding of its own."""
         return False
+
+    def notes(self, summary: Summary) -> list[str]:
+        """Return lines on what in the experiments follows from what was found."""
+        return []
 
     def facts(self) -> dict[str, Any]:
         """Return what is to be kept of the columns in the manifest."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -41,9 +40,6 @@ VERSION = 2
 
 #: Rows of a row group: what is shuffled and streamed together.
 GROUP_ROWS = 100_000
-
-#: Seconds between two lines of progress where there is no terminal.
-LINE_SECONDS = 30.0
 
 
 @dataclass
@@ -284,7 +280,7 @@ class Writer:
                     seen[numbers[kept]] = True
                     flat = pa.array(np.ascontiguousarray(values[kept]).reshape(-1))
                     lists = pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
-                    table = pa.table({"item_id": pa.array(numbers[kept]), name: lists})
+                    table = pa.table({"item_id": pa.array(numbers[kept]), name: lists}, metadata=self._numbering([]))
                     writer = writer or pq.ParquetWriter(temporary, table.schema, compression="zstd")
                     writer.write_table(table)
             finally:
@@ -331,7 +327,6 @@ class Writer:
 
     def _write_chunks(self, done: dict[str, Any]) -> None:
         names = self.reader.chunks()
-        shown = time.monotonic()
         bar = progress_bar(range(len(names)), "rows", self.verbose)
         bar.unit = "chunk"
         for number in bar:
@@ -339,9 +334,6 @@ class Writer:
                 continue
             done["chunks"][names[number]] = {k: asdict(v) for k, v in self._write_chunk(number, names[number]).items()}
             write_json(self.folder / MANIFEST, done)
-            if bar.disable and self.verbose and time.monotonic() - shown > LINE_SECONDS:
-                shown = time.monotonic()
-                logger.info(f"{number + 1} of {len(names)} chunks")
 
     def _write_chunk(self, number: int, name: str) -> dict[str, SplitSummary]:
         """Write the part files of a chunk, one per split; return what they hold."""
@@ -382,6 +374,9 @@ class Writer:
         }
         for name, kind in reader.context.items():
             column = columns[name]
+            if kind == "group":
+                data[name] = column.to_arrow()
+                continue
             data[name] = (
                 _codes(self._vocabulary(name), column)
                 if kind == "categorical"

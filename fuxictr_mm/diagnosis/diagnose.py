@@ -250,6 +250,8 @@ def _metrics(label: np.ndarray, prediction: np.ndarray) -> dict[str, Any]:
 
 
 def _findings_of_metrics(result: Mapping[str, Any]) -> Iterator[Finding]:
+    from fuxictr_mm.metrics import constant_logloss
+
     metrics = result["metrics"]
     if metrics["low"] <= 0.5 <= metrics["high"]:
         yield Finding(
@@ -261,6 +263,28 @@ def _findings_of_metrics(result: Mapping[str, Any]) -> Iterator[Finding]:
             f"{metrics['high']:.4f}) contains 0.5",
             "its parts cannot be diagnosed: check whether the training loss falls, run fuxictr-mm check-data, and "
             "use more rows if the interval is wide",
+        )
+    if metrics["high"] < 0.5:
+        yield Finding(
+            PROBLEM,
+            "metrics",
+            "ranks_backwards",
+            "model",
+            f"positives are ranked behind the others: AUC {metrics['auc']:.4f}, and its 95 % interval "
+            f"({metrics['low']:.4f} to {metrics['high']:.4f}) is below 0.5",
+            "see whether the label means the same in train and in these rows: fuxictr-mm check-data",
+        )
+    constant = constant_logloss(metrics["rate"])
+    if round(metrics["logloss"] - constant, 4) > 0:
+        yield Finding(
+            PROBLEM,
+            "metrics",
+            "worse_than_constant",
+            "predictions",
+            f"the logloss is {metrics['logloss']:.4f}, and {constant:.4f} if the positive rate {metrics['rate']:.4f} "
+            "were predicted for all rows",
+            f"ranking is not affected: {result['calibration']['command']}; or train with more regularization, such as "
+            "a larger embedding_regularizer or net_dropout, or fewer epochs",
         )
 
 

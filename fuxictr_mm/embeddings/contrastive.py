@@ -290,7 +290,7 @@ def train_head(
                 )
             recall = pairs.recall(embeddings, options.recall_at)
             result.history.append(recall)
-            bar.set_postfix({f"recall@{options.recall_at}": f"{recall:.4f}"})
+            bar.set_postfix({f"recall@{options.recall_at}": f"{recall:.4f}"}, refresh=False)
             if recall > result.after:
                 result.after, result.steps, waited = recall, step, 0
                 best = copy.deepcopy(head.state_dict())

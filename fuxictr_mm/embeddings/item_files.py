@@ -332,7 +332,7 @@ class ItemFileWriter:
     ) -> None:
         self.path, self.of_items = Path(path), of_items
         check_outputs([path], [], overwrite)
-        self.schema = pa.schema([(numbering().roles.target, numbering().type), *schema.items()])
+        self.schema = pa.schema([(numbering().roles.target, numbering().type), *schema.items()], numbering().metadata)
 
     @contextmanager
     def _open(self) -> Iterator[None]:

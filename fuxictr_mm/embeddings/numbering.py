@@ -9,18 +9,21 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from fuxictr_mm.config import Roles
-from fuxictr_mm.data import arrow_types, decoding
+from fuxictr_mm.data import arrow_types, decoding, parquet
 from fuxictr_mm.data.arrow_types import is_list
 from fuxictr_mm.data.decoding import MAX_IDS
-from fuxictr_mm.data.schema import key_of_items
+from fuxictr_mm.data.numbering import digests_in, to_metadata
+from fuxictr_mm.data.schema import ITEM_ID, key_of_items
 from fuxictr_mm.data.vocabulary import UNKNOWN, Vocabulary, as_text, plain
 from fuxictr_mm.embeddings.item_tables import names_of, read_table, table_files
+from fuxictr_mm.encoding.text_files import is_text
 from fuxictr_mm.errors import DataError, UserError
 
 StrPath = str | os.PathLike[str]
@@ -33,6 +36,7 @@ class Numbering:
     roles: Roles = field(default_factory=Roles)  #: Of the columns of interactions; the target is the key of item files.
     items: Vocabulary | None = None  #: By which ids of items become integers from 1.
     users: Vocabulary | None = None  #: The same of users.
+    digest: str | None = None  #: Of the numbers that ``fuxictr-mm prepare`` gave the items of the files.
 
     @classmethod
     def find(cls, files: Sequence[StrPath], roles: Roles, ids: str = "auto", train: StrPath | None = None) -> Numbering:
@@ -41,8 +45,13 @@ class Numbering:
         Items are numbered where an id is a text, negative, or 2**31 or more, or where ``ids`` is ``vocabulary``: those
         of the item files in their order, then those of the training split. Files that cannot be read are left to the
         stages.
+
+        Raises
+        ------
+        DataError
+            Files whose items ``fuxictr-mm prepare`` numbered in different orders.
         """
-        names = cls(roles)
+        names = cls(roles, digest=_digest_of([*files, *([] if train is None else [train])]))
         try:
             keys = list(names._read(files, None))
             items = Vocabulary.build(keys) if keys and _is_needed(keys, ids) else None
@@ -57,7 +66,7 @@ class Numbering:
             return names
         if items is not None and not (ids == "vocabulary" and items.is_integer):
             items = items.without_padding()
-        return cls(roles, items, users)
+        return replace(names, items=items, users=users)
 
     def _read(self, files: Sequence[StrPath], column: str | None) -> Iterator[pa.Array]:
         """Yield the ids of a column, or of the keys, also those in lists."""
@@ -120,6 +129,11 @@ class Numbering:
         return f"{self.roles.target} {self.show(int(number))}"
 
     @property
+    def metadata(self) -> dict[bytes, bytes]:
+        """Metadata of a file of items, by which training refuses it where they were numbered again since."""
+        return {} if self.digest is None else to_metadata({ITEM_ID: self.digest})
+
+    @property
     def type(self) -> pa.DataType:
         """Type of the ids in files."""
         if self.items is None:
@@ -134,6 +148,23 @@ _active: ContextVar[Numbering] = ContextVar("numbering", default=Numbering())  #
 def numbering() -> Numbering:
     """Return the numbering that is active."""
     return _active.get()
+
+
+def _digest_of(paths: Sequence[StrPath]) -> str | None:
+    """Return the digest of the items' numbers in the metadata of the files that have one."""
+    found: dict[str, Path] = {}
+    for path in paths:
+        try:
+            files = [file for file in table_files(path) if not is_text(file)]
+            digests = [(file, digests_in(parquet.open_parquet(file).metadata.metadata)) for file in files]
+        except UserError:  # of which the stage says more
+            continue
+        for file, digest in ((file, numbers[ITEM_ID]) for file, numbers in digests if ITEM_ID in numbers):
+            found.setdefault(digest, file)
+            if len(found) > 1:
+                first = next(iter(found.values()))
+                raise DataError(f"{file}: numbers '{ITEM_ID}' in another order than {first}; give files of one folder")
+    return next(iter(found), None)
 
 
 def _is_needed(keys: Sequence[pa.Array], ids: str, most: int = MAX_IDS) -> bool:

@@ -210,7 +210,7 @@ class Neighbors:
                 "neighbors": pa.LargeListArray.from_arrays(offsets, numbering().ids(self.neighbors)),
                 "scores": pa.LargeListArray.from_arrays(offsets, pa.array(self.scores)),
             }
-        )
+        ).replace_schema_metadata(numbering().metadata)
         write_beside(path, lambda stream: pq.write_table(table, stream, compression="zstd"))
 
     @classmethod

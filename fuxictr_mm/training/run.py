@@ -40,6 +40,7 @@ from fuxictr_mm.runs import (
 )
 from fuxictr_mm.runtime import is_main
 from fuxictr_mm.training import distributed, loop
+from fuxictr_mm.training.baselines import warn_of_baselines
 from fuxictr_mm.training.callbacks import Callback, RunWriter, TensorBoardLogger, is_installed
 from fuxictr_mm.training.checkpoints import setting_differences
 from fuxictr_mm.training.resume import (
@@ -239,7 +240,8 @@ class TrainingRun:
             logger.info(f"The best epoch was the last allowed one, {config.epochs}: more epochs may be better")
         logger.info("Validation")
         scored = loop.score(model, valid)
-        metrics = {"valid": loop.measure(scored, config.metrics), "test": None}
+        of_valid = loop.measure(scored, config.metrics)
+        metrics: dict[str, dict[str, float] | None] = {"valid": of_valid, "test": None}
         scored_test = None
         if "test" in dataset.splits and (test_metrics or config.record):
             logger.info("Test")
@@ -248,6 +250,9 @@ class TrainingRun:
             scored_test = loop.score(model, test, labels=bool(test_metrics), groups=test_rows.has_groups)
             if test_metrics:
                 metrics["test"] = loop.measure(scored_test, test_metrics)
+        if kind_of_task(config.task) == "binary_classification" and scored.label is not None:
+            calibrate = f"{experiment.command('predict')} --calibrate platt"
+            warn_of_baselines(of_valid, scored.label, scored.tasks, calibrate)
         seconds = time.perf_counter() - self.started if writer is None else writer.seconds
         result = {"expid": config.expid, "config_hash": config.fingerprint(), **metrics, "seconds": seconds}
         if is_main():

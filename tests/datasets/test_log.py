@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from fuxictr_mm.autopilot.candidates import MODELS
 from fuxictr_mm.datasets import log as log_module
 from fuxictr_mm.datasets.configuration import write_config
-from fuxictr_mm.datasets.own.experiments import log_experiments, users_recur
+from fuxictr_mm.datasets.own.experiments import explain, log_experiments, users_recur
 from fuxictr_mm.datasets.reader import load_reader
 from fuxictr_mm.datasets.writer import SplitSummary, Summary, Writer
 from fuxictr_mm.errors import DataError, UserError
@@ -114,6 +114,24 @@ def test_a_high_learning_rate_comes_with_the_average_of_the_weights():
             assert (rate, entry.get("swa_start")) == ((5e-3, None) if name == "LightFM" else (4e-3, updates))
             if name in MODELS and name != "LightFM":
                 assert rate == MODELS[name].first["learning_rate"]
+
+
+@pytest.mark.parametrize(("cold", "coverage", "dropout"), [(85, True, 0.5), (85, False, None), (40, True, None)])
+def test_item_ids_are_dropped_where_targets_are_cold_and_embeddings_tell_the_item(cold, coverage, dropout):
+    splits = {"train": SplitSummary(rows=300), "test": SplitSummary(rows=100, cold=cold)}
+    summary = Summary(9, 200, splits, {"title_emb": 1.0} if coverage else {}, vocab_sizes={"user_id": 201})
+    entry = log_experiments(summary, 20)["DIN_MM"]
+    assert entry.get("feature_specs") == (dropout and [{"name": "item_id", "dropout": dropout}])
+    assert "factor_dim" not in entry
+    assert [f"{cold}%" in line for line in explain(summary)] == [True] * (cold > 80)
+
+
+def test_where_users_recur_the_attention_has_a_factorization():
+    splits = {"train": SplitSummary(rows=300)}
+    summary = Summary(9, 10, splits, {"title_emb": 1.0}, vocab_sizes={"user_id": 11})
+    entry = log_experiments(summary, 20)["DIN_MM"]
+    assert (entry["factor_dim"], entry["factor_features"]) == (17, ["user_id", "item_id", "title_emb"])
+    assert ["factor_dim: 17" in line for line in explain(summary)] == [True]
 
 
 def test_types_of_columns(shop, prepare_log, values_of):
@@ -394,6 +412,66 @@ def test_columns_without_a_use_are_left_out(shop, prepare_log):
     assert set(facts["written"]) == {"basket_scaled"}
 
 
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_dates_are_no_category_and_no_text(form, shop, prepare_log):
+    items, log = pl.read_csv(shop / "items.csv"), pl.read_csv(shop / "interactions.csv")
+    published = pl.datetime_range(datetime(2024, 1, 1), datetime(2024, 1, 2), "30m", eager=True)[: len(items)]
+    items = items.with_columns(published=published, kept=published.dt.strftime("%Y-%m-%d"))
+    log = log.with_columns(day=pl.from_epoch("time").dt.date())
+    for name, frame in (("items", items), ("interactions", log)):
+        (shop / f"{name}.csv").unlink()
+        write(frame, shop / name, form)
+    folder, _, _ = prepare_log(shop, types=["kept=text"])
+    columns = json.loads((folder / "manifest.json").read_text())["columns"]
+    assert set(columns["items"]["left_out"]) == {"published"}
+    assert set(columns["interactions"]["left_out"]) == {"day"}
+    assert columns["items"]["written"]["kept"]["type"] == "text"
+
+
+def with_impressions(shop, rows=3):
+    """Add a column of impressions of so many rows each, in the order of time."""
+    log = pl.read_csv(shop / "interactions.csv").sort("time").with_row_index("n")
+    log.with_columns(impression="i" + (pl.col("n") // rows).cast(pl.String)).drop("n").write_csv(
+        shop / "interactions.csv"
+    )
+
+
+def test_a_category_that_training_does_not_show_is_left_out(shop, prepare_log, caplog):
+    with_impressions(shop)
+    folder, _, _ = prepare_log(shop)
+    facts = json.loads((folder / "manifest.json").read_text())["columns"]["interactions"]
+    assert set(facts["left_out"]) == {"impression"}
+    assert set(facts["written"]) == {"device", "basket_scaled"}
+    assert "impression" not in pl.read_parquet(folder / "train" / "*.parquet").columns
+    assert "--roles group=impression" in caplog.text
+    kept, _, _ = prepare_log(shop, "kept", types=["impression=categorical"])
+    assert "impression" in pl.read_parquet(kept / "test" / "*.parquet").columns
+
+
+def test_metrics_group_by_the_column_with_the_role(shop, prepare_log, tmp_path):
+    with_impressions(shop, rows=10)
+    roles = [*ROLES["roles"], "group=impression"]
+    folder, _, _ = prepare_log(shop, roles=roles)
+    entry = load_yaml(folder / "dataset_config.yaml")[folder.name]
+    assert {"name": "impression", "dtype": "str", "type": "meta"} in entry["feature_cols"]
+    overrides = {"epochs": 1, "model_root": str(tmp_path / "runs"), "verbose": 0}
+    trained = Experiment.load(f"DIN_{folder.name}", folder, **overrides).fit()
+    assert "gAUC" in trained.metrics["valid"]
+    groups = trained.predictions("valid")[2]
+    assert groups.tolist() == pl.read_parquet(folder / "valid" / "*.parquet")["impression"].to_list()
+    assert len(set(groups)) in (3, 4)
+    other = Experiment.load(f"DIN_{folder.name}", folder, group_id="user_id", **overrides)
+    assert len(other.load_dataset({"valid": True}).splits["valid"]) == len(groups)
+    drawn, _, _ = prepare_log(drop_label(shop), "drawn", roles=roles, negatives=1)
+    counts = pl.read_parquet(drawn / "train" / "*.parquet").group_by("impression").agg(pl.col("label").mean())
+    assert counts["label"].unique().to_list() == [0.5]
+
+
+def drop_label(shop):
+    pl.read_csv(shop / "interactions.csv").drop("click").write_csv(shop / "interactions.csv")
+    return shop
+
+
 def change(column, row, value):
     """Return a change of one value of interactions.csv, all columns as texts."""
 
@@ -419,6 +497,10 @@ def change(column, row, value):
         (None, {"positive_from": 2, "negatives": 1}, ["--negatives", "--positive_from"]),
         (None, {"roles": ["user=usr", "target=asin"]}, ["--roles user=usr", "user"]),
         (None, {"roles": ["user=user", "target=asin", "history=seen"]}, ["--roles history=seen"]),
+        (None, {"roles": [*ROLES["roles"], "group=impresion"]}, ["--roles group=impresion", "interactions.csv"]),
+        (None, {"roles": [*ROLES["roles"], "group=user"]}, ["--roles group=user"]),
+        (None, {"roles": [*ROLES["roles"], "group=basket"]}, ["--roles group=basket", "interactions.csv"]),
+        (None, {"roles": [*ROLES["roles"], "group=click"]}, ["--roles group=click", "interactions.csv"]),
         (None, {"labels": ["clicks"]}, ["--labels clicks", "click"]),
         (None, {"split": [0.5, 0.1, 0.1]}, ["--split"]),
         (None, {"types": ["device=number"]}, ["--types device=number", "numeric"]),
@@ -624,3 +706,16 @@ def test_fields_of_structs_are_columns(form, shop, prepare_log, read_split, tmp_
     folder, _, _ = prepare_log(source, labels=["feedback.click"])
     names = set(pl.read_parquet_schema(folder / "train" / "part-00000.parquet"))
     assert {"feedback.click", "ctx_app_device", "ctx_app_basket_scaled"} <= names
+
+
+@pytest.mark.parametrize("name", ["app.device", "app"])
+def test_a_field_with_the_name_of_a_column_is_refused(name, shop, prepare_log):
+    log = pl.read_csv(shop / "interactions.csv").with_columns(app=pl.struct(device="device"))
+    if name == "app":
+        log = log.with_columns(app=pl.struct("app", **{"app.device": "device"}))
+    else:
+        log = log.with_columns(pl.col("device").alias(name))
+    (shop / "interactions.csv").unlink()
+    log.write_parquet(shop / "interactions.parquet")
+    with raises_naming(DataError, "interactions.parquet", "'device'" if name != "app" else "app.device", "rename"):
+        prepare_log(shop)

@@ -1,5 +1,6 @@
 """Weights are refused the files of a folder that was prepared again with other numbers."""
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,6 +12,7 @@ from fuxictr_mm.data.numbering import NUMBERING, digest_of
 from fuxictr_mm.data.vocabulary import Vocabularies, Vocabulary
 from fuxictr_mm.errors import DataError
 from fuxictr_mm.experiment import Experiment
+from fuxictr_mm.yaml_files import dump_yaml, load_yaml
 from tests.datasets.test_prepare import run
 from tests.errors import exits_naming, raises_naming
 
@@ -109,6 +111,36 @@ def test_rows_are_not_read_with_items_of_another_numbering(prepare, load):
     one, other = prepare(), prepare("other", shuffled)
     with raises_naming(DataError, other / "train", one / "items.parquet", "item_id"):
         load(one, train_data=str(other / "train")).load_dataset({"train": True})
+
+
+def test_embeddings_of_another_numbering_are_refused(prepare, load, tmp_path, capsys):
+    folder, other = prepare(), tmp_path / "vectors.parquet"
+    ids = pl.read_parquet(folder / "items.parquet").select("item_id")
+    metadata = pq.read_schema(folder / "items.parquet").metadata
+    table = ids.with_columns(pl.Series("v", np.eye(len(ids), 4, dtype=np.float32).tolist())).to_arrow()
+    pq.write_table(table.replace_schema_metadata(metadata), tmp_path / "v.parquet")
+    words = ["embed", "reduce", f"{tmp_path}/v.parquet:v", "--dim", "2", "--quiet", "--overwrite"]
+    main([*words, "--out", str(other)])
+    config = folder / "dataset_config.yaml"
+
+    def add_embeddings():
+        content = load_yaml(config)
+        content["shop"]["item_info"] = ["./items.parquet", str(other)]
+        feature = {"name": "item_emb_v", "dtype": "float", "type": "embedding", "source": "item"}
+        content["shop"]["feature_cols"].append(feature)
+        config.write_text(dump_yaml(content))
+
+    add_embeddings()
+    load(folder).load_dataset({"train": True})
+    prepare(change=shuffled)
+    add_embeddings()
+    with raises_naming(DataError, other, folder / "items.parquet", "item_id"):
+        load(folder).load_dataset({"train": True})
+    with exits_naming(capsys, tmp_path / "v.parquet", folder / "items.parquet", "item_id"):
+        sources = [f"a={folder}/items.parquet:item_id", f"b={tmp_path}/v.parquet:v"]
+        main(["embed", "reduce", *sources, *words[3:], "--out", str(tmp_path / "x.parquet")])
+    strip(tmp_path)  # of another program
+    load(folder).load_dataset({"train": True})
 
 
 def test_digests_are_of_values_and_order():

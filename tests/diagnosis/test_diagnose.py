@@ -163,6 +163,21 @@ def test_a_model_at_chance_comes_first_and_its_parts_not_at_all(faulty):
     assert not [f for f in result["findings"] if "nothing" in f["code"] or f["code"] == "silent_head"]
 
 
+def test_predictions_that_are_worse_than_a_constant(faulty):
+    experiment, model, dataset = faulty
+
+    class Reverse(nn.Module):
+        def forward(self, probability):
+            return 1 - 0.1 * probability
+
+    model.output_activation = nn.Sequential(model.output_activation, Reverse())
+    result = look(experiment, model, dataset, repeats=1)
+    found = {f["code"]: f for f in result["findings"] if f["section"] == "metrics"}
+    assert found.keys() == {"ranks_backwards", "worse_than_constant"}
+    assert f"{result['metrics']['logloss']:.4f}" in found["worse_than_constant"]["text"]
+    assert "--calibrate" in found["worse_than_constant"]["advice"]
+
+
 def test_a_dominated_modality(faulty):
     experiment, model, dataset = faulty
     with torch.no_grad():

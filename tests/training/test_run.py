@@ -10,6 +10,7 @@ import pytest
 
 from fuxictr_mm.errors import UserError
 from fuxictr_mm.experiment import Experiment
+from fuxictr_mm.metrics import constant_logloss
 from fuxictr_mm.runs import RunPaths, find_runs
 from fuxictr_mm.training import run as run_module
 from fuxictr_mm.training.callbacks import RunWriter
@@ -50,6 +51,15 @@ def root(interrupted):
 
 def files_of(root):
     return RunPaths(root, "tiny_mm", "DIN_tiny")
+
+
+def test_the_log_ends_with_what_is_worse_than_a_constant(train, tmp_path):
+    run = train(tmp_path, **QUICK, learning_rate=2.0, swa_start=None)
+    rate = run.predictions("valid")[0].mean()
+    assert run.metrics["valid"]["logloss"] > constant_logloss(rate)
+    last = files_of(tmp_path).log.read_text().splitlines()[-1]
+    for part in (f"{run.metrics['valid']['logloss']:.4f}", f"{rate:.4f}", "fuxictr-mm predict --expid DIN_tiny"):
+        assert part in last
 
 
 def test_killed_between_the_two_results_of_a_run_it_stays_one_run(root, train, monkeypatch):

@@ -22,6 +22,10 @@ FEW_VALUES = 100
 #: Texts with more distinct values than this fraction of the rows name the row, and are no category.
 OWN_VALUE = 0.5
 
+#: ISO dates, with or without a time; new ones come with time, so that a category of them is unknown later.
+DATE = r"^\s*\d{4}-\d{2}-\d{2}(?:[T ]\d{2}:\d{2}[\d:.]*\s?(?:Z|z|UTC|[+-]\d{2}:?(?:\d{2})?)?)?\s*$"
+DATES = "it holds dates; to use them, write numbers, such as hours of the day or days of age"
+
 #: A column of texts is one of lists if so many hold the separator.
 LISTS = 0.1
 LIST_SEPARATOR = "|"
@@ -109,12 +113,17 @@ def choose_columns(
         if kind == "none":
             left_out[source] = reason
             continue
-        name = (source + SCALED if kind == "numeric" else source).replace(".", "_")
-        while name in taken or why_no_layers([name]):
-            name = prefix + name
-        taken.add(name)
+        name = free_name((source + SCALED if kind == "numeric" else source).replace(".", "_"), taken, prefix)
         columns.append(Column(source, name, kind))  # type: ignore[arg-type]
     return columns, left_out
+
+
+def free_name(name: str, taken: set[str], prefix: str) -> str:
+    """Return a name with as many prefixes as make it one that a feature can have, and add it to those taken."""
+    while name in taken or why_no_layers([name]):
+        name = prefix + name
+    taken.add(name)
+    return name
 
 
 def split_lists(frame: pl.DataFrame, columns: Sequence[Column]) -> pl.DataFrame:
@@ -125,8 +134,8 @@ def split_lists(frame: pl.DataFrame, columns: Sequence[Column]) -> pl.DataFrame:
     return frame.with_columns(parts.list.eval(pl.element().filter(pl.element() != ""))) if texts else frame
 
 
-def _count(frame: pl.LazyFrame, schema: Mapping[str, pl.DataType]) -> dict[str, tuple[int, int, int]]:
-    """Return of each column the number of values, about that of distinct ones, with null, and of those with a bar."""
+def _count(frame: pl.LazyFrame, schema: Mapping[str, pl.DataType]) -> dict[str, tuple[int, int, int, int]]:
+    """Return of each column the number of values, about that of distinct ones, with null, of lists and of dates."""
     counts = []
     for name, kind in schema.items():
         is_counted = kind == pl.String or kind.is_integer()
@@ -136,17 +145,22 @@ def _count(frame: pl.LazyFrame, schema: Mapping[str, pl.DataType]) -> dict[str, 
             (pl.col(name).str.contains(LIST_SEPARATOR, literal=True).sum() if kind == pl.String else pl.lit(0)).alias(
                 f"lists {name}"
             ),
+            (pl.col(name).str.contains(DATE).sum() if kind == pl.String else pl.lit(0)).alias(f"dates {name}"),
         ]
     row = frame.select(counts).collect(engine="streaming").row(0, named=True) if counts else {}
-    return {n: (row[f"count {n}"], row[f"distinct {n}"], row[f"lists {n}"]) for n in schema}
+    return {n: (row[f"count {n}"], row[f"distinct {n}"], row[f"lists {n}"], row[f"dates {n}"]) for n in schema}
 
 
-def _kind_of(name: str, kind: pl.DataType, count: int, distinct: int, lists: int, is_item: bool) -> tuple[str, str]:
+def _kind_of(
+    name: str, kind: pl.DataType, count: int, distinct: int, lists: int, dates: int, is_item: bool
+) -> tuple[str, str]:
     """Return the type of a column, and why it is none."""
     if not count:
         return "none", "it is empty"
     if kind.is_float():
         return "numeric", ""
+    if isinstance(kind, pl.Datetime | pl.Date) or dates == count:
+        return "none", DATES
     if kind.is_integer():
         if distinct < 2:
             return "none", "it has one value"

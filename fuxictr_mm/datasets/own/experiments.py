@@ -5,10 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from fuxictr_mm.config.sizes import SWA_EPOCHS, SWA_LEARNING_RATE, size_for, updates_of
+from fuxictr_mm.data.schema import ITEM_ID
 from fuxictr_mm.datasets.writer import Summary
 
 #: Training rows of a user from which on the user is a feature: an embedding of fewer is not learned.
 USER_ROWS = 3
+
+#: Dim of the factorization of user and item beside ``DIN_MM``, the setting that is worth most where users recur.
+FACTOR_DIM = 17
+
+#: Where embeddings tell what an item is, and so many rows are of items that training does not show, dropout of item ids
+#: gains: planted worlds of ``docs/choosing_settings.md``, which measured no gain with fewer cold rows.
+COLD, COLD_DROPOUT = 0.8, 0.5
 
 
 def users_recur(summary: Summary) -> bool:
@@ -16,21 +24,26 @@ def users_recur(summary: Summary) -> bool:
     return summary.splits["train"].rows >= USER_ROWS * summary.users
 
 
-def log_experiments(summary: Summary, max_len: int) -> dict[str, dict[str, Any]]:
-    """Return models and their settings; LightFM where the user is a feature."""
+def log_experiments(summary: Summary, max_len: int, group: str = "user_id") -> dict[str, dict[str, Any]]:
+    """Return models and their settings, with the column that metrics group by; LightFM where the user is a feature."""
     rows = summary.splits["train"].rows
     size = size_for(rows)
     size["dnn_hidden_units"] = size.pop("units")
     common: dict[str, Any] = {
         **size,
         "metrics": ["AUC", "gAUC", "logloss"],
-        "group_id": "user_id",
+        "group_id": group,
         "max_len": max_len,
         "embedding_regularizer": 2e-4,
         "net_dropout": 0.2,
     }
     average = {"swa_start": updates_of(SWA_EPOCHS, rows, size["batch_size"])}
     attention = {"num_heads": 4, "attention_hidden_units": [32], "attention_dropout": 0.1}
+    if users_recur(summary):
+        fields = ["user_id", ITEM_ID, *summary.coverage]
+        attention |= {"factor_dim": FACTOR_DIM, "factor_features": fields}
+    if _are_cold(summary) and summary.coverage:
+        attention["feature_specs"] = [{"name": ITEM_ID, "dropout": COLD_DROPOUT}]
     own: dict[str, dict[str, Any]] = {"DIN": {}, "DIN_MM": attention}
     models = {
         name: {**common, **settings, "learning_rate": SWA_LEARNING_RATE[name], **average}
@@ -42,3 +55,29 @@ def log_experiments(summary: Summary, max_len: int) -> dict[str, dict[str, Any]]
     no_network = {"dnn_hidden_units": None, "net_dropout": None}
     models["LightFM"] = {**common, **factors, **no_network, "batch_size": 4 * size["batch_size"]}
     return models
+
+
+def explain(summary: Summary) -> list[str]:
+    """Return a line for each setting that follows from what the data are like, for the summary of ``prepare``."""
+    lines = []
+    if users_recur(summary):
+        rows = summary.splits["train"].rows / summary.users
+        lines.append(f"DIN_MM has factor_dim: {FACTOR_DIM}, since users have {rows:.0f} training rows on average")
+    if _are_cold(summary):
+        split, part = _newest_cold(summary)
+        fix = f"DIN_MM has dropout: {COLD_DROPOUT} of {ITEM_ID}"
+        if not summary.coverage:
+            fix = "their ids tell nothing; add embeddings of titles or images: fuxictr-mm embed encode"
+        lines.append(f"{part:.0%} of the {split} rows are of items that training does not show: {fix}")
+    return lines
+
+
+def _newest_cold(summary: Summary) -> tuple[str, float]:
+    """Return the last split, and the fraction of its rows whose item is the target of no training row."""
+    split = "test" if "test" in summary.splits else "valid"
+    counts = summary.splits.get(split)
+    return split, counts.cold / max(counts.rows, 1) if counts else 0.0
+
+
+def _are_cold(summary: Summary) -> bool:
+    return _newest_cold(summary)[1] >= COLD

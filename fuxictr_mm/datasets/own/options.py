@@ -32,6 +32,8 @@ class LogOptions:
         Parquet files with the items' ids and a list column of numbers.
     user, item, time : str
         Columns of these roles.
+    group : str, optional
+        Column of impressions, sessions or requests that metrics group by, instead of the user.
     types : mapping
         The type of columns by name, of ``TYPES``.
     labels : tuple of str
@@ -53,6 +55,7 @@ class LogOptions:
     user: str = "user_id"
     item: str = "item_id"
     time: str = "time"
+    group: str | None = None
     types: Mapping[str, str] = field(default_factory=dict)
     labels: tuple[str, ...] = ()
     split: tuple[float, float, float] = (0.8, 0.1, 0.1)
@@ -72,11 +75,14 @@ class LogOptions:
         from fuxictr_mm.config import Roles
 
         values = {name: value for name, value in given.items() if name not in ("roles", "types")}
-        roles = Roles.parse(given.get("roles"))
-        for word in given.get("roles") or ():
-            if word.partition("=")[0] not in ("user", "target", "time"):
-                raise ConfigError(f"--roles {word}: histories are computed here; expected user, target and time")
+        words = list(given.get("roles") or ())
+        groups = [word for word in words if word.startswith("group=") and word != "group="]
+        roles = Roles.parse([word for word in words if word not in groups])
+        for word in words:
+            if word.partition("=")[0] not in ("user", "target", "time", "group"):
+                raise ConfigError(f"--roles {word}: histories are computed here; expected user, target, time and group")
         values |= {"user": roles.user, "item": roles.target, "time": roles.time or cls.time}
+        values["group"] = _parse_group(groups, values)
         values["types"] = _parse_types(given.get("types") or ())
         for name in ("labels", "embeddings", "split"):
             if name in values:
@@ -116,7 +122,7 @@ def add_log_options(parser: argparse.ArgumentParser) -> None:
         "--roles",
         nargs="+",
         metavar="ROLE=COLUMN",
-        help="log: columns with a role: user, target, time (default: user_id, item_id, time)",
+        help="log: columns with a role: user, target, time (default: user_id, item_id, time), group",
     )
     group.add_argument(
         "--types",
@@ -141,6 +147,17 @@ def add_log_options(parser: argparse.ArgumentParser) -> None:
 def given_options(args: argparse.Namespace) -> dict[str, Any]:
     """Return the options of ``add_log_options`` that were given."""
     return {name: getattr(args, name) for name in NAMES if getattr(args, name, None) is not None}
+
+
+def _parse_group(words: Sequence[str], taken: Mapping[str, Any]) -> str | None:
+    if len(words) > 1:
+        raise ConfigError(f"--roles {words[1]}: {words[0]} is given as well; groups are taken from one column")
+    column = words[0].partition("=")[2] if words else None
+    role = next((role for role in ("user", "item", "time") if column is not None and taken[role] == column), None)
+    if role is not None:
+        default = ", which metrics group by without it; leave it out" if role == "user" else "; name another column"
+        raise ConfigError(f"--roles {words[0]}: is the column of the {role}{default}")
+    return column
 
 
 def _parse_types(words: Sequence[str]) -> dict[str, str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import polars as pl
 
-from fuxictr_mm.datasets.own.columns import Column, choose_columns
+from fuxictr_mm.datasets.own.columns import Column, choose_columns, free_name
 from fuxictr_mm.datasets.own.instants import read_times
 from fuxictr_mm.datasets.own.options import LogOptions
 from fuxictr_mm.datasets.own.tables import Table
@@ -73,6 +73,8 @@ class LogSource:
         )
         assert log is not None
         log.check(asked.time, f"--roles time={asked.time}")
+        if asked.group is not None:
+            log.check(asked.group, f"--roles group={asked.group}")
         self.log = log
         self.items = self._table("items", asked.items, {"target": asked.item})
         self.users = self._table("users", asked.users, {"user": asked.user})
@@ -126,6 +128,7 @@ class LogSource:
         """Columns of each table that are written, and why each of the others is not."""
         taken = {*WRITTEN, *self.labels}
         roles = {self.asked.user, self.asked.item, self.asked.time, *self.labels}
+        roles |= {self.asked.group} if self.asked.group else set()
         types, found = self.asked.types, {}
         for table, without, prefix in (
             (self.log, roles, "context_"),
@@ -134,10 +137,19 @@ class LogSource:
         ):
             if table is not None:
                 found[table.option] = choose_columns(table, without, types, taken, prefix)
+        if self.asked.group is not None:
+            found["interactions"][0].append(self._group_column(self.asked.group, taken))
         for name in types:
             if not any(name in table.schema for table in self.tables):
                 raise ConfigError(f"--types {name}={types[name]}: no file has the column '{name}'")
         return found
+
+    def _group_column(self, source: str, taken: set[str]) -> Column:
+        kind = self.log.frame.collect_schema()[source]
+        if not (kind == pl.String or kind.is_integer()) or source in self.labels:
+            found = "is a label" if source in self.labels else f"holds {kind}"
+            raise ConfigError(f"--roles group={source}: {self.log.paths[0]}: it {found}, expected texts or integers")
+        return Column(source, free_name(source.replace(".", "_"), taken, "context_"), "group")
 
     def written(self, option: str) -> list[Column]:
         """Return the columns of a table that are written."""

@@ -65,7 +65,7 @@ class Table:
             except (pl.exceptions.PolarsError, OSError) as error:
                 raise DataError(f"{path}: cannot be read ({first_line(error)})") from None
             schema = {**found, **schema}
-        return {name: kind for name, kind, _ in _fields(schema)}
+        return {name: kind for name, kind, _ in _fields(schema, self.paths[0])}
 
     def check(self, column: str, what: str) -> None:
         """Raise a ConfigError where a column is not there."""
@@ -83,7 +83,7 @@ class Table:
     def frame(self) -> pl.LazyFrame:
         """All rows, lazily: texts of CSV files that are numbers in all rows as numbers, categories as texts."""
         frame = pl.concat([pl.scan_parquet(part) for part in self._parts], how="diagonal_relaxed")
-        frame = frame.select(value.alias(name) for name, _, value in _fields(frame.collect_schema()))
+        frame = frame.select(value.alias(name) for name, _, value in _fields(frame.collect_schema(), self.paths[0]))
         casts: dict[str, type[pl.DataType]] = {}
         for name, kind in frame.collect_schema().items():
             if isinstance(kind, pl.Categorical | pl.Enum | pl.Boolean):
@@ -127,10 +127,13 @@ class Table:
             raise DataError(f"{self.where(row)}: {column} is {value!r}, expected {expected}")
 
 
-def _fields(schema: Mapping[str, pl.DataType]) -> Iterator[tuple[str, pl.DataType, pl.Expr]]:
+def _fields(schema: Mapping[str, pl.DataType], path: Path) -> Iterator[tuple[str, pl.DataType, pl.Expr]]:
     """Yield name, type and value of each column, and ``a.b`` for the field ``b`` of a struct ``a``, however nested.
 
-    A field whose name is that of another column stays out.
+    Raises
+    ------
+    DataError
+        A field has the name of another column.
     """
     taken = set(schema)
     columns = [(name, kind, pl.col(name)) for name, kind in schema.items()]
@@ -140,7 +143,12 @@ def _fields(schema: Mapping[str, pl.DataType]) -> Iterator[tuple[str, pl.DataTyp
             yield name, kind, value
             continue
         inner = [(f"{name}.{f.name}", f.dtype, value.struct.field(f.name)) for f in kind.fields]
-        inner = [field for field in inner if field[0] not in taken]
+        twice = next((field[0] for field in inner if field[0] in taken), None)
+        if twice is not None:
+            raise DataError(
+                f"{path}: the field '{twice.removeprefix(name + '.')}' of '{name}' has the name of column '{twice}'; "
+                "rename one"
+            )
         taken.update(field[0] for field in inner)
         columns = [*inner, *columns]  # type: ignore[list-item]
 
