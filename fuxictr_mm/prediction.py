@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fuxictr_mm.data.later_items import item_files_of
 from fuxictr_mm.data.vocabulary import Vocabularies
 from fuxictr_mm.encoding.fuxictr import load_dataset
 from fuxictr_mm.errors import DataError, UserError, first_line
@@ -55,7 +56,10 @@ def _predict_file(experiment: Experiment, path: str | None, weights: Path, logs:
             "scratch": Path(scratch),
             "shard": experiment.make_shard(),
         }
-        dataset = load_dataset(experiment.config.to_dict(), {"test": None}, vocabularies, **options)
+        params = experiment.config.to_dict()
+        if path and params.get("item_info"):
+            params["item_info"] = item_files_of(path, params["item_info"])
+        dataset = load_dataset(params, {"test": None}, vocabularies, **options)
         model = experiment.build_model(dataset)
         model.load_weights(weights)
         files.open(logs, "a")

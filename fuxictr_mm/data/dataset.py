@@ -191,7 +191,7 @@ def _vocabulary_sizes(
     features: Sequence[Feature], items: ItemTable, summaries: Mapping[str, Summary], vocabularies: Vocabularies
 ) -> dict[str, int]:
     """Return the vocabulary sizes that follow from the files; context columns of numbers have theirs configured."""
-    of_items = len(vocabularies[ITEM_ID]) + 1 if ITEM_ID in vocabularies else items.num_items
+    of_items = len(vocabularies[ITEM_ID]) + 1 if ITEM_ID in vocabularies else items.num_trained
     sizes = {name: len(vocabulary) + 1 for name, vocabulary in vocabularies.items()}
     sizes |= {f.name: of_items for f in features if f.is_history or (f.is_item and f.name == ITEM_ID)}
     for feature in features:

@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "fuxictr-mm prepare kuairand --source KuaiRand-1K --out data/kuairand_1k --labels is_click is_like long_view",
         "fuxictr-mm prepare log --source exports --out data/shop --roles user=user target=asin --labels click",
         "fuxictr-mm prepare mind --source MINDsmall --out data/mind_small",
-        "fuxictr-mm prepare my_readers:Shop --source exports --out data/shop",
+        "fuxictr-mm prepare log --source tomorrow --like data/shop --out data/shop_new",
     )
     parser.add_argument("name", metavar="NAME", help="a dataset of the list above, or a reader: package.module:Class")
     parser.add_argument("--source", required=True, type=Path, metavar="DIR", help="folder of the unpacked files")
@@ -78,6 +78,8 @@ def main_from_args(args: argparse.Namespace) -> None:
         set_up_logging()
     if args.max_len is not None and args.max_len < 1:
         raise ConfigError(f"--max_len is {args.max_len}, expected 1 or more")
+    if args.like is not None and args.name == "log":
+        return _write_later(args)
     reader_class = load_reader(args.name)
     reader = reader_class(args.source, args.out / ".scratch", args.max_len or reader_class.history_len)
     reader.configure(given_options(args))
@@ -96,18 +98,33 @@ def main_from_args(args: argparse.Namespace) -> None:
     show(args, document, format_summary(summary, args.out, experiments))
 
 
+def _write_later(args: argparse.Namespace) -> None:
+    """Write a log that goes on where another ended, and say what was found."""
+    from fuxictr_mm.datasets.own.later import LaterLog
+    from fuxictr_mm.datasets.own.options import given_options
+    from fuxictr_mm.datasets.writer import Writer
+
+    like, out = Path(args.like), args.out
+    if args.max_len is not None:
+        raise ConfigError(f"--max_len: with --like it is that of {like}; leave it out")
+    if like.resolve() in (out.resolve(), *out.resolve().parents) or out.resolve() in like.resolve().parents:
+        raise ConfigError(f"--out {out}: lies in --like {like} or holds it; give another folder")
+    reader = LaterLog(args.source, out / ".scratch", LaterLog.history_len)
+    reader.configure(given_options(args))
+    summary = Writer(reader, "log", out, verbose=0 if args.quiet or args.json else 1).write(args.overwrite)
+    new_items = summary.items - reader.base.known_items
+    document = {"folder": str(out), "like": str(like), "new_items": new_items, **asdict(summary)}
+    lines = [_format_splits(summary, "new item"), "", f"{new_items} new items"]
+    lines += ["", f"{out}: rows written. To score them:"]
+    score = f"fuxictr-mm predict --config {quote(str(like))} --expid EXPID --data {quote(str(out / 'test'))}"
+    show(args, document, "\n".join([*lines, f"  {score} --out scores.parquet"]))
+
+
 def format_summary(summary: Summary, folder: Path, experiments: list[str]) -> str:
     """Return what was written, as text."""
-    from fuxictr_mm.terminal import format_table, grouped
+    from fuxictr_mm.terminal import grouped
 
-    header = ["split", "rows", "positive", "history", "no history", "cold target", "left out"]
-    rows = []
-    for name, split in summary.splits.items():
-        parts = [split.positives / split.rows, split.without_history / split.rows, split.cold / split.rows]
-        positive, empty, cold = (f"{part:.1%}" for part in parts)
-        mean = f"{split.history_items / split.rows:.1f}"
-        rows.append([name, grouped(split.rows), positive, mean, empty, cold, grouped(split.left_out)])
-    lines = [format_table(header, rows, right=header[1:]), ""]
+    lines = [_format_splits(summary, "cold target"), ""]
     lines.append(f"{grouped(summary.items)} items, {grouped(summary.users)} users")
     unknown = sum(split.unknown_items for split in summary.splits.values())
     if unknown:
@@ -117,6 +134,20 @@ def format_summary(summary: Summary, folder: Path, experiments: list[str]) -> st
     lines += ["", f"{folder}: configuration written. To train:"]
     lines += [f"  fuxictr-mm train --config {quote(str(folder))} --expid {expid}" for expid in experiments]
     return "\n".join(lines)
+
+
+def _format_splits(summary: Summary, cold: str) -> str:
+    """Return a line of each split; ``cold`` names the rows of targets that training does not have."""
+    from fuxictr_mm.terminal import format_table, grouped
+
+    header = ["split", "rows", "positive", "history", "no history", cold, "left out"]
+    rows = []
+    for name, split in summary.splits.items():
+        parts = [split.positives / split.rows, split.without_history / split.rows, split.cold / split.rows]
+        positive, empty, cold = (f"{part:.1%}" for part in parts)
+        mean = f"{split.history_items / split.rows:.1f}"
+        rows.append([name, grouped(split.rows), positive, mean, empty, cold, grouped(split.left_out)])
+    return format_table(header, rows, right=header[1:])
 
 
 def _format_columns(source: str, facts: dict[str, Any]) -> list[str]:
