@@ -191,9 +191,7 @@ class ItemTable(nn.Module):
             num_items = max(limit or 0, len(items_of) + 1)
             if len(items_of) > len(trained):
                 num_trained = len(trained) + 1
-                logger.info(
-                    f"{len(items_of) - len(trained)} items are not in {vocabularies.path}: {WITHOUT_ID}"
-                )
+                logger.info(f"{len(items_of) - len(trained)} items are not in {vocabularies.path}: {WITHOUT_ID}")
         known = np.zeros(num_items, dtype=bool)
         known[0] = True
         for part in read:

@@ -112,8 +112,12 @@ class Log(Reader):
 
     def chunks(self) -> list[str]:
         """Return the files of users that the log is divided into."""
-        rows = self._scan().select(pl.len()).collect().item()
-        return [f"users {number}" for number in range(max(1, round(rows / CHUNK_ROWS)))]
+        return [f"users {number}" for number in range(max(1, round(self._size / CHUNK_ROWS)))]
+
+    @cached_property
+    def _size(self) -> int:
+        """Rows, by which users are divided."""
+        return self._scan().select(pl.len()).collect().item()
 
     @cached_property
     def _buckets(self) -> list[Path]:

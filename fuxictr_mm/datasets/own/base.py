@@ -101,6 +101,12 @@ class Base:
         return pl.read_parquet(self.folder / VOCABULARIES / f"{name}.parquet").sort("code")["value"]
 
     @cached_property
+    def types_of_ids(self) -> dict[str, pl.DataType]:
+        """The types of the ids of users and of items, by role."""
+        users = pl.read_parquet_schema(self.folder / VOCABULARIES / "user_id.parquet")
+        return {"user": users["value"], "target": pl.read_parquet_schema(self.folder / ITEM_FILE)[SOURCE_ID]}
+
+    @cached_property
     def _item_file(self) -> pl.DataFrame:
         return pl.read_parquet(self.folder / ITEM_FILE).sort("item_id")
 

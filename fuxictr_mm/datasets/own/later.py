@@ -1,8 +1,8 @@
 """A log that goes on where a prepared one ended: ``fuxictr-mm prepare log --like``.
 
-Rows later than the newest labelled row of the earlier folder are written, as ``test``, with or without a label. Options,
-columns, vocabularies and scales are those of the folder, and histories begin with those of its users. So rows are those
-that both logs together would have given; earlier rows, which a source may hold again, are left out.
+Rows later than the newest labelled row of the earlier folder are written, as ``test``, with or without a label.
+Options, columns, vocabularies and scales are those of the folder, and histories begin with those of its users. So rows
+are those that both logs together would have given; earlier rows, which a source may hold again, are left out.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from fuxictr_mm.datasets.log import CHUNK_ROWS, HASH, Log
+from fuxictr_mm.datasets.log import HASH, Log
 from fuxictr_mm.datasets.own.base import Base
 from fuxictr_mm.datasets.own.columns import Column, split_lists
+from fuxictr_mm.datasets.own.instants import as_instants
 from fuxictr_mm.datasets.own.options import LogOptions
 from fuxictr_mm.datasets.own.source import LogSource
 from fuxictr_mm.datasets.own.tables import Table
@@ -94,7 +95,7 @@ class LaterSource(LogSource):
         return (pl.col(first) == 1).fill_null(False) if first in self.labels else pl.lit(False)
 
     @cached_property
-    def columns(self) -> dict[str, tuple[list[Column], dict[str, str]]]:  # type: ignore[override]
+    def columns(self) -> dict[str, tuple[list[Column], dict[str, str]]]:
         """Columns of the earlier log; others are not read."""
         return {option: (columns, {}) for option, columns in self.base.columns.items()}
 
@@ -102,7 +103,7 @@ class LaterSource(LogSource):
         """Take a label that is 0 in all rows, or 1: nothing is learned of it."""
 
     def _type_of_ids(self, role: str, column: str) -> pl.DataType:
-        return (self.base.vocabulary("user_id") if role == "user" else self.base.item_ids).dtype
+        return self.base.types_of_ids[role]
 
     def ids(self, table: Table, role: str) -> pl.Expr:
         """Return the ids of users or of the target of a table, of the type that they have in the earlier log."""
@@ -143,7 +144,8 @@ class LaterSource(LogSource):
 
     def _check_events(self, path: Path) -> None:
         rows, kept = (frame.select(pl.len()).collect().item() for frame in (self.log.frame, pl.scan_parquet(path)))
-        newest = f"the newest row of {self.base.folder} ({self.asked.time} {self.since})"
+        time = pl.select(as_instants(pl.lit(self.since), self.time_unit)).item()
+        newest = f"the newest row of {self.base.folder} ({self.asked.time} {time})"
         if not kept:
             raise DataError(f"{self.log.paths[0]}: none of {rows} rows is later than {newest}")
         if kept < rows:
@@ -180,7 +182,7 @@ class LaterLog(Log):
         self.label, self.other_labels = labels[0], tuple(labels[1:])
 
     @cached_property
-    def _source(self) -> LaterSource:  # type: ignore[override]
+    def _source(self) -> LaterSource:
         return LaterSource(self.asked, self.source, self.scratch, self.base, self._given)
 
     @property
@@ -194,10 +196,10 @@ class LaterLog(Log):
 
     # Events
 
-    def chunks(self) -> list[str]:
-        """Return the files of users that the new rows and the users of the earlier log are divided into."""
-        rows = self._scan().select(pl.len()).collect().item() + self.base.num_users
-        return [f"users {number}" for number in range(max(1, round(rows / CHUNK_ROWS)))]
+    @cached_property
+    def _size(self) -> int:
+        """New rows and users of the earlier log, by which users are divided."""
+        return self._scan().select(pl.len()).collect().item() + self.base.num_users
 
     def _unsorted(self, number: int) -> pl.DataFrame:
         """Return the events of a file of users after their newest clicks in the earlier log."""
@@ -218,7 +220,7 @@ class LaterLog(Log):
         return self.base.vocabulary(name)
 
     @cached_property
-    def _context_columns(self) -> tuple[list[Column], list[Column]]:  # type: ignore[override]
+    def _context_columns(self) -> tuple[list[Column], list[Column]]:
         log, users = (self._source.written(option) for option in ("interactions", "users"))
         self._warn_of_unknown(log)
         return log, users
@@ -242,8 +244,8 @@ class LaterLog(Log):
     # Items
 
     @cached_property
-    def _written_items(self) -> tuple[list[Column], pl.DataFrame]:  # type: ignore[override]
-        """Return the columns of items, and the items: those of before, the new ones of their table, those of the log."""
+    def _written_items(self) -> tuple[list[Column], pl.DataFrame]:
+        """Return the columns of items, and the items: earlier ones, new ones of their table, new ones of the log."""
         columns, table, before = self._source.written("items"), self._source.items, self.base.items
         seen = self._scan().select(item_id=":item").unique(maintain_order=True).collect(engine="streaming")
         parts = [before]

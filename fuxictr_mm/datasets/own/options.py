@@ -99,7 +99,8 @@ class LogOptions:
     @classmethod
     def of_json(cls, changed: Mapping[str, Any]) -> LogOptions:
         """Return the options of what ``changed`` returned."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in changed.items()})
+        values: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in changed.items()}
+        return cls(**values)
 
     def changed(self) -> dict[str, Any]:
         """Return the options that are not the default, in the types of JSON."""
