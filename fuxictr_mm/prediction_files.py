@@ -23,7 +23,7 @@ from fuxictr_mm.data import parquet
 from fuxictr_mm.data.prepared import ITEM_FILE, SOURCE_ID, SOURCE_ROW, SOURCE_TIME, SOURCE_USER, VOCABULARIES
 from fuxictr_mm.data.vocabulary import Vocabulary
 from fuxictr_mm.errors import ConfigError, DataError
-from fuxictr_mm.files import atomic_path, check_replaceable
+from fuxictr_mm.files import atomic_path
 from fuxictr_mm.metrics import evaluate_metrics
 from fuxictr_mm_serving.parquet import is_numbered
 
@@ -51,12 +51,19 @@ def check_table(path: Path) -> None:
     """
     if path.is_dir():
         raise ConfigError(f"--out {path}: is a folder; give the name of a file")
-    if path.suffix.lower() == ".parquet":
-        check_replaceable(path, [], "table of predictions")
-    elif path.exists() and path.stat().st_size:
+    if path.exists() and path.stat().st_size and not any(name.startswith(PREDICTION) for name in _names_in(path)):
+        raise ConfigError(f"--out {path}: exists and is no table of predictions; give another name, or delete the file")
+
+
+def _names_in(path: Path) -> list[str]:
+    """Return the columns of a table; nothing of a file that is none."""
+    try:
+        if path.suffix.lower() == ".parquet":
+            return list(pq.read_schema(path).names)
         with path.open(encoding="utf-8", errors="replace") as stream:
-            if PREDICTION not in stream.readline():
-                raise ConfigError(f"--out {path}: exists and is no table of predictions; give another name")
+            return [name.strip('"') for name in stream.readline(1 << 16).strip().split(",")]
+    except (OSError, pa.ArrowException):
+        return []
 
 
 @dataclass(frozen=True)
