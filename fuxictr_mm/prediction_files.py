@@ -144,26 +144,24 @@ def write_predictions(out: Path, rows: str, predictions: np.ndarray, settings: M
         The table cannot be written.
     """
     check_table(out)
-    names = label_names(settings) if predictions.ndim > 1 else []
-    named = {f"{PREDICTION}_{name}": column for name, column in zip(names, predictions.T, strict=True)} if names else {}
-    named = named or {PREDICTION: predictions}
+    if settings.get("data_format", "parquet") == "parquet" and (found := parquet.count_rows(rows)) != len(predictions):
+        raise DataError(f"{rows}: has {found} rows, expected {len(predictions)}, as when it was scored; score it again")
+    named = {PREDICTION: predictions}
+    if predictions.ndim > 1:
+        named = {f"{PREDICTION}_{n}": p for n, p in zip(label_names(settings), predictions.T, strict=True)}
     with atomic_path(out) as temporary:
         writer: Any = None
+        at = 0
         try:
-            at = 0
             for columns in _columns_of_rows(rows, settings, len(predictions)):
                 stop = at + len(next(iter(columns.values())))
-                columns |= {name: pa.array(values[at:stop]) for name, values in named.items()}
-                at, table = stop, pa.table(columns)
+                table = pa.table(columns | {name: pa.array(values[at:stop]) for name, values in named.items()})
                 writer = writer or _writer_of(out)(temporary, table.schema)
                 writer.write_table(table)
+                at = stop
         finally:
             if writer is not None:
                 writer.close()
-        if at != len(predictions):
-            raise DataError(
-                f"{rows}: has {at} rows, expected {len(predictions)}, as when it was scored; score it again"
-            )
 
 
 def _columns_of_rows(rows: str, settings: Mapping[str, Any], count: int) -> Iterator[dict[str, pa.Array]]:

@@ -73,10 +73,11 @@ def prepare(tmp_path, monkeypatch):
     monkeypatch.setattr(log_module, "PART_ROWS", 16)
 
     def write(source, name, like=None, max_len=5, overwrite=False, **options):
-        out = tmp_path / name
+        out = tmp_path / "prepared" / name
         reader = (load_reader("log") if like is None else LaterLog)(source, out / ".scratch", max_len)
         own = {"roles": ROLES, "labels": ["click"]} if like is None else {"like": like}
-        reader.configure({"interactions": "interactions*", **own, **options})
+        given = {"interactions": "interactions*", **own, **options}
+        reader.configure({name: value for name, value in given.items() if value is not None})
         Writer(reader, "log", out, verbose=0).write(overwrite)
         return out
 
@@ -128,8 +129,7 @@ def read(folder, base, splits=("test",), since=None, labels=True):
     return sorted(rows, key=lambda row: json.dumps(row))
 
 
-@pytest.mark.parametrize("seed", range(2))
-@pytest.mark.parametrize("repeated", [False, True])
+@pytest.mark.parametrize(("seed", "repeated"), [(0, False), (1, True)])
 def test_rows_are_those_of_both_logs_at_once(seed, repeated, prepare, tmp_path):
     log, items, users = make_log(seed)
     late = START + 110
@@ -198,7 +198,7 @@ def test_rows_without_labels_are_written(prepare, tmp_path):
 
 
 def test_it_continues_after_it_was_killed(prepare, tmp_path, monkeypatch):
-    log, items, users = make_log(6)
+    log, items, users = make_log(6, rows=500)
     old, new = log.filter(pl.col("time") <= START + 80), log.filter(pl.col("time") > START + 80)
     base = prepare(write_source(tmp_path / "old", old, items, users), "shop")
     source = write_source(tmp_path / "new", new, users=users)
@@ -215,13 +215,14 @@ def test_it_continues_after_it_was_killed(prepare, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         prepare(source, "killed", base)
     monkeypatch.setattr(Writer, "_write_chunk", write)
-    with raises_naming(ConfigError, tmp_path / "killed", "not complete"):
-        prepare(source, "next", tmp_path / "killed")
-    killed = prepare(source, "killed", base)
+    killed = tmp_path / "prepared" / "killed"
+    with raises_naming(ConfigError, killed, "not complete"):
+        prepare(source, "next", killed)
+    assert prepare(source, "killed", base) == killed
     for name in ("test", "histories"):
         parts = sorted(path.name for path in (whole / name).iterdir())
         assert len(parts) > 1
-        assert [pl.read_parquet(killed / name / part).equals(pl.read_parquet(whole / name / part)) for part in parts]
+        assert all(pl.read_parquet(killed / name / part).equals(pl.read_parquet(whole / name / part)) for part in parts)
     assert read(killed, base) == read(whole, base)
 
 
@@ -306,7 +307,7 @@ def test_weights_score_a_later_log_with_new_items(tmp_path, capsys):
         trained.predict(tmp_path / "wrong" / "test")
 
 
-@pytest.mark.parametrize("unit", ["ms", "us", "ns"])
+@pytest.mark.parametrize("unit", ["ms", "ns"])
 def test_instants_are_compared_whatever_their_form(unit, prepare, tmp_path):
     log, items, users = make_log(8, rows=150)
     text = log.with_columns(time=pl.from_epoch("time").dt.strftime("%Y-%m-%dT%H:%M:%S+00:00"))
