@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser,
         f"{command} --expid DIN_MM_tiny",
         f"{command} --expid DIN_MM_MicroLens --gpu 0 --weights DIN_MM_hub --task 'Task1&2'",
-        f"{command} --expid DIN_MM_shop --config data/shop --data data/shop_new/test --out scores.parquet",
+        f"{command} --expid DIN_MM_shop --config data/shop --data data/shop_new/test --out predictions.parquet",
         f"{command} --runs DIN_MM_tiny DIN_tiny --average logit --fit-weights --calibrate platt",
     )
     parser.add_argument("--config", default=None, metavar="DIR", help="folder of model_config.yaml (default: this one)")

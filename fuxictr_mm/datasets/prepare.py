@@ -117,7 +117,7 @@ def _write_later(args: argparse.Namespace) -> None:
     lines = [_format_splits(summary, "new item"), "", f"{new_items} new items"]
     lines += ["", f"{out}: rows written. To score them:"]
     score = f"fuxictr-mm predict --config {quote(str(like))} --expid EXPID --data {quote(str(out / 'test'))}"
-    show(args, document, "\n".join([*lines, f"  {score} --out scores.parquet"]))
+    show(args, document, "\n".join([*lines, f"  {score} --out predictions.parquet"]))
 
 
 def format_summary(summary: Summary, folder: Path, experiments: list[str]) -> str:

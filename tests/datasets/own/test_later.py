@@ -7,18 +7,20 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
+from sklearn.metrics import roc_auc_score
 
 import fuxictr_mm as fm
+from fuxictr_mm.cli import main
 from fuxictr_mm.data.numbering import NUMBERING
 from fuxictr_mm.datasets import log as log_module
 from fuxictr_mm.datasets import writer as writer_module
 from fuxictr_mm.datasets.own.later import LaterLog
 from fuxictr_mm.datasets.reader import load_reader
 from fuxictr_mm.datasets.writer import Writer
-from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
+from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, UserError
 from fuxictr_mm.experiment import Experiment
 from tests.datasets.test_prepare import run
-from tests.errors import raises_naming
+from tests.errors import exits_naming, raises_naming
 
 ROLES = ["user=user", "target=asin", "time=time"]
 START = 1_700_000_000
@@ -226,7 +228,7 @@ def test_it_continues_after_it_was_killed(prepare, tmp_path, monkeypatch):
     assert read(killed, base) == read(whole, base)
 
 
-def test_weights_score_a_later_log_with_new_items(tmp_path, capsys):
+def test_weights_score_a_later_log_with_new_items(tmp_path, capsys, monkeypatch):
     log, items, users = make_log(7)
     old, new = log.filter(pl.col("time") <= START + 110), log.filter(pl.col("time") > START + 110)
     vectors = items.select("asin", vector=pl.Series(np.random.default_rng(0).normal(size=(30, 4)).tolist()))
@@ -252,6 +254,23 @@ def test_weights_score_a_later_log_with_new_items(tmp_path, capsys):
     assert is_known.sum() > 5
     assert not is_known.all()
     np.testing.assert_allclose(trained.predict(rows.filter(is_known)), scores[is_known], rtol=1e-5)
+    # As a table that is joined to the log by the number of the row.
+    monkeypatch.chdir(tmp_path)
+    words = ["--expid", "DIN_MM_shop", "--config", str(base), "--weights", str(trained.weights)]
+    main(["predict", *words, "--data", str(later / "test"), "--out", "table.parquet"])
+    table = pl.read_parquet("table.parquet")
+    assert table["prediction"].to_list() == scores.tolist()
+    joined = new.with_row_index("source_row").join(table, on=pl.col("source_row").cast(pl.Int64))
+    assert len(joined) == len(new)
+    assert joined["user"].to_list() == joined["user_id"].to_list()
+    assert joined["asin"].to_list() == joined["item_id"].to_list()
+    assert f"AUC {roc_auc_score(joined['click'], joined['prediction']):.6f}" in capsys.readouterr().out
+    with exits_naming(capsys, "--data", "--expid"):
+        main(["predict", "--runs", str(trained.path), "--data", str(later / "test")])
+    # Rows of the owner's, not prepared.
+    for column, value in (("user_id", pl.lit("u-3")), ("user_id", pl.lit(99)), ("item_id", pl.lit("B001"))):
+        with raises_naming(UserError, "data frame", f"prepare log --like {base}"):
+            trained.predict(rows.filter(is_known).with_columns(value.alias(column)))
     # The price and the embedding of a new item count, its id does not.
     written = pq.read_table(later / "items.parquet")
     prices = written["price_scaled"].to_numpy().copy()
