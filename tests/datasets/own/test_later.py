@@ -226,6 +226,9 @@ def test_it_continues_after_it_was_killed(prepare, tmp_path, monkeypatch):
         assert len(parts) > 1
         assert all(pl.read_parquet(killed / name / part).equals(pl.read_parquet(whole / name / part)) for part in parts)
     assert read(killed, base) == read(whole, base)
+    assert prepare(source, "killed", base) == killed  # is complete already
+    with raises_naming(ConfigError, killed, "files"):
+        prepare(write_source(tmp_path / "other", new, users=users), "killed", base)
 
 
 def test_weights_score_a_later_log_with_new_items(tmp_path, capsys, monkeypatch):
