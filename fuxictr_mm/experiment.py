@@ -267,7 +267,8 @@ class Experiment:
         ----------
         data : path or data frame, optional
             A Parquet file, a folder of part files, or a pandas or Polars data frame, with the columns of the training
-            file except the label; the dataset's ``test_data`` by default.
+            file except the label; the dataset's ``test_data`` by default. Rows that ``fuxictr-mm prepare log --like``
+            wrote, given by path, are read with their own item files.
         weights : path, optional
             A state dict, a ``.safetensors`` file or a folder written by ``fuxictr-mm export-hub``; by default those of
             the newest run.

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fuxictr_mm.data.later_items import item_files_of, of_unprepared
 from fuxictr_mm.data.vocabulary import Vocabularies
 from fuxictr_mm.encoding.fuxictr import load_dataset
-from fuxictr_mm.errors import DataError, UserError, first_line
+from fuxictr_mm.errors import DataError, MissingFileError, UserError, first_line
 from fuxictr_mm.logs import LogFiles
 from fuxictr_mm.runs import vocabulary_of_weights
 from fuxictr_mm.runtime import only_one
@@ -55,7 +56,14 @@ def _predict_file(experiment: Experiment, path: str | None, weights: Path, logs:
             "scratch": Path(scratch),
             "shard": experiment.make_shard(),
         }
-        dataset = load_dataset(experiment.config.to_dict(), {"test": None}, vocabularies, **options)
+        params = experiment.config.to_dict()
+        if path and params.get("item_info"):
+            params["item_info"] = item_files_of(path, params["item_info"])
+        try:
+            dataset = load_dataset(params, {"test": None}, vocabularies, **options)
+        except (DataError, MissingFileError) as error:
+            hint = of_unprepared(path, experiment.config.to_dict().get("item_info")) if other and path else ""
+            raise type(error)(f"{error}{hint}") from error
         model = experiment.build_model(dataset)
         model.load_weights(weights)
         files.open(logs, "a")

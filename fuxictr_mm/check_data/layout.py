@@ -20,7 +20,7 @@ from fuxictr_mm.data import decoding, parquet
 from fuxictr_mm.data.arrow_types import is_bytes, is_list, is_plain_text, plain_type
 from fuxictr_mm.data.decoding import MAX_IDS
 from fuxictr_mm.data.parquet import open_parquet, part_files, schema_of
-from fuxictr_mm.data.prepared import ITEM_FILE, MANIFEST, SOURCE_ID
+from fuxictr_mm.data.prepared import ITEM_FILE, MANIFEST, ROW_SOURCES, SOURCE_ID
 from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ
 from fuxictr_mm.data.vocabulary import as_text as plain_id
 from fuxictr_mm.errors import DataError, MissingFileError, first_line
@@ -146,6 +146,11 @@ def data_paths(folder: Path) -> list[Path]:
 def source_of_ids(path: Path) -> str | None:
     """Return the column of the items of ``fuxictr-mm prepare`` with their ids in the source, which is no feature."""
     return SOURCE_ID if path.name == ITEM_FILE and (path.parent / MANIFEST).is_file() else None
+
+
+def sources_of_rows(path: Path) -> set[str | None]:
+    """Return the columns of a split of ``fuxictr-mm prepare`` that say where rows come from, which are no features."""
+    return set(ROW_SOURCES) if (path.parent / MANIFEST).is_file() else set()
 
 
 def name_of(path: Path) -> str:

@@ -25,6 +25,7 @@ from fuxictr_mm.check_data.layout import (
     read_chunks,
     read_schema,
     require,
+    sources_of_rows,
 )
 from fuxictr_mm.check_data.met_again import count_again, find_repeats
 from fuxictr_mm.check_data.splits import Split
@@ -48,10 +49,11 @@ def read_split(
     usable = require(path, schema, wanted, report, lists=[ITEM_SEQ, *further])
     time = translation.roles.time if translation is not None else None
     times = [f.name for f in schema if f.name == time and _is_time(f.type)]
-    layout.not_checked += check_types(path, schema, {*wanted, time}, report)
+    of_source = sources_of_rows(path) - {time}
+    layout.not_checked += check_types(path, schema, {*wanted, *of_source, time}, report)
     if ITEM_ID not in usable:
         return None
-    others = [f for f in schema if f.name not in wanted]
+    others = [f for f in schema if f.name not in {*wanted, *of_source}]
     context = [f for f in others if f.name != time and is_number(f.type)]
     names = [f.name for f in others if is_scalar(f.type) and not _names_the_split(path, f)]
     none = pl.DataFrame(schema={"user": pl.Int64, "item": pl.Int64})

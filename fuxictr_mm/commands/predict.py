@@ -1,4 +1,4 @@
-"""Score the test file and write a submission: ``fuxictr-mm predict`` and ``python prediction.py``."""
+"""Score rows, write a submission or a table: ``fuxictr-mm predict`` and ``python prediction.py``."""
 
 import argparse
 from pathlib import Path
@@ -21,13 +21,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser,
         f"{command} --expid DIN_MM_tiny",
         f"{command} --expid DIN_MM_MicroLens --gpu 0 --weights DIN_MM_hub --task 'Task1&2'",
-        f"{command} --runs DIN_MM_tiny                  all seeds of an experiment, averaged",
+        f"{command} --expid DIN_MM_shop --config data/shop --data data/shop_new/test --out predictions.parquet",
         f"{command} --runs DIN_MM_tiny DIN_tiny --average logit --fit-weights --calibrate platt",
     )
     parser.add_argument("--config", default=None, metavar="DIR", help="folder of model_config.yaml (default: this one)")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--expid", help="experiment id in model_config.yaml: its newest weights")
     what.add_argument("--runs", nargs="+", metavar="NAME", help="experiment ids, runs or folders, to be averaged")
+    parser.add_argument("--data", metavar="PATH", help="Parquet file, or folder, to score in place of the test file")
     parser.add_argument("--gpu", type=int, default=-1, help="index of the GPU, -1 for the CPU (default)")
     parser.add_argument("--task", default="Task2", choices=("Task1", "Task2", "Task1&2"), help="column of the scores")
     parser.add_argument("--label", metavar="NAME", help="of several labels, the one to write (default: the first)")
@@ -40,7 +41,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--data_root", metavar="DIR", help="replaces the dataset's data_root")
     parser.add_argument("--model_zoo", metavar="DIR", help="a folder of model files to search first")
-    parser.add_argument("--out", type=Path, default=Path("submission"), metavar="DIR", help="folder to write to")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("submission"),
+        metavar="PATH",
+        help="folder of the submission (default: submission); or a table, .parquet or .csv: ids and prediction of rows",
+    )
     parser.add_argument("--calibrate", choices=("platt", "beta", "isotonic"), help="calibrate on the validation rows")
     parser.add_argument("--average", choices=("rank", "logit", "mean"), help="of --runs: what is averaged (rank)")
     parser.add_argument("--fit-weights", action="store_true", help="of --runs: fit weights on the validation rows")
@@ -52,15 +59,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main_from_args(args: argparse.Namespace) -> None:
-    """Score, write ``submission/NAME.zip``."""
+    """Score, write ``submission/NAME.zip`` or a table, and print the metrics of ``--data`` that has labels."""
     from fuxictr_mm.data.parquet import count_rows
     from fuxictr_mm.logs import set_up_logging
+    from fuxictr_mm.prediction_files import check_table, is_table, measure, write_predictions
     from fuxictr_mm.runtime import is_main
     from fuxictr_mm.submission import write_submission
 
     set_up_logging()
+    if is_table(args.out):
+        check_table(args.out)  # before scoring
     name, scores, settings = _of_runs(args) if args.runs else _of_experiment(args)
-    if is_main():
+    if not is_main():
+        return
+    if args.data is not None:
+        settings = {**settings, "test_data": args.data}
+        for label, metrics in measure(args.data, scores, settings).items():
+            values = ", ".join(f"{key} {value:.6f}" for key, value in metrics.items() if key != "rows")
+            print(f"{args.data}: {values} ({metrics['rows']:.0f} rows with {label})")
+    if is_table(args.out):
+        write_predictions(args.out, settings["test_data"], scores, settings)
+        print(f"{args.out}: {len(scores)} rows")
+    else:
         index, of_label = _label_of(settings, args.label)
         scores = scores if scores.ndim == 1 else scores[:, index]
         is_parquet = settings.get("data_format", "parquet") == "parquet"
@@ -95,7 +115,7 @@ def _of_experiment(args: argparse.Namespace) -> tuple[str, "np.ndarray", dict[st
         raise ConfigError("--calibrate needs the validation predictions of a run; leave --weights out")
     weights = experiment.find_weights(args.weights)
     run = run_of_weights(experiment.paths, weights) if args.calibrate else None
-    scores = predict(experiment, None, weights, [experiment.paths.log])
+    scores = predict(experiment, args.data, weights, [experiment.paths.log])
     if run is not None:
         scores = _calibrate(run, scores, args.calibrate)
     return args.expid, scores, experiment.config.to_dict()
@@ -106,7 +126,7 @@ def _of_runs(args: argparse.Namespace) -> tuple[str, "np.ndarray", dict[str, Any
     from fuxictr_mm.evaluation.ensemble import describe, ensemble
     from fuxictr_mm.runtime import is_one_of_several
 
-    for option in ("weights", "data_root", "model_zoo", "config"):
+    for option in ("weights", "data_root", "model_zoo", "config", "data"):
         if getattr(args, option):
             raise ConfigError(f"--{option} is for --expid; the runs name their weights and files")
     if is_one_of_several():

@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "fuxictr-mm prepare kuairand --source KuaiRand-1K --out data/kuairand_1k --labels is_click is_like long_view",
         "fuxictr-mm prepare log --source exports --out data/shop --roles user=user target=asin --labels click",
         "fuxictr-mm prepare mind --source MINDsmall --out data/mind_small",
-        "fuxictr-mm prepare my_readers:Shop --source exports --out data/shop",
+        "fuxictr-mm prepare log --source tomorrow --like data/shop --out data/shop_new",
     )
     parser.add_argument("name", metavar="NAME", help="a dataset of the list above, or a reader: package.module:Class")
     parser.add_argument("--source", required=True, type=Path, metavar="DIR", help="folder of the unpacked files")
@@ -67,6 +67,8 @@ def main_from_args(args: argparse.Namespace) -> None:
     if not args.source.is_dir():
         found = "is a file" if args.source.exists() else "no such folder"
         raise ConfigError(f"--source {args.source}: {found}; expected the folder of the unpacked files")
+    if args.like is not None and args.name == "log":
+        return _write_later(args)
     reader_class = load_reader(args.name)
     reader = reader_class(args.source, args.out / ".scratch", args.max_len or reader_class.history_len)
     reader.configure(given_options(args))
@@ -82,31 +84,60 @@ def main_from_args(args: argparse.Namespace) -> None:
     dataset_id = args.out.resolve().name
     experiments = write_config(args.out, dataset_id, reader, summary, labels)
     document = {"folder": str(args.out), "experiments": experiments, **asdict(summary)}
-    show(args, document, format_summary(summary, args.out, experiments, reader.notes(summary)))
+    show(args, document, format_summary(summary, args.out, experiments, reader.advice(summary)))
 
 
-def format_summary(summary: Summary, folder: Path, experiments: list[str], notes: Sequence[str] = ()) -> str:
-    """Return what was written, as text, with the notes of the reader."""
-    from fuxictr_mm.terminal import format_table, grouped
+def _write_later(args: argparse.Namespace) -> None:
+    """Write a log that goes on where another ended, and say what was found."""
+    from fuxictr_mm.datasets.own.later import LaterLog
+    from fuxictr_mm.datasets.own.options import given_options
+    from fuxictr_mm.datasets.writer import Writer
 
-    header = ["split", "rows", "positive", "history", "no history", "cold target", "left out"]
-    rows = []
-    for name, split in summary.splits.items():
-        parts = [split.positives / split.rows, split.without_history / split.rows, split.cold / split.rows]
-        positive, empty, cold = (f"{part:.1%}" for part in parts)
-        mean = f"{split.history_items / split.rows:.1f}"
-        rows.append([name, grouped(split.rows), positive, mean, empty, cold, grouped(split.left_out)])
-    lines = [format_table(header, rows, right=header[1:]), ""]
+    like, out = Path(args.like), args.out
+    if args.max_len is not None:
+        raise ConfigError(f"--max_len: with --like it is that of {like}; leave it out")
+    if like.resolve() in (out.resolve(), *out.resolve().parents) or out.resolve() in like.resolve().parents:
+        raise ConfigError(f"--out {out}: lies in --like {like} or holds it; give another folder")
+    reader = LaterLog(args.source, out / ".scratch", LaterLog.history_len)
+    reader.configure(given_options(args))
+    summary = Writer(reader, "log", out, verbose=0 if args.quiet or args.json else 1).write(args.overwrite)
+    new_items = summary.items - reader.base.known_items
+    document = {"folder": str(out), "like": str(like), "new_items": new_items, **asdict(summary)}
+    lines = [_format_splits(summary, "new item"), "", f"{new_items} new items"]
+    lines += ["", f"{out}: rows written. To score them:"]
+    score = f"fuxictr-mm predict --config {quote(str(like))} --expid EXPID --data {quote(str(out / 'test'))}"
+    show(args, document, "\n".join([*lines, f"  {score} --out predictions.parquet"]))
+
+
+def format_summary(summary: Summary, folder: Path, experiments: list[str], advice: Sequence[str] = ()) -> str:
+    """Return what was written, as text, with the advice of the reader."""
+    from fuxictr_mm.terminal import grouped
+
+    lines = [_format_splits(summary, "cold target"), ""]
     lines.append(f"{grouped(summary.items)} items, {grouped(summary.users)} users")
     unknown = sum(split.unknown_items for split in summary.splits.values())
     if unknown:
         lines.append(f"{grouped(unknown)} history items are in no item file; they were dropped")
     lines += [f"{name}: {part:.1%} of the items" for name, part in summary.coverage.items()]
     lines += [line for source, facts in summary.columns.items() for line in _format_columns(source, facts)]
-    lines += ["", *notes] if notes else []
+    lines += ["", *advice] if advice else []
     lines += ["", f"{folder}: configuration written. To train:"]
     lines += [f"  fuxictr-mm train --config {quote(str(folder))} --expid {expid}" for expid in experiments]
     return "\n".join(lines)
+
+
+def _format_splits(summary: Summary, cold: str) -> str:
+    """Return a line of each split; ``cold`` names the rows of targets that training does not have."""
+    from fuxictr_mm.terminal import format_table, grouped
+
+    header = ["split", "rows", "positive", "history", "no history", cold, "left out"]
+    rows = []
+    for name, split in summary.splits.items():
+        parts = [split.positives / split.rows, split.without_history / split.rows, split.cold / split.rows]
+        positive, empty, cold = (f"{part:.1%}" for part in parts)
+        mean = f"{split.history_items / split.rows:.1f}"
+        rows.append([name, grouped(split.rows), positive, mean, empty, cold, grouped(split.left_out)])
+    return format_table(header, rows, right=header[1:])
 
 
 def _format_columns(source: str, facts: dict[str, Any]) -> list[str]:

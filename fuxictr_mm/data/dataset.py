@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from fuxictr_mm.data.remote import path_of
 from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ, ITEM_SOURCE, Feature, complete, parse_features
 from fuxictr_mm.data.shards import Shard
 from fuxictr_mm.data.vocabulary import Encoding, Vocabularies
-from fuxictr_mm.errors import ConfigError
+from fuxictr_mm.errors import ConfigError, DataError
 from fuxictr_mm.metrics import takes_one_class
 from fuxictr_mm.runtime import device_of
 
@@ -127,7 +128,9 @@ def load_dataset(
     for split, needs_label in needs_labels.items():
         for name in [name for name in labels if needs_label is None and files[split].has_column(name)]:
             logger.info(f"{files[split].path}: {name} is not read, scoring needs no label")
-    for feature in [f for split in files.values() for f in split.columns_of_ids(ids == "vocabulary")]:
+    of_ids = [(file.path, f) for file in files.values() for f in file.columns_of_ids(ids == "vocabulary")]
+    for path, feature in of_ids:
+        _refuse_texts(path, feature, vocabularies)
         build = partial(lambda column: files_of("train", False).build_vocabulary(column), feature.column)
         vocabularies.of(feature.name, build, feature.column)
     for feature in [f for f in features if f.is_context and f.normalizer is not None]:
@@ -163,6 +166,15 @@ def load_dataset(
     return Dataset(features, feature_map, items, splits, summaries, vocabularies, files)
 
 
+def _refuse_texts(path: Path, feature: Feature, vocabularies: Vocabularies) -> None:
+    """Refuse texts where the weights were trained on numbers, which have no vocabulary."""
+    is_trained = vocabularies.path is not None and vocabularies.path.exists()
+    if is_trained and feature.name not in vocabularies and feature.vocab_size is not None:
+        raise DataError(
+            f"{path}: {feature.column} holds texts, expected numbers below {feature.vocab_size}, as in training"
+        )
+
+
 def _zero_is_padding(params: Mapping[str, Any], splits: Iterable[str], history: str) -> bool:
     """Whether histories are padded with 0, by the training split or, where it is missing, the first that is read."""
     for split in ("train", *splits):
@@ -191,7 +203,7 @@ def _vocabulary_sizes(
     features: Sequence[Feature], items: ItemTable, summaries: Mapping[str, Summary], vocabularies: Vocabularies
 ) -> dict[str, int]:
     """Return the vocabulary sizes that follow from the files; context columns of numbers have theirs configured."""
-    of_items = len(vocabularies[ITEM_ID]) + 1 if ITEM_ID in vocabularies else items.num_items
+    of_items = len(vocabularies[ITEM_ID]) + 1 if ITEM_ID in vocabularies else items.num_trained
     sizes = {name: len(vocabulary) + 1 for name, vocabulary in vocabularies.items()}
     sizes |= {f.name: of_items for f in features if f.is_history or (f.is_item and f.name == ITEM_ID)}
     for feature in features:

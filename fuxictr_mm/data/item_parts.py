@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from fuxictr_mm.data import arrow_types, decoding, parquet
 from fuxictr_mm.data.decoding import SCALAR_TYPES, decode_scalar
+from fuxictr_mm.data.numbering import known_items
 from fuxictr_mm.data.schema import ITEM_ID, Feature, key_of_items
 from fuxictr_mm.data.vocabulary import is_text, plain
 from fuxictr_mm.errors import DataError
@@ -40,6 +41,8 @@ class Part:
         Requested columns, decoded.
     of_ids : dict of str to list
         Requested columns that a vocabulary may number: the first row and the values of each chunk.
+    known_items : int, optional
+        Of a later log: items with larger ids are new.
     """
 
     path: Path
@@ -48,6 +51,7 @@ class Part:
     keys: pa.Array
     columns: dict[str, np.ndarray]
     of_ids: dict[str, list[tuple[int, pa.Array]]]
+    known_items: int | None = None
 
     @property
     def where(self) -> str:
@@ -97,7 +101,8 @@ def read_part(path: Path, wanted: Mapping[str, Feature], target: str) -> Part:
     if not keys:
         return Part(path, present, key, pa.array([], pa.int64()), {}, {})
     columns = {n: np.concatenate(pad_to_longest(p)) for n, p in parts.items()}
-    return Part(path, present, key, pa.concat_arrays(keys), columns, of_ids)
+    known = known_items(parquet.open_parquet(path).metadata.metadata or {})
+    return Part(path, present, key, pa.concat_arrays(keys), columns, of_ids, known)
 
 
 def _may_be_ids(feature: Feature, kind: pa.DataType) -> bool:

@@ -33,6 +33,9 @@ from fuxictr_mm.errors import DataError, MissingFileError
 
 logger = logging.getLogger(__name__)
 
+#: What is said of items that training did not have.
+WITHOUT_ID = "they have their features, and no embedding of their ids"
+
 
 class ItemTable(nn.Module):
     """Item feature table: buffers that move with the model and are not part of its state dict.
@@ -169,7 +172,14 @@ class ItemTable(nn.Module):
                 parquet.require_columns(", ".join(str(part.path) for part in read), present, [name])
         num_trained = items_of = None
         reason = why_vocabulary(read, found, limit, ids, vocabularies, zero_is_padding)
-        if reason is None:
+        known_items = next((part.known_items for part in read if part.known_items is not None), None)
+        if reason is None and known_items is not None:
+            place_by_id(read, None)
+            num_items = max(limit or 0, infer_num_items(read))
+            num_trained = known_items + 1
+            if num_items > num_trained:
+                logger.info(f"{read[0].path}: {num_items - num_trained} new items: {WITHOUT_ID}")
+        elif reason is None:
             place_by_id(read, limit)
             num_items = limit or infer_num_items(read)
             warn_of_item_zero(found)
@@ -181,10 +191,7 @@ class ItemTable(nn.Module):
             num_items = max(limit or 0, len(items_of) + 1)
             if len(items_of) > len(trained):
                 num_trained = len(trained) + 1
-                logger.info(
-                    f"{len(items_of) - len(trained)} items are not in {vocabularies.path}: they have their features, "
-                    "and no embedding of their ids"
-                )
+                logger.info(f"{len(items_of) - len(trained)} items are not in {vocabularies.path}: {WITHOUT_ID}")
         known = np.zeros(num_items, dtype=bool)
         known[0] = True
         for part in read:

@@ -24,6 +24,12 @@ from fuxictr_mm.errors import DataError, MissingFileError
 #: Key in the metadata of a file, and in the settings of a run's vocabularies.
 NUMBERING = "fuxictr_mm.numbering"
 
+#: Key in the metadata of files of a later log: how many of its items were numbered before, the digest of which it has.
+KNOWN_ITEMS = "fuxictr_mm.known_items"
+
+#: The digest of all items of a later log, new ones included: its rows are read with its own item file.
+_ALL_ITEMS = "item_id and new items"
+
 
 def digest_of(vocabulary: Vocabulary) -> str:
     """Return a digest of the values in the order of their numbers; integers count as their texts."""
@@ -46,6 +52,18 @@ def digests_in(metadata: Mapping[bytes, bytes] | None) -> dict[str, str]:
     """Return the digests in the metadata of a file by column; none where ``prepare`` did not number it."""
     digests: dict[str, str] = json.loads((metadata or {}).get(NUMBERING.encode(), b"{}"))
     return digests
+
+
+def to_later_metadata(digests: Mapping[str, str], known_items: int, all_items: str) -> dict[bytes, bytes]:
+    """Return the metadata of a file of a later log, whose items go on after ``known_items``, of which the digest is."""
+    metadata = to_metadata({**digests, _ALL_ITEMS: all_items})
+    return {**metadata, KNOWN_ITEMS.encode(): str(known_items).encode()}
+
+
+def known_items(metadata: Mapping[bytes, bytes]) -> int | None:
+    """Return how many items of a file were numbered before, None where it is not of a later log."""
+    found = metadata.get(KNOWN_ITEMS.encode())
+    return None if found is None else int(found)
 
 
 def check_numbering(
@@ -77,7 +95,7 @@ def check_numbering(
     for path, metadata in (*_item_metadata(item_files), *row_files):
         for name, digest in digests_in(metadata).items():
             first, where = found.setdefault(name, (digest, path))
-            if digest != first and name in {ITEM_ID, *trained}:
+            if digest != first and name in {ITEM_ID, _ALL_ITEMS, *trained}:
                 raise DataError(f"{path}: numbers '{name}' in another order than {where}; give files of one folder")
     if vocabularies.path is None:
         if found:

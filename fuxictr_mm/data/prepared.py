@@ -9,6 +9,13 @@ ITEM_FILE = "items.parquet"
 #: Their column of the ids in the source.
 SOURCE_ID = "source_id"
 
+#: Columns of the rows of a log that are no features: the user's id in the source, the time, and the number of the row.
+SOURCE_USER, SOURCE_TIME, SOURCE_ROW = "source_user", "source_time", "source_row"
+ROW_SOURCES = (SOURCE_USER, SOURCE_TIME, SOURCE_ROW)
+
+#: Folder of the newest history of every user, which a later log goes on with.
+HISTORIES = "histories"
+
 #: Folder of the values of every code, a file for each column.
 VOCABULARIES = "vocabularies"
 

@@ -24,11 +24,13 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from fuxictr_mm.data.numbers import Moments
-from fuxictr_mm.data.prepared import ITEM_FILE
+from fuxictr_mm.data.prepared import ITEM_FILE, ROW_SOURCES, SOURCE_ROW, SOURCE_TIME, SOURCE_USER
 from fuxictr_mm.datasets.histories import histories_before, partition_by_user
 from fuxictr_mm.datasets.negatives import sample_negatives
+from fuxictr_mm.datasets.own.base import Notes
 from fuxictr_mm.datasets.own.columns import Column, moments_of, split_lists
 from fuxictr_mm.datasets.own.experiments import explain, log_experiments, users_recur
+from fuxictr_mm.datasets.own.instants import as_instants
 from fuxictr_mm.datasets.own.leaks import find_leaks, of_items
 from fuxictr_mm.datasets.own.options import LogOptions
 from fuxictr_mm.datasets.own.source import WRITTEN, LogSource, find_files
@@ -56,6 +58,9 @@ PART_ROWS = 20_000
 
 SEED = 2025
 
+#: By which the users are dealt to files.
+HASH = (pl.col(":user").hash(0) // 2).cast(pl.Int64).alias(":hash")
+
 
 @dataclass(frozen=True)
 class Training:
@@ -73,6 +78,7 @@ class Log(Reader):
     """A log of your own: files of interactions, items and users, with columns and ids of any name."""
 
     asked = LogOptions()
+    row_sources = ROW_SOURCES
 
     def configure(self, given: Mapping[str, Any]) -> None:
         """Take the options of ``prepare log``."""
@@ -103,9 +109,14 @@ class Log(Reader):
         return {c.name: c.kind for c in [*self._log_columns, *self._source.written("users")]}
 
     @property
+    def _unknown_columns(self) -> dict[str, float]:
+        """Columns that are left out, with the fraction of the later rows whose value training shows."""
+        return self._training.known
+
+    @property
     def _log_columns(self) -> list[Column]:
-        known = self._training.known
-        return [column for column in self._source.written("interactions") if column.source not in known]
+        unknown = self._unknown_columns
+        return [column for column in self._source.written("interactions") if column.source not in unknown]
 
     @property
     def item_columns(self) -> Mapping[str, Kind]:
@@ -119,8 +130,12 @@ class Log(Reader):
 
     def chunks(self) -> list[str]:
         """Return the files of users that the log is divided into."""
-        rows = self._scan().select(pl.len()).collect().item()
-        return [f"users {number}" for number in range(max(1, round(rows / CHUNK_ROWS)))]
+        return [f"users {number}" for number in range(max(1, round(self._size / CHUNK_ROWS)))]
+
+    @cached_property
+    def _size(self) -> int:
+        """Rows, by which users are divided."""
+        return self._scan().select(pl.len()).collect().item()
 
     @cached_property
     def _buckets(self) -> list[Path]:
@@ -128,19 +143,32 @@ class Log(Reader):
 
     def _events(self) -> Iterator[pl.DataFrame]:
         for batch in pq.ParquetFile(self._source.path).iter_batches(READ_ROWS):
-            yield pl.DataFrame(batch).with_columns((pl.col(":user").hash(0) // 2).cast(pl.Int64).alias(":hash"))
+            yield pl.DataFrame(batch).with_columns(HASH)
+
+    def _unsorted(self, number: int) -> pl.DataFrame:
+        """Return the events of a file of users, and which enter later histories."""
+        return pl.read_parquet(self._buckets[number]).with_columns(self._source.is_positive.alias(":positive"))
 
     def _bucket(self, number: int) -> pl.DataFrame:
         """Return the events of a file of users, sorted by user and time; those without a label have no split."""
-        frame = pl.read_parquet(self._buckets[number]).with_columns(pl.col(":user").rank("dense").alias(":code"))
+        frame = self._unsorted(number).with_columns(pl.col(":user").rank("dense").alias(":code"))
         frame = frame.sort(":code", ":time", maintain_order=True).with_row_index(":row")
+        return frame.join(self._splits_of(frame), on=":row", how="left", maintain_order="left")
+
+    def _splits_of(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """Return ``:row`` and ``:split`` of the rows that are written, of those of a file of users."""
         if self.asked.split_by == "time":
             first, second = (pl.lit(bound) for bound in self._bounds)
         else:
             first, second = bounds_of_users(":code", ":time", self.asked.split)
         labelled = frame.filter(self._source.is_labelled)
-        splits = labelled.select(":row", split_of(pl.col(":time"), first, second).alias(":split"))
-        return frame.join(splits, on=":row", how="left", maintain_order="left")
+        return labelled.select(":row", split_of(pl.col(":time"), first, second).alias(":split"))
+
+    def newest_histories(self, chunk: str) -> pl.DataFrame:
+        """Return what the users of a file have clicked last."""
+        clicks = self._unsorted(int(chunk.split()[1])).filter(":positive").sort(":time", maintain_order=True)
+        newest = clicks.group_by(":user", maintain_order=True).agg(pl.col(":item").tail(self.max_len))
+        return newest.rename({":user": SOURCE_USER, ":item": "item_seq"})
 
     @cached_property
     def _bounds(self) -> tuple[float, float]:
@@ -262,14 +290,15 @@ class Log(Reader):
         """Return the labelled rows of a file of users, with what each had clicked before, and their negatives."""
         number = int(chunk.split()[1])
         frame = self._bucket(number)
-        positive = frame.select(pl.repeat(True, pl.len()) & self._source.is_positive).to_series().to_numpy()
+        positive = frame[":positive"].to_numpy()
         users, times = frame[":code"].to_numpy(), frame[":time"].to_numpy()
         items = frame[":item"].to_arrow()
         which = np.flatnonzero(frame[":split"].is_not_null().to_numpy())
         of_log, of_users = self._context_columns
-        named = [
-            pl.col(f":{old}").alias(new) for old, new in (("split", "split"), ("user", "user_id"), ("item", "item_id"))
-        ]
+        names = {"split": "split", "user": "user_id", "item": "item_id", "source_row": SOURCE_ROW}
+        named = [pl.col(f":{old}").alias(new) for old, new in names.items()]
+        named.append(pl.col(":user").alias(SOURCE_USER))
+        named.append(as_instants(pl.col(":time"), self._source.time_unit).alias(SOURCE_TIME))
         labels = [] if self.asked.negatives else self._source.labels
         columns = frame[which].select(*named, *labels, *(column.values() for column in of_log))
         if of_users:
@@ -316,7 +345,8 @@ class Log(Reader):
                 f"of {splits[failed]}; there is no negative to sample"
             )
         label = pl.Series("label", is_positive.astype(np.float32))
-        return columns[rows].with_columns(known.gather(items).alias("item_id"), label), which[rows]
+        of_source = pl.when(pl.Series(is_positive)).then(SOURCE_ROW).alias(SOURCE_ROW)
+        return columns[rows].with_columns(known.gather(items).alias("item_id"), label, of_source), which[rows]
 
     # Items
 
@@ -359,8 +389,15 @@ class Log(Reader):
             option: {"written": {c.name: c.facts() for c in written[option]}, "left_out": dict(left_out)}
             for option, (_, left_out) in self._source.columns.items()
         }
-        facts["interactions"]["left_out"] |= {n: _unknown(known) for n, known in self._training.known.items()}
+        facts["interactions"]["left_out"] |= {n: _unknown(known) for n, known in self._unknown_columns.items()}
         return facts
+
+    def notes(self) -> dict[str, Any]:
+        """Return what a later log is prepared with."""
+        labels = [] if self.asked.negatives else self._source.labels
+        newest = self._scan().filter(self._source.is_labelled).select(pl.col(":time").max()).collect().item()
+        notes = Notes(self.asked.changed(), labels, newest, self._source.time_unit, list(self.embeddings()))
+        return {"log": notes.as_json()}
 
     def embeds_users(self, summary: Summary) -> bool:
         """Return whether users have rows enough in training."""
@@ -371,7 +408,7 @@ class Log(Reader):
         group = next((name for name, kind in self.context.items() if kind == "group"), "user_id")
         return log_experiments(summary, self.max_len, group)
 
-    def notes(self, summary: Summary) -> list[str]:
+    def advice(self, summary: Summary) -> list[str]:
         """Return what follows from how often users recur, and from how many targets are cold."""
         return explain(summary)
 

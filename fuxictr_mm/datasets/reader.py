@@ -89,6 +89,10 @@ class Reader(ABC):
     other_labels: tuple[str, ...] = ()
     #: Whether the number of an item is a feature of it, with an embedding of its own.
     embed_item_id: bool = True
+    #: Columns of rows that are written as they are and are no features, such as those that predictions are joined by.
+    row_sources: tuple[str, ...] = ()
+    #: Of a later log: items up to this number were numbered before, and weights have no parameters of the others.
+    known_items: int | None = None
     #: Default of ``max_len``.
     history_len: ClassVar[int] = 100
 
@@ -149,6 +153,17 @@ class Reader(ABC):
     def rows(self, chunk: str) -> Iterator[Rows]:
         """Return the rows of a chunk."""
 
+    def numbering(self, name: str) -> pl.Series | None:
+        """Return the values of a column, or all users, in the order of numbers that they have already; None if new."""
+        return None
+
+    def newest_histories(self, chunk: str) -> pl.DataFrame | None:
+        """Return ``source_user`` and ``item_seq`` of the users of a chunk, for rows after all of these; None: not kept.
+
+        The lists hold item ids as the source has them.
+        """
+        return None
+
     def embeddings(self) -> dict[str, Embeddings]:
         """Return the embeddings of the items by column name."""
         return {}
@@ -161,12 +176,16 @@ class Reader(ABC):
         """Return whether the number of a user is a feature, with an embedding of its own."""
         return False
 
-    def notes(self, summary: Summary) -> list[str]:
+    def advice(self, summary: Summary) -> list[str]:
         """Return lines on what in the experiments follows from what was found."""
         return []
 
     def facts(self) -> dict[str, Any]:
         """Return what is to be kept of the columns in the manifest."""
+        return {}
+
+    def notes(self) -> dict[str, Any]:
+        """Return what else is to be kept in the manifest, for readers of the folder."""
         return {}
 
     def find(self, *names: str) -> list[Path]:

@@ -22,8 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
-from fuxictr_mm.data.numbering import digest_of, to_metadata
-from fuxictr_mm.data.prepared import ITEM_FILE, MANIFEST, VOCABULARIES
+from fuxictr_mm.data.numbering import digest_of, to_later_metadata, to_metadata
+from fuxictr_mm.data.prepared import HISTORIES, ITEM_FILE, MANIFEST, SOURCE_USER, VOCABULARIES
 from fuxictr_mm.data.vocabulary import Vocabulary
 from fuxictr_mm.datasets.histories import ranges
 from fuxictr_mm.datasets.reader import SPLITS, Embeddings, Reader, Rows, names_of
@@ -36,7 +36,7 @@ from fuxictr_mm_serving.parquet import NUMBERED  # by which a server knows numbe
 logger = logging.getLogger(__name__)
 
 #: Version of what is written; a folder that another version began is not continued.
-VERSION = 2
+VERSION = 3
 
 #: Rows of a row group: what is shuffled and streamed together.
 GROUP_ROWS = 100_000
@@ -194,13 +194,13 @@ class Writer:
             for split, counts in parts.items():
                 splits[split].add(SplitSummary(**counts))
         splits = {split: counts for split, counts in splits.items() if counts.rows}
-        if "train" not in splits:
+        if "train" not in splits and self.reader.known_items is None:
             raise DataError(f"{self.reader.source}: no rows for training were found")
         self._count_cold(splits)
         sizes = self._write_vocabularies()
         facts = self.reader.facts()
         if facts:
-            write_json(self.folder / MANIFEST, {**done, "columns": facts})
+            write_json(self.folder / MANIFEST, {**done, "columns": facts, **self.reader.notes()})
         shutil.rmtree(self.reader.scratch, ignore_errors=True)
         return Summary(len(self._items), sizes["user_id"] - 1, splits, coverage, scales, sizes, facts)
 
@@ -248,9 +248,18 @@ class Writer:
     def _item_digest(self) -> str:
         return digest_of(self._items)
 
+    @cached_property
+    def _known_digest(self) -> str:
+        """Digest of the items that were numbered before."""
+        return digest_of(Vocabulary(self._items.values.slice(0, self.reader.known_items)))
+
     def _numbering(self, names: Sequence[str]) -> dict[bytes, bytes]:
         """Return the metadata of a file with items and columns of numbers."""
-        return to_metadata({"item_id": self._item_digest, **{n: digest_of(self._vocabulary(n)) for n in names}})
+        digests = {name: digest_of(self._vocabulary(name)) for name in names}
+        known = self.reader.known_items
+        if known is None:
+            return to_metadata({"item_id": self._item_digest, **digests})
+        return to_later_metadata({"item_id": self._known_digest, **digests}, known, self._item_digest)
 
     def _item_column(self, name: str, kind: str) -> pa.Array:
         column = self._item_frame[name]
@@ -303,7 +312,10 @@ class Writer:
     def _vocabulary(self, name: str) -> Vocabulary:
         """Return the numbering of an item column, of a context column or of the users."""
         if name not in self._vocabularies:
-            if name in self.reader.item_columns:
+            given = self.reader.numbering(name)
+            if given is not None:
+                values = given
+            elif name in self.reader.item_columns:
                 values = self._item_frame[name]
                 values = values.explode() if values.dtype == pl.List else values
             else:
@@ -354,7 +366,18 @@ class Writer:
                 writer.close()
         for split in writers:
             os.replace(temporary[split], self.folder / split / f"part-{number:05d}.parquet")
+        self._write_newest_histories(number, name)
         return summaries
+
+    def _write_newest_histories(self, number: int, name: str) -> None:
+        newest = self.reader.newest_histories(name)
+        if newest is None:
+            return
+        values, offsets = _parts(newest["item_seq"].to_arrow())
+        items = pa.LargeListArray.from_arrays(offsets, pa.array(_codes(self._items, values)))
+        table = pa.table({SOURCE_USER: newest[SOURCE_USER].to_arrow(), "item_seq": items})
+        with atomic_path(self.folder / HISTORIES / f"part-{number:05d}.parquet") as temporary:
+            pq.write_table(table, temporary, compression="zstd", row_group_size=GROUP_ROWS)
 
     def _encode(self, rows: Rows) -> Iterator[tuple[str, pa.Table, SplitSummary]]:
         """Yield the rows of each split with all ids as numbers."""
@@ -385,6 +408,7 @@ class Writer:
         for name in (reader.label, *reader.other_labels):
             if name in columns.columns:
                 data[name] = columns[name].cast(pl.Float32).to_numpy()
+        data |= {name: columns[name].to_arrow() for name in reader.row_sources}
         table = pa.table(data).replace_schema_metadata(self._row_metadata)
         lengths = np.diff(np.asarray(histories.offsets))[which]
         others = columns["split"].filter(~columns["split"].is_in(SPLITS).fill_null(False))
@@ -403,14 +427,12 @@ class Writer:
                 left_out=int(in_split.sum()) - int(kept.size),
                 unknown_items=int(unknown[which[kept]].sum()),
             )
-            part = table.take(pa.array(kept))
-            if reader.label in data and np.isnan(label).all() and len(label):
-                part = part.drop_columns([reader.label])
-            yield split, part, summary
+            yield split, table.take(pa.array(kept)), summary
 
     def _count_cold(self, splits: dict[str, SplitSummary]) -> None:
-        """Count the rows of each split whose target is no target in training."""
+        """Count the rows of each split whose target is no target in training, or of a later log a new item."""
         seen = np.zeros(len(self._items) + 1, dtype=bool)
+        seen[: 1 + (self.reader.known_items or 0)] = True
         for split in splits:
             splits[split].cold = 0
             for path in sorted((self.folder / split).glob("part-*.parquet")):

@@ -250,7 +250,8 @@ class Run:
         ----------
         data : path or data frame, optional
             A Parquet file, a folder of part files, or a pandas or Polars data frame, with the columns of the training
-            file except the label; the dataset's ``test_data`` by default.
+            file except the label; the dataset's ``test_data`` by default. Rows that ``fuxictr-mm prepare log --like``
+            wrote, given by path, are read with their own item files.
         gpu : int
             Index of the GPU, -1 for the CPU.
 

@@ -182,9 +182,15 @@ def test_what_prepare_writes_is_checked_as_its_configuration_says(ids, prepared)
     items.with_columns(source_id=numbers if ids == "integers" else numbers.cast(pl.String)).write_parquet(
         prepared / "items.parquet"
     )
+    for path in [prepared / f"{split}.parquet" for split in ("train", "valid", "test")]:
+        sources = {"source_user": pl.lit("u"), "source_time": 10**9 * pl.int_range(pl.len())}
+        rows = pl.concat([pl.read_parquet(path).with_columns(**sources)] * 2)
+        rows.with_columns(source_row=pl.int_range(pl.len())).write_parquet(path)
     report, layout = check_folder(prepared)
-    assert not [f for f in report.findings() if f.column in ("label", "clicked", "source_id", "impression_id")]
-    assert not [name for name in layout.not_checked if "source_id" in name]
+    sources = ("source_id", "source_user", "source_time", "source_row")
+    assert not [f for f in report.findings() if f.column in ("label", "clicked", "impression_id", *sources)]
+    assert not [name for name in layout.not_checked if "source_" in name]
+    assert "duplicate-row" in {f.check for f in report.findings()}  # which the number of the row would hide
     (prepared / "dataset_config.yaml").write_text("shop: {}\nanother: {}\n")
     found = {(f.check, f.column): f.expected for f in check_folder(prepared)[0].findings()}
     assert ("unscaled-context", "impression_id") in found

@@ -66,6 +66,11 @@ class Column:
         """Return the column with a mean and deviation of six digits: then the order of sums changes nothing."""
         return replace(self, mean=float(f"{moments.mean:.6g}"), std=float(f"{moments.deviation:.6g}") or 1.0)
 
+    @classmethod
+    def of_facts(cls, name: str, facts: Mapping[str, Any]) -> Column:
+        """Return a column by what the manifest says of it."""
+        return cls(facts["column"], name, facts["type"], facts.get("mean", 0.0), facts.get("std", 1.0))
+
     def facts(self) -> dict[str, Any]:
         """Return what the manifest says of the column."""
         statistics = {"mean": self.mean, "std": self.std} if self.kind == "numeric" else {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import polars as pl
 
 from fuxictr_mm.datasets.own.tables import Table, is_integer
@@ -11,6 +13,9 @@ ISO = (
     r"^(?<date>\d{4}-\d{2}-\d{2})(?:[T ](?<clock>\d{2}:\d{2}(?::\d{2}(?:\.\d{1,9})?)?))?"
     r" ?(?<zone>Z|z|UTC|[+-]\d{2}(?::?\d{2})?)?$"
 )
+#: Of what times are numbers: of the source as they are, or instants in parts of a second since 1970 in UTC.
+Unit = Literal["number", "us", "ns"]
+
 EXPECTED = "an integer or an ISO time such as 2024-05-31T18:00:00+02:00, the same in all rows"
 
 
@@ -42,6 +47,7 @@ def read_times(table: Table, column: str) -> pl.Expr:
         The column is of another type; a row has no time, one of another form, or no zone where others have one.
     """
     kind, values = table.frame.collect_schema()[column], pl.col(column)
+    unit = unit_of(table, column)
     if kind.is_integer():
         table.refuse(values.is_null(), column, EXPECTED)
         return values.cast(pl.Int64)
@@ -50,17 +56,32 @@ def read_times(table: Table, column: str) -> pl.Expr:
         return values.cast(pl.Float64)
     if isinstance(kind, pl.Datetime | pl.Date):
         table.refuse(values.is_null(), column, "a time")
-        has_nanoseconds = isinstance(kind, pl.Datetime) and kind.time_unit == "ns"
-        return values.dt.timestamp("ns" if has_nanoseconds else "us")
+        return values.dt.timestamp("ns" if unit == "ns" else "us")
     if kind != pl.String:
         raise ConfigError(f"--roles time={column}: {table.paths[0]} holds {kind} there, expected {EXPECTED}")
     text = values.str.strip_chars()
     is_number, has_zone = is_integer(text), text.str.contains(r"(?:Z|z|UTC|:.*[+-]\d{2}(?::?\d{2})?)$")
-    first = table.frame.select(number=is_number, zone=has_zone).head(1).collect()
-    if not len(first) or first["number"][0]:
+    if unit == "number":
         table.refuse(values.is_null() | ~is_number, column, EXPECTED)
         return text.cast(pl.Int64)
     table.refuse(from_iso(values).is_null(), column, EXPECTED)
-    others = "a time with a zone" if first["zone"][0] else "a time without a zone"
-    table.refuse(has_zone != first["zone"][0], column, f"{others}, as in the first row")
+    has_first = table.frame.select(has_zone).head(1).collect().item()
+    others = "a time with a zone" if has_first else "a time without a zone"
+    table.refuse(has_zone != has_first, column, f"{others}, as in the first row")
     return from_iso(values)
+
+
+def unit_of(table: Table, column: str) -> Unit:
+    """Return of what the numbers of ``read_times`` are; texts are instants unless the first is an integer."""
+    kind = table.frame.collect_schema()[column]
+    if isinstance(kind, pl.Datetime | pl.Date):
+        return "ns" if isinstance(kind, pl.Datetime) and kind.time_unit == "ns" else "us"
+    if kind != pl.String:
+        return "number"
+    first = table.frame.select(is_integer(pl.col(column).str.strip_chars())).head(1).collect().to_series()
+    return "us" if len(first) and not first[0] else "number"
+
+
+def as_instants(times: pl.Expr, unit: Unit) -> pl.Expr:
+    """Return numbers of ``read_times`` as they are, or as points in time in UTC."""
+    return times if unit == "number" else pl.from_epoch(times, unit).dt.replace_time_zone("UTC")

@@ -15,7 +15,7 @@ TYPES = ("categorical", "numeric", "sequence", "text", "none")
 #: Names of the options as ``argparse`` has them.
 NAMES = (
     "labels", "interactions", "items", "users", "embeddings", "roles", "types", "split", "split_by", "negatives",
-    "positive_from",
+    "positive_from", "like",
 )  # fmt: skip
 
 
@@ -102,6 +102,12 @@ class LogOptions:
             )
         return options
 
+    @classmethod
+    def of_json(cls, changed: Mapping[str, Any]) -> LogOptions:
+        """Return the options of what ``changed`` returned."""
+        values: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in changed.items()}
+        return cls(**values)
+
     def changed(self) -> dict[str, Any]:
         """Return the options that are not the default, in the types of JSON."""
         plain = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
@@ -112,6 +118,11 @@ class LogOptions:
 def add_log_options(parser: argparse.ArgumentParser) -> None:
     """Add the options, all without a default, so that other readers can refuse them."""
     group = parser.add_argument_group("options of log, for a log of your own")
+    group.add_argument(
+        "--like",
+        metavar="DIR",
+        help="log: an earlier log's folder; rows later than its newest, with its options, numbers, scales, histories",
+    )
     group.add_argument("--interactions", metavar="FILE", help="log: file or pattern (default: interactions.*)")
     group.add_argument("--items", metavar="FILE", help="log: a row per item (default: items.*, if it is there)")
     group.add_argument("--users", metavar="FILE", help="log: a row per user (default: users.*, if it is there)")

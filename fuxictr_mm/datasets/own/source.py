@@ -8,8 +8,9 @@ from pathlib import Path
 
 import polars as pl
 
+from fuxictr_mm.data.prepared import ROW_SOURCES
 from fuxictr_mm.datasets.own.columns import Column, choose_columns, free_name
-from fuxictr_mm.datasets.own.instants import read_times
+from fuxictr_mm.datasets.own.instants import Unit, read_times, unit_of
 from fuxictr_mm.datasets.own.options import LogOptions
 from fuxictr_mm.datasets.own.tables import Table
 from fuxictr_mm.encoding.text_files import form_of
@@ -21,7 +22,7 @@ logger = logging.getLogger(__name__)
 LABELS = ("label", "click")
 
 #: Names that the written files have.
-WRITTEN = ("user_id", "item_id", "item_seq", "source_id", "split", "label")
+WRITTEN = ("user_id", "item_id", "item_seq", "source_id", *ROW_SOURCES, "split", "label")
 
 
 def find_files(source: Path, option: str, pattern: str | None) -> list[Path]:
@@ -159,25 +160,38 @@ class LogSource:
 
     @cached_property
     def path(self) -> Path:
-        """The log as Parquet: ``:user``, ``:item``, ``:time``, labels, and columns of context as in the file."""
+        """The log as Parquet: ``:user``, ``:item``, ``:time``, labels, and columns of context as in the file.
+
+        ``:source_row`` is the number of the row in all files of the log.
+        """
         path = self.scratch / "log.parquet"
         if not path.exists():
-            asked = self.asked
-            labels = [] if asked.negatives else [self._read_label(name) for name in self.labels]
-            frame = self.log.frame.select(
-                self.ids(self.log, "user").alias(":user"),
-                self.ids(self.log, "target").alias(":item"),
-                read_times(self.log, asked.time).alias(":time"),
-                *labels,
-                *(column.source for column in self.written("interactions")),
-            )
             path.parent.mkdir(parents=True, exist_ok=True)
-            frame.sink_parquet(path.with_suffix(".partial"))
-            rows = pl.scan_parquet(path.with_suffix(".partial")).select((~self.is_labelled).sum()).collect().item()
-            if rows:
-                logger.warning(f"{self.log.paths[0]}: {rows} rows have no label; they are not written")
+            self._events().sink_parquet(path.with_suffix(".partial"))
+            self._check_events(path.with_suffix(".partial"))
             path.with_suffix(".partial").rename(path)
         return path
+
+    def _events(self) -> pl.LazyFrame:
+        labels = [] if self.asked.negatives else [self._read_label(name) for name in self.labels]
+        return self.log.frame.with_row_index(":source_row").select(
+            pl.col(":source_row").cast(pl.Int64),
+            self.ids(self.log, "user").alias(":user"),
+            self.ids(self.log, "target").alias(":item"),
+            read_times(self.log, self.asked.time).alias(":time"),
+            *labels,
+            *(column.source for column in self.written("interactions")),
+        )
+
+    def _check_events(self, path: Path) -> None:
+        rows = pl.scan_parquet(path).select((~self.is_labelled).sum()).collect().item()
+        if rows:
+            logger.warning(f"{self.log.paths[0]}: {rows} rows have no label; they are not written")
+
+    @cached_property
+    def time_unit(self) -> Unit:
+        """Of what the times are numbers."""
+        return unit_of(self.log, self.asked.time)
 
     def ids(self, table: Table, role: str) -> pl.Expr:
         """Return the ids of users or of the target of a table: integers if they are in all tables, else texts.
@@ -195,11 +209,14 @@ class LogSource:
             )
         ids = ids.str.strip_chars() if kind == pl.String else ids  # as of columns of a fixed width
         table.refuse(ids.is_null() | (ids.cast(pl.String) == ""), column, "an id; correct or drop the row")
+        return ids.cast(self._type_of_ids(role, column))
+
+    def _type_of_ids(self, role: str, column: str) -> pl.DataType:
         other = self.users if role == "user" else self.items
         kinds = [each.frame.collect_schema()[column] for each in (self.log, other) if each is not None]
         if all(kind.is_integer() and kind != pl.UInt64 for kind in kinds):
-            return ids.cast(pl.Int64)
-        return ids.cast(pl.UInt64 if all(kind.is_unsigned_integer() for kind in kinds) else pl.String)
+            return pl.Int64()
+        return pl.UInt64() if all(kind.is_unsigned_integer() for kind in kinds) else pl.String()
 
     def rows_by_id(self, table: Table, role: str) -> pl.DataFrame:
         """Return a table of items or users, a row each.
@@ -227,10 +244,15 @@ class LogSource:
         others = "0 or 1, or nothing; of ratings, add --positive_from 4, or another bound"
         table.refuse(wrong, column, others if bound is None else "a number, or nothing")
         number = (number if bound is None else number >= bound).cast(pl.Float32)
+        self._check_both(column, number)
+        return number.alias(column)
+
+    def _check_both(self, column: str, number: pl.Expr) -> None:
+        """Refuse a label that is 0 in all rows, or 1."""
+        table, bound = self.log, self.asked.positive_from
         least, most = table.frame.select(least=number.min(), most=number.max()).collect(engine="streaming").row(0)
         if (least, most) != (0, 1):
             held = "no value" if least is None else f"{least:g} in all rows"
             hint = "; if every row is a click, rename the column and add --negatives 1" if least == 1 else ""
             hint = hint if bound is None else "; change --positive_from"
             raise DataError(f"{table.paths[0]}: {column} holds {held}, expected 0 in some rows and 1 in others{hint}")
-        return number.alias(column)

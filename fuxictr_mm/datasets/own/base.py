@@ -1,0 +1,160 @@
+"""The folder of a log that was prepared before: what a later log is prepared with."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow.parquet as pq
+
+from fuxictr_mm.data.numbering import known_items
+from fuxictr_mm.data.prepared import HISTORIES, ITEM_FILE, MANIFEST, SOURCE_ID, SOURCE_USER, VOCABULARIES
+from fuxictr_mm.datasets.own.columns import Column
+from fuxictr_mm.datasets.own.instants import Unit
+from fuxictr_mm.datasets.own.options import LogOptions
+from fuxictr_mm.errors import ConfigError
+from fuxictr_mm.files import read_json
+
+#: Embeddings read at a time.
+CHUNK_ITEMS = 8192
+
+
+@dataclass(frozen=True)
+class Notes:
+    """What the manifest keeps of a log for later ones.
+
+    Parameters
+    ----------
+    options : dict
+        Options that are not the default.
+    labels : list of str
+        Columns of labels; none where negatives were sampled.
+    newest : float
+        The time of the newest row with a label.
+    unit : {"number", "us", "ns"}
+        Of what times are numbers.
+    embeddings : list of str
+        Columns of embeddings that were written.
+    """
+
+    options: dict[str, Any]
+    labels: list[str]
+    newest: float
+    unit: Unit
+    embeddings: list[str]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the notes as the manifest has them."""
+        return asdict(self)
+
+
+class Base:
+    """A prepared log, read for a later one.
+
+    Parameters
+    ----------
+    folder : Path
+        What ``fuxictr-mm prepare log`` wrote, with ``--like`` or without.
+
+    Raises
+    ------
+    ConfigError
+        The folder is not one, is not complete, or an earlier version wrote it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        path = folder / MANIFEST
+        if not path.is_file():
+            raise ConfigError(f"--like {folder}: has no {MANIFEST}; expected a folder of fuxictr-mm prepare log")
+        manifest = read_json(path)
+        origin = manifest.get("origin") or {}
+        if origin.get("reader") != "log":
+            raise ConfigError(f"--like {folder}: is of the reader {origin.get('reader')}, expected log")
+        if "log" not in manifest:
+            has_ended = "columns" in manifest
+            fix = (
+                "an earlier version wrote it; prepare it again with --overwrite from the same files, which gives the "
+                "same numbers"
+                if has_ended
+                else "it is not complete; run its command again"
+            )
+            raise ConfigError(f"--like {folder}: {fix}")
+        self.notes = Notes(**manifest["log"])
+        self.asked = LogOptions.of_json(self.notes.options)
+        self.max_len = int(origin["max_len"])
+        #: Digest of the manifest: a folder that is begun with another state of the base is not continued.
+        self.digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        self.columns: dict[str, list[Column]] = {
+            option: [Column.of_facts(name, column) for name, column in facts["written"].items()]
+            for option, facts in manifest["columns"].items()
+        }
+
+    def vocabulary(self, name: str) -> pl.Series:
+        """Return the values of a column, or all users (``user_id``), in the order of their numbers."""
+        return pl.read_parquet(self.folder / VOCABULARIES / f"{name}.parquet").sort("code")["value"]
+
+    @cached_property
+    def types_of_ids(self) -> dict[str, pl.DataType]:
+        """The types of the ids of users and of items, by role."""
+        users = pl.read_parquet_schema(self.folder / VOCABULARIES / "user_id.parquet")
+        return {"user": users["value"], "target": pl.read_parquet_schema(self.folder / ITEM_FILE)[SOURCE_ID]}
+
+    @cached_property
+    def _item_file(self) -> pl.DataFrame:
+        return pl.read_parquet(self.folder / ITEM_FILE).sort("item_id")
+
+    @property
+    def item_ids(self) -> pl.Series:
+        """The items in the order of their numbers."""
+        return self._item_file[SOURCE_ID].alias("item_id")
+
+    @cached_property
+    def known_items(self) -> int:
+        """How many items weights may have parameters of: those of the first folder, where this is of a later log."""
+        known = known_items(pq.read_metadata(self.folder / ITEM_FILE).metadata or {})
+        return len(self._item_file) if known is None else known
+
+    @cached_property
+    def items(self) -> pl.DataFrame:
+        """The items with ids and categories as the source had them, and numbers as they are written."""
+        return self._item_file.select(
+            pl.col(SOURCE_ID).alias("item_id"),
+            *(self._decoded(column) for column in self.columns.get("items", [])),
+        )
+
+    def _decoded(self, column: Column) -> pl.Expr:
+        code = pl.col(column.name)
+        if column.kind not in ("categorical", "sequence"):
+            return code
+        words = self.vocabulary(column.name).cast(pl.String)
+        values = pl.Series([None, *words], dtype=pl.String)
+        codes = range(len(values))
+        if column.kind == "categorical":
+            return code.replace_strict(codes, values, return_dtype=pl.String)
+        return code.list.eval(pl.element().replace_strict(codes, values, return_dtype=pl.String))
+
+    def embeddings(self, name: str) -> Iterator[tuple[pl.Series, np.ndarray]]:
+        """Yield item ids and their embeddings."""
+        ids = self.item_ids
+        for batch in pq.ParquetFile(self.folder / f"{name}.parquet").iter_batches(CHUNK_ITEMS):
+            numbers, values = batch.column("item_id").to_numpy(), batch.column(name)
+            yield ids.gather(numbers - 1), values.flatten().to_numpy().reshape(len(batch), -1)
+
+    @cached_property
+    def num_users(self) -> int:
+        """Users that have a history."""
+        return pl.scan_parquet(self.folder / HISTORIES / "*.parquet").select(pl.len()).collect().item()
+
+    def clicks(self, is_wanted: pl.Expr) -> pl.DataFrame:
+        """Return ``:user`` and ``:item`` of the newest clicks of some users, in the order of time."""
+        histories = pl.scan_parquet(self.folder / HISTORIES / "*.parquet").rename({SOURCE_USER: ":user"})
+        # Not exploded in the scan: of lists, only those of the users wanted are kept in memory.
+        clicks = histories.filter(is_wanted).collect(engine="streaming").explode("item_seq").drop_nulls("item_seq")
+        return clicks.select(":user", self.item_ids.gather(clicks["item_seq"] - 1).alias(":item"))

@@ -1,0 +1,297 @@
+"""A log that goes on where a prepared one ended: ``fuxictr-mm prepare log --like``.
+
+Rows later than the newest labelled row of the earlier folder are written, as ``test``, with or without a label.
+Options, columns, vocabularies and scales are those of the folder, and histories begin with those of its users. So rows
+are those that both logs together would have given; earlier rows, which a source may hold again, are left out.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import cached_property, partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from fuxictr_mm.datasets.log import HASH, Log
+from fuxictr_mm.datasets.own.base import Base
+from fuxictr_mm.datasets.own.columns import Column, split_lists
+from fuxictr_mm.datasets.own.instants import as_instants
+from fuxictr_mm.datasets.own.options import LogOptions
+from fuxictr_mm.datasets.own.source import LogSource
+from fuxictr_mm.datasets.own.tables import Table
+from fuxictr_mm.datasets.reader import Embeddings
+from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
+
+logger = logging.getLogger(__name__)
+
+#: Options that a later log may have of its own: the names of its files.
+FILES = ("interactions", "items", "users", "embeddings")
+
+#: Rows with values that the earlier log does not have are warned of from this fraction on.
+MANY_UNKNOWN = 0.5
+
+
+class LaterSource(LogSource):
+    """The tables of a later log, read with the columns and types of the earlier one.
+
+    Parameters
+    ----------
+    asked : LogOptions
+        Options of the earlier log, with the files of this one.
+    source, scratch : Path
+        As of ``Reader``.
+    base : Base
+        The earlier log.
+    given : sequence of str
+        Options of files that were given; others may be missing.
+
+    Raises
+    ------
+    ConfigError, MissingFileError
+        A file or a column that is not there.
+    """
+
+    def __init__(self, asked: LogOptions, source: Path, scratch: Path, base: Base, given: Mapping[str, Any]) -> None:
+        self.base, self._given = base, given
+        super().__init__(asked, source, scratch)
+        if self.written("users") and self.users is None:
+            columns = ", ".join(column.source for column in self.written("users"))
+            raise MissingFileError(f"{source}: no file of users, of which {base.folder} has {columns}; add it")
+        for table in self.tables:
+            for column in self.written(table.option):
+                table.check(column.source, f"--like {base.folder}")
+
+    def _table(self, option: str, pattern: str | None, ids: dict[str, str]) -> Table | None:
+        try:
+            return super()._table(option, pattern, ids)
+        except MissingFileError:
+            if option == "interactions" or option in self._given:
+                raise
+            return None
+
+    def _find_labels(self) -> list[str]:
+        """Return the labels that the log has; it may have none."""
+        return [name for name in self.base.notes.labels if name in self.log.schema]
+
+    @property
+    def is_labelled(self) -> pl.Expr:
+        """Whether a row has a label, or is a click of a log of clicks alone."""
+        if not self.base.notes.labels:
+            return pl.lit(True)
+        return pl.any_horizontal(pl.col(name).is_not_null() for name in self.labels) if self.labels else pl.lit(False)
+
+    @property
+    def is_positive(self) -> pl.Expr:
+        """Whether a row enters histories."""
+        if not self.base.notes.labels:
+            return pl.lit(True)
+        first = self.base.notes.labels[0]
+        return (pl.col(first) == 1).fill_null(False) if first in self.labels else pl.lit(False)
+
+    @cached_property
+    def columns(self) -> dict[str, tuple[list[Column], dict[str, str]]]:
+        """Columns of the earlier log; others are not read."""
+        return {option: (columns, {}) for option, columns in self.base.columns.items()}
+
+    def _check_both(self, column: str, number: pl.Expr) -> None:
+        """Take a label that is 0 in all rows, or 1: nothing is learned of it."""
+
+    def _type_of_ids(self, role: str, column: str) -> pl.DataType:
+        return self.base.types_of_ids[role]
+
+    def ids(self, table: Table, role: str) -> pl.Expr:
+        """Return the ids of users or of the target of a table, of the type that they have in the earlier log."""
+        kind = self._type_of_ids(role, "")
+        if kind != pl.String:
+            column = self.asked.user if role == "user" else self.asked.item
+            wrong = pl.col(column).is_not_null() & pl.col(column).cast(kind, strict=False).is_null()
+            table.refuse(wrong, column, f"an integer, as in {self.base.folder}")
+        return super().ids(table, role)
+
+    @property
+    def since(self) -> float:
+        """The time after which rows are new."""
+        newest, unit = self.base.notes.newest, self.base.notes.unit
+        if unit == self.time_unit:
+            return newest
+        if "number" in (unit, self.time_unit):
+            words = {True: "numbers", False: "dates with times"}
+            raise DataError(
+                f"{self.log.paths[0]}: {self.asked.time} holds {words[unit != 'number']}, expected "
+                f"{words[unit == 'number']}, as in {self.base.folder}"
+            )
+        return newest * 1000 if unit == "us" else newest // 1000
+
+    def _check_numbers(self, table: Table) -> None:
+        """Refuse a column of numbers that holds something else in this log."""
+        kinds = table.frame.collect_schema()
+        for column in self.written(table.option):
+            kind = kinds[column.source]
+            if column.kind == "numeric" and not (kind.is_numeric() or kind == pl.Null):
+                raise DataError(
+                    f"{table.paths[0]}: {column.source} holds {kind}, expected numbers, as in {self.base.folder}"
+                )
+
+    def _events(self) -> pl.LazyFrame:
+        self._check_numbers(self.log)
+        return super()._events().filter(pl.col(":time") > self.since)
+
+    def _check_events(self, path: Path) -> None:
+        rows, kept = (frame.select(pl.len()).collect().item() for frame in (self.log.frame, pl.scan_parquet(path)))
+        time = pl.select(as_instants(pl.lit(self.since), self.time_unit)).item()
+        newest = f"the newest row of {self.base.folder} ({self.asked.time} {time})"
+        if not kept:
+            raise DataError(f"{self.log.paths[0]}: none of {rows} rows is later than {newest}")
+        if kept < rows:
+            logger.warning(f"{self.log.paths[0]}: {rows - kept} of {rows} rows are not later than {newest}; left out")
+
+    def rows_by_id(self, table: Table, role: str) -> pl.DataFrame:
+        """Return a table of items or users, a row each."""
+        self._check_numbers(table)
+        return super().rows_by_id(table, role)
+
+
+class LaterLog(Log):
+    """A log that goes on where a prepared one ended."""
+
+    def configure(self, given: Mapping[str, Any]) -> None:
+        """Take the folder of the earlier log and the names of files."""
+        self.base = Base(Path(given["like"]))
+        for name in given:
+            if name not in ("like", *FILES):
+                raise ConfigError(f"--{name}: with --like it is that of {self.base.folder}; leave it out")
+        files = {name: given[name] for name in FILES if name in given}
+        if "embeddings" in files:
+            files["embeddings"] = tuple(files["embeddings"])
+        self._given = files
+        self.asked = replace(self.base.asked, negatives=0, **files)
+        self.max_len = self.base.max_len
+        self.known_items = self.base.known_items
+        listed = {name: list(value) if isinstance(value, tuple) else value for name, value in files.items()}
+        self.options = {"like": self.base.digest, **listed}
+        self._set_labels()
+
+    def _set_labels(self) -> None:
+        labels = self.base.notes.labels or ["label"]
+        self.label, self.other_labels = labels[0], tuple(labels[1:])
+
+    @cached_property
+    def _source(self) -> LaterSource:
+        return LaterSource(self.asked, self.source, self.scratch, self.base, self._given)
+
+    @property
+    def _vector_files(self) -> list[Path]:
+        try:
+            return super()._vector_files
+        except MissingFileError:
+            if "embeddings" in self._given:
+                raise
+            return []
+
+    # Events
+
+    @cached_property
+    def _size(self) -> int:
+        """New rows and users of the earlier log, by which users are divided."""
+        return self._scan().select(pl.len()).collect().item() + self.base.num_users
+
+    def _unsorted(self, number: int) -> pl.DataFrame:
+        """Return the events of a file of users after their newest clicks in the earlier log."""
+        new = super()._unsorted(number)
+        time = pl.lit(self._source.since).cast(new.schema[":time"]).alias(":time")
+        is_here = HASH.mod(len(self.chunks())) == number
+        before = self.base.clicks(is_here).with_columns(time, pl.lit(True).alias(":positive"))
+        return pl.concat([before, new], how="diagonal").select(new.columns)
+
+    def _splits_of(self, frame: pl.DataFrame) -> pl.DataFrame:
+        new = frame.filter(pl.col(":source_row").is_not_null())
+        return new.select(":row", pl.lit("test").alias(":split"))
+
+    # Numbers, of the earlier log
+
+    def numbering(self, name: str) -> pl.Series:
+        """Return the values of a column in the order of the numbers of the earlier log."""
+        return self.base.vocabulary(name)
+
+    @property
+    def _unknown_columns(self) -> dict[str, float]:
+        return {}  # the earlier log has left them out
+
+    @cached_property
+    def _context_columns(self) -> tuple[list[Column], list[Column]]:
+        log, users = (self._source.written(option) for option in ("interactions", "users"))
+        self._warn_of_unknown(log)
+        return log, users
+
+    def values(self, name: str) -> pl.Series:
+        """Return the users of the log; all else is numbered."""
+        return self._scan().select(":user").unique(maintain_order=True).collect(engine="streaming")[":user"]
+
+    def _warn_of_unknown(self, columns: list[Column]) -> None:
+        for column in columns:
+            if column.kind != "categorical":
+                continue
+            counts = self._scan().select(column.values().alias("value")).drop_nulls().collect(engine="streaming")
+            unknown = counts.filter(~pl.col("value").is_in(self.numbering(column.name).cast(pl.String).implode()))
+            if len(unknown) > MANY_UNKNOWN * len(counts):
+                logger.warning(
+                    f"{self._source.log.paths[0]}: {len(unknown)} of {len(counts)} rows hold a {column.source} that "
+                    f"{self.base.folder} does not have, such as {unknown['value'][0]!r}; it becomes 0"
+                )
+
+    # Items
+
+    @cached_property
+    def _written_items(self) -> tuple[list[Column], pl.DataFrame]:
+        """Return the columns of items, and the items: earlier ones, new ones of their table, new ones of the log."""
+        columns, table, before = self._source.written("items"), self._source.items, self.base.items
+        seen = self._scan().select(item_id=":item").unique(maintain_order=True).collect(engine="streaming")
+        parts = [before]
+        if table is not None:
+            rows = split_lists(self._source.rows_by_id(table, "target"), columns)
+            rows = rows.select(pl.col(self.asked.item).alias("item_id"), *(column.values() for column in columns))
+            parts = [rows, before.join(rows, on="item_id", how="anti")]  # features of the new table count
+        features = pl.concat(parts)
+        missing = seen.join(features, on="item_id", how="anti")
+        if len(missing) and columns:
+            logger.warning(
+                f"{self._source.log.paths[0]}: {len(missing)} new items are in no item file, such as "
+                f"{missing['item_id'][0]!r}; they are written without features"
+            )
+        ids = pl.concat([before.select("item_id"), *(part.select("item_id") for part in parts), missing])
+        order = ids.unique(maintain_order=True)
+        return columns, order.join(features, on="item_id", how="left", maintain_order="left")
+
+    def embeddings(self) -> dict[str, Embeddings]:
+        """Return the embeddings of the new files, and of the earlier log for items that these do not have."""
+        found = super().embeddings()
+        for name in found:
+            if name not in self.base.notes.embeddings:
+                raise ConfigError(
+                    f"--embeddings: {self.base.folder} has no '{name}' (it has: "
+                    f"{', '.join(self.base.notes.embeddings) or 'none'}); leave the file out"
+                )
+
+        def both(name: str) -> Iterator[tuple[pl.Series, np.ndarray]]:
+            new = found[name].chunks() if name in found else iter(())
+            return chain(new, self.base.embeddings(name))
+
+        return {name: Embeddings(partial(both, name)) for name in self.base.notes.embeddings}
+
+    # What is written beside the rows
+
+    def notes(self) -> dict[str, Any]:
+        """Return what a log after this one is prepared with."""
+        newest = self._scan().filter(self._source.is_labelled).select(pl.col(":time").max()).collect().item()
+        notes = replace(
+            self.base.notes,
+            newest=self._source.since if newest is None else newest,
+            unit=self._source.time_unit,
+        )
+        return {"log": notes.as_json()}

@@ -1,0 +1,221 @@
+"""Predictions as a table: a row for each row of a file, with the ids and times that they are joined by.
+
+Files of ``fuxictr-mm prepare`` have numbers in place of the owner's ids, which are written.
+
+Shape letters: R rows, T labels.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+
+from fuxictr_mm.config import Roles, kind_of_task, label_names
+from fuxictr_mm.data import parquet
+from fuxictr_mm.data.prepared import ITEM_FILE, SOURCE_ID, SOURCE_ROW, SOURCE_TIME, SOURCE_USER, VOCABULARIES
+from fuxictr_mm.data.vocabulary import Vocabulary
+from fuxictr_mm.errors import ConfigError, DataError
+from fuxictr_mm.files import atomic_path
+from fuxictr_mm.metrics import evaluate_metrics
+from fuxictr_mm_serving.parquet import is_numbered
+
+#: Endings of the files that can be written.
+SUFFIXES = (".parquet", ".csv")
+
+PREDICTION = "prediction"
+
+#: Number of a row in its file or folder, from 0.
+ROW = "row"
+
+
+def is_table(path: Path) -> bool:
+    """Whether a path names a table of predictions, and not the folder of a submission."""
+    return path.suffix.lower() in SUFFIXES
+
+
+def check_table(path: Path) -> None:
+    """Refuse to replace a file that is no table of predictions.
+
+    Raises
+    ------
+    ConfigError
+        It exists and is of another kind.
+    """
+    if path.is_dir():
+        raise ConfigError(f"--out {path}: is a folder; give the name of a file")
+    if path.exists() and path.stat().st_size and not any(name.startswith(PREDICTION) for name in _names_in(path)):
+        raise ConfigError(f"--out {path}: exists and is no table of predictions; give another name, or delete the file")
+
+
+def _names_in(path: Path) -> list[str]:
+    """Return the columns of a table; nothing of a file that is none."""
+    try:
+        if path.suffix.lower() == ".parquet":
+            return list(pq.read_schema(path).names)
+        with path.open(encoding="utf-8", errors="replace") as stream:
+            return [name.strip('"') for name in stream.readline(1 << 16).strip().split(",")]
+    except (OSError, pa.ArrowException):
+        return []
+
+
+@dataclass(frozen=True)
+class JoinColumn:
+    """A column that is written beside the predictions.
+
+    Parameters
+    ----------
+    name, source : str
+        Its name, and that in the file of rows.
+    values : Vocabulary, optional
+        Of which the file holds numbers.
+    """
+
+    name: str
+    source: str
+    values: Vocabulary | None = None
+
+    def of(self, batch: pa.RecordBatch) -> pa.Array:
+        """Return the column of some rows."""
+        array = batch.column(self.source)
+        return array if self.values is None else self.values.decode(array.to_numpy())
+
+
+def join_columns(rows: str, settings: Mapping[str, Any]) -> list[JoinColumn]:
+    """Return the columns of user, item, time and row of the source that a file of rows has.
+
+    Parameters
+    ----------
+    rows : str
+        A Parquet file, or a folder of part files.
+    settings : mapping
+        Settings of the experiment, of which roles name the columns.
+    """
+    file = parquet.part_files(rows)[0]
+    present, roles = parquet.schema_of(file).names, Roles.of(settings)
+    folder = _prepared_folder(file)
+    if folder is None:
+        names = [name for name in (roles.user, roles.target, roles.time or "") if name in present]
+        return [JoinColumn(name, name) for name in dict.fromkeys(names)]
+    items = pq.read_table(folder / ITEM_FILE, columns=["item_id", SOURCE_ID]).sort_by("item_id")
+    found = [JoinColumn("item_id", "item_id", Vocabulary(items[SOURCE_ID].combine_chunks()))]
+    users = folder / VOCABULARIES / "user_id.parquet"
+    if SOURCE_USER in present:
+        found.insert(0, JoinColumn("user_id", SOURCE_USER))
+    elif users.is_file():
+        values = pq.read_table(users).sort_by("code")["value"].combine_chunks()
+        found.insert(0, JoinColumn("user_id", "user_id", Vocabulary(values)))
+    return found + [JoinColumn(name, name) for name in (SOURCE_TIME, SOURCE_ROW) if name in present]
+
+
+def _prepared_folder(file: Path) -> Path | None:
+    """Return the folder that ``fuxictr-mm prepare`` wrote a file of rows into, None of all other files."""
+    folder = next((f for f in list(file.absolute().parents)[:2] if (f / VOCABULARIES).is_dir()), None)
+    has_items = folder is not None and (folder / ITEM_FILE).is_file()
+    return folder if has_items and is_numbered(file) else None
+
+
+def write_predictions(out: Path, rows: str, predictions: np.ndarray, settings: Mapping[str, Any]) -> None:
+    """Write predictions with the columns that they are joined by, atomically; memory is that of some rows.
+
+    Parameters
+    ----------
+    out : path
+        The table, ``.parquet`` or ``.csv``.
+    rows : str
+        The file or folder that was scored.
+    predictions : ndarray
+        ``(R,)``, or ``(R, T)``.
+    settings : mapping
+        Settings of the experiment.
+
+    Raises
+    ------
+    DataError
+        There are not as many rows as predictions: the files have changed.
+    UserError
+        The table cannot be written.
+    """
+    check_table(out)
+    if settings.get("data_format", "parquet") == "parquet" and (found := parquet.count_rows(rows)) != len(predictions):
+        raise DataError(f"{rows}: has {found} rows, expected {len(predictions)}, as when it was scored; score it again")
+    named = {PREDICTION: predictions}
+    if predictions.ndim > 1:
+        named = {f"{PREDICTION}_{n}": p for n, p in zip(label_names(settings), predictions.T, strict=True)}
+    with atomic_path(out) as temporary:
+        writer: Any = None
+        at = 0
+        try:
+            for columns in _columns_of_rows(rows, settings, len(predictions)):
+                stop = at + len(next(iter(columns.values())))
+                table = pa.table(columns | {name: pa.array(values[at:stop]) for name, values in named.items()})
+                writer = writer or _writer_of(out)(temporary, table.schema)
+                writer.write_table(table)
+                at = stop
+        finally:
+            if writer is not None:
+                writer.close()
+
+
+def _columns_of_rows(rows: str, settings: Mapping[str, Any], count: int) -> Iterator[dict[str, pa.Array]]:
+    """Yield the columns beside the predictions, some rows at a time; rows have a number where the source names none."""
+    columns = join_columns(rows, settings) if settings.get("data_format", "parquet") == "parquet" else []
+    if not columns:
+        yield {ROW: pa.array(np.arange(count))}
+        return
+    sources = list(dict.fromkeys(column.source for column in columns))
+    is_numbered_by_source = any(column.source == SOURCE_ROW for column in columns)
+    for row, batch in parquet.read_rows(rows, sources):
+        own = {} if is_numbered_by_source else {ROW: pa.array(np.arange(row, row + batch.num_rows))}
+        yield {**own, **{column.name: column.of(batch) for column in columns}}
+
+
+def _writer_of(out: Path) -> Callable[[os.PathLike[str], pa.Schema], Any]:
+    return pa_csv.CSVWriter if out.suffix.lower() == ".csv" else pq.ParquetWriter
+
+
+def measure(rows: str, predictions: np.ndarray, settings: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Return AUC and logloss by label, of the rows that have one; AUC where both classes occur, logloss if 0 to 1.
+
+    Parameters
+    ----------
+    rows, predictions, settings
+        As of ``write_predictions``.
+    """
+    is_binary = kind_of_task(settings.get("task", "binary_classification")) == "binary_classification"
+    if not is_binary or settings.get("data_format", "parquet") != "parquet":
+        return {}
+    present = parquet.schema_of(parquet.part_files(rows)[0]).names
+    found: dict[str, dict[str, float]] = {}
+    for index, name in enumerate(label_names(settings)):
+        if name not in present:
+            continue
+        label = _numbers_of(rows, name)
+        known = (label == 0) | (label == 1)
+        if not known.any() or (~known & ~np.isnan(label)).any():  # placeholders
+            continue
+        scores = (predictions if predictions.ndim == 1 else predictions[:, index])[known]
+        truth = label[known]
+        metrics = ["AUC", "logloss"] if 0 < truth.mean() < 1 else ["logloss"]
+        found[name] = {"rows": float(known.sum()), **evaluate_metrics(truth, scores, metrics)}
+    return found
+
+
+def _numbers_of(rows: str, column: str) -> np.ndarray:
+    """Return a column of numbers, ``(R,)`` float64, NaN where it has none; of texts all NaN."""
+    chunks: Sequence[np.ndarray] = [_as_float(batch.column(0)) for _, batch in parquet.read_rows(rows, [column])]
+    return np.concatenate([np.zeros(0), *chunks])
+
+
+def _as_float(array: pa.Array) -> np.ndarray:
+    try:
+        return array.cast(pa.float64()).to_numpy(zero_copy_only=False)
+    except pa.ArrowException:
+        return np.full(len(array), np.nan)
