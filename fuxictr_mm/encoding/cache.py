@@ -13,8 +13,6 @@ Every file is written under another name and then renamed. One process at a time
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +23,7 @@ from typing import Any
 import polars as pl
 from filelock import FileLock, Timeout
 
+from fuxictr_mm.config import json_hash, plain
 from fuxictr_mm.encoding.encode import Encoding
 from fuxictr_mm.encoding.vocabulary import Vocabulary
 from fuxictr_mm.errors import UserError
@@ -36,14 +35,9 @@ logger = logging.getLogger(__name__)
 VERSION = 3
 
 
-def digest(content: Any) -> str:
-    """Return a short hash of what JSON can hold."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:12]
-
-
 def _is_part_of(settings: Mapping[str, Any], made_from: Mapping[str, Any]) -> bool:
     """Whether a manifest has these settings, as JSON holds them."""
-    return all(made_from.get(key) == json.loads(json.dumps(value, default=str)) for key, value in settings.items())
+    return all(made_from.get(key) == plain(value) for key, value in settings.items())
 
 
 class Cache:
@@ -60,7 +54,7 @@ class Cache:
     def __init__(self, root: Path, made_from: Mapping[str, Any]) -> None:
         self.root = root
         self.made_from = {"version": VERSION, **made_from}
-        self.folder = root / f"encoded-{digest(self.made_from)}"
+        self.folder = root / f"encoded-{json_hash(self.made_from)[:12]}"
 
     @classmethod
     def find(cls, root: Path, settings: Mapping[str, Any], any_of_several: bool = False) -> Cache | None:
@@ -130,7 +124,7 @@ class Cache:
         """Return the encoding, None if it is not here or not whole."""
         try:
             manifest = read_json(self.folder / "manifest.json")
-            if manifest["made_from"] != json.loads(json.dumps(self.made_from, default=str)):
+            if manifest["made_from"] != plain(self.made_from):
                 return None
             table = pl.read_parquet(self.folder / "vocabulary.parquet")
             tables = {name: rows for (name,), rows in table.partition_by("feature", as_dict=True).items()}
@@ -167,7 +161,7 @@ class Cache:
             "lengths": encoding.lengths,
             "scales": encoding.scales,
         }
-        write_json(self.folder / "manifest.json", json.loads(json.dumps(manifest, default=str)))
+        write_json(self.folder / "manifest.json", plain(manifest))
         others = [p for p in self.root.glob("encoded-*") if p != self.folder]
         if others:
             logger.info(

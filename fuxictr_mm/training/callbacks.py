@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from fuxictr_mm import __version__
-from fuxictr_mm.config import config_hash
+from fuxictr_mm.config import config_hash, plain
 from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.files import write_beside, write_json
 from fuxictr_mm.runs import (
@@ -223,11 +223,6 @@ class RunWriter:
             "description": self.settings.get("description"),
         }
         write_json(self.path / RESULT, content)
-
-
-def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings as plain values, as ``config_hash`` uses them."""
-    return json.loads(json.dumps(settings, default=str))
 
 
 def _newest_interrupted(paths: RunPaths, settings: Mapping[str, Any], sources: Mapping[str, Any]) -> Path | None:
