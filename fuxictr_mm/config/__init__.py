@@ -27,10 +27,10 @@ from fuxictr_mm.config.features import COMPUTED_TYPES, Dropout, FeatureConfig, F
 from fuxictr_mm.config.fingerprints import (
     NAMING_KEYS,
     VOLATILE_KEYS,
+    as_json,
     checkpoint_hash,
     config_hash,
     json_hash,
-    plain,
     seeds_hash,
     with_text_keys,
 )

@@ -53,11 +53,11 @@ def json_hash(value: Any) -> str:
     try:
         text = json.dumps(value, sort_keys=True, default=str)
     except TypeError:  # keys of several types have no order
-        text = json.dumps(plain(value), sort_keys=True)
+        text = json.dumps(as_json(value), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def plain(value: Any) -> Any:
+def as_json(value: Any) -> Any:
     """Return a value as JSON gives it back; what JSON does not have becomes a text."""
     return json.loads(json.dumps(value, default=str))
 
