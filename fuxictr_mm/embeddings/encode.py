@@ -21,13 +21,13 @@ import numpy as np
 import pyarrow as pa
 
 from fuxictr_mm.arguments import add_examples, show
+from fuxictr_mm.data.ids import numbering
 from fuxictr_mm.data.schema import ITEM_ID
 from fuxictr_mm.embeddings.command import add_output, add_settings, flag, given_settings
 from fuxictr_mm.embeddings.encoders import ImageEncoder, ImageOptions, TextEncoder, TextOptions
 from fuxictr_mm.embeddings.image_names import ImageNames
 from fuxictr_mm.embeddings.images import ImageFiles
 from fuxictr_mm.embeddings.item_files import ItemFileWriter, Source, embedding_type, read_ids
-from fuxictr_mm.embeddings.numbering import numbering
 from fuxictr_mm.embeddings.pretrained import model_stem, require_extra
 from fuxictr_mm.embeddings.texts import ItemTexts, default_template
 from fuxictr_mm.errors import ConfigError, DataError, Interrupted, UserError, first_line

@@ -19,6 +19,7 @@ from pydantic import Field, PositiveInt, ValidationInfo, field_validator
 
 from fuxictr_mm.arguments import add_examples, show
 from fuxictr_mm.checking import Settings
+from fuxictr_mm.data.ids import numbering
 from fuxictr_mm.embeddings.codebooks import (
     Codebook,
     Floats,
@@ -42,7 +43,6 @@ from fuxictr_mm.embeddings.item_files import (
     embedding_type,
     read_ids,
 )
-from fuxictr_mm.embeddings.numbering import numbering
 from fuxictr_mm.embeddings.quantize_report import Statistics, describe, related, yaml_lines
 from fuxictr_mm.embeddings.saved import check_modalities
 from fuxictr_mm.errors import ConfigError

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from fuxictr_mm.arguments import add_examples, show
+from fuxictr_mm.data.ids import numbering
 from fuxictr_mm.embeddings.command import add_output, add_settings, flag, given_settings
 from fuxictr_mm.embeddings.item_files import (
     ItemFileWriter,
@@ -27,7 +28,6 @@ from fuxictr_mm.embeddings.item_files import (
     embedding_type,
     read_embeddings,
 )
-from fuxictr_mm.embeddings.numbering import numbering
 from fuxictr_mm.embeddings.reducer import (
     APART,
     CHUNK_BYTES,

@@ -137,7 +137,7 @@ def test_zero_without_features_or_where_it_pads_is_no_item(tmp_path, features, p
     zero = pa.table([pa.array([0], first["item_id"].type), *columns], schema=first.schema)
     found["items"] = pa.concat_tables([zero, found["items"]])
     report, layout = check_folder(write(tmp_path / "d", found))
-    assert layout.translation is None
+    assert layout.translation.items is None
     assert any(f.check == "padding-row" for f in report.findings()) == features
 
 
@@ -157,7 +157,7 @@ def test_a_few_ids_that_are_wrong_are_found(tmp_path):
     ids[3] = -7
     found["items"] = world.put(found["items"], "item_id", pa.array(ids))
     report, layout = check_folder(write(tmp_path / "d", found))
-    assert layout.translation is None
+    assert layout.translation.items is None
     bad = next(f for f in report.findings() if f.check == "bad-item-id")
     assert bad.rows["value"].to_list() == [-7]
 
