@@ -33,5 +33,5 @@ from fuxictr_mm.config.fingerprints import (
     json_hash,
     seeds_hash,
     with_text_keys,
-)
+)  # fmt: skip
 from fuxictr_mm.config.model import HiddenUnits, ModelSettings, Regularizer, kind_of_task

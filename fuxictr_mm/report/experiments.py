@@ -15,14 +15,7 @@ from fuxictr_mm.config import NAMING_KEYS, with_text_keys
 from fuxictr_mm.errors import UserError
 from fuxictr_mm.evaluation.compare import Comparison, compare_groups
 from fuxictr_mm.evaluation.significance import ALPHA, Side
-from fuxictr_mm.runs import (
-    TEST_DATA,
-    Run,
-    differences,
-    different_files,
-    left_out,
-    present_first,
-)
+from fuxictr_mm.runs import TEST_DATA, Run, differences, different_files, left_out, present_first
 from fuxictr_mm.terminal import DASH, MINUS, listed, number, plural, printable
 
 
