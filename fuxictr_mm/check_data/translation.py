@@ -51,7 +51,7 @@ class Translation(Numbering):
             Ids are of several types.
         """
         names = cls(roles)
-        items = [(path, name) for path in paths for name in names.columns(path, [ITEM_ID, *names.lists])]
+        items = [(path, name) for path in paths for name in names.columns(path, [ITEM_ID, *names.list_columns])]
         keys = [(path, name) for path, name in items if name == ITEM_ID]
         keys = [pair for pair in keys if not names.columns(pair[0], [ITEM_SEQ])] or keys
         users = [(path, name) for path in paths for name in names.columns(path, [USER_ID])]
@@ -80,7 +80,7 @@ class Translation(Numbering):
             entries_of(array, f"{path}: {there}")
             for path, name in dict.fromkeys(columns)
             for there in [self.on_disk(path, name)]
-            if name not in self.lists or is_list(_field(path, there).type)  # another type is a finding
+            if name not in self.list_columns or is_list(_field(path, there).type)  # another type is a finding
             for array in _read_intact(path, there)
         )
         return number_ids(ids_of, str(keys[0][0].parent), has_zero)
@@ -117,7 +117,7 @@ class Translation(Numbering):
         return 2 * wrong > total
 
     @property
-    def lists(self) -> list[str]:
+    def list_columns(self) -> list[str]:
         """The columns of lists of items, by the checks' names."""
         return [ITEM_SEQ, *self.roles.histories]
 
@@ -152,7 +152,7 @@ class Translation(Numbering):
         for field in schema:
             name, kind = names[field.name], field.type
             if self._vocabulary(name) is not None:
-                if name not in self.lists:
+                if name not in self.list_columns:
                     kind = pa.int64()
                 elif is_list(kind) or pa.types.is_null(kind):  # another type is a finding
                     kind = pa.list_(pa.int64())
@@ -164,13 +164,13 @@ class Translation(Numbering):
         arrays = []
         for name, there, array in zip(names, batch.schema.names, batch.columns, strict=True):
             if (vocabulary := self._vocabulary(name)) is not None:
-                encode = _encode_lists if name in self.lists else _encode
+                encode = _encode_lists if name in self.list_columns else _encode
                 array = encode(array, vocabulary, f"{path}: {there}")
             arrays.append(array)
         return pa.RecordBatch.from_arrays(arrays, list(names))
 
     def _vocabulary(self, name: str) -> Vocabulary | None:
-        return {**dict.fromkeys([ITEM_ID, *self.lists], self.items), USER_ID: self.users}.get(name)
+        return {**dict.fromkeys([ITEM_ID, *self.list_columns], self.items), USER_ID: self.users}.get(name)
 
     def back(self, column: str, rows: pl.DataFrame) -> tuple[str, pl.DataFrame]:
         """Return the column and the rows of a finding with names and ids of the files."""
