@@ -182,7 +182,8 @@ class Translation(Numbering):
         if "value" in rows.columns and vocabulary is not None and rows["value"].dtype.is_integer():
             rows = rows.with_columns(_decode(rows["value"], vocabulary))
         rows = rows.rename(names, strict=False)
-        if column.startswith(NO_ROLE) and (there := column.removeprefix(NO_ROLE)) in names:
+        there = column.removeprefix(NO_ROLE)
+        if there != column and names.get(there, there) != there:  # else the file has a column of this very name
             return there, rows
         return names.get(column, column), rows
 

@@ -248,6 +248,14 @@ def test_a_column_without_a_role_keeps_its_name(tmp_path, column):
     }
 
 
+def test_a_column_named_as_one_without_a_role_keeps_its_name(tmp_path):
+    found = world.tables(200)
+    for name in ("train", "valid", "test"):
+        found[name] = found[name].append_column("other label", pa.nulls(len(found[name]), pa.int64()))
+    report, _ = check_folder(write(tmp_path / "d", found))
+    assert "other label" in {f.column for f in report.findings() if f.check == "bad-context"}
+
+
 def test_a_damaged_file_of_text_ids_is_a_finding(tmp_path):
     folder = write(tmp_path / "d", with_ids(world.tables(200), world.KINDS["text"]))
     content = bytearray((folder / "train.parquet").read_bytes())
