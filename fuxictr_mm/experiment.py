@@ -32,7 +32,6 @@ from fuxictr_mm.data.vocabulary import Vocabularies
 from fuxictr_mm.embedding_model import check_names
 from fuxictr_mm.encoding.fuxictr import load_dataset
 from fuxictr_mm.errors import ConfigError, MissingFileError, UserError
-from fuxictr_mm.files import read_json
 from fuxictr_mm.model import check_is_built
 from fuxictr_mm.prediction import predict
 from fuxictr_mm.registry import code_hash, describe_error, load_model_class
@@ -45,6 +44,7 @@ from fuxictr_mm.runs import (
     is_present,
     outdated,
     present_first,
+    read_result,
     read_run,
     runs_of,
     vocabulary_of_weights,
@@ -467,13 +467,7 @@ class Experiment:
 
     def newest_result(self) -> dict[str, Any] | None:
         """Return ``EXPID.json`` of the newest run, of any configuration; None if it has not finished."""
-        try:
-            found = read_json(self.paths.result)
-        except UserError:
-            return None
-        is_result = {"expid", "config_hash", "valid", "test", "seconds"} <= found.keys()
-        is_of_form = isinstance(found.get("valid"), dict) and isinstance(found.get(DATA) or {}, dict)
-        return found if is_result and is_of_form else None
+        return read_result(self.paths.result)
 
     def run_of(self, result: Mapping[str, Any], folder: Path | None) -> Run:
         """Return a finished run by its result, read from its folder if it has one."""

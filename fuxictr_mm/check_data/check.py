@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 
 from fuxictr_mm.check_data.checks import CHECKS, UNREADABLE, Report
@@ -75,7 +74,7 @@ def check_folder(
     translation = Translation.find(
         data_paths(Path(folder)), roles or described.roles, ids or described.ids, label or described.label
     )
-    with translation.active() if translation else nullcontext():
+    with translation.active():
         layout = find_layout(Path(folder), report, title_column or TITLE)
         layout.translation, layout.categories = translation, described.categories
         if title_column and not any(title_column in item.schema.names for item in layout.items):
@@ -84,8 +83,7 @@ def check_folder(
         similar = check_embeddings(layout, report, text_column, image_column, verbose)
         check_titles(layout, report, title_column or TITLE, language, similar)
         check_interactions(layout, report, verbose)
-    if translation is not None:
-        report.translate(translation.back)
+    report.translate(translation.back)
     return report, layout
 
 

@@ -80,8 +80,8 @@ def clean_folder(layout: Layout, report: Report, target: str | os.PathLike[str])
     target = Path(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"--clean {target}: exists already; name a folder that does not")
-    translation = layout.translation
-    if translation is not None and translation.items is not None and translation.items.has_zero:
+    items = layout.translation.items
+    if items is not None and items.has_zero:
         raise ConfigError("--clean: pads histories with 0, which is an item here; number the items from 1 on to clean")
     by_file: dict[str, list[Finding]] = defaultdict(list)
     for finding in report.findings():

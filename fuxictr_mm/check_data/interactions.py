@@ -123,8 +123,7 @@ def _compare_types(layout: Layout, report: Report) -> None:
     """Report context columns that are text in one split and numbers in another."""
     texts: dict[str, Path] = {}
     numbers: dict[str, Path] = {}
-    translation = active()
-    named = {USER_ID, ITEM_ID, ITEM_SEQ, LABEL, translation.roles.time if translation is not None else None}
+    named = {USER_ID, ITEM_ID, ITEM_SEQ, LABEL, active().roles.time}
     for path in layout.splits.values():
         with report.reading(path):
             for column in read_schema(path):

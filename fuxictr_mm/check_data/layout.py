@@ -22,7 +22,6 @@ from fuxictr_mm.data.decoding import MAX_IDS
 from fuxictr_mm.data.parquet import open_parquet, part_files, schema_of
 from fuxictr_mm.data.prepared import ITEM_FILE, MANIFEST, ROW_SOURCES, SOURCE_ID
 from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ
-from fuxictr_mm.data.vocabulary import as_text as plain_id
 from fuxictr_mm.errors import DataError, MissingFileError, first_line
 from fuxictr_mm.terminal import progress_bar
 
@@ -95,8 +94,8 @@ class Layout:
     items: list[ItemFile] = field(default_factory=list)
     #: Files that are neither, and columns (``file: column (type)``) that no check looks at.
     not_checked: list[str] = field(default_factory=list)
-    #: Between the files and the checks, where columns have other names or ids are no small integers.
-    translation: Translation | None = None
+    #: Between the files and the checks.
+    translation: Translation = field(default_factory=Translation)
     #: Columns whose numbers are ids, as ``dataset_config.yaml`` has it.
     categories: Collection[str] = ()
 
@@ -286,8 +285,7 @@ def read_schema(path: Path) -> pa.Schema:
     # Of dictionaries, the checks look at the values.
     kinds = [f.type if pa.types.is_dictionary(f.type) else plain_type(f.type) for f in schema]
     schema = pa.schema([f.with_type(kind) for f, kind in zip(schema, kinds, strict=True)])
-    translation = active()
-    return schema if translation is None else translation.schema(schema)
+    return active().schema(schema)
 
 
 def read_chunks(
@@ -304,18 +302,15 @@ def read_chunks(
     """
     row = 0
     try:
-        translation = active()
-        there = list(columns) if translation is None else [translation.on_disk(path, name) for name in columns]
-        first = schema_of(part_files(path)[0])
+        first, translation = schema_of(part_files(path)[0]), active()
+        there = translation.names_on_disk(first.names, columns)
         rows, values = _size_of(path, there)
         size = int(np.clip(CHUNK_VALUES / max(values, 1), 256, CHUNK_ROWS))
         chunks = _joined(parquet.read_rows(path, there, max_rows=size), size)
         total = -(-rows // size)
         for row, batch in progress_bar(chunks, what or path.name, verbose=verbose, total=total):
             _check_kinds(path, batch, first)
-            if translation is not None:
-                batch = translation.batch(path, batch)
-            yield row, batch.select(list(columns))
+            yield row, translation.batch(path, batch.select(there), columns)
     except DataError:
         raise
     except (pa.ArrowException, ValueError, IndexError) as error:
@@ -438,11 +433,10 @@ def as_id(column: str) -> pl.Expr:
 
 def names_of_items(numbers: pl.Series | np.ndarray | list[int]) -> list[Any]:
     """Return items as the files name them, where they are numbered in memory."""
-    translation = active()
-    if translation is None or translation.items is None:
+    if active().items is None:
         return list(numbers.tolist() if isinstance(numbers, np.ndarray) else numbers)
     index = pl.Series(numbers, dtype=pl.Int64).fill_null(0).to_numpy()
-    return [plain_id(value) for value in translation.items.decode(index).to_pylist()]
+    return active().shown(index)
 
 
 def as_text(array: pa.Array) -> list[str]:

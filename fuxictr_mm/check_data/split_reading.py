@@ -41,13 +41,11 @@ def read_split(
 ) -> Split | None:
     """Check a split and return what the checks across splits need; None where there are no targets."""
     schema = read_schema(path)
-    translation = active()
-    further = translation.roles.histories if translation is not None else []
+    further, time = active().roles.histories, active().roles.time
     wanted = {USER_ID: "integers", ITEM_ID: "integers"} | dict.fromkeys([ITEM_SEQ, *further], "lists of integers")
     if name_of(path) != "test" or LABEL in schema.names:
         wanted[LABEL] = "numbers"
     usable = require(path, schema, wanted, report, lists=[ITEM_SEQ, *further])
-    time = translation.roles.time if translation is not None else None
     times = [f.name for f in schema if f.name == time and _is_time(f.type)]
     of_source = sources_of_rows(path) - {time}
     layout.not_checked += check_types(path, schema, {*wanted, *of_source, time}, report)

@@ -1,14 +1,13 @@
 """Folders whose columns have other names, or whose ids are no small integers: the checks see names and ids of theirs.
 
 ``Translation.find`` looks what a folder has; while it is ``active``, all readers of ``layout`` translate. Findings are
-translated back, so that they name columns and ids as they are in the files.
+translated back, so that they name columns and ids as they are in the files. By default, nothing changes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from contextvars import ContextVar
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +17,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fuxictr_mm.config import Roles
-from fuxictr_mm.data import arrow_types, decoding, parquet
+from fuxictr_mm.data import decoding, parquet
 from fuxictr_mm.data.arrow_types import is_list
 from fuxictr_mm.data.decoding import MAX_IDS
-from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ, key_of_items
+from fuxictr_mm.data.ids import Numbering, beyond, entries_of, number_ids, numbering
+from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ
 from fuxictr_mm.data.vocabulary import Vocabulary, as_text, is_text
 from fuxictr_mm.errors import DataError, MissingFileError
 
@@ -30,21 +30,16 @@ USER_ID, LABEL = "user_id", "label"
 #: Before the name of a column that has the checks' name of a role, and not the role.
 NO_ROLE = "other "
 
-_active: ContextVar[Translation | None] = ContextVar("translation", default=None)
-
 
 @dataclass(frozen=True)
-class Translation:
+class Translation(Numbering):
     """Names and ids of a folder, and those that the checks know."""
 
-    roles: Roles  #: Names of the columns in the files.
-    items: Vocabulary | None = None  #: By which ids of items become positive integers; None leaves them as they are.
-    users: Vocabulary | None = None  #: The same of users.
     label: str = LABEL  #: Name of the label's column in the files.
 
     @classmethod
-    def find(cls, paths: Sequence[Path], roles: Roles, ids: str = "auto", label: str = LABEL) -> Translation | None:
-        """Return how the files of a folder are to be translated, None if they are not.
+    def find(cls, paths: Sequence[Path], roles: Roles, ids: str = "auto", label: str = LABEL) -> Translation:
+        """Return how the files of a folder are to be translated.
 
         Items are numbered where all their ids are texts, or most are no integers from 0 to 2**31 - 1, or 0 is an item
         by training's rule: it has features, and histories are not padded with 0. Users are numbered where all are texts
@@ -56,15 +51,13 @@ class Translation:
             Ids are of several types.
         """
         names = cls(roles)
-        items = [(path, name) for path in paths for name in names.columns(path, [ITEM_ID, *names.lists])]
+        items = [(path, name) for path in paths for name in names.columns(path, [ITEM_ID, *names.list_columns])]
         keys = [(path, name) for path, name in items if name == ITEM_ID]
         keys = [pair for pair in keys if not names.columns(pair[0], [ITEM_SEQ])] or keys
         users = [(path, name) for path in paths for name in names.columns(path, [USER_ID])]
         has_zero = ids == "vocabulary" or (ids == "auto" and names._zero_is_item(paths))
         numbered = names._number([*keys, *items], keys, MAX_IDS, ids, has_zero)
-        found = cls(roles, numbered, names._number(users, users, 2**63, "auto"), label)
-        unchanged = roles == Roles() and label == LABEL and found.items is None and found.users is None
-        return None if unchanged else found
+        return cls(roles, numbered, names._number(users, users, 2**63, "auto"), label)
 
     def _number(
         self,
@@ -84,14 +77,13 @@ class Translation:
         if ids == "auto" and not all(texts) and (any(texts) or not (has_zero or self._most_are_beyond(keys, most))):
             return None
         ids_of = (
-            _entries(array, f"{path}: {there}")
+            entries_of(array, f"{path}: {there}")
             for path, name in dict.fromkeys(columns)
             for there in [self.on_disk(path, name)]
-            if name not in self.lists or is_list(_field(path, there).type)  # another type is a finding
+            if name not in self.list_columns or is_list(_field(path, there).type)  # another type is a finding
             for array in _read_intact(path, there)
         )
-        vocabulary = Vocabulary.build(ids_of, str(keys[0][0].parent))
-        return vocabulary if vocabulary.is_integer and has_zero else vocabulary.without_padding()
+        return number_ids(ids_of, str(keys[0][0].parent), has_zero)
 
     def _zero_is_item(self, paths: Sequence[Path]) -> bool:
         """Whether an item file has features of the id 0, and histories are not padded with 0; see ``ItemTable``."""
@@ -112,39 +104,26 @@ class Translation:
 
     def _most_are_beyond(self, keys: Sequence[tuple[Path, str]], most: int) -> bool:
         """Whether most ids are no integers from 0 to below ``most``."""
-        beyond = total = 0
-        for path, name in keys:
-            if not pa.types.is_integer(_field(path, self.on_disk(path, name)).type):
-                return False
-            try:
+        wrong = total = 0
+        try:
+            for path, name in keys:
                 for _, batch in parquet.read_rows(path, [self.on_disk(path, name)]):
-                    if not pa.types.is_integer(batch.column(0).type):  # of a later part file
+                    if not pa.types.is_integer(batch.column(0).type):
                         return False
-                    values = arrow_types.numbers(batch.column(0).drop_null().cast(pa.float64(), safe=False))
-                    beyond += int(((values < 0) | (values >= most)).sum())
-                    total += len(values)
-            except DataError:  # a finding of its own
-                return False
-        return 2 * beyond > total
+                    wrong += len(beyond(batch.column(0), most))
+                    total += batch.num_rows - batch.column(0).null_count
+        except DataError:  # a finding of its own
+            return False
+        return 2 * wrong > total
 
     @property
-    def lists(self) -> list[str]:
+    def list_columns(self) -> list[str]:
         """The columns of lists of items, by the checks' names."""
         return [ITEM_SEQ, *self.roles.histories]
 
-    @contextmanager
-    def active(self) -> Iterator[None]:
-        """Let the readers of ``layout`` translate."""
-        token = _active.set(self)
-        try:
-            yield
-        finally:
-            _active.reset(token)
-
     def names(self, present: Sequence[str]) -> dict[str, str]:
         """Return the checks' name of each column of a file."""
-        key = key_of_items(self.roles.target, present)
-        own = {key: ITEM_ID, self.roles.history: ITEM_SEQ, self.roles.user: USER_ID, self.label: LABEL}
+        own = {self.key(present): ITEM_ID, self.roles.history: ITEM_SEQ, self.roles.user: USER_ID, self.label: LABEL}
         # A column of such a name without the role, such as an item_id beside the target, is a column like any other.
         taken = set(own.values())
         return {name: own.get(name, f"{NO_ROLE}{name}" if name in taken else name) for name in present}
@@ -159,8 +138,12 @@ class Translation:
 
     def on_disk(self, path: Path, name: str) -> str:
         """Return the name in a file of a column with the checks' name."""
-        names = self.names(_schema(path).names)
-        return next((there for there, ours in names.items() if ours == name), name)
+        return self.names_on_disk(_schema(path).names, [name])[0]
+
+    def names_on_disk(self, present: Sequence[str], names: Sequence[str]) -> list[str]:
+        """Return the names in a file, which has columns ``present``, of columns with the checks' names."""
+        there = {ours: name for name, ours in self.names(present).items()}
+        return [there.get(name, name) for name in names]
 
     def schema(self, schema: pa.Schema) -> pa.Schema:
         """Return the columns of a file by the checks' names, numbered ids as integers."""
@@ -169,30 +152,25 @@ class Translation:
         for field in schema:
             name, kind = names[field.name], field.type
             if self._vocabulary(name) is not None:
-                if name not in self.lists:
+                if name not in self.list_columns:
                     kind = pa.int64()
                 elif is_list(kind) or pa.types.is_null(kind):  # another type is a finding
                     kind = pa.list_(pa.int64())
-            fields.append(pa.field(name, kind))
+            fields.append(field.with_name(name).with_type(kind))
         return pa.schema(fields)
 
-    def batch(self, path: Path, batch: pa.RecordBatch) -> pa.RecordBatch:
+    def batch(self, path: Path, batch: pa.RecordBatch, names: Sequence[str]) -> pa.RecordBatch:
         """Return rows of a file by the checks' names, with numbers in place of ids; null ids stay null."""
-        names = self.names(_schema(path).names)
         arrays = []
-        for there, array in zip(batch.schema.names, batch.columns, strict=True):
-            name = names[there]
-            vocabulary = self._vocabulary(name)
-            if vocabulary is not None:
-                where = f"{path}: {there}"
-                array = (
-                    _encode_lists(array, vocabulary, where) if name in self.lists else _encode(array, vocabulary, where)
-                )
+        for name, there, array in zip(names, batch.schema.names, batch.columns, strict=True):
+            if (vocabulary := self._vocabulary(name)) is not None:
+                encode = _encode_lists if name in self.list_columns else _encode
+                array = encode(array, vocabulary, f"{path}: {there}")
             arrays.append(array)
-        return pa.RecordBatch.from_arrays(arrays, [names[name] for name in batch.schema.names])
+        return pa.RecordBatch.from_arrays(arrays, list(names))
 
     def _vocabulary(self, name: str) -> Vocabulary | None:
-        return {**dict.fromkeys([ITEM_ID, *self.lists], self.items), USER_ID: self.users}.get(name)
+        return {**dict.fromkeys([ITEM_ID, *self.list_columns], self.items), USER_ID: self.users}.get(name)
 
     def back(self, column: str, rows: pl.DataFrame) -> tuple[str, pl.DataFrame]:
         """Return the column and the rows of a finding with names and ids of the files."""
@@ -204,14 +182,16 @@ class Translation:
         if "value" in rows.columns and vocabulary is not None and rows["value"].dtype.is_integer():
             rows = rows.with_columns(_decode(rows["value"], vocabulary))
         rows = rows.rename(names, strict=False)
-        if column.startswith(NO_ROLE) and (there := column.removeprefix(NO_ROLE)) in names:
+        there = column.removeprefix(NO_ROLE)
+        if there != column and names.get(there, there) != there:  # else the file has a column of this very name
             return there, rows
         return names.get(column, column), rows
 
 
-def active() -> Translation | None:
-    """Return the translation that is active, if one is."""
-    return _active.get()
+def active() -> Translation:
+    """Return the translation that is active."""
+    found = numbering()
+    return found if isinstance(found, Translation) else Translation()
 
 
 def _schema(path: Path) -> pa.Schema:
@@ -243,10 +223,6 @@ def _read_intact(path: Path, column: str) -> Iterator[pa.Array]:
     with suppress(DataError):
         for _, batch in parquet.read_rows(path, [column]):
             yield batch.column(0)
-
-
-def _entries(array: pa.Array, where: str) -> pa.Array:
-    return decoding.list_entries(array, where)[0] if is_list(array.type) else array
 
 
 def _encode(array: pa.Array, vocabulary: Vocabulary, where: str) -> pa.Array:

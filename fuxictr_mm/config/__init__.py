@@ -18,12 +18,20 @@ from fuxictr_mm.config.experiment import (
     DATASET_KEYS,
     DEFAULTS,
     EXPERIMENT_KEYS,
-    VOLATILE_KEYS,
     ExperimentConfig,
     Fold,
-    config_hash,
     key_types,
     load_config,
 )  # fmt: skip
 from fuxictr_mm.config.features import COMPUTED_TYPES, Dropout, FeatureConfig, FeatureSpec, LabelConfig, Number, Roles
+from fuxictr_mm.config.fingerprints import (
+    NAMING_KEYS,
+    VOLATILE_KEYS,
+    as_json,
+    checkpoint_hash,
+    config_hash,
+    json_hash,
+    seeds_hash,
+    with_text_keys,
+)  # fmt: skip
 from fuxictr_mm.config.model import HiddenUnits, ModelSettings, Regularizer, kind_of_task

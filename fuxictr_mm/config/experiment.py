@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +26,7 @@ from fuxictr_mm.config.columns import problems_of_entries
 from fuxictr_mm.config.dataset import NO_EFFECT, PATH_KEYS, DatasetConfig, label_names
 from fuxictr_mm.config.entries import load_dataset_config, load_model_config, resolve_paths
 from fuxictr_mm.config.features import Dropout, FeatureSpec
+from fuxictr_mm.config.fingerprints import config_hash
 from fuxictr_mm.config.model import HiddenUnits, ModelSettings
 from fuxictr_mm.errors import ConfigError, MissingFileError
 
@@ -326,12 +325,6 @@ DEFAULTS: dict[str, Any] = {
     )
 }  # fmt: skip
 
-#: Keys that decide no result.
-VOLATILE_KEYS = (
-    "gpu", "threads", "keep_memory", "tensorboard", "record", "verbose", "num_workers", "debug_mode", "description",
-    "pickle_feature_encoder", "checkpoint_minutes", "checkpoint_steps", "checkpoint_keep", "checkpoint_in_background",
-)  # fmt: skip
-
 
 #: Settings of models of FuxiCTR's zoo that this library's models of the same names do not have.
 OF_FUXICTR = {
@@ -350,28 +343,6 @@ OF_FUXICTR = {
     "SIM": ("alpha", "beta", "gsu_type", "short_seq_len", "topk"),
     "TWIN": ("Kc_cross_features", "short_seq_len", "topk"),
 }  # fmt: skip
-
-#: The same of a feature.
-VOLATILE_FEATURE_KEYS = ("sharding",)
-
-
-def config_hash(values: Mapping[str, Any], *, with_paths: bool = True) -> str:
-    """Return the fingerprint of flat settings, see ``ExperimentConfig.fingerprint``."""
-    paths = () if with_paths else (*PATH_KEYS, "data_root", "model_root", "seed")
-    kept = {k: v for k, v in values.items() if k not in VOLATILE_KEYS and k not in paths}
-    for key in ("feature_cols", "feature_specs"):
-        if isinstance(columns := kept.get(key), list):
-            kept[key] = [
-                {k: v for k, v in column.items() if k not in VOLATILE_FEATURE_KEYS}
-                if isinstance(column, Mapping)
-                else column
-                for column in columns
-            ]
-    try:
-        text = json.dumps(kept, sort_keys=True, default=str)
-    except TypeError:  # keys of several types have no order
-        text = json.dumps(json.loads(json.dumps(kept, default=str)), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def load_config(

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fuxictr_mm.data import arrow_types, decoding
+from fuxictr_mm.data.ids import number_ids, why_numbered
 from fuxictr_mm.data.item_parts import Part, decode_column, left_pad, pad_to_longest
 from fuxictr_mm.data.schema import ITEM_ID, Feature
 from fuxictr_mm.data.vocabulary import UNKNOWN, Vocabularies, Vocabulary, is_text
@@ -33,16 +34,10 @@ def why_vocabulary(
     """Return why items are numbered by a vocabulary, None where their ids are their numbers."""
     if ITEM_ID in vocabularies:
         return "of a run"
-    if ids != "auto":
-        return "ids: vocabulary" if ids == "vocabulary" else None
-    if any(not pa.types.is_integer(part.keys.type) for part in parts):
-        return "texts"
-    ids_of_parts = [arrow_types.numbers(part.keys) for part in parts]
-    lowest, highest = min(int(i.min()) for i in ids_of_parts), max(int(i.max()) for i in ids_of_parts)
-    if lowest < 0:
-        return f"the negative id {lowest}"
-    count = sum(len(part.keys) for part in parts)
-    if highest >= decoding.MAX_IDS or (limit is None and highest >= MANY_ITEMS and highest >= MAX_GAP * count):
+    if (reason := why_numbered((part.keys for part in parts), ids)) or ids != "auto":
+        return reason
+    count, highest = sum(len(part.keys) for part in parts), max(int(arrow_types.numbers(p.keys).max()) for p in parts)
+    if limit is None and highest >= MANY_ITEMS and highest >= MAX_GAP * count:
         return f"the id {highest} of {count} items"
     return "the id 0 with features" if _item_zero(found) and not zero_is_padding() else None
 
@@ -50,18 +45,11 @@ def why_vocabulary(
 def number_items(parts: Sequence[Part], found: Mapping[str, Sequence[Part]], ids: str, reason: str) -> Vocabulary:
     """Return the vocabulary of the items, in the order of the files."""
     with_zero = ids == "vocabulary" or _item_zero(found) is not None
-    vocabulary = Vocabulary.build([_without_padding(part, with_zero) for part in parts], parts[0].where)
+    vocabulary = number_ids((part.keys for part in parts), parts[0].where, with_zero)
     if not len(vocabulary):
         raise DataError(f"{parts[0].path}: no items but padding, expected one row per item")
     logger.info(f"{parts[0].where}: {len(vocabulary)} ids are numbered by a vocabulary ({reason})")
     return vocabulary
-
-
-def _without_padding(part: Part, with_zero: bool) -> pa.Array:
-    """Return the ids of a part, without the id 0 unless it is an item."""
-    if with_zero or not pa.types.is_integer(part.keys.type):
-        return part.keys
-    return part.keys.filter(pc.not_equal(part.keys, pa.scalar(0, part.keys.type)))
 
 
 def place_by_vocabulary(parts: Sequence[Part], trained: Vocabulary) -> Vocabulary:

@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from fuxictr_mm.data.ids import numbering
 from fuxictr_mm.data.schema import ITEM_ID
 from fuxictr_mm.embeddings.encoders import ImageEncoder, TextEncoder
 from fuxictr_mm.embeddings.image_names import ImageNames
 from fuxictr_mm.embeddings.images import ImageFiles
 from fuxictr_mm.embeddings.item_files import ItemFileWriter, Source, embedding_type, read_ids
-from fuxictr_mm.embeddings.numbering import numbering
 from fuxictr_mm.embeddings.pretrained import model_stem, require_extra
 from fuxictr_mm.embeddings.texts import ItemTexts, default_template
 from fuxictr_mm.errors import ConfigError, DataError, Interrupted, UserError, first_line

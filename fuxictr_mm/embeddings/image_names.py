@@ -9,10 +9,10 @@ from pathlib import Path, PurePosixPath
 import pyarrow as pa
 
 from fuxictr_mm.data.arrow_types import is_plain_text
+from fuxictr_mm.data.ids import numbering
 from fuxictr_mm.data.schema import ITEM_ID
 from fuxictr_mm.embeddings.item_files import Source, key_of, read_ids
 from fuxictr_mm.embeddings.item_tables import read_table, table_files
-from fuxictr_mm.embeddings.numbering import numbering
 from fuxictr_mm.errors import DataError
 
 

@@ -26,9 +26,9 @@ import numpy as np
 import pyarrow as pa
 
 from fuxictr_mm.data import decoding
+from fuxictr_mm.data.ids import numbering
 from fuxictr_mm.embeddings.encoders import MAX_IMAGE_BYTES, BrokenImage
 from fuxictr_mm.embeddings.image_names import ImageNames, leads_out
-from fuxictr_mm.embeddings.numbering import numbering
 from fuxictr_mm.errors import DataError, MissingFileError, UserError, first_line
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp")

@@ -19,10 +19,10 @@ import pyarrow as pa
 
 from fuxictr_mm.data import decoding, parquet
 from fuxictr_mm.data.arrow_types import is_list, is_plain_text
+from fuxictr_mm.data.ids import numbering
 from fuxictr_mm.data.schema import ITEM_ID
 from fuxictr_mm.data.synthetic.writer import open_writer
 from fuxictr_mm.embeddings.item_tables import names_of, read_table, table_files
-from fuxictr_mm.embeddings.numbering import numbering
 from fuxictr_mm.errors import ConfigError, DataError, UserError
 from fuxictr_mm.files import atomic_path, check_outputs
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pydantic import Field, PositiveInt, ValidationInfo, field_validator
 
 from fuxictr_mm.checking import Settings
+from fuxictr_mm.data.ids import numbering
 from fuxictr_mm.embeddings.codebooks import (
     Codebook,
     Floats,
@@ -37,7 +38,6 @@ from fuxictr_mm.embeddings.item_files import (
     code_type,
     embedding_type,
 )
-from fuxictr_mm.embeddings.numbering import numbering
 from fuxictr_mm.embeddings.quantize_report import Statistics, related
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.files import check_outputs, write_json

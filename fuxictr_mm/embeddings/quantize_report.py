@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fuxictr_mm.data.ids import numbering
 from fuxictr_mm.embeddings.codebooks import Codebook, Codes, Floats
-from fuxictr_mm.embeddings.numbering import numbering
 from fuxictr_mm.terminal import format_table
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from fuxictr_mm.data.ids import numbering
 from fuxictr_mm.embeddings.fit_reducer import CHUNK_BYTES, ReduceOptions, choose_strategies, fit_reducer, rows_of
 from fuxictr_mm.embeddings.item_files import (
     ItemFileWriter,
@@ -24,7 +25,6 @@ from fuxictr_mm.embeddings.item_files import (
     embedding_type,
     read_embeddings,
 )
-from fuxictr_mm.embeddings.numbering import numbering
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.files import atomic_path, check_outputs, write_beside
 from fuxictr_mm.reduction.reducer import Reducer

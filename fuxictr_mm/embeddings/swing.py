@@ -35,8 +35,8 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from fuxictr_mm.checking import Settings
 from fuxictr_mm.data import decoding, parquet
+from fuxictr_mm.data.ids import numbering
 from fuxictr_mm.embeddings.item_files import key_of, require_unique
-from fuxictr_mm.embeddings.numbering import numbering
 from fuxictr_mm.errors import ConfigError, DataError
 from fuxictr_mm.files import write_beside
 from fuxictr_mm.terminal import item_bar

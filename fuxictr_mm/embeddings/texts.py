@@ -16,9 +16,9 @@ import numpy as np
 import pyarrow as pa
 
 from fuxictr_mm.data.arrow_types import is_list, is_plain_text
+from fuxictr_mm.data.ids import numbering
 from fuxictr_mm.embeddings.item_files import key_of, require_unique
 from fuxictr_mm.embeddings.item_tables import names_of, read_table, table_files
-from fuxictr_mm.embeddings.numbering import numbering
 from fuxictr_mm.errors import ConfigError, DataError
 
 

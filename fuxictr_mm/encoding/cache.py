@@ -13,8 +13,6 @@ Every file is written under another name and then renamed. One process at a time
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -25,8 +23,9 @@ from typing import Any
 import polars as pl
 from filelock import FileLock, Timeout
 
+from fuxictr_mm.config import as_json, json_hash
 from fuxictr_mm.encoding.encode import Encoding
-from fuxictr_mm.encoding.vocabulary import Vocabulary
+from fuxictr_mm.encoding.vocabulary import TokenVocabulary
 from fuxictr_mm.errors import UserError
 from fuxictr_mm.files import atomic_path, read_json, write_json
 
@@ -36,14 +35,9 @@ logger = logging.getLogger(__name__)
 VERSION = 3
 
 
-def digest(content: Any) -> str:
-    """Return a short hash of what JSON can hold."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:12]
-
-
 def _is_part_of(settings: Mapping[str, Any], made_from: Mapping[str, Any]) -> bool:
     """Whether a manifest has these settings, as JSON holds them."""
-    return all(made_from.get(key) == json.loads(json.dumps(value, default=str)) for key, value in settings.items())
+    return all(made_from.get(key) == as_json(value) for key, value in settings.items())
 
 
 class Cache:
@@ -60,7 +54,7 @@ class Cache:
     def __init__(self, root: Path, made_from: Mapping[str, Any]) -> None:
         self.root = root
         self.made_from = {"version": VERSION, **made_from}
-        self.folder = root / f"encoded-{digest(self.made_from)}"
+        self.folder = root / f"encoded-{json_hash(self.made_from)[:12]}"
 
     @classmethod
     def find(cls, root: Path, settings: Mapping[str, Any], any_of_several: bool = False) -> Cache | None:
@@ -130,44 +124,34 @@ class Cache:
         """Return the encoding, None if it is not here or not whole."""
         try:
             manifest = read_json(self.folder / "manifest.json")
-            if manifest["made_from"] != json.loads(json.dumps(self.made_from, default=str)):
+            if manifest["made_from"] != as_json(self.made_from):
                 return None
             table = pl.read_parquet(self.folder / "vocabulary.parquet")
             tables = {name: rows for (name,), rows in table.partition_by("feature", as_dict=True).items()}
-            vocabularies = {}
-            for name, oov in manifest["oov"].items():
-                rows = tables.get(name, table.head(0)).sort("id")
-                vocabularies[name] = Vocabulary(
-                    rows.filter(pl.col("id") < oov)["token"], rows.filter(pl.col("id") > oov)["token"]
-                )
+            vocabularies = {
+                name: TokenVocabulary(tables.get(name, table.head(0)).sort("id")["token"], oov)
+                for name, oov in manifest["oov"].items()
+            }
             return Encoding(vocabularies, manifest["lengths"], manifest["scales"])
         except (UserError, KeyError, OSError, pl.exceptions.PolarsError):
             return None
 
     def save(self, encoding: Encoding) -> None:
         """Write the vocabularies, then the manifest."""
-        frames = [
-            pl.DataFrame(
-                {
-                    "feature": name,
-                    "token": pl.concat([words.tokens, words.extra]),
-                    "id": pl.concat(
-                        [pl.int_range(1, words.oov, eager=True), pl.int_range(words.oov + 1, words.size, eager=True)]
-                    ),
-                },
-                schema={"feature": pl.String, "token": pl.String, "id": pl.Int64},
-            )
-            for name, words in encoding.vocabularies.items()
-        ]
-        empty = pl.DataFrame(schema={"feature": pl.String, "token": pl.String, "id": pl.Int64})
-        self.write(self.folder / "vocabulary.parquet", pl.concat([empty, *frames]).write_parquet)
+        schema = {"feature": pl.String, "token": pl.String, "id": pl.Int64}
+        frames = [pl.DataFrame(schema=schema)]
+        for name, words in encoding.vocabularies.items():
+            ids = pl.int_range(1, words.size, eager=True)
+            columns = {"feature": name, "token": words.tokens, "id": ids.filter(ids != words.oov)}
+            frames.append(pl.DataFrame(columns, schema=schema))
+        self.write(self.folder / "vocabulary.parquet", pl.concat(frames).write_parquet)
         manifest = {
             "made_from": self.made_from,
             "oov": {name: words.oov for name, words in encoding.vocabularies.items()},
             "lengths": encoding.lengths,
             "scales": encoding.scales,
         }
-        write_json(self.folder / "manifest.json", json.loads(json.dumps(manifest, default=str)))
+        write_json(self.folder / "manifest.json", as_json(manifest))
         others = [p for p in self.root.glob("encoded-*") if p != self.folder]
         if others:
             logger.info(

@@ -16,10 +16,10 @@ import polars as pl
 import pyarrow as pa
 
 from fuxictr_mm.config import Roles
-from fuxictr_mm.data import vocabulary as numbering
+from fuxictr_mm.data.vocabulary import Vocabularies, Vocabulary
 from fuxictr_mm.encoding.columns import TYPES, Column, RawFiles
 from fuxictr_mm.encoding.history_check import history_problem
-from fuxictr_mm.encoding.vocabulary import Vocabulary, as_text
+from fuxictr_mm.encoding.vocabulary import TokenVocabulary, as_text
 from fuxictr_mm.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ class Encoding:
 
     Parameters
     ----------
-    vocabularies : mapping of str to Vocabulary
+    vocabularies : mapping of str to TokenVocabulary
         By feature.
     lengths : mapping of str to int
         ``max_len`` of every sequence.
@@ -94,7 +94,7 @@ class Encoding:
 
     def __init__(
         self,
-        vocabularies: Mapping[str, Vocabulary],
+        vocabularies: Mapping[str, TokenVocabulary],
         lengths: Mapping[str, int],
         scales: Mapping[str, Sequence[float]],
     ) -> None:
@@ -131,7 +131,7 @@ class Encoding:
         """
         named = [] if roles is None else [roles.target, roles.history, *roles.histories]
         by_role: dict[str, pl.DataFrame] = {}
-        vocabularies: dict[str, Vocabulary] = {}
+        vocabularies: dict[str, TokenVocabulary] = {}
         lengths: dict[str, int] = {}
         scales: dict[str, Sequence[float]] = {}
         for column in columns:
@@ -144,9 +144,9 @@ class Encoding:
                 if column.type == "meta":
                     counts = pl.concat([counts, *(s.counts(column) for s in others if column in s.columns)])
                     counts = counts.group_by("value").agg(pl.col("len").sum())
-                    own = Vocabulary.of_counts(counts, 1, "")
+                    own = TokenVocabulary.of_counts(counts, 1, "")
                 else:
-                    own = Vocabulary.of_counts(counts, min_count if least is None else least, column.missing)
+                    own = TokenVocabulary.of_counts(counts, min_count if least is None else least, column.missing)
                 owner = _owner(column, columns)
                 if owner is not column:
                     own = vocabularies[owner.name].merged(own)
@@ -167,21 +167,18 @@ class Encoding:
         vocabularies = {name: vocabularies[owner] for name, owner in owners.items()}
         return cls(vocabularies, lengths, scales)
 
-    def keep(self, columns: Sequence[Column], vocabularies: numbering.Vocabularies) -> None:
+    def keep(self, columns: Sequence[Column], vocabularies: Vocabularies) -> None:
         """Add what the weights depend on to the vocabularies of a run; no model reads meta columns, they are groups."""
         for name in _numbered(columns):
-            words = self.vocabularies[name]
-            tokens = pl.concat([words.tokens, words.extra]).to_arrow()
-            vocabularies[RAW + name] = numbering.Vocabulary(tokens.cast(pa.large_string()))
+            tokens = self.vocabularies[name].tokens.to_arrow()
+            vocabularies[RAW + name] = Vocabulary(tokens.cast(pa.large_string()))
         oov = {name: self.vocabularies[name].oov for name in _numbered(columns)}
         scales = {name: list(scale) for name, scale in self.scales.items()}
         vocabularies.settings = {"oov": oov, "lengths": self.lengths, "scales": scales}
         if copied := [column.name for column in columns if column.copied]:
             vocabularies.settings["copied"] = copied
 
-    def of_run(
-        self, columns: Sequence[Column], vocabularies: numbering.Vocabularies, *, of_texts: bool = False
-    ) -> Encoding:
+    def of_run(self, columns: Sequence[Column], vocabularies: Vocabularies, *, of_texts: bool = False) -> Encoding:
         """Return the encoding by which a run was trained; the vocabularies of meta columns are those of this one.
 
         ``of_texts``: whether the files hold texts, as CSV does, which earlier versions copied as they are.
@@ -212,8 +209,7 @@ class Encoding:
                         f"{vocabularies.path}: numbers '{name}' by texts such as {wrong[0]!r}, expected by the numbers "
                         "that it copies; train again"
                     )
-            known = int(found["oov"][name]) - 1
-            words[name] = Vocabulary(tokens[:known], tokens[known:])
+            words[name] = TokenVocabulary(tokens, int(found["oov"][name]))
         for part, own in (("lengths", self.lengths), ("scales", self.scales)):
             if own.keys() != found[part].keys():
                 names = ", ".join(sorted(own.keys() ^ found[part].keys()))
@@ -227,7 +223,7 @@ class Encoding:
         if {n: list(s) for n, s in self.scales.items()} != {n: list(s) for n, s in other.scales.items()}:
             return False
         pairs = [(words, other.vocabularies[name]) for name, words in self.vocabularies.items()]
-        return all(a.tokens.equals(b.tokens) and a.extra.equals(b.extra) for a, b in pairs)
+        return all(a.tokens.equals(b.tokens) and a.oov == b.oov for a, b in pairs)
 
     def write(self, split: Split, path: Path) -> None:
         """Write the encoded columns of a split."""
@@ -260,7 +256,7 @@ class Encoding:
         return values.cast(pl.Float32)
 
 
-def _none() -> numbering.Vocabulary:
+def _none() -> Vocabulary:
     raise AssertionError("the vocabularies of a run are read, not built")
 
 

@@ -6,43 +6,34 @@ and the keys of a file of embeddings follow. Texts are ordered by falling count,
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import polars as pl
 
 
-def _no_tokens() -> pl.Series:
-    return pl.Series([], dtype=pl.String)
-
-
 @dataclass(frozen=True)
-class Vocabulary:
+class TokenVocabulary:
     """Ids of the values of a column, or of several that share their embedding table.
 
     Parameters
     ----------
     tokens : Series
-        Values as texts; their ids are 1, 2, ...
-    extra : Series
-        Keys of a file of embeddings that the training split does not have; their ids follow the one of OOV.
+        Values as texts: those of the training split, then keys of a file of embeddings that it does not have.
+    oov : int
+        Id of the values that are not in the vocabulary: ids before it are those of the training split.
     """
 
-    tokens: pl.Series = field(default_factory=_no_tokens)
-    extra: pl.Series = field(default_factory=_no_tokens)
-
-    @property
-    def oov(self) -> int:
-        """Id of the values that are not in the vocabulary."""
-        return len(self.tokens) + 1
+    tokens: pl.Series
+    oov: int
 
     @property
     def size(self) -> int:
-        """Number of ids, that of padding included."""
-        return self.oov + 1 + len(self.extra)
+        """Number of ids, those of padding and OOV included."""
+        return len(self.tokens) + 2
 
     @classmethod
-    def of_counts(cls, counts: pl.DataFrame, min_count: int, missing: Any) -> Vocabulary:
+    def of_counts(cls, counts: pl.DataFrame, min_count: int, missing: Any) -> TokenVocabulary:
         """Build a vocabulary from the columns ``value`` and ``len``.
 
         Parameters
@@ -61,31 +52,31 @@ class Vocabulary:
             values = counts["value"].sort()
         if isinstance(missing, str) == (values.dtype == pl.String):
             values = values.filter(values != missing)
-        return cls(as_text(values, values.dtype.is_float()))
+        return cls(as_text(values, values.dtype.is_float()), len(values) + 1)
 
-    def merged(self, other: Vocabulary) -> Vocabulary:
-        """Return this vocabulary with the values of another one that it does not have."""
-        new = other.tokens.filter(~other.tokens.is_in(self.tokens.implode()))
-        return replace(self, tokens=pl.concat([self.tokens, new]))
+    def merged(self, other: TokenVocabulary) -> TokenVocabulary:
+        """Return this vocabulary with the values of another one that it does not have; neither has keys yet."""
+        tokens = self._with(other.tokens)
+        return TokenVocabulary(tokens, len(tokens) + 1)
 
-    def with_keys(self, keys: pl.Series) -> Vocabulary:
+    def with_keys(self, keys: pl.Series) -> TokenVocabulary:
         """Return this vocabulary with the keys of a file of embeddings that it does not have."""
-        known = pl.concat([self.tokens, self.extra])  # keys of another file, where several features share a table
-        new = keys.unique(maintain_order=True)
-        return replace(self, extra=pl.concat([self.extra, new.filter(~new.is_in(known.implode()))]))
+        return replace(self, tokens=self._with(keys.unique(maintain_order=True)))
+
+    def _with(self, tokens: pl.Series) -> pl.Series:
+        return pl.concat([self.tokens, tokens.filter(~tokens.is_in(self.tokens.implode()))])
 
     def ids(self, values: pl.Expr) -> pl.Expr:
         """Return the ids of texts, as Int32."""
         # An Enum keeps its hash table from one batch to the next; a join or replace_strict would build it for each.
-        known = pl.Enum(pl.concat([self.tokens, self.extra]))
-        place = values.cast(known, strict=False).to_physical().cast(pl.Int32)
-        behind = (place >= len(self.tokens)).cast(pl.Int32) if len(self.extra) else 0
+        place = values.cast(pl.Enum(self.tokens), strict=False).to_physical().cast(pl.Int32)
+        behind = (place >= self.oov - 1).cast(pl.Int32) if self.oov <= len(self.tokens) else 0
         return (place + 1 + behind).fill_null(self.oov)
 
     def to_dict(self) -> dict[str, int]:
         """Return every value with its id, in FuxiCTR's form and in the order of ids."""
-        known = {"__PAD__": 0, **{token: i for i, token in enumerate(self.tokens, start=1)}, "__OOV__": self.oov}
-        return known | {token: i for i, token in enumerate(self.extra, start=self.oov + 1)}
+        names = ["__PAD__", *self.tokens[: self.oov - 1], "__OOV__", *self.tokens[self.oov - 1 :]]
+        return {name: i for i, name in enumerate(names)}
 
 
 def as_text(values: Any, is_float: bool) -> Any:

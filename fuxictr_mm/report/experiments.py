@@ -11,19 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from fuxictr_mm.config import NAMING_KEYS, with_text_keys
 from fuxictr_mm.errors import UserError
 from fuxictr_mm.evaluation.compare import Comparison, compare_groups
 from fuxictr_mm.evaluation.significance import ALPHA, Side
-from fuxictr_mm.runs import (
-    NAMING_KEYS,
-    TEST_DATA,
-    Run,
-    differences,
-    different_files,
-    left_out,
-    present_first,
-    with_text_keys,
-)
+from fuxictr_mm.runs import TEST_DATA, Run, differences, different_files, left_out, present_first
 from fuxictr_mm.terminal import DASH, MINUS, listed, number, plural, printable
 
 
@@ -285,7 +277,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def settings_of(experiment: Experiment) -> dict[str, Any]:
     """Return the settings of the configuration, without names and seed."""
     config = with_text_keys(experiment.newest.config)
-    return flatten({k: v for k, v in config.items() if k not in (*NAMING_KEYS, "description")})
+    return flatten({k: v for k, v in config.items() if k not in NAMING_KEYS})
 
 
 def changes(base: Mapping[str, Any], other: Mapping[str, Any]) -> list[Change]:

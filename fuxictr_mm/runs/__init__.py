@@ -35,6 +35,15 @@ from fuxictr_mm.runs.paths import (
     vocabulary_of_weights,
 )  # fmt: skip
 from fuxictr_mm.runs.predictions import write_predictions
-from fuxictr_mm.runs.reading import find_runs, load_run, read_run, resolve, resolve_one, run_of_weights, runs_of
-from fuxictr_mm.runs.run import NAMING_KEYS, TEST_DATA, Run, with_text_keys
+from fuxictr_mm.runs.reading import (
+    find_runs,
+    load_run,
+    read_result,
+    read_run,
+    resolve,
+    resolve_one,
+    run_of_weights,
+    runs_of,
+)
+from fuxictr_mm.runs.run import TEST_DATA, Run
 from fuxictr_mm.runs.selection import differences, different_files, is_present, left_out, outdated, present_first

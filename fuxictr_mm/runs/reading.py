@@ -20,6 +20,17 @@ from fuxictr_mm.runs.run import Run
 from fuxictr_mm.yaml_files import load_yaml
 
 
+def read_result(path: Path) -> dict[str, Any] | None:
+    """Return ``EXPID.json`` of the newest run of an experiment; None if it has not finished, or not by this library."""
+    try:
+        found = read_json(path)
+    except UserError:
+        return None
+    is_result = {"expid", "config_hash", "valid", "test", "seconds"} <= found.keys()
+    is_of_form = isinstance(found.get("valid"), dict) and isinstance(found.get(DATA) or {}, dict)
+    return found if is_result and is_of_form else None
+
+
 def load_run(folder: str | os.PathLike[str], *, model_zoo: str | os.PathLike[str] | None = None) -> Run:
     """Read the folder of a run, such as ``checkpoints/tiny_mm/DIN_tiny/20260102-030405-seed1``.
 

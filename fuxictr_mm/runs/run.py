@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -12,7 +10,7 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from fuxictr_mm.config import VOLATILE_KEYS
+from fuxictr_mm.config import json_hash, seeds_hash
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, nearest
 from fuxictr_mm.files import read_json
 from fuxictr_mm.runs.evaluations import read_lines
@@ -21,9 +19,6 @@ from fuxictr_mm.runs.predictions import _groups_of, _problem_of_rows
 
 if TYPE_CHECKING:
     import numpy as np
-
-#: Settings in which two seeds of one configuration may differ.
-NAMING_KEYS = (*VOLATILE_KEYS, "seed", "model_id", "model_root")
 
 #: The setting of the one file that decides neither weights nor validation metrics.
 TEST_DATA = "test_data"
@@ -115,14 +110,13 @@ class Run:
 
         Settings are those without seed, names and paths of output.
         """
-        kept = with_text_keys({k: v for k, v in self.config.items() if k not in NAMING_KEYS})
         data = {k: v for k, v in self.data.items() if k != TEST_DATA}
-        return {"settings": _hash_of(kept), "model file": self.environment.get(MODEL_CODE), **data}
+        return {"settings": seeds_hash(self.config), "model file": self.environment.get(MODEL_CODE), **data}
 
     @property
     def config_key(self) -> str:
         """Hash of ``sources``: equal for the seeds of one configuration on the same data."""
-        return _hash_of(self.sources)
+        return json_hash(self.sources)
 
     @property
     def is_usable(self) -> bool:
@@ -273,20 +267,3 @@ class Run:
         """Return what ``fuxictr-mm diagnose`` found, None where it has not been run."""
         path = self.path / DIAGNOSIS
         return read_json(path) if path.exists() else None
-
-
-def _hash_of(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def with_text_keys(value: Any) -> Any:
-    """Return a configuration whose keys are texts at every depth, so that they can be sorted.
-
-    Examples
-    --------
-    >>> with_text_keys({"x": [{1: 2, "b": 3}]})
-    {'x': [{'1': 2, 'b': 3}]}
-    """
-    if isinstance(value, dict):
-        return {str(k): with_text_keys(v) for k, v in value.items()}
-    return [with_text_keys(v) for v in value] if isinstance(value, list | tuple) else value

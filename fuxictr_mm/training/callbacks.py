@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from fuxictr_mm import __version__
-from fuxictr_mm.config import config_hash
+from fuxictr_mm.config import as_json, config_hash
 from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.files import write_beside, write_json
 from fuxictr_mm.runs import (
@@ -128,7 +128,7 @@ class RunWriter:
         path = paths.new_run(settings["seed"], started_at)
         try:
             write_beside(
-                path / CONFIG, lambda stream: stream.write(dump_yaml(dict(sorted(plain(settings).items()))).encode())
+                path / CONFIG, lambda stream: stream.write(dump_yaml(dict(sorted(as_json(settings).items()))).encode())
             )
             write_json(path / ENVIRONMENT, {**environment(settings["gpu"], started_at), **(sources or {})})
         except UserError:
@@ -225,13 +225,8 @@ class RunWriter:
         write_json(self.path / RESULT, content)
 
 
-def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings as plain values, as ``config_hash`` uses them."""
-    return json.loads(json.dumps(settings, default=str))
-
-
 def _newest_interrupted(paths: RunPaths, settings: Mapping[str, Any], sources: Mapping[str, Any]) -> Path | None:
-    wanted = config_hash(plain(settings))
+    wanted = config_hash(as_json(settings))
     # The newest one has its result but still a training checkpoint where it ended between the two.
     ended_late = newest_checkpoint(paths.checkpoint) is not None
     for run in runs_of(paths):

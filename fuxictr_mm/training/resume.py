@@ -17,7 +17,6 @@ import torch
 from fuxictr.pytorch.models import BaseModel
 from torch import Tensor, nn
 
-from fuxictr_mm.config import config_hash
 from fuxictr_mm.data.fingerprint import data_paths
 from fuxictr_mm.errors import UserError
 from fuxictr_mm.files import read_json, write_json
@@ -275,11 +274,6 @@ class TrainingCheckpoint:
         self.wait()
         if is_main():
             remove_checkpoints(self.path)
-
-
-def hash_of_settings(settings: Mapping[str, Any], in_memory: bool) -> str:
-    """Return the hash of the flat settings, which decides the order of the rows with where those of training are."""
-    return config_hash({**settings, "resident": in_memory})
 
 
 def hashes_of_data(settings: Mapping[str, Any], hashes: Mapping[str, Any]) -> dict[str, Any]:

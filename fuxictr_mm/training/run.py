@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from fuxictr_mm.config import DatasetConfig, ExperimentConfig, kind_of_task
+from fuxictr_mm.config import DatasetConfig, ExperimentConfig, checkpoint_hash, kind_of_task
 from fuxictr_mm.data.dataset import Dataset
 from fuxictr_mm.data.fingerprint import changed_data, data_hashes
 from fuxictr_mm.data.interactions import InteractionTable
@@ -45,7 +45,6 @@ from fuxictr_mm.training.callbacks import Callback, RunWriter, TensorBoardLogger
 from fuxictr_mm.training.checkpoints import setting_differences
 from fuxictr_mm.training.resume import (
     TrainingCheckpoint,
-    hash_of_settings,
     hashes_of_data,
     newest_checkpoint,
     read_content,
@@ -146,7 +145,7 @@ class TrainingRun:
                     remove_checkpoints(self.paths.checkpoint)
 
     def _fingerprint(self, in_memory: bool) -> str:
-        return hash_of_settings(self.config.to_dict(), in_memory)
+        return checkpoint_hash(self.config.to_dict(), in_memory)
 
     def _checkpoint(self, dataset: Dataset) -> TrainingCheckpoint:
         config = self.config

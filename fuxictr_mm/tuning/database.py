@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fuxictr_mm.config import config_hash
+from fuxictr_mm.config import as_json, config_hash
 from fuxictr_mm.errors import ConfigError, first_line
 from fuxictr_mm.registry import code_hash, load_model_class
 from fuxictr_mm.tuning.tuner_file import Tuner
@@ -88,7 +87,7 @@ def open_study(tuner: Tuner, storage: RDBStorage, model_zoo: Path | None, data: 
         **files,
         "search": tuner.search,
         "seed": tuner.seed,
-        **{f"tuner_space: {key}": json.loads(json.dumps(values, default=str)) for key, values in space.items()},
+        **{f"tuner_space: {key}": as_json(values) for key, values in space.items()},
         "the base experiment": config_hash({**tuner.model, **tuner.dataset, "dataset_id": tuner.dataset_id}),
     }
     theirs = study.user_attrs.get("tuner", None if study.get_trials(deepcopy=False) else ours)

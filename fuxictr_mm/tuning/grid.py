@@ -9,11 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fuxictr_mm.config import config_hash, list_experiments
+from fuxictr_mm.config import checkpoint_hash, config_hash, list_experiments
 from fuxictr_mm.data.fingerprint import data_hashes
 from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.files import try_lock
-from fuxictr_mm.training.resume import hash_of_settings, hashes_of_data, newest_checkpoint, read_content
+from fuxictr_mm.training.resume import hashes_of_data, newest_checkpoint, read_content
 from fuxictr_mm.tuning.runner import run_trials
 from fuxictr_mm.tuning.source import AS_CONFIGURED, Source
 from fuxictr_mm.tuning.trial import Trial, TrialResult, Trials, load_each, warn_of_changed_data
@@ -167,7 +167,7 @@ def _is_interrupted(trial: Trial) -> bool:
     except UserError:  # damaged, or of another version
         return False
     data = hashes_of_data(trial.params, data_hashes(trial.params))
-    hashes = [hash_of_settings(trial.params, in_memory) for in_memory in (True, False)]
+    hashes = [checkpoint_hash(trial.params, in_memory) for in_memory in (True, False)]
     # What a checkpoint does not tell is no difference, as for the run that resumes from it.
     is_same = found["config_hash"] in hashes and found.get("model_code", trial.model_code) == trial.model_code
     theirs = found.get("data", data)

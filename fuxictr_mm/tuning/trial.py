@@ -11,9 +11,8 @@ from typing import Any, Protocol, TypeVar
 from fuxictr_mm.checking import SettingsError
 from fuxictr_mm.config import config_hash
 from fuxictr_mm.data.fingerprint import changed_data
-from fuxictr_mm.errors import UserError
-from fuxictr_mm.files import InheritedLock, read_json
-from fuxictr_mm.runs import DATA, MODEL_CODE, RunPaths, monitored
+from fuxictr_mm.files import InheritedLock
+from fuxictr_mm.runs import DATA, MODEL_CODE, RunPaths, monitored, read_result
 
 Loaded = TypeVar("Loaded")
 
@@ -117,14 +116,10 @@ class Trial:
 
     def _result_of_settings(self) -> dict[str, Any] | None:
         """Return the file of a result of these parameters and model file, on any data."""
-        try:
-            found = {} if self.paths is None else read_json(self.paths.result)
-        except UserError:
-            return None  # not finished, or not by this library: run it
-        same_code = found.get(MODEL_CODE, self.model_code) == self.model_code
-        is_of_form = isinstance(found.get("valid"), dict) and isinstance(found.get(DATA) or {}, dict)
-        same = same_code and found.get("config_hash") == config_hash(self.params)
-        return found if same and is_of_form else None
+        found = None if self.paths is None else read_result(self.paths.result)
+        if found is None or found.get(MODEL_CODE, self.model_code) != self.model_code:
+            return None
+        return found if found["config_hash"] == config_hash(self.params) else None
 
     def release(self) -> None:
         """Release the lock on its files."""

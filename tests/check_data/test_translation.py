@@ -137,7 +137,7 @@ def test_zero_without_features_or_where_it_pads_is_no_item(tmp_path, features, p
     zero = pa.table([pa.array([0], first["item_id"].type), *columns], schema=first.schema)
     found["items"] = pa.concat_tables([zero, found["items"]])
     report, layout = check_folder(write(tmp_path / "d", found))
-    assert layout.translation is None
+    assert layout.translation.items is None
     assert any(f.check == "padding-row" for f in report.findings()) == features
 
 
@@ -157,7 +157,7 @@ def test_a_few_ids_that_are_wrong_are_found(tmp_path):
     ids[3] = -7
     found["items"] = world.put(found["items"], "item_id", pa.array(ids))
     report, layout = check_folder(write(tmp_path / "d", found))
-    assert layout.translation is None
+    assert layout.translation.items is None
     bad = next(f for f in report.findings() if f.check == "bad-item-id")
     assert bad.rows["value"].to_list() == [-7]
 
@@ -246,6 +246,14 @@ def test_a_column_without_a_role_keeps_its_name(tmp_path, column):
     assert {(f.check, f.column) for f in report.findings()} - {(f.check, f.column) for f in expected.findings()} == {
         ("bad-context", column)
     }
+
+
+def test_a_column_named_as_one_without_a_role_keeps_its_name(tmp_path):
+    found = world.tables(200)
+    for name in ("train", "valid", "test"):
+        found[name] = found[name].append_column("other label", pa.nulls(len(found[name]), pa.int64()))
+    report, _ = check_folder(write(tmp_path / "d", found))
+    assert "other label" in {f.column for f in report.findings() if f.check == "bad-context"}
 
 
 def test_a_damaged_file_of_text_ids_is_a_finding(tmp_path):

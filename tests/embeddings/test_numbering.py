@@ -12,7 +12,7 @@ from fuxictr_mm.cli import main
 from fuxictr_mm.config import Roles
 from fuxictr_mm.embeddings.encode import ImageFiles, ItemTexts
 from fuxictr_mm.embeddings.image_names import ImageNames
-from fuxictr_mm.embeddings.numbering import Numbering
+from fuxictr_mm.embeddings.numbering import find_numbering
 from fuxictr_mm.embeddings.swing import Neighbors
 from tests import ids as world
 from tests.errors import exits_naming
@@ -112,7 +112,7 @@ def test_texts_and_images_are_found_by_the_ids_of_the_files(tmp_path):
     with zipfile.ZipFile(tmp_path / "covers.zip", "w") as archive:
         for name in ("C3.jpg", "x/a-1.PNG", "other.jpg", "B07.txt"):
             archive.writestr(name, b"x")
-    how = Numbering.find([tmp_path / "items.parquet"], Roles(target="asin"))
+    how = find_numbering([tmp_path / "items.parquet"], Roles(target="asin"))
     with how.active():
         texts = ItemTexts(tmp_path / "items.parquet", "{title}")
         assert (texts.ids.tolist(), list(texts.chunks(9))) == ([1, 2, 3], [["Heat", None, "Solaris"]])
@@ -127,7 +127,7 @@ def test_an_image_named_by_a_large_integer(tmp_path):
     with zipfile.ZipFile(tmp_path / "covers.zip", "w") as archive:
         archive.writestr(f"{2**63 + 5}.jpg", b"x")
         archive.writestr("-7.jpg", b"x")
-    with Numbering.find([tmp_path / "items.parquet"], Roles()).active(), ImageFiles(tmp_path / "covers.zip") as images:
+    with find_numbering([tmp_path / "items.parquet"], Roles()).active(), ImageFiles(tmp_path / "covers.zip") as images:
         assert images.ids.tolist() == [1]
         assert images.others == ["-7.jpg"]
 
@@ -176,15 +176,15 @@ class NoEncoder:
 def test_neighbors_that_are_in_no_item_file_are_left_out(tmp_path):
     table = {"item_id": ["B07", "A1"], "neighbors": [["A1", "C3"], ["B07", "D4"]], "scores": [[2.0, 1.0], [1.0, 2.0]]}
     pq.write_table(pa.table(table), tmp_path / "near.parquet")
-    with Numbering.find([tmp_path / "near.parquet"], Roles()).active():
+    with find_numbering([tmp_path / "near.parquet"], Roles()).active():
         near = Neighbors.read(tmp_path / "near.parquet")
     assert near.items.tolist() == [1, 1, 2, 2]
     assert near.neighbors.tolist() == [2, 0, 0, 1]  # 0 is no item
 
 
 def test_small_integers_stay_as_they_are():
-    assert Numbering.find([world.TINY / "item_info.parquet"], Roles()).items is None
-    assert Numbering.find(["nowhere"], Roles()).items is None
+    assert find_numbering([world.TINY / "item_info.parquet"], Roles()).items is None
+    assert find_numbering(["nowhere"], Roles()).items is None
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_items_of_text_files_are_numbered_as_those_of_parquet(tmp_path, ending, 
         sep = "," if ending == "csv" else "\t"
         lines = [["asin", "title", "cover"], *([v, f'"a, {v}"', f"{v}.gif"] for v in values)]
         path.write_text("".join(sep.join(line) + "\n" for line in lines))
-    with Numbering.find([path], Roles(target="asin")).active():
+    with find_numbering([path], Roles(target="asin")).active():
         texts = ItemTexts(path, "{title}")
         assert (texts.ids.tolist(), list(texts.chunks(9))) == (expected, [[f"a, {v}" for v in values]])
         names = ImageNames(path, "cover")

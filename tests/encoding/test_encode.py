@@ -20,7 +20,7 @@ from fuxictr_mm.data.batch import flat_format
 from fuxictr_mm.data.groups import NO_GROUP
 from fuxictr_mm.data.loaders import gather
 from fuxictr_mm.encoding.fuxictr import load_dataset
-from fuxictr_mm.encoding.vocabulary import Vocabulary
+from fuxictr_mm.encoding.vocabulary import TokenVocabulary
 from fuxictr_mm.errors import DataError
 from tests.encoding.raw import COLUMNS, both_labels, params_of, rows_of, same, write_csv
 from tests.errors import raises_naming
@@ -232,7 +232,7 @@ def test_features_that_share_a_vocabulary_know_the_keys_of_both_files(tmp_path):
 
 def test_a_vocabulary_without_values_has_padding_and_oov():
     counts = pl.DataFrame({"value": ["", "x"], "len": [9, 1]})
-    vocabulary = Vocabulary.of_counts(counts, 2, "")
+    vocabulary = TokenVocabulary.of_counts(counts, 2, "")
     assert vocabulary.to_dict() == {"__PAD__": 0, "__OOV__": 1}
     assert pl.DataFrame({"a": ["x", ""]}).select(vocabulary.ids(pl.col("a")))["a"].to_list() == [1, 1]
 

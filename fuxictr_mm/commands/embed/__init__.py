@@ -44,10 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main_from_args(args: argparse.Namespace) -> None:
     """Run the stage that was asked for, on ids of any kind."""
     from fuxictr_mm.config import Roles
-    from fuxictr_mm.embeddings.numbering import Numbering
+    from fuxictr_mm.embeddings.numbering import find_numbering
 
     roles = Roles.parse(args.roles)
-    with Numbering.find(_item_files(args), roles, args.ids, getattr(args, "train", None)).active():
+    with find_numbering(_item_files(args), roles, args.ids, getattr(args, "train", None)).active():
         _module(args.stage).main_from_args(args)
 
 

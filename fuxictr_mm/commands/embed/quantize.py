@@ -6,8 +6,8 @@ import argparse
 
 from fuxictr_mm.arguments import add_examples, show
 from fuxictr_mm.commands.embed.options import add_output, add_settings, add_sources, flag, given_settings
+from fuxictr_mm.data.ids import numbering
 from fuxictr_mm.embeddings.item_files import Source, read_ids
-from fuxictr_mm.embeddings.numbering import numbering
 from fuxictr_mm.embeddings.quantize import METRICS, QuantizeOptions, quantize
 from fuxictr_mm.embeddings.quantize_report import describe, yaml_lines
 from fuxictr_mm.errors import ConfigError
