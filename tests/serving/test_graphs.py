@@ -23,7 +23,7 @@ from fuxictr_mm.serving.graphs import (
 )
 
 FOLDED = (
-    "DIEN", "DIN", "DIN_CrossAttention", "DIN_MM", "DMGIN", "ESMM", "ETA", "LateFusion", "MIND", "MUSE", "QIN", "SDIM",
+    "DIEN", "DIN", "DIN_CrossAttention", "DIN_MM", "DMGIN", "ESMM", "ETA", "HSTU", "LateFusion", "MIND", "MUSE", "QIN", "SDIM",
     "SEMINAR", "SIM", "SimCEN", "TWIN",
 )  # fmt: skip
 CASES = [
