@@ -1,7 +1,7 @@
 r"""Transformer encoder over jagged rows.
 
 Shape letters: B rows, N tokens of all rows, U distinct items, L longest row of a bucket, R rows of a bucket,
-D item dim, W = 2 D token dim, H heads, K slots.
+D item dim, W = 2 D token dim, H heads, E dim of a head, K slots, M candidates of one user, C tokens that are kept.
 """
 
 from __future__ import annotations
@@ -189,7 +189,54 @@ class JaggedTransformerLayer(nn.TransformerEncoderLayer):
         """
         if projected is None:
             projected = F.linear(tokens, self.self_attn.in_proj_weight, self.self_attn.in_proj_bias)
-        tokens = self.norm1(tokens + self.dropout1(self.self_attn.out_proj(buckets.apply(projected, self._attend))))
+        return self._transform(tokens, buckets.apply(projected, self._attend))
+
+    def encode_first(self, tokens: Tensor, count: int) -> tuple[Tensor, ...]:
+        """Return what ``attend_first`` reads of the tokens ``(L, W)`` of one row.
+
+        The first ``count`` tokens, filled up with zeros, have queries; all have keys and values.
+        """
+        projected = F.linear(tokens, self.self_attn.in_proj_weight, self.self_attn.in_proj_bias)
+        query_HLE, key_HLE, value_HLE = self._heads(projected)
+        tokens_CW, query_HCE = (F.pad(x, (0, 0, 0, count))[..., :count, :] for x in (tokens, query_HLE))
+        # A row without tokens has one, which no token sees.
+        scores_HCL = F.pad(query_HCE @ key_HLE.transpose(1, 2), (1, 0), value=torch.finfo(tokens.dtype).min)
+        seen_HCE = scores_HCL.softmax(dim=2)[..., 1:] @ value_HLE
+        real_C = F.pad(tokens.new_ones(tokens.shape[0]), (0, count))[:count]
+        return real_C, tokens_CW, query_HCE, scores_HCL.logsumexp(dim=2), seen_HCE, key_HLE, value_HLE
+
+    def attend_first(self, tokens: Tensor, *state: Tensor) -> Tensor:
+        r"""Return ``forward`` of a token ``(M, W)`` before one row by ``encode_first``: it and the first ones of the row.
+
+        A token of the row that sees one token more has weights of before and that token's, of which one is enough:
+
+        .. math:: o'_i = (1 - a_i) o_i + a_i v, \qquad a_i = \sigma(q_i \cdot k - \log \sum_j e^{q_i \cdot k_j})
+
+        Returns
+        -------
+        Tensor
+            ``(M, 1 + C, W)``, zeros beyond the tokens of the row.
+        """
+        real_C, tokens_CW, query_HCE, total_HC, seen_HCE, key_HLE, value_HLE = state
+        projected = F.linear(tokens, self.self_attn.in_proj_weight, self.self_attn.in_proj_bias)
+        query_HME, key_HME, value_HME = self._heads(projected)
+        own_HM1 = (query_HME * key_HME).sum(dim=2, keepdim=True)
+        weights_HML = torch.cat([own_HM1, query_HME @ key_HLE.transpose(1, 2)], dim=2).softmax(dim=2)
+        attended_HME = weights_HML[..., :1] * value_HME + weights_HML[..., 1:] @ value_HLE
+        share_HMC1 = torch.sigmoid(key_HME @ query_HCE.transpose(1, 2) - total_HC.unsqueeze(1)).unsqueeze(3)
+        of_row_HMCE = seen_HCE.unsqueeze(1).lerp(value_HME.unsqueeze(2), share_HMC1)
+        attended_HMCE = torch.cat([attended_HME.unsqueeze(2), of_row_HMCE], dim=2)
+        tokens = torch.cat([tokens.unsqueeze(1), tokens_CW.expand(tokens.shape[0], -1, -1)], dim=1)
+        transformed = self._transform(tokens, attended_HMCE.permute(1, 2, 0, 3).flatten(2))
+        return transformed * F.pad(real_C, (1, 0), value=1.0).unsqueeze(1)
+
+    def _heads(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return scaled queries, keys and values ``(H, L, E)`` of ``(L, 3 W)``."""
+        query, key, value = projected.unflatten(1, (3, self.self_attn.num_heads, -1)).permute(1, 2, 0, 3)
+        return query * self.self_attn.head_dim**-0.5, key, value
+
+    def _transform(self, tokens: Tensor, attended: Tensor) -> Tensor:
+        tokens = self.norm1(tokens + self.dropout1(self.self_attn.out_proj(attended)))
         hidden = self.dropout(F.relu(self.linear1(tokens)))
         return self.norm2(tokens + self.dropout2(self.linear2(hidden)))
 
