@@ -8,7 +8,8 @@ Every line is measured side by side with the others, so that their ratios hold o
 - ``export, new user``: the folded graphs, nothing cached.
 - ``export, cached user``: the candidate graph alone.
 - ``... int8 weights``: the same with ``--precision int8-weights``.
-- ``export, rows``: what the models of ``SEARCH`` were without a fold; these have neither 8-bit weights nor DNNs here.
+- ``export, rows``: what the models of ``AS_ROWS`` are without graphs of user and candidates; these models have neither
+  8-bit weights nor DNNs here.
 - ``DNN alone``: the DNN of DIN_MM, (1024, 512, 256), in ONNX Runtime; ``DNN in torch``: the same in torch.
 """
 
@@ -47,6 +48,13 @@ SIZES |= {
 for name in ("SIM", "SIM_hard", "ETA", "TWIN"):
     SIZES[name]["attention_dim"] = 64
 SIZES["ETA"]["hash_bits"] = 32
+#: Others, of similar sizes; the last two have no graphs of user and candidates.
+OTHERS = ("HSTU", "OneTrans", "BST", "RankMixer", "DHEN", "DMF", "INFNet", "InterFormer", "Transformer_DCN")
+SIZES |= {name: {"embedding_dim": 64, "dnn_hidden_units": [512, 128, 64]} for name in OTHERS}
+for name in ("HSTU", "OneTrans", "RankMixer"):
+    SIZES[name]["token_dim"] = 64
+SIZES["OneTrans"]["last_len"], SIZES["BST"]["num_outputs"] = 16, 20
+AS_ROWS = (*SEARCH, *OTHERS)
 
 
 def main() -> None:
@@ -92,7 +100,7 @@ def exports_of(name: str, length: int, folder: Path, train: bool) -> tuple[Any, 
         model.save_weights(weights)
     export(experiment, folder / "export", weights=weights, tolerance=1e-4)
     exports = {"export": Export(folder / "export")}
-    if name in SEARCH:
+    if name in AS_ROWS:
         shutil.copytree(folder / "export", folder / "rows")
         path = folder / "rows" / "manifest.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"graphs": {"rows": "rows.onnx"}}))

@@ -206,9 +206,9 @@ class JaggedTransformerLayer(nn.TransformerEncoderLayer):
         return real_C, tokens_CW, query_HCE, scores_HCL.logsumexp(dim=2), seen_HCE, key_HLE, value_HLE
 
     def attend_first(self, tokens: Tensor, *state: Tensor) -> Tensor:
-        r"""Return ``forward`` of a token ``(M, W)`` before one row by ``encode_first``: it and the first ones of the row.
+        r"""Return ``forward`` of tokens ``(M, W)``, each before one row by ``encode_first``, and of the row's first.
 
-        A token of the row that sees one token more has weights of before and that token's, of which one is enough:
+        A token of the row that sees one more token v mixes it with what it has seen of the row alone, :math:`o_i`:
 
         .. math:: o'_i = (1 - a_i) o_i + a_i v, \qquad a_i = \sigma(q_i \cdot k - \log \sum_j e^{q_i \cdot k_j})
 
