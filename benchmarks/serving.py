@@ -64,6 +64,7 @@ def main() -> None:
     parser.add_argument("--candidates", type=int, default=500)
     parser.add_argument("--history", type=int, nargs="+", default=[100], help="lengths")
     parser.add_argument("--repeats", type=int, default=100)
+    parser.add_argument("--without-eager", action="store_true", help="leave out the rows in torch: memory of all at once")
     parser.add_argument("--train", action="store_true", help="train the weights first")
     args = parser.parse_args()
     logging.disable(logging.WARNING)
@@ -75,6 +76,8 @@ def main() -> None:
             model, exports, parity = exports_of(name, max(args.history), Path(folder), args.train)
             for length in args.history:
                 runs = cases(model, exports, args.candidates, length, Path(folder))
+                if args.without_eager:
+                    del runs["eager rows"]
                 for case, (p50, p99, cpu) in measure(runs, args.repeats).items():
                     print(f"{name:8} {case:22} {length:8} {p50:8.2f} {p99:8.2f} {cpu:8.2f}", flush=True)
         if args.train and parity:

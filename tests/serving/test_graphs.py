@@ -166,7 +166,8 @@ def test_a_small_epsilon_stays_in_the_graph(tmp_path):
     np.testing.assert_allclose(found, [0, 2])
 
 
-def test_the_search_of_a_graph_finds_the_same(tmp_path):
+@pytest.mark.parametrize("format", ["onnx", "pt2"])
+def test_the_search_of_a_graph_finds_the_same(tmp_path, format):
     """Of equal scores the newest, whatever the length; with fewer entries than are asked for, all of them."""
 
     class Search(torch.nn.Module):
@@ -175,11 +176,15 @@ def test_the_search_of_a_graph_finds_the_same(tmp_path):
 
     shapes = ({0: dim_named("rows"), 1: dim_named("length")},)
     traced = Traced(Search(), (torch.rand(3, 5),), ["scores"], shapes, ["best", "found"])
-    write_graphs({"rows": traced}, tmp_path, "onnx", "Search")
-    session = onnxruntime.InferenceSession(tmp_path / "rows.onnx")
+    write_graphs({"rows": traced}, tmp_path, format, "Search")
+    if format == "onnx":
+        session = onnxruntime.InferenceSession(tmp_path / "rows.onnx")
+        graph = lambda scores: session.run(None, {"scores": scores.numpy()})  # noqa: E731
+    else:
+        graph = torch.export.load(tmp_path / "rows.pt2").module()
     for length in (0, 1, 3, 4, 5, 300):
         scores = torch.randint(3, (7, length), generator=torch.Generator().manual_seed(length)).float()
-        best, found = session.run(None, {"scores": scores.numpy()})
+        best, found = map(np.asarray, graph(scores))
         expected_best, expected = search_user(scores, 4)
         np.testing.assert_array_equal(found, expected)
         np.testing.assert_array_equal(np.sort(best), expected_best.sort().values)
