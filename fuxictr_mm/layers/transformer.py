@@ -1,7 +1,8 @@
 r"""Transformer encoder over jagged rows.
 
 Shape letters: B rows, N tokens of all rows, U distinct items, L longest row of a bucket, R rows of a bucket,
-D item dim, W = 2 D token dim, H heads, E dim of a head, K slots, M candidates of one user, C tokens that are kept.
+D item dim, W = 2 D token dim, H heads, E dim of a head, K slots, M candidates of one user, C tokens that are kept,
+F of these that a row has.
 """
 
 from __future__ import annotations
@@ -202,10 +203,11 @@ class JaggedTransformerLayer(nn.TransformerEncoderLayer):
         # A row without tokens has one, which no token sees.
         scores_HCL = F.pad(query_HCE @ key_HLE.transpose(1, 2), (1, 0), value=torch.finfo(tokens.dtype).min)
         seen_HCE = scores_HCL.softmax(dim=2)[..., 1:] @ value_HLE
-        real_C = F.pad(tokens.new_ones(tokens.shape[0]), (0, count))[:count]
-        return real_C, tokens_CW, query_HCE, scores_HCL.logsumexp(dim=2), seen_HCE, key_HLE, value_HLE
+        real_C1 = F.pad(tokens.new_ones(tokens.shape[0], 1), (0, 0, 0, count))[:count]
+        of_heads = [x.transpose(0, 1).flatten(1) for x in (query_HCE, seen_HCE, scores_HCL.logsumexp(dim=2))]
+        return torch.cat([tokens_CW, *of_heads, real_C1], dim=1), key_HLE, value_HLE
 
-    def attend_first(self, tokens: Tensor, *state: Tensor) -> Tensor:
+    def attend_first(self, tokens: Tensor, first: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         r"""Return ``forward`` of tokens ``(M, W)``, each before one row by ``encode_first``, and of the row's first.
 
         A token of the row that sees one more token v mixes it with what it has seen of the row alone, :math:`o_i`:
@@ -217,18 +219,23 @@ class JaggedTransformerLayer(nn.TransformerEncoderLayer):
         Tensor
             ``(M, 1 + C, W)``, zeros beyond the tokens of the row.
         """
-        real_C, tokens_CW, query_HCE, total_HC, seen_HCE, key_HLE, value_HLE = state
+        real_C, heads = first[:, -1] > 0, self.self_attn.num_heads
+        # Those that a short row has not are left out here, and are zeros at the end.
+        own_FW, *of_heads = first[real_C, :-1].split([*3 * [tokens.shape[1]], heads], dim=1)
+        query_HFE, seen_HFE, total_HF1 = (x.unflatten(1, (heads, -1)).transpose(0, 1) for x in of_heads)
         projected = F.linear(tokens, self.self_attn.in_proj_weight, self.self_attn.in_proj_bias)
         query_HME, key_HME, value_HME = self._heads(projected)
         own_HM1 = (query_HME * key_HME).sum(dim=2, keepdim=True)
-        weights_HML = torch.cat([own_HM1, query_HME @ key_HLE.transpose(1, 2)], dim=2).softmax(dim=2)
-        attended_HME = weights_HML[..., :1] * value_HME + weights_HML[..., 1:] @ value_HLE
-        share_HMC1 = torch.sigmoid(key_HME @ query_HCE.transpose(1, 2) - total_HC.unsqueeze(1)).unsqueeze(3)
-        of_row_HMCE = seen_HCE.unsqueeze(1).lerp(value_HME.unsqueeze(2), share_HMC1)
-        attended_HMCE = torch.cat([attended_HME.unsqueeze(2), of_row_HMCE], dim=2)
-        tokens = torch.cat([tokens.unsqueeze(1), tokens_CW.expand(tokens.shape[0], -1, -1)], dim=1)
-        transformed = self._transform(tokens, attended_HMCE.permute(1, 2, 0, 3).flatten(2))
-        return transformed * F.pad(real_C, (1, 0), value=1.0).unsqueeze(1)
+        weights_HML = torch.cat([own_HM1, query_HME @ keys.transpose(1, 2)], dim=2).softmax(dim=2)
+        attended_HME = weights_HML[..., :1] * value_HME + weights_HML[..., 1:] @ values
+        share_HMF1 = torch.sigmoid(key_HME @ query_HFE.transpose(1, 2) - total_HF1.transpose(1, 2)).unsqueeze(3)
+        of_row_HMFE = seen_HFE.unsqueeze(1).lerp(value_HME.unsqueeze(2), share_HMF1)
+        attended_HMFE = torch.cat([attended_HME.unsqueeze(2), of_row_HMFE], dim=2)
+        tokens = torch.cat([tokens.unsqueeze(1), own_FW.expand(tokens.shape[0], -1, -1)], dim=1)
+        outputs = self._transform(tokens, attended_HMFE.permute(1, 2, 0, 3).flatten(2))
+        place_C = torch.arange(first.shape[0], device=first.device) + 2
+        places = F.pad(torch.where(real_C, place_C, 0), (1, 0), value=1)
+        return F.pad(outputs, (0, 0, 1, 0)).index_select(1, places)
 
     def _heads(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return scaled queries, keys and values ``(H, L, E)`` of ``(L, 3 W)``."""
