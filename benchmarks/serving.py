@@ -54,6 +54,7 @@ SIZES |= {name: {"embedding_dim": 64, "dnn_hidden_units": [512, 128, 64]} for na
 for name in ("HSTU", "OneTrans", "RankMixer"):
     SIZES[name]["token_dim"] = 64
 SIZES["OneTrans"]["last_len"], SIZES["BST"]["num_outputs"] = 16, 20
+SIZES["Transformer_DCN"]["dcn_hidden_units"] = SIZES["Transformer_DCN"].pop("dnn_hidden_units")
 AS_ROWS = (*SEARCH, *OTHERS)
 
 
