@@ -65,7 +65,9 @@ def main() -> None:
     parser.add_argument("--candidates", type=int, default=500)
     parser.add_argument("--history", type=int, nargs="+", default=[100], help="lengths")
     parser.add_argument("--repeats", type=int, default=100)
-    parser.add_argument("--without-eager", action="store_true", help="leave out the rows in torch: memory of all at once")
+    parser.add_argument(
+        "--without-eager", action="store_true", help="leave out the rows in torch, which are all in memory at once"
+    )
     parser.add_argument("--train", action="store_true", help="train the weights first")
     args = parser.parse_args()
     logging.disable(logging.WARNING)
