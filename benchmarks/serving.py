@@ -8,7 +8,8 @@ Every line is measured side by side with the others, so that their ratios hold o
 - ``export, new user``: the folded graphs, nothing cached.
 - ``export, cached user``: the candidate graph alone.
 - ``... int8 weights``: the same with ``--precision int8-weights``.
-- ``export, rows``: what the models of ``SEARCH`` were without a fold; these have neither 8-bit weights nor DNNs here.
+- ``export, rows``: what the models of ``AS_ROWS`` are without graphs of user and candidates; these models have neither
+  8-bit weights nor DNNs here.
 - ``DNN alone``: the DNN of DIN_MM, (1024, 512, 256), in ONNX Runtime; ``DNN in torch``: the same in torch.
 """
 
@@ -47,6 +48,14 @@ SIZES |= {
 for name in ("SIM", "SIM_hard", "ETA", "TWIN"):
     SIZES[name]["attention_dim"] = 64
 SIZES["ETA"]["hash_bits"] = 32
+#: Others, of similar sizes; the last two have no graphs of user and candidates.
+OTHERS = ("HSTU", "OneTrans", "BST", "RankMixer", "DHEN", "DMF", "INFNet", "InterFormer", "Transformer_DCN")
+SIZES |= {name: {"embedding_dim": 64, "dnn_hidden_units": [512, 128, 64]} for name in OTHERS}
+for name in ("HSTU", "OneTrans", "RankMixer"):
+    SIZES[name]["token_dim"] = 64
+SIZES["OneTrans"]["last_len"], SIZES["BST"]["num_outputs"] = 16, 20
+SIZES["Transformer_DCN"]["dcn_hidden_units"] = SIZES["Transformer_DCN"].pop("dnn_hidden_units")
+AS_ROWS = (*SEARCH, *OTHERS)
 
 
 def main() -> None:
@@ -56,6 +65,9 @@ def main() -> None:
     parser.add_argument("--candidates", type=int, default=500)
     parser.add_argument("--history", type=int, nargs="+", default=[100], help="lengths")
     parser.add_argument("--repeats", type=int, default=100)
+    parser.add_argument(
+        "--without-eager", action="store_true", help="leave out the rows in torch, which are all in memory at once"
+    )
     parser.add_argument("--train", action="store_true", help="train the weights first")
     args = parser.parse_args()
     logging.disable(logging.WARNING)
@@ -67,6 +79,8 @@ def main() -> None:
             model, exports, parity = exports_of(name, max(args.history), Path(folder), args.train)
             for length in args.history:
                 runs = cases(model, exports, args.candidates, length, Path(folder))
+                if args.without_eager:
+                    del runs["eager rows"]
                 for case, (p50, p99, cpu) in measure(runs, args.repeats).items():
                     print(f"{name:8} {case:22} {length:8} {p50:8.2f} {p99:8.2f} {cpu:8.2f}", flush=True)
         if args.train and parity:
@@ -92,7 +106,7 @@ def exports_of(name: str, length: int, folder: Path, train: bool) -> tuple[Any, 
         model.save_weights(weights)
     export(experiment, folder / "export", weights=weights, tolerance=1e-4)
     exports = {"export": Export(folder / "export")}
-    if name in SEARCH:
+    if name in AS_ROWS:
         shutil.copytree(folder / "export", folder / "rows")
         path = folder / "rows" / "manifest.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"graphs": {"rows": "rows.onnx"}}))

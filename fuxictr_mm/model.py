@@ -82,6 +82,8 @@ class MultimodalModel(EmbeddingModel):
     factor_dim: int = 0
     #: Whether its attention layers weigh the whole history, so that an export explains scores by their weights.
     attends_to_history: bool = True
+    #: Whether its ``user_state`` holds with its settings; otherwise an export scores each candidate as a row.
+    has_user_state: bool = True
     #: Whether a batch has been scored: what its file raises on the first one is a mistake of its author.
     _has_scored: bool = False
 

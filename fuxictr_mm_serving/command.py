@@ -9,11 +9,12 @@ import json
 import logging
 import math
 import os
+import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from socket import AF_INET, AF_INET6, AI_PASSIVE, IPPROTO_TCP, SO_REUSEADDR, SOCK_STREAM, SOL_SOCKET
@@ -157,8 +158,26 @@ def run_server(settings: Settings, shared: socket.socket, is_ready: Callable[[],
     app = make_app(settings)
     is_ready()
     options = uvicorn.Config(app, access_log=False, log_level="warning", timeout_graceful_shutdown=settings.grace)
-    with suppress(KeyboardInterrupt):
+    with ended_by_signals():
         uvicorn.Server(options).run(sockets=[shared])
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Go on after a server that SIGTERM or Ctrl-C has ended: uvicorn raises them again when the last request is done.
+
+    That a server is stopped is no failure, and several workers end with the exit code 0 as well.
+    """
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        with suppress(KeyboardInterrupt):
+            yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def serve_in_worker(is_ready: Callable[[], None], settings: Settings, shared: socket.socket, folder: str) -> None:

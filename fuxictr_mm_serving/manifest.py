@@ -17,7 +17,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from fuxictr_mm_serving.errors import ServingError
 
-MANIFEST, FORMAT = "manifest.json", 3
+MANIFEST = "manifest.json"
+
+#: Formats that are read. One is added where a server before it would fail on an export instead of refusing it, and an
+#: export has the lowest that it needs: 4 has graphs of candidates that are given ``candidate_codes``.
+FORMATS = (3, 4)
 
 #: Larger tables are mapped. Smaller ones are read, so that a file that is cut short while it is served ends no process.
 MAPPED_BYTES = 16 * 2**20
@@ -146,6 +150,8 @@ class _Manifest(_Entry):
     items: _Items
     context: list[Annotated[dict[str, Any], AfterValidator(_field)]]
     tables: dict[str, _Table] = {}
+    #: Digests of the numbers of ``fuxictr-mm prepare`` that the weights were trained with, by the column.
+    numbering: dict[str, str] = {}
     vocabulary: File | None
     bytes: dict[str, int]
     sha256: dict[File, str]
@@ -181,8 +187,10 @@ def read_manifest(folder: Path, *, any_graphs: bool = False, content: bytes | No
         raise ServingError(f"{path}: is no manifest of an export ({type(error).__name__}); export again") from None
     if version == "triton":
         raise ServingError(f"{folder}: is a model repository for Triton; export with --format onnx into another folder")
-    if version != FORMAT:
-        raise ServingError(f"{path}: has the format {version!r}, expected {FORMAT}; export again with this version")
+    if version not in FORMATS:
+        todo = "update fuxictr-mm-serving" if isinstance(version, int) and version > FORMATS[-1] else "export again"
+        expected = " or ".join(map(str, FORMATS))
+        raise ServingError(f"{path}: has the format {version!r}, expected {expected}; {todo}")
     try:
         found = _Manifest.model_validate(manifest)
     except ValidationError as error:

@@ -5,6 +5,7 @@ Shape letters: B rows.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -35,6 +36,12 @@ BATCH_ROWS = 2048
 
 #: What the metadata of a file says that ``fuxictr-mm prepare`` wrote: its ids are numbers, and its numbers are scaled.
 NUMBERED = {b"fuxictr_mm.ids": b"numbers"}
+
+#: Key of its digests of the numbers of each column.
+NUMBERING = b"fuxictr_mm.numbering"
+
+#: The column under which the digest of the items is.
+ITEM_ID = "item_id"
 
 #: Folders of rows that it writes.
 SPLITS = ("train", "valid", "test")
@@ -75,18 +82,51 @@ def _files_of(folder: Path) -> Iterator[Path]:
 
 def is_numbered(file: Path) -> bool:
     """Whether ``fuxictr-mm prepare`` wrote a file of rows: it says so, or is where an earlier version wrote it."""
-    try:
-        metadata = pq.read_schema(file).metadata or {}
-    except (OSError, pa.ArrowException):
-        return False
-    split = file.resolve().parent
+    metadata, split = _metadata(file), file.resolve().parent
     is_beside = (split.parent / "vocabularies").is_dir() and (split.parent / "items.parquet").is_file()
     return metadata.items() >= NUMBERED.items() or (split.name in SPLITS and is_beside)
 
 
-def for_file(export: Export, file: Path) -> Export:
-    """Return the export that reads the ids of a file."""
+def for_file(export: Export, file: Path, *more: str) -> Export:
+    """Return the export that reads the ids of a file.
+
+    Raises
+    ------
+    ServingError
+        A column that the model reads, or one of ``more``, was numbered in another order than for the export.
+    """
+    check_numbering(export, file, *export.of_numbers.columns, *more)
     return export.of_numbers if export.is_prepared and is_numbered(file) else export
+
+
+def check_numbering(export: Export, file: Path, *columns: str) -> None:
+    """Refuse a file of ``fuxictr-mm prepare`` whose items, or values of columns, have other numbers than the export's.
+
+    A file without digests, as other programs and earlier versions wrote it, is read as it is.
+
+    Raises
+    ------
+    ServingError
+        They have.
+    """
+    try:
+        given = json.loads(_metadata(file).get(NUMBERING, b"{}"))
+    except ValueError:
+        raise ServingError(f"{file}: its metadata {NUMBERING.decode()} are no JSON; prepare it again") from None
+    expected = export.manifest.get("numbering", {})
+    for name in sorted({ITEM_ID, *columns} & given.keys() & expected.keys()):
+        if given[name] != expected[name]:
+            raise ServingError(
+                f"{file}: '{name}' was numbered in another order than for the export (digest {str(given[name])[:8]}, "
+                f"expected {expected[name][:8]}); give files of the folder that it was trained on, or with source ids"
+            )
+
+
+def _metadata(file: str | os.PathLike[str]) -> dict[bytes, bytes]:
+    try:
+        return pq.read_schema(file).metadata or {}
+    except (OSError, pa.ArrowException):
+        return {}
 
 
 def _partitions(file: Path, texts: Collection[str]) -> dict[str, int | str | None]:
@@ -248,8 +288,14 @@ class Users:
 
     def __init__(self, path: str | os.PathLike[str], column: str, export: Export) -> None:
         files = part_files(path)
-        of_file = for_file(export, files[0])
-        self._export, self._is_numbered = export, of_file is not export
+        of_files = {for_file(export, file, column) is not export: file for file in reversed(files)}
+        if len(of_files) > 1:
+            raise ServingError(
+                f"{path}: {of_files[True].name} holds numbers of fuxictr-mm prepare, and {of_files[False].name} does "
+                "not; give files of one kind"
+            )
+        (self._is_numbered,) = of_files
+        self._export, of_file = export, export.of_numbers if self._is_numbered else export
         self._wanted = [name for name in of_file.columns if name != export.target]
         tables = [_read(file, [column, *self._wanted], "users") for file in files]
         try:
@@ -309,7 +355,9 @@ class Titles:
         if column is None and not (column := next((name for name in TITLES if name in names), None)):
             raise ServingError(f"{path}: has no column {' or '.join(TITLES)}; name the one of titles by --title-column")
         key = "source_id" if export.is_prepared and "source_id" in names else export.target
-        key = key if key in names else "item_id"
+        key = key if key in names else ITEM_ID
+        if key != "source_id":
+            check_numbering(export, Path(path))
         table = _read(path, [key, column], "titles")
         pairs = zip(table[key].to_pylist(), table[column].to_pylist(), strict=True)
         self._titles = {item: title or "" for item, title in pairs}

@@ -280,9 +280,9 @@ def _score_on_ray(folder: Path, todo: list[tuple[Part, Path]], processes: int, t
 
 def _score_part(export: Export, part: Part, file: Path) -> int:
     scores: list[np.ndarray] = []
-    export = for_file(export, part.file)
     first = part.first
     try:
+        export = for_file(export, part.file)
         for columns in read_part(part, export.columns, texts=export.texts):
             scores.append(export.score_rows(columns, str(part.file), first))
             first += len(scores[-1])

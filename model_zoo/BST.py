@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fuxictr_mm.config import Dropout
 from fuxictr_mm.data.batch import Batch
-from fuxictr_mm.layers import Buckets, JaggedTransformerLayer, append
+from fuxictr_mm.layers import Buckets, JaggedTransformerLayer, append, mlp_of_shared
 from fuxictr_mm.model import DNNModel
 
 
@@ -70,6 +70,7 @@ class BST(DNNModel):
         dim = self.item_dim + position_dim
         self.check_heads(num_heads, dim, f"a token's dim (item {self.item_dim}, position {position_dim})")
         self.num_outputs = num_outputs
+        self.has_user_state = num_layers == 1  # the input of a second layer depends on the target
         self.position_embedding = nn.Embedding(self.max_len + 1, position_dim)
         self.encoder = nn.ModuleList(
             JaggedTransformerLayer(dim, num_heads, feedforward_dim or dim, transformer_dropout)
@@ -84,8 +85,8 @@ class BST(DNNModel):
         tokens = append(e.history, e.target)
         last = tokens.offsets[1:] - 1
         from_target = last.index_select(0, tokens.rows) - torch.arange(tokens.num_values, device=last.device)
-        positions = self.position_embedding(from_target.clamp(max=self.position_embedding.num_embeddings - 1))
-        encoded, buckets = torch.cat([tokens.values, positions], dim=1), Buckets.of(tokens.offsets)
+        encoded = torch.cat([tokens.values, self._positions(from_target)], dim=1)
+        buckets = Buckets.of(tokens.offsets)
         for layer in self.encoder:
             encoded = layer(encoded, buckets)
         kept = last.unsqueeze(1) - torch.arange(self.num_outputs, device=last.device)
@@ -93,3 +94,19 @@ class BST(DNNModel):
         nothing = encoded.new_zeros(1, encoded.shape[1])
         outputs = torch.cat([nothing, encoded]).index_select(0, kept.flatten() + 1).unflatten(0, kept.shape).flatten(1)
         return self.dnn(torch.cat([e.context, outputs], dim=-1))
+
+    def user_state(self, context: Tensor, history: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
+        """Return context, and what the encoder's layer reads of the history, newest item first."""
+        distance = torch.arange(history.shape[0], device=history.device) + 1
+        tokens = torch.cat([history.flip(0), self._positions(distance)], dim=1)
+        return context, *self.encoder[0].encode_first(tokens, self.num_outputs - 1)  # type: ignore[operator]
+
+    def score_candidates(self, candidates: Tensor, *state: Tensor) -> Tensor:
+        """Return the logits ``(M, 1)``."""
+        nearest = self.position_embedding.weight[:1].expand(candidates.shape[0], -1)
+        tokens = torch.cat([candidates, nearest], dim=1)
+        outputs = self.encoder[0].attend_first(tokens, *state[1:])  # type: ignore[operator]
+        return mlp_of_shared(self.dnn, state[0], outputs.flatten(1))
+
+    def _positions(self, distance: Tensor) -> Tensor:
+        return self.position_embedding(distance.clamp(max=self.position_embedding.num_embeddings - 1))

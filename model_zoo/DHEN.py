@@ -108,12 +108,24 @@ class DHEN(DNNModel):
     def logits(self, batch: Batch) -> Tensor:
         """Return the logit of each row, ``(B, 1)``."""
         e = self.embed(batch)
-        tokens = torch.cat([e.context, e.target, self.attention(e.target, e.history)], dim=1)
-        tokens = tokens.unflatten(1, (-1, self.embedding_dim))
+        return self.head(torch.cat([e.context, e.target, self.attention(e.target, e.history)], dim=1))
+
+    def head(self, inputs: Tensor) -> Tensor:
+        """Return the logits ``(B, 1)`` of context, target and interest, concatenated."""
+        tokens = inputs.unflatten(1, (-1, self.embedding_dim))
         for layer, shortcut, norm in zip(self.layers, self.shortcuts, self.norms, strict=True):
             interactions: Iterable[nn.Module] = layer.values()  # type: ignore[operator]
             tokens = norm(sum((interaction(tokens) for interaction in interactions), shortcut(tokens)))
         return self.dnn(tokens.flatten(1))
+
+    def user_state(self, context: Tensor, history: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
+        """Return context, history and its part of the attention."""
+        return context, history, self.attention.keys(history)
+
+    def score_candidates(self, candidates: Tensor, *state: Tensor) -> Tensor:
+        """Return the logits ``(M, 1)``."""
+        context, interest = state[0], self.attention.attend(candidates, *state[1:])
+        return self.head(torch.cat([context.expand(candidates.shape[0], -1), candidates, interest], dim=1))
 
 
 class TokenLinear(nn.Linear):

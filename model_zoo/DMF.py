@@ -13,7 +13,7 @@ from torch import Tensor
 from fuxictr_mm.config import HiddenUnits
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.jagged import segment_products
-from fuxictr_mm.layers import BucketAttention, SimTier
+from fuxictr_mm.layers import BucketAttention, SimTier, mlp_of_shared
 from fuxictr_mm.model import DNNModel
 
 
@@ -80,7 +80,25 @@ class DMF(DNNModel):
         e = self.embed(batch)
         queries, contents = self.contents(batch, self.content)
         cosines = segment_products(queries, contents)
-        enhanced = self.attention(e.target, e.history, cosines)
-        centric = self.tier_mlp(self.tiers(contents.with_values(cosines)))
-        interest = self.enhanced_weight * enhanced + (1 - self.enhanced_weight) * centric
+        tiers = self.tiers(contents.with_values(cosines))
+        interest = self.fuse(self.attention(e.target, e.history, cosines), tiers)
         return self.dnn(torch.cat([e.context, e.target, interest], dim=-1))
+
+    def fuse(self, enhanced: Tensor, tiers: Tensor) -> Tensor:
+        """Return h ``(B, attention_dim)``."""
+        return self.enhanced_weight * enhanced + (1 - self.enhanced_weight) * self.tier_mlp(tiers)
+
+    def user_state(self, context: Tensor, history: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
+        """Return context, contents, and keys and values."""
+        return context, self.content_of(self.content, ids), *self.attention.keys_and_values(history)
+
+    def candidate_columns(self, ids: Tensor) -> tuple[Tensor, ...]:
+        """Return the contents."""
+        return (self.content_of(self.content, ids),)
+
+    def score_candidates(self, candidates: Tensor, *state: Tensor) -> Tensor:
+        """Return the logits ``(M, 1)``."""
+        queries, context, contents, keys, values = state
+        cosines = queries @ contents.t()
+        interest = self.fuse(self.attention.attend(candidates, keys, values, cosines), self.tiers.of_user(cosines))
+        return mlp_of_shared(self.dnn, context, candidates, interest)

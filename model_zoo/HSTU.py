@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fuxictr_mm.config import Dropout
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.jagged import Jagged
-from fuxictr_mm.layers import Buckets, HSTULayer, append
+from fuxictr_mm.layers import Buckets, HSTULayer, append, mlp_of_shared
 from fuxictr_mm.model import DNNModel
 
 
@@ -75,3 +75,19 @@ class HSTU(DNNModel):
         for layer in self.layers:
             encoded = layer(encoded, buckets)
         return self.dnn(torch.cat([e.context, e.target, encoded[tokens.offsets[1:] - 1]], dim=-1))
+
+    def user_state(self, context: Tensor, history: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
+        """Return context, and the keys and values of the history in each layer, which no target changes."""
+        state, encoded = [context], self.token(history)
+        for layer in self.layers:
+            encoded, *keys_and_values = layer.encode(encoded)  # type: ignore[operator]
+            state += keys_and_values
+        return tuple(state)
+
+    def score_candidates(self, candidates: Tensor, *state: Tensor) -> Tensor:
+        """Return the logits ``(M, 1)``."""
+        context, *parts = state
+        encoded = self.token(candidates)
+        for layer, keys, values in zip(self.layers, parts[::2], parts[1::2], strict=True):
+            encoded = layer.attend(encoded, keys, values)  # type: ignore[operator]
+        return mlp_of_shared(self.dnn, context, candidates, encoded)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fuxictr_mm.config import HiddenUnits
 from fuxictr_mm.data.batch import Batch
-from fuxictr_mm.jagged import weighted_sum
+from fuxictr_mm.jagged import Jagged, weighted_sum
 from fuxictr_mm.layers.information_flow import History, InformationFlow, make_mlp
 from fuxictr_mm.model import DNNModel
 
@@ -101,9 +101,13 @@ class INFNet(DNNModel):
     def logits(self, batch: Batch) -> Tensor:
         """Return the logits ``(B, T)``, a column for each label."""
         e = self.embed(batch)
-        fields = torch.cat([e.context, e.target], dim=1)
         history = e.history.map(self.item_token)
         total = weighted_sum(history, torch.ones_like(history.values[:, 0]))
+        tokens = History(history, torch.ones_like(total), torch.zeros_like(total))
+        return self.score(torch.cat([e.context, e.target], dim=1), tokens, total)
+
+    def score(self, fields: Tensor, history: History, total: Tensor) -> Tensor:
+        """Return the logits ``(B, T)`` of fields, and of history tokens and their sums ``(B, W)``."""
         tasks, shared = (tokens.expand(total.shape[0], -1, -1) for tokens in (self.tasks, self.shared))
         hubs = {
             "fields": self.field_hubs(fields).unflatten(1, (-1, total.shape[1])),
@@ -112,7 +116,7 @@ class INFNet(DNNModel):
         }
         tokens: dict[str, Tensor | History] = {
             "fields": fields.unflatten(1, (-1, total.shape[1])),
-            "history": History(history, torch.ones_like(total), torch.zeros_like(total)),
+            "history": history,
             "tasks": tasks,
         }
         for layer in self.layers:
@@ -120,3 +124,15 @@ class INFNet(DNNModel):
         last = tokens["tasks"]
         assert isinstance(last, Tensor)
         return torch.cat([head(task) for head, task in zip(self.heads, last.unbind(1), strict=True)], dim=1)
+
+    def user_state(self, context: Tensor, history: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
+        """Return context, and the tokens of the history and their sum."""
+        tokens = self.item_token(history)
+        return context, tokens, tokens.sum(dim=0, keepdim=True)
+
+    def score_candidates(self, candidates: Tensor, *state: Tensor) -> Tensor:
+        """Return the logits ``(M, T)``."""
+        context, tokens, total = state
+        context, total = (part.expand(candidates.shape[0], -1) for part in (context, total))
+        history = History(Jagged.of_row(tokens), torch.ones_like(total), torch.zeros_like(total), shared=True)
+        return self.score(torch.cat([context, candidates], dim=1), history, total)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -12,8 +13,7 @@ from torch.nn import functional as F
 
 from fuxictr_mm.config import HiddenUnits
 from fuxictr_mm.data.batch import Batch
-from fuxictr_mm.jagged import Jagged, is_exporting
-from fuxictr_mm.layers import Buckets, PerTokenLinear, append, newest
+from fuxictr_mm.layers import OneTransBlock, first, newest
 from fuxictr_mm.model import DNNModel
 
 
@@ -78,7 +78,8 @@ class OneTrans(DNNModel):
         self.position = nn.Embedding(self.max_len, token_dim)
         self.feature_tokens = nn.Linear(self.context_dim + self.item_dim, num_tokens * token_dim)
         last = num_layers - 1
-        self.kept = [round(self.max_len + (last_len - self.max_len) * i / max(last, 1)) for i in range(num_layers)]
+        falling = (round(self.max_len + (last_len - self.max_len) * i / max(last, 1)) for i in range(num_layers))
+        self.kept = list(accumulate(falling, min))
         self.blocks = nn.ModuleList(
             OneTransBlock(num_tokens, token_dim, num_heads, hidden_factor * token_dim, i == last)
             for i in range(num_layers)
@@ -93,59 +94,29 @@ class OneTrans(DNNModel):
         items = newest(e.history, self.max_len).map(self.item_token)
         from_end = items.lengths.index_select(0, items.rows) - items.positions - 1
         history = items.with_values(items.values + self.position(from_end.clamp(max=self.max_len - 1)))
-        tokens = F.silu(self.feature_tokens(torch.cat([e.context, e.target], dim=-1)))
-        tokens = tokens.unflatten(1, (-1, self.position.embedding_dim))
+        tokens = self.split(e.context, e.target)
         for kept, block in zip([*self.kept[1:], 0], self.blocks, strict=True):
             history, tokens = block(history, tokens, kept)
         return self.dnn(self.norm(tokens).flatten(1))
 
+    def split(self, context: Tensor, target: Tensor) -> Tensor:
+        """Return the tokens ``(B, M, W)`` of context and target."""
+        tokens = F.silu(self.feature_tokens(torch.cat([context, target], dim=-1)))
+        return tokens.unflatten(1, (-1, self.position.embedding_dim))
 
-class OneTransBlock(nn.Module):
-    """A layer: history tokens ``(N, W)`` with shared weights, feature tokens ``(B, M, W)`` each with its own."""
+    def user_state(self, context: Tensor, history: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
+        """Return context, and the keys and values of the history in each layer, the newest item first."""
+        age = torch.arange(history.shape[0], device=history.device).clamp(max=self.max_len - 1)
+        tokens, state = self.item_token(history.flip(0)) + self.position(age), [context]
+        for kept, block in zip(self.kept, self.blocks, strict=True):
+            tokens, *keys_and_values = block.encode(tokens, kept)  # type: ignore[operator]
+            state += keys_and_values
+        return tuple(state)
 
-    def __init__(self, num_tokens: int, dim: int, num_heads: int, hidden_dim: int, last: bool) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.norm1, self.norm2 = nn.RMSNorm(dim), nn.RMSNorm(dim)
-        self.qkv, self.token_qkv = nn.Linear(dim, 3 * dim, bias=False), PerTokenLinear(num_tokens, dim, 3 * dim, False)
-        self.output = nn.Linear(dim, dim, bias=False)
-        self.token_ffn = nn.Sequential(
-            PerTokenLinear(num_tokens, dim, hidden_dim), nn.GELU(), PerTokenLinear(num_tokens, hidden_dim, dim)
-        )
-        # Nothing reads the history after the last layer.
-        self.ffn = None if last else nn.Sequential(nn.Linear(dim, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, dim))
-
-    def forward(self, history: Jagged, tokens: Tensor, kept: int) -> tuple[Jagged, Tensor]:
-        """Return the newest ``kept`` items of each history and the tokens after the layer."""
-        joined = append(history.with_values(self.qkv(self.norm1(history.values))), self.token_qkv(self.norm1(tokens)))
-        asking = newest(joined, kept + tokens.shape[1])
-        attended = self.output(self._attend(joined, kept + tokens.shape[1]))
-        of_token = asking.positions >= asking.lengths.index_select(0, asking.rows) - tokens.shape[1]
-        tokens = tokens + attended[of_token].view_as(tokens)
-        tokens = tokens + self.token_ffn(self.norm2(tokens))
-        history = newest(history, kept)
-        if self.ffn is not None:
-            values = history.values + attended[~of_token]
-            history = history.with_values(values + self.ffn(self.norm2(values)))
-        return history, tokens
-
-    def _attend(self, joined: Jagged, count: int) -> Tensor:
-        """Return what the last ``count`` tokens of each row see, themselves and those before, row after row."""
-        parts, entries = [], []
-        buckets = Buckets.of(joined.offsets)
-        for token, mask in zip(buckets.tokens, buckets.masks, strict=True):
-            ends, longest = mask.sum(dim=1, keepdim=True), mask.shape[1]
-            asking = torch.arange(count if is_exporting() else min(count, longest), device=mask.device)
-            place_RQ = (ends - count).clamp(min=0) + asking
-            real = (place_RQ < ends).flatten().nonzero().squeeze(1)
-            place_RQ = place_RQ.clamp(max=longest - 1)
-            qkv = joined.values.index_select(0, token.flatten()).view(*token.shape, 3, self.num_heads, -1)
-            query, key, value = qkv.permute(2, 0, 3, 1, 4)
-            query = query.gather(2, place_RQ[:, None, :, None].expand(-1, self.num_heads, -1, query.shape[3]))
-            scores = query @ key.transpose(2, 3) * query.shape[3] ** -0.5
-            # Padding is on the right, so that no token sees it.
-            later = torch.arange(longest, device=mask.device) > place_RQ.unsqueeze(2)
-            weights = scores.masked_fill(later.unsqueeze(1), -torch.inf).softmax(dim=3)
-            parts.append((weights @ value).transpose(1, 2).flatten(2).flatten(0, 1).index_select(0, real))
-            entries.append(token.gather(1, place_RQ).flatten().index_select(0, real))
-        return torch.cat(parts).index_select(0, torch.cat(entries).argsort())
+    def score_candidates(self, candidates: Tensor, *state: Tensor) -> Tensor:
+        """Return the logits ``(M, 1)``."""
+        context, *parts = state
+        tokens = self.split(context.expand(candidates.shape[0], -1), candidates)
+        for kept, block, keys, values in zip(self.kept, self.blocks, parts[::2], parts[1::2], strict=True):
+            tokens = block.attend(tokens, first(keys, kept), first(values, kept))  # type: ignore[operator]
+        return self.dnn(self.norm(tokens).flatten(1))

@@ -82,5 +82,18 @@ class RankMixer(DNNModel):
     def logits(self, batch: Batch) -> Tensor:
         """Return the logit of each row, ``(B, 1)``."""
         e = self.embed(batch)
-        inputs = torch.cat([e.context, e.target, self.attention(e.target, e.history)], dim=-1)
+        return self.head(torch.cat([e.context, e.target, self.attention(e.target, e.history)], dim=-1))
+
+    def head(self, inputs: Tensor) -> Tensor:
+        """Return the logits ``(B, 1)`` of context, target and interest, concatenated."""
         return self.dnn(self.mixing(self.tokens(inputs)).mean(dim=1))
+
+    def user_state(self, context: Tensor, history: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
+        """Return context, keys and values."""
+        return context, *self.attention.keys_and_values(history)
+
+    def score_candidates(self, candidates: Tensor, *state: Tensor) -> Tensor:
+        """Return the logits ``(M, 1)``."""
+        context, keys, values = state
+        interest = self.attention.attend(candidates, keys, values)
+        return self.head(torch.cat([context.expand(candidates.shape[0], -1), candidates, interest], dim=-1))

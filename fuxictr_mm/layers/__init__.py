@@ -30,6 +30,7 @@ from fuxictr_mm.layers.history_search import (
     take,
 )
 from fuxictr_mm.layers.hstu import HSTULayer
+from fuxictr_mm.layers.one_trans import OneTransBlock
 from fuxictr_mm.layers.quadratic import QuadraticLayer, QuadraticNetwork
 from fuxictr_mm.layers.recurrent import AUGRU
 from fuxictr_mm.layers.senet import SENet

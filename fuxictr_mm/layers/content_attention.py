@@ -77,10 +77,9 @@ class SimTier(nn.Module):
 
     def of_user(self, cosines: Tensor) -> Tensor:
         """Return the tiers of each candidate of one user, ``(M, K + 1)``, of cosines ``(M, L)``; -inf is none."""
-        places = torch.arange(self.num_tiers + 1, device=cosines.device)
-        real = (cosines > -torch.inf).unsqueeze(2)
-        counts = ((tiers(cosines.clamp(min=-1), self.num_tiers).unsqueeze(2) == places) & real).sum(dim=1)
-        return counts.to(self.weight.dtype).log1p() * self.weight
+        real, tier = (cosines > -torch.inf).to(self.weight.dtype), tiers(cosines.clamp(min=-1), self.num_tiers)
+        counts = self.weight.new_zeros(cosines.shape[0], self.num_tiers + 1).scatter_add(1, tier, real)
+        return counts.log1p() * self.weight
 
 
 class SemanticAttention(nn.Module):
@@ -234,6 +233,22 @@ class BucketAttention(nn.Module):
         mass_BKH = mass_BKH.view(-1, size, heads)
         of_tiers_BA = torch.einsum("bkh,khd->bhd", mass_BKH, _split(self.tier_values, heads)).flatten(1)
         return _project_sum(history, self.W_v, weights_NH) + of_tiers_BA
+
+    def keys_and_values(self, history: Tensor) -> tuple[Tensor, Tensor]:
+        """Return keys ``(H, A / H, L)`` and values ``(H, L, A / H)`` of the history ``(L, D)`` of one user."""
+        keys, values = (_split(linear(history), self.num_heads) for linear in (self.W_k, self.W_v))
+        return keys.permute(1, 2, 0), values.transpose(0, 1)
+
+    def attend(self, target: Tensor, keys: Tensor, values: Tensor, cosines: Tensor) -> Tensor:
+        """Return ``forward`` of many targets ``(M, D)`` and one history, ``(M, A)``; cosines are ``(M, L)``."""
+        query_HME = _split(self.W_q(target), self.num_heads).transpose(0, 1) / keys.shape[1] ** 0.5
+        tier_keys_HEK = _split(self.tier_keys, self.num_heads).permute(1, 2, 0)
+        tier_HML = tiers(cosines, self.num_tiers).expand(self.num_heads, -1, -1)
+        of_tiers_HMK = query_HME @ tier_keys_HEK
+        weights_HML = (query_HME @ keys + of_tiers_HMK.gather(2, tier_HML)).softmax(dim=2)
+        mass_HMK = torch.zeros_like(of_tiers_HMK).scatter_add(2, tier_HML, weights_HML)
+        pooled_HME = weights_HML @ values + mass_HMK @ _split(self.tier_values, self.num_heads).transpose(0, 1)
+        return pooled_HME.transpose(0, 1).flatten(1)
 
 
 def _split(values: Tensor, num_heads: int) -> Tensor:

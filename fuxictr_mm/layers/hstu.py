@@ -1,6 +1,7 @@
 """Sequential transduction without softmax.
 
-Shape letters: B rows, N tokens of all rows, R rows of a bucket, L longest row of a bucket, W token dim, H heads.
+Shape letters: B rows, N tokens of all rows, R rows of a bucket, L longest row of a bucket, or items of one history,
+W token dim, H heads, E dim of a head, M candidates of one user.
 """
 
 from __future__ import annotations
@@ -57,10 +58,34 @@ class HSTULayer(nn.Module):
         """Return the tokens ``(N, W)`` after the layer; each sees itself and the older ones of its row."""
         if not is_exporting() and tokens.shape[0] == 0:
             return tokens
+        u_NW, vqk_N3W = self._project(tokens)
+        return self._output(tokens, u_NW, buckets.apply(vqk_N3W, self._attend))
+
+    def encode(self, history: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the tokens ``(L, W)`` of one row after the layer, and their keys and values ``(H, L, E)``."""
+        u_LW, vqk_L3W = self._project(history)
+        value_HLE, _, key_HLE = vqk_L3W.unflatten(1, (3, self.num_heads, -1)).permute(1, 2, 0, 3).unbind(0)
+        attended_1LW = self._attend(vqk_L3W.unsqueeze(0), history.new_ones(1, history.shape[0], dtype=torch.bool))
+        return self._output(history, u_LW, attended_1LW.squeeze(0)), key_HLE, value_HLE
+
+    def attend(self, tokens: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Return ``forward`` of tokens ``(M, W)``, each the last one after a history by ``encode``, ``(M, W)``."""
+        u_MW, vqk_M3W = self._project(tokens)
+        value_HME, query_HME, key_HME = vqk_M3W.unflatten(1, (3, self.num_heads, -1)).permute(1, 2, 0, 3).unbind(0)
+        distance_L = torch.arange(keys.shape[1], device=keys.device).flip(0) + 1
+        bias_L = self.distance_bias[distance_L.clamp(max=self.max_len - 1)]
+        weights_HML = F.silu(query_HME @ keys.transpose(1, 2) + bias_L) / self.max_len
+        own_HM1 = F.silu((query_HME * key_HME).sum(dim=2, keepdim=True) + self.distance_bias[0]) / self.max_len
+        attended_HME = weights_HML @ values + own_HM1 * value_HME
+        return self._output(tokens, u_MW, attended_HME.transpose(0, 1).flatten(1))
+
+    def _project(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         dim = tokens.shape[1]
         u_NW, vqk_N3W = F.silu(self.uvqk(F.layer_norm(tokens, (dim,)))).tensor_split([dim], dim=1)
-        attended_NW = buckets.apply(vqk_N3W, self._attend)
-        return tokens + self.output(self.dropout(F.layer_norm(attended_NW, (dim,)) * u_NW))
+        return u_NW, vqk_N3W
+
+    def _output(self, tokens: Tensor, u_NW: Tensor, attended_NW: Tensor) -> Tensor:
+        return tokens + self.output(self.dropout(F.layer_norm(attended_NW, (tokens.shape[1],)) * u_NW))
 
     def _attend(self, vqk_RL3W: Tensor, mask_RL: Tensor) -> Tensor:
         value, query, key = vqk_RL3W.unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)

@@ -13,11 +13,15 @@ GROUPS = ("fields", "history", "tasks")
 
 
 class History(NamedTuple):
-    """Items s ``(.., W)`` of rows with a scale and a shift ``(B, W)``: stands for ``s * scale + shift``."""
+    """Items s ``(.., W)`` of rows with a scale and a shift ``(B, W)``: stands for ``s * scale + shift``.
+
+    With ``shared``, all rows have the items of the only row of ``items``.
+    """
 
     items: Jagged
     scale: Tensor
     shift: Tensor
+    shared: bool = False
 
 
 class CrossAttention(nn.Module):
@@ -35,10 +39,13 @@ class CrossAttention(nn.Module):
         queries = self.query(queries) / queries.shape[2] ** 0.5
         if isinstance(tokens, Tensor):
             return (queries @ self.key(tokens).transpose(1, 2)).softmax(dim=2) @ self.value(tokens)
-        items, scale, shift = tokens  # the shift adds the same to all scores of a row
+        items, scale, shift, shared = tokens  # the shift adds the same to all scores of a row
         scaled = (queries @ self.key.weight * scale.unsqueeze(1)).to(items.distinct.dtype)
-        scores = torch.stack([segment_products(query, items) for query in scaled.unbind(1)], dim=1)
-        pooled = weighted_sum(items, items.with_values(scores).softmax().values)
+        if shared:
+            pooled = (scaled @ items.values.t()).softmax(dim=2) @ items.values
+        else:
+            scores = torch.stack([segment_products(query, items) for query in scaled.unbind(1)], dim=1)
+            pooled = weighted_sum(items, items.with_values(scores).softmax().values)
         shift = shift * (items.lengths > 0).unsqueeze(1)
         return self.value(pooled * scale.unsqueeze(1) + shift.unsqueeze(1))
 
@@ -82,7 +89,7 @@ class InformationFlow(nn.Module):
 def _moved(tokens: Tensor | History, scale: Tensor, shift: Tensor | float = 0.0) -> Tensor | History:
     """Return ``tokens * scale + shift`` with a scale and a shift of each row, ``(B, W)``."""
     if isinstance(tokens, History):
-        return History(tokens.items, tokens.scale * scale, tokens.shift * scale + shift)
+        return tokens._replace(scale=tokens.scale * scale, shift=tokens.shift * scale + shift)
     return tokens * scale.unsqueeze(1) + (shift.unsqueeze(1) if isinstance(shift, Tensor) else shift)
 
 

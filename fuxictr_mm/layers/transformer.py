@@ -1,7 +1,8 @@
 r"""Transformer encoder over jagged rows.
 
 Shape letters: B rows, N tokens of all rows, U distinct items, L longest row of a bucket, R rows of a bucket,
-D item dim, W = 2 D token dim, H heads, K slots.
+D item dim, W = 2 D token dim, H heads, E dim of a head, K slots, M candidates of one user, C tokens that are kept,
+F of these that a row has.
 """
 
 from __future__ import annotations
@@ -189,7 +190,60 @@ class JaggedTransformerLayer(nn.TransformerEncoderLayer):
         """
         if projected is None:
             projected = F.linear(tokens, self.self_attn.in_proj_weight, self.self_attn.in_proj_bias)
-        tokens = self.norm1(tokens + self.dropout1(self.self_attn.out_proj(buckets.apply(projected, self._attend))))
+        return self._transform(tokens, buckets.apply(projected, self._attend))
+
+    def encode_first(self, tokens: Tensor, count: int) -> tuple[Tensor, ...]:
+        """Return what ``attend_first`` reads of the tokens ``(L, W)`` of one row.
+
+        The first ``count`` tokens, filled up with zeros, have queries; all have keys and values.
+        """
+        projected = F.linear(tokens, self.self_attn.in_proj_weight, self.self_attn.in_proj_bias)
+        query_HLE, key_HLE, value_HLE = self._heads(projected)
+        tokens_CW, query_HCE = (F.pad(x, (0, 0, 0, count))[..., :count, :] for x in (tokens, query_HLE))
+        # A row without tokens has one, which no token sees.
+        scores_HCL = F.pad(query_HCE @ key_HLE.transpose(1, 2), (1, 0), value=torch.finfo(tokens.dtype).min)
+        seen_HCE = scores_HCL.softmax(dim=2)[..., 1:] @ value_HLE
+        real_C1 = F.pad(tokens.new_ones(tokens.shape[0], 1), (0, 0, 0, count))[:count]
+        of_heads = [x.transpose(0, 1).flatten(1) for x in (query_HCE, seen_HCE, scores_HCL.logsumexp(dim=2))]
+        return torch.cat([tokens_CW, *of_heads, real_C1], dim=1), key_HLE, value_HLE
+
+    def attend_first(self, tokens: Tensor, first: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        r"""Return ``forward`` of tokens ``(M, W)``, each before one row by ``encode_first``, and of the row's first.
+
+        A token of the row that sees one more token v mixes it with what it has seen of the row alone, :math:`o_i`:
+
+        .. math:: o'_i = (1 - a_i) o_i + a_i v, \qquad a_i = \sigma(q_i \cdot k - \log \sum_j e^{q_i \cdot k_j})
+
+        Returns
+        -------
+        Tensor
+            ``(M, 1 + C, W)``, zeros beyond the tokens of the row.
+        """
+        real_C, heads = first[:, -1] > 0, self.self_attn.num_heads
+        # Those that a short row has not are left out here, and are zeros at the end.
+        own_FW, *of_heads = first[real_C, :-1].split([*3 * [tokens.shape[1]], heads], dim=1)
+        query_HFE, seen_HFE, total_HF1 = (x.unflatten(1, (heads, -1)).transpose(0, 1) for x in of_heads)
+        projected = F.linear(tokens, self.self_attn.in_proj_weight, self.self_attn.in_proj_bias)
+        query_HME, key_HME, value_HME = self._heads(projected)
+        own_HM1 = (query_HME * key_HME).sum(dim=2, keepdim=True)
+        weights_HML = torch.cat([own_HM1, query_HME @ keys.transpose(1, 2)], dim=2).softmax(dim=2)
+        attended_HME = weights_HML[..., :1] * value_HME + weights_HML[..., 1:] @ values
+        share_HMF1 = torch.sigmoid(key_HME @ query_HFE.transpose(1, 2) - total_HF1.transpose(1, 2)).unsqueeze(3)
+        of_row_HMFE = seen_HFE.unsqueeze(1).lerp(value_HME.unsqueeze(2), share_HMF1)
+        attended_HMFE = torch.cat([attended_HME.unsqueeze(2), of_row_HMFE], dim=2)
+        tokens = torch.cat([tokens.unsqueeze(1), own_FW.expand(tokens.shape[0], -1, -1)], dim=1)
+        outputs = self._transform(tokens, attended_HMFE.permute(1, 2, 0, 3).flatten(2))
+        place_C = torch.arange(first.shape[0], device=first.device) + 2
+        places = F.pad(torch.where(real_C, place_C, 0), (1, 0), value=1)
+        return F.pad(outputs, (0, 0, 1, 0)).index_select(1, places)
+
+    def _heads(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return scaled queries, keys and values ``(H, L, E)`` of ``(L, 3 W)``."""
+        query, key, value = projected.unflatten(1, (3, self.self_attn.num_heads, -1)).permute(1, 2, 0, 3)
+        return query * self.self_attn.head_dim**-0.5, key, value
+
+    def _transform(self, tokens: Tensor, attended: Tensor) -> Tensor:
+        tokens = self.norm1(tokens + self.dropout1(self.self_attn.out_proj(attended)))
         hidden = self.dropout(F.relu(self.linear1(tokens)))
         return self.norm2(tokens + self.dropout2(self.linear2(hidden)))
 

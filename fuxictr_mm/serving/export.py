@@ -193,8 +193,9 @@ def _describe(
     import torch
 
     from fuxictr_mm.config import Roles
+    from fuxictr_mm.data.numbering import NUMBERING
     from fuxictr_mm.data.numbers import scales_of
-    from fuxictr_mm_serving.manifest import FORMAT
+    from fuxictr_mm_serving.manifest import FORMATS
 
     roles = Roles.of(experiment.config.to_dict())
     features = {feature.name: feature for feature in dataset.features}
@@ -212,8 +213,9 @@ def _describe(
         if name in scales:
             given["shift"], given["scale"] = scales[name]
         context.append({"name": name, "column": columns.get(name, name), **given})
+    reads_codes = any("candidate_codes" in traced.names for traced in parts.graphs.values())
     return {
-        "format": FORMAT,
+        "format": FORMATS[1] if reads_codes else FORMATS[0],
         "experiment": experiment.config.expid,
         "model": experiment.model_class.__name__,
         "dataset": experiment.config.dataset_id,
@@ -232,6 +234,7 @@ def _describe(
             "known": "known.npy",
         },
         "context": context,
+        "numbering": dict(dataset.vocabularies.settings.get(NUMBERING, {})),
         "vocabulary": None,
     }
 

@@ -324,7 +324,8 @@ def fuse_projections(model: MultimodalModel) -> MultimodalModel:
 
 def has_fold(model: MultimodalModel) -> bool:
     """Whether a model computes a user's part once; similarities among the context depend on the candidate."""
-    return type(model).user_state is not MultimodalModel.user_state and not model.similarities
+    defined = type(model).user_state is not MultimodalModel.user_state
+    return defined and model.has_user_state and not model.similarities
 
 
 @dataclass(frozen=True)

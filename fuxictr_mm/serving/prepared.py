@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from fuxictr_mm.data.numbering import digest_of
 from fuxictr_mm.data.prepared import ITEM_FILE, MANIFEST, SCALED, VOCABULARIES
 from fuxictr_mm.data.schema import ITEM_ID
 from fuxictr_mm.data.vocabulary import Vocabulary, plain
@@ -75,6 +76,8 @@ class Prepared:
         """Add to the manifest which columns are given as the owner has them, of items those of ``columns``."""
         items = manifest["items"]
         items["prepared"] = [ITEM_ID, *(name for name in columns if name in self.vocabularies)]
+        if USER_ID in self.vocabularies:  # by which users are found, whether or not it is that of the training
+            manifest["numbering"][USER_ID] = digest_of(self.vocabularies[USER_ID])
         taken = {*(entry["column"] for entry in manifest["context"]), items["target"], items["history"]}
         for entry in manifest["context"]:
             name = entry["name"]

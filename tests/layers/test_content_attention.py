@@ -4,7 +4,9 @@ import copy
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from fuxictr_mm.jagged import Jagged
 from fuxictr_mm.layers import BucketAttention, SemanticAttention, SimTier, tiers
 
 LENGTHS = [[3, 0, 1, 5], [1], [0], [4, 4], [2, 0, 1, 3, 1, 2, 0]]  # rows, fewer and more than distinct items
@@ -89,3 +91,41 @@ def test_tiers_are_of_equal_length(num_tiers):
     assert tiers(ends[1:] - 1e-6, num_tiers).tolist() == list(range(1, num_tiers + 1))
     assert tiers(ends[:-1] + 1e-6, num_tiers).tolist() == list(range(1, num_tiers + 1))
     assert tiers(ends[:1], num_tiers).tolist() == [0]
+
+
+class Largest(TorchDispatchMode):
+    """Keeps the bytes of the largest tensor that is made."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        if isinstance(found, torch.Tensor):
+            self.bytes = max(self.bytes, found.untyped_storage().nbytes())
+        return found
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("length", [0, 1, 50])
+def test_candidates_of_one_user(length):
+    count, heads = 20, 2
+    attention, tiers_of = BucketAttention(6, 8, heads).double(), SimTier().double()
+    torch.nn.init.normal_(attention.tier_keys)
+    history, target = torch.randn(length, 6, dtype=torch.float64), torch.randn(count, 6, dtype=torch.float64)
+    cosines = 2 * torch.rand(count, length, dtype=torch.float64) - 1
+    rows = Jagged(history.repeat(count, 1), torch.arange(count + 1) * length)
+    expected = attention(target, rows, cosines.flatten()), tiers_of(rows.with_values(cosines.flatten()))
+    keys_and_values = attention.keys_and_values(history)
+    with Largest() as largest:
+        found = attention.attend(target, *keys_and_values, cosines), tiers_of.of_user(cosines)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    if length > 21:  # nothing has an axis of tiers beside those of candidates and history
+        assert largest.bytes <= 8 * heads * count * length
+
+
+def test_entries_that_are_not_found_are_in_no_tier():
+    cosines = torch.tensor([[0.5, -torch.inf, -1.0]])
+    counts = SimTier(2)
+    assert (counts.of_user(cosines) / counts.weight).expm1().round().tolist() == [[1.0, 0.0, 1.0]]

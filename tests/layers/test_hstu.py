@@ -34,3 +34,15 @@ def test_equals_a_loop(assert_same, lengths, heads):
 def test_no_tokens():
     layer = HSTULayer(4, 1, max_len=3)
     assert layer(torch.zeros(0, 4), Buckets.of(torch.tensor([0, 0]))).shape == (0, 4)
+
+
+@pytest.mark.parametrize("length", [0, 1, 7])
+def test_a_last_token_after_an_encoded_history(length):
+    layer = HSTULayer(8, 2, max_len=5).double()
+    torch.nn.init.normal_(layer.distance_bias)
+    history, last = torch.randn(length, 8, dtype=torch.float64), torch.randn(3, 8, dtype=torch.float64)
+    encoded, keys, values = layer.encode(history)
+    rows = torch.cat([torch.cat([history, token[None]]) for token in last])
+    expected = layer(rows, Buckets.of(torch.arange(4) * (length + 1))).unflatten(0, (3, length + 1))
+    torch.testing.assert_close(layer.attend(last, keys, values), expected[:, -1], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(encoded.expand(3, -1, -1), expected[:, :-1], rtol=1e-12, atol=1e-12)

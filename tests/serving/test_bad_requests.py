@@ -152,6 +152,7 @@ def test_an_error_arrives_though_the_body_is_not_read(exported):
         server.stop()
     assert raised.value.code == 413
     assert "error" in json.load(raised.value)
+    assert server.process.returncode == 0  # after SIGTERM
 
 
 def test_a_client_that_leaves_is_no_bug():

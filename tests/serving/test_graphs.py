@@ -23,13 +23,21 @@ from fuxictr_mm.serving.graphs import (
 )
 
 FOLDED = (
-    "DIEN", "DIN", "DIN_CrossAttention", "DIN_MM", "DMGIN", "ESMM", "ETA", "LateFusion", "MIND", "MUSE", "QIN", "SDIM",
-    "SEMINAR", "SIM", "SimCEN", "TWIN",
+    "BST", "DHEN", "DIEN", "DIN", "DIN_CrossAttention", "DIN_MM", "DMF", "DMGIN", "ESMM", "ETA", "HSTU", "INFNet",
+    "LateFusion", "MIND", "MUSE", "OneTrans", "QIN", "RankMixer", "SDIM", "SEMINAR", "SIM", "SimCEN", "TWIN",
 )  # fmt: skip
 CASES = [
     *((f"{name}_tiny", {}) for name in FOLDED),
+    ("BST_tiny", {"num_outputs": 1, "num_heads": 1}),
+    ("BST_tiny", {"num_outputs": 30}),  # more than there are
+    ("DMF_tiny", {"num_heads": 2, "num_tiers": 4}),
     ("ETA_tiny", {"hash_bits": 2, "short_len": 0, "num_heads": 4}),  # most distances are equal
+    ("HSTU_tiny", {"num_heads": 4, "num_layers": 3, "max_len": 6}),
+    ("INFNet_v2_tiny", {"num_layers": 3}),
     ("MUSE_tiny", {"form": "code", "num_heads": 2, "num_tiers": 4}),
+    ("OneTrans_tiny", {"num_layers": 1}),
+    ("OneTrans_tiny", {"num_layers": 3, "num_heads": 4, "last_len": 2}),
+    ("OneTrans_tiny", {"num_layers": 3, "max_len": 5, "last_len": 9}),
     ("SEMINAR_tiny", {"code_weights": [1.0, 0.5], "num_heads": 2}),
     ("SIM_tiny", {"top_k": 30, "short_len": 30}),  # more than there are
     ("SIM_hard_tiny", {}),
@@ -44,7 +52,7 @@ CASES = [
 ]
 
 
-ATTENTION = {"DIN", "DIN_CrossAttention", "DIN_MM", "ESMM", "LateFusion", "QIN", "SimCEN"}
+ATTENTION = {"DHEN", "DIN", "DIN_CrossAttention", "DIN_MM", "ESMM", "LateFusion", "QIN", "RankMixer", "SimCEN"}
 
 
 @pytest.mark.parametrize("name", FOLDED)
@@ -96,6 +104,11 @@ def test_candidates_are_rows(build, float64, expid, settings):
             state = fused.user_state(fused.embed_context(one), fused.embed_items(history), history)
             found = fused.score_candidates(fused.embed_items(candidates), *columns, *state)
             torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_a_second_layer_whose_input_depends_on_the_candidate_is_no_part_of_a_user(build):
+    model, _ = build("BST_tiny", num_layers=2)
+    assert not has_fold(model)
 
 
 def test_batch_norm_becomes_a_part_of_the_weights(build, float64):
@@ -153,7 +166,8 @@ def test_a_small_epsilon_stays_in_the_graph(tmp_path):
     np.testing.assert_allclose(found, [0, 2])
 
 
-def test_the_search_of_a_graph_finds_the_same(tmp_path):
+@pytest.mark.parametrize("format", ["onnx", "pt2"])
+def test_the_search_of_a_graph_finds_the_same(tmp_path, format):
     """Of equal scores the newest, whatever the length; with fewer entries than are asked for, all of them."""
 
     class Search(torch.nn.Module):
@@ -162,11 +176,15 @@ def test_the_search_of_a_graph_finds_the_same(tmp_path):
 
     shapes = ({0: dim_named("rows"), 1: dim_named("length")},)
     traced = Traced(Search(), (torch.rand(3, 5),), ["scores"], shapes, ["best", "found"])
-    write_graphs({"rows": traced}, tmp_path, "onnx", "Search")
-    session = onnxruntime.InferenceSession(tmp_path / "rows.onnx")
+    write_graphs({"rows": traced}, tmp_path, format, "Search")
+    if format == "onnx":
+        session = onnxruntime.InferenceSession(tmp_path / "rows.onnx")
+        graph = lambda scores: session.run(None, {"scores": scores.numpy()})  # noqa: E731
+    else:
+        graph = torch.export.load(tmp_path / "rows.pt2").module()
     for length in (0, 1, 3, 4, 5, 300):
         scores = torch.randint(3, (7, length), generator=torch.Generator().manual_seed(length)).float()
-        best, found = session.run(None, {"scores": scores.numpy()})
+        best, found = map(np.asarray, graph(scores))
         expected_best, expected = search_user(scores, 4)
         np.testing.assert_array_equal(found, expected)
         np.testing.assert_array_equal(np.sort(best), expected_best.sort().values)

@@ -1,13 +1,16 @@
 """A log with ids of its own, from ``prepare log`` to scores: requests and files have the owner's ids and numbers."""
 
+import json
 import shutil
 from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 from starlette.testclient import TestClient
 
+from fuxictr_mm.data.numbering import NUMBERING
 from fuxictr_mm.datasets.configuration import write_config
 from fuxictr_mm.datasets.reader import load_reader
 from fuxictr_mm.datasets.writer import Writer
@@ -143,6 +146,35 @@ def test_users_of_prepare_are_known_by_the_ids_of_the_owner(shop, client, tmp_pa
         assert own.get(user) == {name: row[name] for name in ("item_seq", *CONTEXT)}
         assert found.pop("basket") == pytest.approx(201.842 if basket is None else basket, abs=1e-4)
         assert {**found, "basket": basket, "floor": int(found["floor"])} == own.get(user)
+
+
+def test_a_folder_of_users_has_one_kind_of_ids(shop, tmp_path):
+    shutil.copy(shop.data / "test" / "part-00000.parquet", tmp_path / "part-0.parquet")
+    shop.own.write_parquet(tmp_path / "part-1.parquet")
+    with raises_naming(ServingError, tmp_path, "part-0.parquet", "part-1.parquet"):
+        Users(tmp_path, "user_id", Export(shop.export))
+
+
+@pytest.mark.parametrize("column", ["item_id", "user_id", "device", "category"])
+def test_files_that_were_numbered_again_are_refused(shop, tmp_path, column):
+    table, path = pq.read_table(shop.data / "test" / "part-00000.parquet"), tmp_path / "rows.parquet"
+    metadata = dict(table.schema.metadata)
+    digests = json.loads(metadata[NUMBERING.encode()])
+    metadata[NUMBERING.encode()] = json.dumps({**digests, column: "0" * 64}).encode()
+    pq.write_table(table.replace_schema_metadata(metadata), path)
+    items = pq.read_table(shop.data / "items.parquet", columns=["item_id", "title"])
+    pq.write_table(items.replace_schema_metadata(metadata), titles := tmp_path / "titles.parquet")
+    exported = Export(shop.export)
+    if column == "category":  # of the items, whose files no server reads
+        assert Users(path, "user_id", exported).some(99)
+        return
+    with raises_naming(ServingError, path, f"'{column}'"):
+        Users(path, "user_id", exported)
+    if column == "item_id":
+        with raises_naming(ServingError, titles, "'item_id'"):
+            Titles(titles, exported)
+    with raises_naming(ServingError, path, f"'{column}'"):
+        scores_of(shop, tmp_path, path)
 
 
 def test_what_is_unknown_or_missing_is_as_in_training(shop, client):

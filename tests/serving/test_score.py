@@ -21,6 +21,7 @@ import pytest
 from fuxictr_mm.errors import UserError
 from fuxictr_mm_serving import Export, ServingError, parquet
 from fuxictr_mm_serving import scoring as module
+from fuxictr_mm_serving.manifest import FORMATS
 from fuxictr_mm_serving.parquet import read_part, split, to_column
 from fuxictr_mm_serving.scoring import score_file
 from fuxictr_mm_serving.tables import Ids
@@ -415,6 +416,9 @@ def test_broken_exports(exported, pieces, tmp_path):
     manifest = json.loads((broken / "manifest.json").read_text())
     (broken / "manifest.json").write_text(json.dumps({**manifest, "format": 99}))
     with pytest.raises(ServingError, match="99"):
+        Export(broken)
+    (broken / "manifest.json").write_text(json.dumps({**manifest, "format": FORMATS[0] - 1}))
+    with raises_naming(ServingError, f"{FORMATS[0] - 1},", "export again"):
         Export(broken)
     (broken / "manifest.json").write_text("{")
     with pytest.raises(ServingError, match="manifest"):

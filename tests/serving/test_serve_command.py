@@ -126,6 +126,22 @@ def test_the_start_is_logged(exported, monkeypatch, caplog, host, token):
     )
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_server_that_is_stopped_is_done(exported, monkeypatch, number):
+    """uvicorn raises again what has ended it."""
+    handlers = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)]
+    stopped = []
+
+    def run(*_, **__):
+        stopped.append(number)
+        signal.raise_signal(number)
+
+    monkeypatch.setattr(uvicorn.Server, "run", run)
+    command.main([str(exported), "--port", "0"])
+    assert stopped == [number]
+    assert handlers == [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)]
+
+
 def test_requests_under_way_have_a_limited_time_to_end(exported, monkeypatch):
     given = []
 
