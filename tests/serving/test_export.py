@@ -548,7 +548,7 @@ def test_a_new_item_by_its_ids(exported):
         ROOT / "data" / "tiny_mm" / "item_feature.parquet", columns=["item_id", "item_tags"]
     ).to_pylist()
     tags = next([*filter(None, row["item_tags"])] for row in table if row["item_id"] == item)
-    fields = found.manifest["items"]["fields"]
+    fields = found.manifest.items.fields
     start = sum([*fields.values()][: [*fields].index("item_tags")])
     columns = slice(start, start + fields["item_tags"])
     row, stored = found.embed_new([NewItem({}, {"item_tags": tags})]), found.items.table.rows(np.array([0, item]))
