@@ -55,7 +55,7 @@ def _predict_file(experiment: Experiment, path: str | None, weights: Path, logs:
             "scratch": Path(scratch),
             "shard": experiment.make_shard(),
         }
-        dataset = load_dataset(experiment.config.to_dict(), {"test": None}, vocabularies, **options)
+        dataset = load_dataset(experiment.config, {"test": None}, vocabularies, **options)
         model = experiment.build_model(dataset)
         model.load_weights(weights)
         files.open(logs, "a")

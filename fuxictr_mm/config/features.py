@@ -157,6 +157,14 @@ class FeatureConfig(FeatureSpec):
         return kind
 
 
+class EncodedFeature(FeatureConfig):
+    """An entry of ``feature_cols`` for files that are encoded; it is made of a checked one."""
+
+    pretrained: dict[str, Any] | None = Field(
+        None, description="FuxiCTR's settings of a file of embeddings that the embedding table starts from."
+    )
+
+
 class LabelConfig(Settings):
     """A label column."""
 

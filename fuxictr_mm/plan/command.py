@@ -83,7 +83,7 @@ def make_plan(experiment: Any, gpus: int | None = None, memory: float | None = N
     processes = gpus or 1
     free = free_memory(torch.device("cpu"))
     limit = memory * 1e9 if memory is not None else free / processes
-    data = measure_data(config.to_dict())
+    data = measure_data(config)
     model = measure_model(experiment, data.features, data.num_items, data.history)
     batch = min(config.batch_size, data.split_rows["train"])
     ids = batch * (1 + data.history)

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from pydantic import ValidationError
 
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.data.items import ItemTable
@@ -29,7 +30,7 @@ from fuxictr_mm.serving.triton import Repository
 from fuxictr_mm_serving import Export, ServingError
 from fuxictr_mm_serving.command import main as serve
 from fuxictr_mm_serving.graphs import OnnxGraph
-from fuxictr_mm_serving.manifest import Files, checksum, read_manifest
+from fuxictr_mm_serving.manifest import CategoricalEntry, Files, checksum, read_manifest
 from fuxictr_mm_serving.new_items import ItemRows, NewItem, NewItems
 from fuxictr_mm_serving.scoring import score_file
 from fuxictr_mm_serving.service import Service
@@ -463,6 +464,21 @@ def test_a_manifest_that_is_not_complete_is_refused(exported, tmp_path, path, va
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     with raises_naming(ServingError, tmp_path / "manifest.json", named):
         read_manifest(tmp_path)
+
+
+def test_a_manifest_has_fields_by_their_types(exported, tmp_path):
+    content = json.loads((exported / "manifest.json").read_text())
+    number = {"name": "age", "column": "age", "type": "numeric", "fill_na": 3.0, "shift": 1, "scale": 2.0}
+    content["context"].append(number)
+    (tmp_path / "manifest.json").write_text(json.dumps({**content, "of a later version": 1}))
+    found = read_manifest(tmp_path)
+    assert (found.items.target, found.items.codes, found.vocabulary) == ("item_id", None, None)
+    ids, age = found.context[0], found.context[-1]
+    assert isinstance(ids, CategoricalEntry)
+    assert (ids.vocab_size, ids.scale, age.table) == (content["context"][0]["vocab_size"], 1, None)
+    assert (age.fill_na, age.shift, age.scale) == (3, 1, 2)
+    with pytest.raises(ValidationError, match="frozen"):
+        found.items.max_len = 3
 
 
 def npy(header, data=b""):
