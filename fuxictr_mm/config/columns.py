@@ -113,10 +113,11 @@ class Columns:
         wrong: set[str] = set()
 
         def parse(kind: type[Entry], key: str) -> list[Entry]:
-            found = []
+            found: list[Entry] = []
+            blank = {"type": None} if kind is FeatureConfig else {}  # which may be what is missing
             for entry in (values.get(key) or []) if names else []:
                 checked, _ = validate(kind, entry)
-                found.append(checked or kind.model_construct(**{"type": None, **entry}))
+                found.append(checked or kind.model_construct(**{**blank, **entry}))
                 wrong.update(() if checked else names_of(found[-1]))
             return found
 
@@ -140,7 +141,7 @@ class Columns:
     @cached_property
     def by_name(self) -> dict[str, FeatureConfig]:
         """The columns by name, with the changes of ``specs``."""
-        columns = {column.name: column for column in split_entries(self.entries)}
+        columns = {str(column.name): column for column in split_entries(self.entries)}
         for spec in self.specs:
             changes = {key: getattr(spec, key) for key in spec.model_fields_set if key != "name"}
             columns |= {n: columns[n].model_copy(update=changes) for n in names_of(spec) if n in columns}
