@@ -117,7 +117,8 @@ class Columns:
             blank = {"type": None} if kind is FeatureConfig else {}  # which may be what is missing
             for entry in (values.get(key) or []) if names else []:
                 checked, _ = validate(kind, entry)
-                found.append(checked or kind.model_construct(**{**blank, **entry}))
+                known = {key: value for key, value in entry.items() if key in kind.model_fields}
+                found.append(checked or kind.model_construct(**{**blank, **known}))
                 wrong.update(() if checked else names_of(found[-1]))
             return found
 
