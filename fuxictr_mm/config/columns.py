@@ -117,9 +117,11 @@ class Columns:
             blank = {"type": None} if kind is FeatureConfig else {}  # which may be what is missing
             for entry in (values.get(key) or []) if names else []:
                 checked, _ = validate(kind, entry)
-                known = {key: value for key, value in entry.items() if key in kind.model_fields}
-                found.append(checked or kind.model_construct(**{**blank, **known}))
-                wrong.update(() if checked else names_of(found[-1]))
+                if checked is None:
+                    known = {key: value for key, value in entry.items() if key in kind.model_fields}
+                    checked = kind.model_construct(**{**blank, **known})
+                    wrong.update(names_of(checked))
+                found.append(checked)
             return found
 
         entries, specs = parse(FeatureConfig, "feature_cols"), parse(FeatureSpec, "feature_specs")

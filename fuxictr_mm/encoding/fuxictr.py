@@ -190,7 +190,9 @@ def _with_items(config: ExperimentConfig) -> ExperimentConfig:
         A role that is missing, or is no column with the vocabulary that it needs.
     """
     where, roles = f"dataset {config.dataset_id}", config.dataset.roles
-    columns = {c.name: c.model_copy(update={"source": ""}) for c in split_entries(config.dataset.feature_cols or ())}
+    columns = {
+        str(c.name): c.model_copy(update={"source": ""}) for c in split_entries(config.dataset.feature_cols or ())
+    }
     wanted = [("target", roles.target, "categorical"), ("history", roles.history, "sequence")]
     for role, name, kind in [*wanted, *(("histories", name, "sequence") for name in roles.histories)]:
         if name not in columns or columns[name].type != kind:
