@@ -30,7 +30,7 @@ from fuxictr_mm.serving.triton import Repository
 from fuxictr_mm_serving import Export, ServingError
 from fuxictr_mm_serving.command import main as serve
 from fuxictr_mm_serving.graphs import OnnxGraph
-from fuxictr_mm_serving.manifest import CategoricalEntry, Files, checksum, read_manifest
+from fuxictr_mm_serving.manifest import CategoricalEntry, Files, TableEntry, checksum, read_manifest
 from fuxictr_mm_serving.new_items import ItemRows, NewItem, NewItems
 from fuxictr_mm_serving.scoring import score_file
 from fuxictr_mm_serving.service import Service
@@ -593,8 +593,8 @@ def test_lookups_for_triton(tmp_path, name, length):
     values, scales = quantize(rows, [4, 4, 4])
     np.save(tmp_path / "a.npy", values)
     np.save(tmp_path / "scales.npy", scales)
-    entry = {"file": "a.npy", "scales": "scales.npy", "dims": [4, 4, 4]}
-    Repository(tmp_path, tmp_path, "x", {})._write_lookup(name, entry, length)
+    entry = TableEntry(file="a.npy", scales="scales.npy", dims=[4, 4, 4])
+    Repository(tmp_path, tmp_path, "x", manifest=None)._write_lookup(name, entry, length)
     session = onnxruntime.InferenceSession(tmp_path / f"x_{name}" / "1" / "model.onnx")
 
     def look_up(*ids):
