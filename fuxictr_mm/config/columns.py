@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from fuxictr_mm.checking import validate
 from fuxictr_mm.config.features import COMPUTED_TYPES, FeatureConfig, FeatureSpec, Roles
@@ -117,11 +117,12 @@ class Columns:
             blank = {"type": None} if kind is FeatureConfig else {}  # which may be what is missing
             for entry in (values.get(key) or []) if names else []:
                 checked, _ = validate(kind, entry)
-                if checked is None:
-                    known = {key: value for key, value in entry.items() if key in kind.model_fields}
-                    checked = kind.model_construct(**{**blank, **known})
-                    wrong.update(names_of(checked))
-                found.append(checked)
+                if checked is not None:
+                    found.append(checked)
+                    continue
+                known = {key: value for key, value in entry.items() if key in kind.model_fields}
+                found.append(cast(Entry, kind.model_construct(**{**blank, **known})))
+                wrong.update(names_of(found[-1]))
             return found
 
         entries, specs = parse(FeatureConfig, "feature_cols"), parse(FeatureSpec, "feature_specs")
