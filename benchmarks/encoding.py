@@ -59,11 +59,12 @@ def write_rows(path: Path, rows: int) -> None:
 
 def run_ours(params: dict[str, Any]) -> tuple[float, str]:
     """Encode with this library; return seconds and the encoded file."""
+    from fuxictr_mm.config import ExperimentConfig
     from fuxictr_mm.encoding.prepare import encode
 
     started = time.perf_counter()
-    root = Path(params["data_root"]) / "ours"
-    changes, _ = encode(params, {"train": params["train_data"]}, {"train": True}, root)
+    config, root = ExperimentConfig.from_dict({"model": "DNN", **params}), Path(params["data_root"]) / "ours"
+    changes, _ = encode(config, {"train": params["train_data"]}, {"train": True}, root)
     return time.perf_counter() - started, changes["train_data"]
 
 

@@ -179,6 +179,7 @@ def _batch(rows: int, length: int, spread: bool, seed: int) -> Batch:
 
 def _build(name: str, length: int) -> Callable[[Batch, bool], None]:
     """Return a step of a model of the zoo on items with an id and a content."""
+    from fuxictr_mm.config import DatasetConfig, ExperimentConfig, LabelConfig
     from fuxictr_mm.data.feature_map import build_feature_map
     from fuxictr_mm.data.items import ItemTable
     from fuxictr_mm.data.schema import Feature
@@ -188,9 +189,9 @@ def _build(name: str, length: int) -> Callable[[Batch, bool], None]:
         Feature("item_id", "categorical", "item", vocab_size=ITEMS),
         Feature("content", "embedding", "item", pretrain_dim=CONTENT_DIM, embedding_dim=DIM),
     ]
-    feature_map = build_feature_map(
-        features, {"dataset_id": "x", "label_col": {"name": "label"}, "embedding_dim": DIM, "max_len": length}
-    )
+    dataset = DatasetConfig.model_construct(label_col=LabelConfig(name="label"))
+    config = ExperimentConfig.model_construct(dataset_id="x", dataset=dataset, embedding_dim=DIM, max_len=length)
+    feature_map = build_feature_map(features, config)
     torch.manual_seed(0)
     content = F.normalize(torch.randn(ITEMS, CONTENT_DIM), dim=1)
     feature_map.items = ItemTable({"content": content}, torch.ones(ITEMS, dtype=torch.bool))

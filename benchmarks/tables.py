@@ -24,6 +24,7 @@ import torch
 from benchmarks import memory
 from benchmarks.dataset import MODELS
 from benchmarks.throughput import environment, spread
+from fuxictr_mm.config import ExperimentConfig
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.data.feature_map import build_feature_map
 from fuxictr_mm.data.items import ItemTable
@@ -132,7 +133,8 @@ def make_model(kind: str, rows: int) -> Any:
     """Return DIN_MM with the challenge's settings, two levels as context and the id of the item alone."""
     settings = dict(KINDS[kind])
     item_id = {"name": "item_id", "dtype": "int", "type": "categorical", "source": "item", "vocab_size": rows}
-    params = {
+    config = ExperimentConfig.from_dict({
+        "model": "DIN_MM",
         "dataset_id": "tables",
         "item_info": "none",
         "label_col": {"name": "label"},
@@ -142,8 +144,8 @@ def make_model(kind: str, rows: int) -> Any:
             {"name": "views_level", "dtype": "int", "type": "categorical", "vocab_size": 11},
             {**item_id, "table": settings.pop("table")},
         ],
-    }
-    feature_map = build_feature_map(parse_features(params), params)
+    })  # fmt: skip
+    feature_map = build_feature_map(parse_features(config.columns), config)
     feature_map.items = ItemTable({}, torch.ones(rows, dtype=torch.bool))
     torch.manual_seed(0)
     model = load_model_class("DIN_MM")(

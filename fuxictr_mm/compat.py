@@ -65,7 +65,7 @@ with deferred_imports(*DEFERRED):
 # Not at the top: these import FuxiCTR's layers and models too.
 from fuxictr_mm.checking import model_schema  # noqa: E402
 from fuxictr_mm.config import COMPUTED_TYPES, ModelSettings, label_names  # noqa: E402
-from fuxictr_mm.config.columns import have_names, merged_columns, used_columns  # noqa: E402
+from fuxictr_mm.config.columns import Columns  # noqa: E402
 from fuxictr_mm.embedding_model import check_encoders  # noqa: E402
 from fuxictr_mm.model import MultimodalModel  # noqa: E402
 from fuxictr_mm.tasks import UncertaintyWeights, loss_of_tasks  # noqa: E402
@@ -145,15 +145,15 @@ def params_problems(model_class: type, params: Mapping[str, Any]) -> dict[str, s
     for key in sorted(OWN_SETTINGS - model_schema(model_class).keys()):
         if params.get(key) and params[key] != ModelSettings.model_fields[key].default:
             problems[key] = f"{key} is {params[key]}, {is_none}; leave it out"
-    columns = merged_columns(params) if have_names(params) else {}
-    for name, column in columns.items():
-        if column.get("freeze_emb") is False and not column.get("pretrained_emb"):
+    columns = Columns.of(params)
+    for name, column in columns.by_name.items():
+        if not column.freeze_emb and not column.pretrained_emb:
             problems[f"feature {name}"] = (
                 f"feature '{name}': freeze_emb is False, {is_none} and gets the stored embeddings unchanged; leave it "
                 "out"
             )
-    for name, column in used_columns(columns, params).items():
-        given = {key: column.get(key) for key in ("type", "table", "dropout")}
+    for name, column in columns.used.items():
+        given = {key: getattr(column, key) for key in ("type", "table", "dropout")}
         for key, refused in (("type", COMPUTED_TYPES), ("table", ("touched", "sharded"))):
             if given[key] not in refused:
                 given[key] = None

@@ -370,11 +370,11 @@ class Experiment:
         shard = self.make_shard() if shard is None else shard
         fold, options = self.config.fold, dict[str, Any](flat=self.is_flat, shard=shard)
         if fold is None or not {"train", "valid"} & splits.keys():
-            return load_dataset(self.config.to_dict(), splits, vocabularies, **options)
+            return load_dataset(self.config, splits, vocabularies, **options)
         if shard.size > 1:
             raise ConfigError("fold: a fold is trained by one process; start it without torchrun")
         both = {"train": True, "valid": True, **splits}
-        dealt = with_fold(load_dataset(self.config.to_dict(), both, vocabularies, **options), fold)
+        dealt = with_fold(load_dataset(self.config, both, vocabularies, **options), fold)
         return replace(dealt, splits={split: dealt.splits[split] for split in splits})
 
     @property

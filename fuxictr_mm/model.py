@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fuxictr_mm.config import Dropout, HiddenUnits, ModelSettings, kind_of_task
+from fuxictr_mm.config import Dropout, FeatureConfig, HiddenUnits, ModelSettings, kind_of_task
 from fuxictr_mm.config.model import check_loss
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.data.feature_map import unify_dims
@@ -224,17 +224,17 @@ class MultimodalModel(EmbeddingModel):
 
     @classmethod
     def table_problems(
-        cls, columns: Mapping[str, Mapping[str, Any]], settings: ModelSettings, compile: bool
+        cls, columns: Mapping[str, FeatureConfig], settings: ModelSettings, compile: bool
     ) -> dict[str, str]:
         """Return the kinds of tables (``table``) that cannot be those of columns with these settings."""
         found = {}
-        if sharded := {n: c.get("sharding") or "row" for n, c in columns.items() if c.get("table") == "sharded"}:
+        if sharded := {n: c.sharding or "row" for n, c in columns.items() if c.table == "sharded"}:
             try:
                 cls.sharded_group(sharded, settings, compile)
             except ConfigError as error:
                 found["sharded"] = str(error)
         obstacle = cls._touched_obstacle(settings, compile)
-        for name in [n for n, c in columns.items() if c.get("table") == "touched" and obstacle is not None]:
+        for name in [n for n, c in columns.items() if c.table == "touched" and obstacle is not None]:
             found[f"touched {name}"] = f"feature '{name}': table is touched, but {obstacle}; set table: dense"
         return found
 

@@ -56,13 +56,14 @@ def _predict_file(experiment: Experiment, path: str | None, weights: Path, logs:
             "scratch": Path(scratch),
             "shard": experiment.make_shard(),
         }
-        params = experiment.config.to_dict()
-        if path and params.get("item_info"):
-            params["item_info"] = item_files_of(path, params["item_info"])
+        config = experiment.config
+        item_files = config.dataset.item_files
+        if path and item_files:
+            config = config.with_dataset(item_info=item_files_of(path, item_files))
         try:
-            dataset = load_dataset(params, {"test": None}, vocabularies, **options)
+            dataset = load_dataset(config, {"test": None}, vocabularies, **options)
         except (DataError, MissingFileError) as error:
-            hint = of_unprepared(path, experiment.config.to_dict().get("item_info")) if other and path else ""
+            hint = of_unprepared(path, item_files) if other and path else ""
             raise type(error)(f"{error}{hint}") from error
         model = experiment.build_model(dataset)
         model.load_weights(weights)

@@ -99,7 +99,7 @@ def join_columns(rows: str, settings: Mapping[str, Any]) -> list[JoinColumn]:
         Settings of the experiment, of which roles name the columns.
     """
     file = parquet.part_files(rows)[0]
-    present, roles = parquet.schema_of(file).names, Roles.of(settings)
+    present, roles = parquet.schema_of(file).names, Roles.read(settings.get("roles") or {}, "roles")
     folder = _prepared_folder(file)
     if folder is None:
         names = [name for name in (roles.user, roles.target, roles.time or "") if name in present]

@@ -9,7 +9,7 @@ import torch
 
 from fuxictr_mm.compat import is_third_party, params_problems
 from fuxictr_mm.config import ModelSettings, label_names
-from fuxictr_mm.config.columns import ITEM_SOURCE, have_names, is_embedded, merged_columns, used_columns
+from fuxictr_mm.config.columns import ITEM_SOURCE, Columns, is_embedded
 from fuxictr_mm.config.model import check_loss
 from fuxictr_mm.embedding_model import check_names
 from fuxictr_mm.errors import ConfigError
@@ -60,25 +60,26 @@ def settings_problems(model_class: Any, settings: Mapping[str, Any]) -> dict[str
             check_loss(settings["task"], settings["loss"])
         except ConfigError as error:
             problems["loss"] = str(error)
-    if "optimizer" in settings and have_names(settings):
+    if "optimizer" in settings:
         common = {key: value for key, value in settings.items() if key in ModelSettings.model_fields}
-        columns = used_columns(merged_columns(settings), settings)
         compiled = bool(settings.get("compile"))
-        problems |= model_class.table_problems(columns, ModelSettings.model_construct(**common), compiled)
+        problems |= model_class.table_problems(
+            Columns.of(settings).used, ModelSettings.model_construct(**common), compiled
+        )
     return problems
 
 
 def _field_problems(settings: Mapping[str, Any], third_party: bool, is_flat: bool) -> dict[str, str]:
     """Return what the model's embedding layers would refuse of the fields."""
     problems: dict[str, str] = {}
-    columns = used_columns(merged_columns(settings), settings) if have_names(settings) else {}
-    fields = {n: c for n, c in columns.items() if c.get("type") != "meta" and is_embedded(c, not is_flat)}
+    columns = Columns.of(settings).used
+    fields = {n: c for n, c in columns.items() if c.type != "meta" and is_embedded(c, not is_flat)}
     roles = settings.get("roles") or {}
     try:  # models call target and history item_id and item_seq
         check_names([name for name in fields if name not in (roles.get("target"), roles.get("history"))])
     except ConfigError as error:
         problems["names"] = str(error)
-    of_items = [column for column in fields.values() if column.get("source") == ITEM_SOURCE]
+    of_items = [column for column in fields.values() if column.source == ITEM_SOURCE]
     if fields and not of_items and not third_party and settings.get("item_info"):
         problems["fields"] = "no feature with source: item; a target and its history need at least one"
     return problems

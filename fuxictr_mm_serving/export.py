@@ -70,27 +70,25 @@ class Export:
             self._load(files, threads, graphs)
 
     def _load(self, files: Files, threads: int, graphs: Mapping[str, Graph] | None) -> None:
-        ids = _read_ids(files, self.manifest["vocabulary"]) if self.manifest["vocabulary"] else {}
-        self._ids = ids
-        entry = self.manifest["items"]
-        known = files.array(entry["known"])
-        check_shape(files, entry["known"], known, 1, 1)
+        manifest, entry = self.manifest, self.manifest.items
+        self._ids = ids = _read_ids(files, manifest.vocabulary) if manifest.vocabulary else {}
+        known = files.array(entry.known)
+        check_shape(files, entry.known, known, 1, 1)
         item_ids = ids.get("item_id")
         last = len(known) - 1 - int(known[::-1].argmax()) if known.any() else 0
         if known.dtype != bool or (item_ids is not None and last > len(item_ids.values)):
-            raise ServingError(f"{files.folder / entry['known']}: does not fit the items; export again")
-        self.items = Items(Table(files, entry["table"], len(known)), known, item_ids, entry["max_len"])
-        self.target, self.history = entry["target"], entry["history"]
-        self.context = [ContextField.of(files, f, ids.get(f["name"])) for f in self.manifest["context"]]
+            raise ServingError(f"{files.folder / entry.known}: does not fit the items; export again")
+        self.items = Items(Table(files, entry.table, len(known)), known, item_ids, entry.max_len)
+        self.target, self.history = entry.target, entry.history
+        self.context = [ContextField.of(files, f, ids.get(f.name)) for f in manifest.context]
         self._codes = None
-        if "codes" in entry:
-            self._codes = files.array(entry["codes"]["file"], mapped=True)
-            check_shape(files, entry["codes"]["file"], self._codes, 2, len(known))
+        if entry.codes is not None:
+            self._codes = files.array(entry.codes.file, mapped=True)
+            check_shape(files, entry.codes.file, self._codes, 2, len(known))
         self._new = NewItems.of(files, entry, self.items, ids)
         # What a graph looks up itself; ONNX Runtime reads a mapped one in place.
-        self._tables = {name: Table(files, t).values for name, t in self.manifest.get("tables", {}).items()}
-        names = self.manifest["graphs"]
-        self._graphs = graphs or {name: OnnxGraph(files.read(file), file, threads) for name, file in names.items()}
+        self._tables = {name: Table(files, table).values for name, table in manifest.tables.items()}
+        self._graphs = graphs or {n: OnnxGraph(files.read(file), file, threads) for n, file in manifest.graphs.items()}
         files.check_others()
 
     def check(self) -> None:
@@ -106,7 +104,7 @@ class Export:
     @property
     def is_prepared(self) -> bool:
         """Whether ids are the owner's where ``fuxictr-mm prepare`` wrote numbers."""
-        return self.manifest["items"].get("prepared") is not None
+        return self.manifest.items.prepared is not None
 
     @cached_property
     def of_numbers(self) -> Export:
@@ -149,7 +147,7 @@ class Export:
     @property
     def labels(self) -> list[str]:
         """The labels that are predicted."""
-        return self.manifest["labels"]
+        return self.manifest.labels
 
     def _predict(self, graph: str, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         found = self._graphs[graph].run({**inputs, **self._tables})[0]
@@ -192,7 +190,7 @@ class Export:
         """Yield the columns of a file, their vocabularies, whether they hold lists, and whether nulls are filled."""
         yield from ((self.target, self.items.ids, False, False), (self.history, self.items.ids, True, False))
         fields = [field for field in self.context if not field.is_computed]
-        yield from ((f.column, f.ids, f.is_list, f.spec.get("fill_na") is not None) for f in fields)
+        yield from ((f.column, f.ids, f.is_list, f.spec.fill_na is not None) for f in fields)
 
     @property
     def texts(self) -> set[str]:

@@ -5,7 +5,7 @@ Shape letters: B rows, N history items of all rows, L length of a sequence, D di
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, pairwise
 from numbers import Real
@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from fuxictr_mm_serving.errors import ServingError
-from fuxictr_mm_serving.manifest import Files
+from fuxictr_mm_serving.manifest import FieldEntry, Files
 from fuxictr_mm_serving.tables import UNKNOWN, Ids, Table, integers
 
 #: Values of a file, or of a request.
@@ -47,39 +47,38 @@ class ContextField:
     type: str
     table: Table | None
     ids: Ids | None
-    spec: Mapping[str, Any]
+    spec: FieldEntry
 
     def of_numbers(self) -> ContextField:
         """Return the field as ``fuxictr-mm prepare`` wrote its column: with numbers for ids, and scaled."""
-        if (prepared := self.spec.get("prepared")) is None:
+        if (prepared := self.spec.prepared) is None:
             return self
-        spec = {key: value for key, value in self.spec.items() if key not in ("fill_na", "shift", "scale")} | prepared
-        return replace(self, column=prepared["column"], ids=None, spec=spec)
+        spec = self.spec.model_copy(update=dict(prepared))
+        return replace(self, column=prepared.column, ids=None, spec=spec)
 
     def source_of(self, value: Any) -> Any:
         """Return the owner's value of one of ``of_numbers``; None for the number 0."""
-        prepared = self.spec.get("prepared")
+        prepared = self.spec.prepared
         if prepared is None or value is None:
             return value
         if self.ids is not None:
             return [self.ids.value(number) for number in value] if self.is_list else self.ids.value(value)
         if self.type != "numeric":
             return value
-        scaled = (value - prepared.get("shift", 0.0)) / prepared.get("scale", 1.0)
-        return self.spec.get("shift", 0.0) + self.spec.get("scale", 1.0) * scaled
+        return self.spec.shift + self.spec.scale * ((value - prepared.shift) / prepared.scale)
 
     @classmethod
-    def of(cls, files: Files, spec: Mapping[str, Any], ids: Ids | None) -> ContextField:
+    def of(cls, files: Files, spec: FieldEntry, ids: Ids | None) -> ContextField:
         """Return the field of an entry of the manifest."""
         table = None
-        if spec.get("table"):
-            table = Table(files, spec["table"], max(spec["vocab_size"], len(ids.values) + 1 if ids else 1))
-        return cls(spec["name"], spec["column"], spec["type"], table, ids, spec)
+        if spec.table is not None:
+            table = Table(files, spec.table, max(spec.vocab_size, len(ids.values) + 1 if ids else 1))
+        return cls(spec.name, spec.column, spec.type, table, ids, spec)
 
     @property
     def is_computed(self) -> bool:
         """Whether the field is the length of the history."""
-        return bool(self.spec.get("computed"))
+        return bool(self.spec.computed)
 
     @property
     def is_list(self) -> bool:
@@ -94,7 +93,7 @@ class ContextField:
         ServingError
             It is null, or holds one.
         """
-        takes_null = self.is_computed or self.ids is not None or self.spec.get("fill_na") is not None
+        takes_null = self.is_computed or self.ids is not None or self.spec.fill_na is not None
         entries = value if isinstance(value, list | tuple) else () if self.is_list else (value,)
         if not takes_null and any(entry is None for entry in entries):
             raise ServingError(f"{what}: holds null, expected a number, as in training")
@@ -122,19 +121,18 @@ class ContextField:
         if self.type == "numeric":
             return np.log1p(lengths.astype(np.float32))
         # Bin k holds lengths from 2^(k - 1) - 1 on, as in training.
-        bounds = 2 ** np.arange(1, self.spec["vocab_size"] - 1) - 1
+        bounds = 2 ** np.arange(1, self.spec.vocab_size - 1) - 1
         return self._rows(np.searchsorted(bounds, lengths, side="right") + 1)
 
     def _scaled(self, column: Column, what: str) -> np.ndarray:
-        fill, shift, scale = (self.spec.get(key) for key in ("fill_na", "shift", "scale"))
-        if fill is None and scale is None:
+        fill, shift, scale = self.spec.fill_na, self.spec.shift, self.spec.scale
+        if fill is None and (shift, scale) == (0, 1):
             return _floats(column, what)
         found = _numbers(column, what, np.float64)  # as in training, which casts after it has scaled
         if fill is not None:
             found[np.isnan(found)] = fill
-        if scale is not None:
-            with np.errstate(over="ignore"):
-                found = (found - shift) / scale
+        with np.errstate(over="ignore"):
+            found = (found - shift) / scale
         return _finite(found, what)
 
     def _rows(self, ids: np.ndarray) -> np.ndarray:
@@ -144,7 +142,7 @@ class ContextField:
         if self.ids is not None:
             return np.maximum(self.ids.encode(_flat(column, what), what), 0)
         found = integers(_flat(column, what), what)
-        limit = self.spec["vocab_size"]
+        limit = self.spec.vocab_size
         wrong = np.flatnonzero((found < 0) | (found >= limit))
         if wrong.size:
             raise ServingError(f"{what}: holds {found[wrong[0]]}, expected 0 to {limit - 1}")
@@ -152,7 +150,7 @@ class ContextField:
 
     def _padded(self, column: Column, what: str) -> np.ndarray:
         flat, offsets = _lists(column, what)
-        ids, length, pre = self._numbers(flat, what), self.spec["max_len"], self.spec.get("padding") == "pre"
+        ids, length, pre = self._numbers(flat, what), self.spec.max_len, self.spec.padding == "pre"
         padded = np.zeros((len(offsets) - 1, length), dtype=np.int64)
         for row, (start, stop) in enumerate(pairwise(offsets)):
             kept = ids[start:stop][-length:] if pre else ids[start:stop][:length]
@@ -162,7 +160,7 @@ class ContextField:
 
     def _embeddings(self, column: Column, what: str) -> np.ndarray:
         flat, offsets = _lists(column, what)
-        dim = self.spec["pretrain_dim"]
+        dim = self.spec.pretrain_dim
         if (np.diff(offsets) != dim).any():
             raise ServingError(f"{what}: an embedding has not {dim} numbers")
         return _floats(flat, what).reshape(-1, dim)

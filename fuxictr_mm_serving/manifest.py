@@ -13,7 +13,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)  # fmt: skip
 
 from fuxictr_mm_serving.errors import ServingError
 
@@ -44,16 +53,21 @@ File = Annotated[str, AfterValidator(_plain)]
 
 
 class _Entry(BaseModel):
-    model_config = ConfigDict(strict=True)  # the document is used as it is: "5" is no 5
+    model_config = ConfigDict(strict=True, frozen=True)  # the document is used as it is: "5" is no 5
 
 
-class _Table(_Entry):
+class TableEntry(_Entry):
+    """An embedding table."""
+
     file: File
+    #: Factors of 8-bit integers, of fields of ``dims`` columns each.
     scales: File | None = None
     dims: Annotated[list[int], Field(min_length=1)] | None = None
 
 
-class _Content(_Entry):
+class ContentEntry(_Entry):
+    """An embedding of the item files that a new item can be given."""
+
     norm: str | None
     scale: float
     dim: int
@@ -62,84 +76,113 @@ class _Content(_Entry):
     content_start: int | None = None
 
 
-class _Codes(_Entry):
+class CodesEntry(_Entry):
+    """Codes of the items."""
+
     file: File
     columns: dict[str, int]
     vocab_sizes: dict[str, int] = {}
 
 
-class _Prepared(_Entry):
-    column: str
+class Scaling(_Entry):
+    """How numbers are filled and scaled."""
+
     fill_na: float | None = None
     shift: float = 0.0
     scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
 
 
-class _Field(_Entry):
+class PreparedEntry(Scaling):
+    """A column as ``fuxictr-mm prepare`` wrote it."""
+
+    column: str
+
+
+class FieldEntry(Scaling):
+    """A field of the context, or of ids of the items; a subclass requires what its type reads."""
+
     name: str
     column: str
     type: str
-    table: _Table | None = None
-    #: How ``fuxictr-mm prepare`` wrote the column, where requests have it as its owner does.
-    prepared: _Prepared | None = None
-
-
-class _Categorical(_Field):
-    vocab_size: Annotated[int, Field(ge=1)]
+    table: TableEntry | None = None
+    vocab_size: int = 0
+    max_len: int = 0
+    pretrain_dim: int = 0
+    padding: str | None = None
     as_ids: bool = False
+    #: Of a field that is computed of the history: what it is.
+    computed: str | None = None
+    #: How ``fuxictr-mm prepare`` wrote the column, where requests have it as its owner does.
+    prepared: PreparedEntry | None = None
+
+
+class CategoricalEntry(FieldEntry):
+    """A field of ids."""
+
+    vocab_size: Annotated[int, Field(ge=1)]
 
     @model_validator(mode="after")
-    def _has_table(self) -> _Categorical:
+    def _has_table(self) -> CategoricalEntry:
         if self.table is None and not self.as_ids:
             raise ValueError("table: is missing")
         return self
 
 
-class _Sequence(_Categorical):
+class SequenceEntry(CategoricalEntry):
+    """A field of lists of ids."""
+
     max_len: Length
 
 
-class _ItemIds(_Sequence):
+class EmbeddingEntry(FieldEntry):
+    """A field of lists of numbers."""
+
+    pretrain_dim: Length
+
+
+class IdsEntry(SequenceEntry):
+    """A field of ids of the items that a new item can be given."""
+
     start: Annotated[int, Field(ge=0)]
     dim: Annotated[int, Field(ge=1)]
     pooling: Literal["sum", "mean"]
     items_start: Annotated[int, Field(ge=0)] | None = None
 
 
-class _Number(_Field):
-    fill_na: float | None = None
-    shift: float = 0.0
-    scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+class ItemsEntry(_Entry):
+    """The items."""
 
-
-class _Embedding(_Field):
-    pretrain_dim: Length
-
-
-class _Items(_Entry):
     target: str
     history: str
     max_len: Annotated[int, Field(ge=1)] | None
     known: File
-    table: _Table
-    contents: dict[str, _Content] = {}
-    codes: _Codes | None = None
-    ids: list[_ItemIds] = []
+    table: TableEntry
+    #: Columns of the table that each feature fills.
+    fields: dict[str, int] = {}
+    contents: dict[str, ContentEntry] = {}
+    codes: CodesEntry | None = None
+    ids: list[IdsEntry] = []
     #: Columns of the item files, the id among them, that hold numbers where the vocabulary has the owner's values.
     prepared: list[str] | None = None
 
 
-#: What a field of the context must have, by its type.
-FIELDS: dict[str, type[_Field]] = {"numeric": _Number, "embedding": _Embedding, "sequence": _Sequence}
+def _kind(entry: Any) -> str:
+    """Return which class of ``ContextEntry`` a field of the context is."""
+    kind = entry.get("type") if isinstance(entry, dict) else getattr(entry, "type", None)
+    return kind if kind in ("numeric", "embedding", "sequence") else "categorical"
 
 
-def _field(entry: dict[str, Any]) -> _Field:
-    kind = entry.get("type")
-    return FIELDS.get(kind if isinstance(kind, str) else "", _Categorical).model_validate(entry)
+ContextEntry = Annotated[
+    Annotated[FieldEntry, Tag("numeric")]
+    | Annotated[EmbeddingEntry, Tag("embedding")]
+    | Annotated[SequenceEntry, Tag("sequence")]
+    | Annotated[CategoricalEntry, Tag("categorical")],
+    Discriminator(_kind),
+]
 
 
-class _Manifest(_Entry):
-    """What is read of a manifest; it may hold more."""
+class Manifest(_Entry):
+    """What is read of a manifest; the file may hold more."""
 
     experiment: str
     model: str
@@ -147,17 +190,29 @@ class _Manifest(_Entry):
     precision: str
     labels: Annotated[list[str], Field(min_length=1)]
     graphs: dict[str, File]
-    items: _Items
-    context: list[Annotated[dict[str, Any], AfterValidator(_field)]]
-    tables: dict[str, _Table] = {}
+    items: ItemsEntry
+    context: list[ContextEntry]
+    #: Of graphs, by the name of their inputs.
+    tables: dict[str, TableEntry] = {}
     #: Digests of the numbers of ``fuxictr-mm prepare`` that the weights were trained with, by the column.
     numbering: dict[str, str] = {}
     vocabulary: File | None
     bytes: dict[str, int]
     sha256: dict[File, str]
 
+    @property
+    def files(self) -> list[str]:
+        """Every file that is opened."""
+        items = self.items
+        fields = [field.table for field in (*self.context, *items.ids) if field.table]
+        contents = [content.file for content in items.contents.values()]
+        codes = items.codes.file if items.codes else None
+        of_tables = [file for t in (items.table, *fields, *self.tables.values()) for file in (t.file, t.scales)]
+        named = [items.known, self.vocabulary, codes, *contents, *of_tables]
+        return [*self.graphs.values(), *filter(None, named), *self.sha256]
 
-def read_manifest(folder: Path, *, any_graphs: bool = False, content: bytes | None = None) -> dict[str, Any]:
+
+def read_manifest(folder: Path, *, any_graphs: bool = False, content: bytes | None = None) -> Manifest:
     """Return the manifest of an export.
 
     Parameters
@@ -177,8 +232,8 @@ def read_manifest(folder: Path, *, any_graphs: bool = False, content: bytes | No
     """
     path = folder / MANIFEST
     try:
-        manifest = json.loads(_read(path, LARGEST) if content is None else content)
-        version = manifest["format"]
+        document = json.loads(_read(path, LARGEST) if content is None else content)
+        version = document["format"]
     except FileNotFoundError:
         raise ServingError(f"{path}: no such file; write the folder with fuxictr-mm export") from None
     except NotADirectoryError:
@@ -192,30 +247,19 @@ def read_manifest(folder: Path, *, any_graphs: bool = False, content: bytes | No
         expected = " or ".join(map(str, FORMATS))
         raise ServingError(f"{path}: has the format {version!r}, expected {expected}; {todo}")
     try:
-        found = _Manifest.model_validate(manifest)
+        found = Manifest.model_validate(document)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
         raise ServingError(f"{path}: {where}: {' '.join(first['msg'].split())}; export again") from None
-    if wrong := [name for name in _files(found) if name not in found.sha256 or name not in found.bytes]:
+    if wrong := [name for name in found.files if name not in found.sha256 or name not in found.bytes]:
         raise ServingError(f"{path}: names the file {wrong[0]!r} without size and checksum; export again")
     others = [name for name in found.graphs.values() if not name.endswith(".onnx")]
     if others and not any_graphs:
         raise ServingError(f"{folder / others[0]}: is no graph of ONNX; export with --format onnx")
     if "rows" not in found.graphs or ("user" in found.graphs) != ("candidates" in found.graphs):
         raise ServingError(f"{path}: graphs: are {', '.join(found.graphs)}, expected rows, or user and candidates too")
-    return manifest
-
-
-def _files(found: _Manifest) -> list[str]:
-    """Return every file that is opened."""
-    fields: list[Any] = [*found.context]  # which validation has made objects
-    fields += found.items.ids
-    tables = [found.items.table, *(field.table for field in fields if field.table), *found.tables.values()]
-    contents = [content.file for content in found.items.contents.values()]
-    codes = found.items.codes.file if found.items.codes else None
-    named = [found.items.known, found.vocabulary, codes, *contents, *(f for t in tables for f in (t.file, t.scales))]
-    return [*found.graphs.values(), *(name for name in named if name), *found.sha256]
+    return found
 
 
 def checksum(path: Path) -> str:
@@ -292,8 +336,8 @@ class Files:
 
     def check_others(self) -> None:
         """Compare what is not opened, by size and, up to ``check_bytes``, by checksum."""
-        for name in self.manifest["sha256"].keys() - self._opened:
-            if self.manifest["bytes"][name] > self._check_bytes:
+        for name in self.manifest.sha256.keys() - self._opened:
+            if self.manifest.bytes[name] > self._check_bytes:
                 os.close(self._open(name))
             else:
                 self.read(name)
@@ -306,7 +350,7 @@ class Files:
 
     def _open(self, name: str) -> int:
         try:
-            return _open(self.folder / name, self.manifest["bytes"][name])
+            return _open(self.folder / name, self.manifest.bytes[name])
         except OSError as error:
             raise ServingError(f"{self.folder / name}: cannot be read ({error.strerror}); export again") from None
         except ValueError:
@@ -314,10 +358,10 @@ class Files:
 
     def _read(self, name: str) -> bytes:
         with open(self._open(name), "rb") as stream:
-            return stream.read(self.manifest["bytes"][name] + 1)
+            return stream.read(self.manifest.bytes[name] + 1)
 
     def _map(self, name: str) -> mmap.mmap | bytes:
-        content = self._read(name) if self.manifest["bytes"][name] <= MAPPED_BYTES else self._mapped(name)
+        content = self._read(name) if self.manifest.bytes[name] <= MAPPED_BYTES else self._mapped(name)
         if len(content) <= self._check_bytes:
             self._check(name, content)
         else:
@@ -334,7 +378,7 @@ class Files:
 
     def _check(self, name: str, content: mmap.mmap | bytes) -> None:
         self._opened.add(name)
-        if hashlib.sha256(content).hexdigest() != self.manifest["sha256"][name]:
+        if hashlib.sha256(content).hexdigest() != self.manifest.sha256[name]:
             raise self._differs(name)
 
     def _differs(self, name: str) -> ServingError:

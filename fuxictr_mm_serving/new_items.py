@@ -13,7 +13,7 @@ import numpy as np
 
 from fuxictr_mm_serving.errors import ServingError
 from fuxictr_mm_serving.features import ContextField, Items
-from fuxictr_mm_serving.manifest import Files
+from fuxictr_mm_serving.manifest import ContentEntry, Files, IdsEntry, ItemsEntry
 from fuxictr_mm_serving.tables import Ids, check_shape
 
 #: Length below which an embedding is zero.
@@ -73,7 +73,7 @@ class Content:
     content_start: int | None
 
     @classmethod
-    def of(cls, files: Files, entry: Mapping[str, Any], row_dim: int) -> Content:
+    def of(cls, files: Files, entry: ContentEntry, row_dim: int) -> Content:
         """Return the content of an entry of the manifest, for rows of ``row_dim`` columns.
 
         Raises
@@ -81,11 +81,12 @@ class Content:
         ServingError
             It does not fit them.
         """
-        dim, start, content_start = entry["dim"], entry.get("start", 0), entry.get("content_start")
+        dim, start, content_start = entry.dim, entry.start, entry.content_start
         ends = [dim] if content_start is None else [dim, content_start + dim]
-        weight = files.array(entry["file"]) if entry.get("file") else None
-        if weight is not None:
-            check_shape(files, entry["file"], weight, 2, 0)
+        weight = None
+        if entry.file is not None:
+            weight = files.array(entry.file)
+            check_shape(files, entry.file, weight, 2, 0)
             ends.append(start + len(weight))
         if (
             min(dim, start, content_start or 0) < 0
@@ -93,7 +94,7 @@ class Content:
             or (weight is not None and weight.shape[1] != dim)
         ):
             raise ServingError(f"{files.folder}: columns of new items are not in a row of {row_dim}; export again")
-        return cls(dim, entry["norm"], entry["scale"], weight, start, content_start)
+        return cls(dim, entry.norm, entry.scale, weight, start, content_start)
 
     def write(self, row: np.ndarray, what: str, values: Sequence[float]) -> None:
         """Write an embedding into a row of the item table ``(D,)``.
@@ -139,7 +140,7 @@ class IdField:
     embed: Callable[[Sequence[Any], str], np.ndarray]
 
     @classmethod
-    def of(cls, files: Files, entry: Mapping[str, Any], items: Items, ids: Ids | None) -> IdField:
+    def of(cls, files: Files, entry: IdsEntry, items: Items, ids: Ids | None) -> IdField:
         """Return the field of an entry of the manifest.
 
         Raises
@@ -147,15 +148,15 @@ class IdField:
         ServingError
             It does not fit the item table.
         """
-        start, dim, first = entry["start"], entry["dim"], entry.get("items_start")
+        start, dim, own = entry.start, entry.dim, entry.items_start or 0
         field = ContextField.of(files, entry, ids)
 
         def of_items(given: Sequence[Any], what: str) -> np.ndarray:
-            return items.table.rows(np.maximum(items.numbers(given, what), 0))[:, first : first + dim]
+            return items.table.rows(np.maximum(items.numbers(given, what), 0))[:, own : own + dim]
 
-        if max(start, first or 0) + dim > items.table.values.shape[1]:
-            raise ServingError(f"{files.folder}: '{entry['name']}' is not in a row of the items; export again")
-        return cls(start, dim, entry["max_len"], entry["pooling"], field.encode if first is None else of_items)
+        if max(start, own) + dim > items.table.values.shape[1]:
+            raise ServingError(f"{files.folder}: '{entry.name}' is not in a row of the items; export again")
+        return cls(start, dim, entry.max_len, entry.pooling, field.encode if entry.items_start is None else of_items)
 
     def write(self, row: np.ndarray, what: str, ids: Sequence[Any]) -> None:
         """Write the pooled embeddings of ids into a row of the item table ``(D,)``.
@@ -198,14 +199,14 @@ class NewItems:
     words: Mapping[str, Ids] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, files: Files, entry: Mapping[str, Any], items: Items, ids: Mapping[str, Ids]) -> NewItems:
+    def of(cls, files: Files, entry: ItemsEntry, items: Items, ids: Mapping[str, Ids]) -> NewItems:
         """Return those of the manifest's entry of the items, by the vocabularies of columns of texts."""
         row_dim = items.table.values.shape[1]
-        contents = {name: Content.of(files, content, row_dim) for name, content in entry.get("contents", {}).items()}
-        codes = entry.get("codes") or {}
-        fields = {e["name"]: IdField.of(files, e, items, ids.get(e["name"])) for e in entry.get("ids", [])}
-        words = {name: ids[name] for name in entry.get("prepared") or [] if name in ids}
-        return cls(contents, codes.get("columns", {}), codes.get("vocab_sizes", {}), fields, words)
+        contents = {name: Content.of(files, content, row_dim) for name, content in entry.contents.items()}
+        columns, sizes = (entry.codes.columns, entry.codes.vocab_sizes) if entry.codes else ({}, {})
+        fields = {e.name: IdField.of(files, e, items, ids.get(e.name)) for e in entry.ids}
+        words = {name: ids[name] for name in entry.prepared or [] if name in ids}
+        return cls(contents, columns, sizes, fields, words)
 
     def rows(self, items: Sequence[NewItem], unseen: ItemRows) -> ItemRows:
         """Return rows of the items; what is not given is that of an item that training has not seen.

@@ -113,7 +113,7 @@ def check_numbering(export: Export, file: Path, *columns: str) -> None:
         given = json.loads(_metadata(file).get(NUMBERING, b"{}"))
     except ValueError:
         raise ServingError(f"{file}: its metadata {NUMBERING.decode()} are no JSON; prepare it again") from None
-    expected = export.manifest.get("numbering", {})
+    expected = export.manifest.numbering
     for name in sorted({ITEM_ID, *columns} & given.keys() & expected.keys()):
         if given[name] != expected[name]:
             raise ServingError(

@@ -83,7 +83,7 @@ def score_file(
     for name, value in (("processes", processes), ("threads", threads)):
         if value < 1:
             raise ServingError(f"{name}: is {value}, expected 1 or more")
-    labels = read_manifest(folder)["labels"]
+    labels = read_manifest(folder).labels
     scratch = out.parent / f".{out.name}.parts"
     parts = split(rows, part_rows)
     if not (total := sum(part.rows for part in parts)):

@@ -258,7 +258,7 @@ class Server:
         if loaded.damage:
             return answer(503, loaded.damage)
         names = ("experiment", "model", "created", "precision")
-        manifest = {name: loaded.export.manifest[name] for name in names}
+        manifest = {name: getattr(loaded.export.manifest, name) for name in names}
         return JSONResponse({"status": "ready", "version": loaded.version, **manifest})
 
     async def read_metrics(self, _: Request) -> Response:
@@ -286,7 +286,7 @@ class Server:
             "items": exact(items),
             "text_ids": export.items.ids is not None and not export.items.ids.is_integer,
             "context": context,
-            "experiment": export.manifest["experiment"],
+            "experiment": export.manifest.experiment,
             "explains": export.explains,
         }
         return JSONResponse(content)

@@ -159,7 +159,7 @@ class Service:
         """
         context: dict[str, Any] = {}
         for f in export.context:
-            length = f.spec.get("pretrain_dim", 0)
+            length = f.spec.pretrain_dim
             context[f.column] = [0.0] * length if f.type == "embedding" else [] if f.type == "sequence" else 0
             if f.ids is not None and not f.ids.is_integer:
                 context[f.column] = None

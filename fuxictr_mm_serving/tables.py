@@ -6,14 +6,14 @@ Shape letters: I rows of a table, D dim, M requested rows.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from fuxictr_mm_serving.errors import ServingError
-from fuxictr_mm_serving.manifest import Files
+from fuxictr_mm_serving.manifest import Files, TableEntry
 
 #: Number of an id that is not in a vocabulary.
 UNKNOWN = -1
@@ -29,8 +29,8 @@ class Table:
     ----------
     files : Files
         The export.
-    entry : mapping
-        Of the manifest: ``file``, and for 8-bit integers ``scales``, of fields of ``dims`` columns each.
+    entry : TableEntry
+        Of the manifest.
     least : int
         Rows that it must have.
 
@@ -40,17 +40,18 @@ class Table:
         A file is damaged or of another shape.
     """
 
-    def __init__(self, files: Files, entry: Mapping[str, Any], least: int = 0) -> None:
-        self.values = files.array(entry["file"], mapped=True)
-        self.scales = files.array(entry["scales"]) if entry.get("scales") else None
-        check_shape(files, entry["file"], self.values, 2, least)
-        if self.scales is not None:
-            self.scales = self.scales.reshape(len(self.scales), -1)  # an earlier version had one of each row
-            self._dims = entry.get("dims") or [self.values.shape[1]]
-            check_shape(files, entry["scales"], self.scales, 2, len(self.values))
+    def __init__(self, files: Files, entry: TableEntry, least: int = 0) -> None:
+        self.values = files.array(entry.file, mapped=True)
+        self.scales: np.ndarray | None = None
+        check_shape(files, entry.file, self.values, 2, least)
+        if entry.scales is not None:
+            scales = files.array(entry.scales)
+            self.scales = scales.reshape(len(scales), -1)  # an earlier version had one of each row
+            self._dims = entry.dims or [self.values.shape[1]]
+            check_shape(files, entry.scales, self.scales, 2, len(self.values))
             shape = (self.scales.shape[1], self.values.shape[1])
             if min(self._dims) < 0 or (len(self._dims), sum(self._dims)) != shape:
-                raise ServingError(f"{files.folder / entry['scales']}: does not fit its table; export again")
+                raise ServingError(f"{files.folder / entry.scales}: does not fit its table; export again")
 
     def __len__(self) -> int:
         return len(self.values)

@@ -30,7 +30,7 @@ def root_logger() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_dataset() -> Callable[[dict[str, Any]], Any]:
     """Give the dataset of an experiment's parameters, read once, safe to change."""
-    from fuxictr_mm.data.dataset import load_dataset
+    from tests.configs import load_dataset
 
     read: dict[str, Any] = {}
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from fuxictr_mm import compat
-from fuxictr_mm.config import ModelSettings, list_experiments, load_config
+from fuxictr_mm.config import ExperimentConfig, ModelSettings, list_experiments
 from fuxictr_mm.data.schema import parse_features
 from fuxictr_mm.errors import ConfigError, DataError, UserError
 from fuxictr_mm.experiment import Experiment
@@ -486,8 +486,8 @@ def test_the_examples_of_the_documentation_are_right(tmp_path):
     experiments = list_experiments(tmp_path)
     assert len(experiments) == len(blocks) > 0
     for expid in experiments:
-        params = load_config(tmp_path, expid)
-        assert "item_id" in [f.name for f in parse_features(params)]
+        columns = ExperimentConfig.load(tmp_path, expid).columns
+        assert "item_id" in [f.name for f in parse_features(columns)]
 
 
 def test_a_model_that_decides_about_its_checkpoints_itself_does(start, caplog):

@@ -105,14 +105,13 @@ def encoded(config: ExperimentConfig) -> DatasetConfig:
     dataset = config.dataset
     paths = _paths(dataset)
     needs_labels = {split: split != "test" for split in paths}
-    read, _ = as_integers(config.to_dict(), paths, needs_labels, Vocabularies())
-    return dataset.model_copy(update={f"{split}_data": read[f"{split}_data"] for split in paths})
+    read, _ = as_integers(config, paths, needs_labels, Vocabularies())
+    return dataset.model_copy(update={f"{split}_data": read.dataset.path_of(split) for split in paths})
 
 
 def _paths(dataset: DatasetConfig) -> dict[str, str]:
     """Return the files of the splits that the dataset has."""
-    found = {split: getattr(dataset, f"{split}_data") for split in ("train", "valid", "test")}
-    return {split: path for split, path in found.items() if path}
+    return {split: path for split in ("train", "valid", "test") if (path := dataset.path_of(split))}
 
 
 def _column(path: str, name: str) -> np.ndarray:

@@ -57,7 +57,7 @@ class Translation(Numbering):
         users = [(path, name) for path in paths for name in names.columns(path, [USER_ID])]
         has_zero = ids == "vocabulary" or (ids == "auto" and names._zero_is_item(paths))
         numbered = names._number([*keys, *items], keys, MAX_IDS, ids, has_zero)
-        return cls(roles, numbered, names._number(users, users, 2**63, "auto"), label)
+        return cls(roles, numbered, names._number(users, users, 2**63, "auto"), label=label)
 
     def _number(
         self,

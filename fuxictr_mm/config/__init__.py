@@ -4,6 +4,7 @@
 that is wrong is reported in one message. Nothing here imports torch.
 """
 
+from fuxictr_mm.config.columns import Columns
 from fuxictr_mm.config.dataset import PATH_KEYS, DatasetConfig, label_names
 from fuxictr_mm.config.entries import (
     check_id,
@@ -23,7 +24,16 @@ from fuxictr_mm.config.experiment import (
     key_types,
     load_config,
 )  # fmt: skip
-from fuxictr_mm.config.features import COMPUTED_TYPES, Dropout, FeatureConfig, FeatureSpec, LabelConfig, Number, Roles
+from fuxictr_mm.config.features import (
+    COMPUTED_TYPES,
+    Dropout,
+    EncodedFeature,
+    FeatureConfig,
+    FeatureSpec,
+    LabelConfig,
+    Number,
+    Roles,
+)  # fmt: skip
 from fuxictr_mm.config.fingerprints import (
     NAMING_KEYS,
     VOLATILE_KEYS,

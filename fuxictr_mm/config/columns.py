@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, TypeVar, cast
 
 from fuxictr_mm.checking import validate
 from fuxictr_mm.config.features import COMPUTED_TYPES, FeatureConfig, FeatureSpec, Roles
@@ -16,7 +18,7 @@ ITEM_ID = "item_id"
 ITEM_SEQ = "item_seq"
 ITEM_SOURCE = "item"
 
-Column = Mapping[str, Any]
+Entry = TypeVar("Entry", bound=FeatureSpec)
 
 #: Keys that only features of some types have.
 _ONLY_OF = {
@@ -42,34 +44,151 @@ OF_ENCODING = {
 NOT_ENCODED = "but the columns of a dataset with item files are not encoded"
 
 
-def names_of(column: Column) -> list[str]:
+def names_of(entry: FeatureSpec) -> list[str]:
     """Return the names of an entry, which has one or a list of them."""
-    return column["name"] if isinstance(column["name"], list) else [column["name"]]
+    return entry.name if isinstance(entry.name, list) else [entry.name]
 
 
-def merged_columns(params: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the columns of ``feature_cols`` by name, with the changes of ``feature_specs``."""
-    columns = {
-        name: {**column, "name": name} for column in params.get("feature_cols") or [] for name in names_of(column)
+def split_entries(entries: Iterable[FeatureConfig]) -> list[FeatureConfig]:
+    """Return an entry for each column, in place of those with a list of names.
+
+    Examples
+    --------
+    >>> both = FeatureConfig(name=["a", "b"], type="categorical", dtype="int")
+    >>> [entry.name for entry in split_entries([both])]
+    ['a', 'b']
+    """
+    return [entry.model_copy(update={"name": name}) for entry in entries for name in names_of(entry)]
+
+
+def listed_twice(entries: Iterable[FeatureSpec]) -> dict[str, str]:
+    """Return a sentence for each column that has several entries."""
+    listed = Counter(name for entry in entries for name in names_of(entry))
+    return {
+        f"feature_cols.{name}": f"feature_cols: the feature '{name}' is listed twice; keep one of them"
+        for name, times in listed.items()
+        if times > 1
     }
-    for spec in params.get("feature_specs") or []:
-        for name in names_of(spec):
-            columns.get(name, {}).update({k: v for k, v in spec.items() if k != "name"})
-    return columns
 
 
-def used_columns(columns: Mapping[str, dict[str, Any]], params: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the columns of ``use_features``, by default the active ones; meta columns are kept in either case."""
-    used = params.get("use_features")
-    if not used:
-        return {n: c for n, c in columns.items() if c.get("active", True)}
-    meta = [n for n, c in columns.items() if n not in used and c.get("type") == "meta" and c.get("active", True)]
-    return {n: columns[n] for n in [*meta, *used] if n in columns}
-
-
-def is_embedded(column: Column, has_items: bool) -> bool:
+def is_embedded(column: FeatureConfig, has_items: bool) -> bool:
     """Whether the column is a field of every model; one along a history is read as ``batch.context``."""
-    return column.get("embedded", True) and not (has_items and column.get("history"))
+    return column.embedded and not (has_items and column.history)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of an experiment.
+
+    Parameters
+    ----------
+    entries : sequence of FeatureConfig
+        Of the dataset's ``feature_cols``.
+    specs : sequence of FeatureSpec
+        Of ``feature_specs``, the experiment's changes.
+    use : sequence of str
+        Of ``use_features``; empty: all active ones.
+    roles : Roles
+        Of the dataset.
+    item_info : str or list of str, optional
+        Its item files; an empty list where the ids of the target are the items, None where it has none.
+    dataset_id : str
+        For errors.
+    wrong : frozenset of str
+        Columns that are known to be wrong; nothing else is said about them.
+    """
+
+    entries: Sequence[FeatureConfig] = ()
+    specs: Sequence[FeatureSpec] = ()
+    use: Sequence[str] = ()
+    roles: Roles = field(default_factory=Roles)
+    item_info: str | Sequence[str] | None = None
+    dataset_id: str = ""
+    wrong: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Columns:
+        """Return those of flat settings that may be wrong; none at all where an entry has no name."""
+        names = have_names(values)
+        wrong: set[str] = set()
+
+        def parse(kind: type[Entry], key: str) -> list[Entry]:
+            found: list[Entry] = []
+            blank = {"type": None} if kind is FeatureConfig else {}  # which may be what is missing
+            for entry in (values.get(key) or []) if names else []:
+                checked, _ = validate(kind, entry)
+                if checked is not None:
+                    found.append(checked)
+                    continue
+                known = {key: value for key, value in entry.items() if key in kind.model_fields}
+                found.append(cast(Entry, kind.model_construct(**{**blank, **known})))
+                wrong.update(names_of(found[-1]))
+            return found
+
+        entries, specs = parse(FeatureConfig, "feature_cols"), parse(FeatureSpec, "feature_specs")
+        roles = values.get("roles") or {}
+        return cls(
+            entries,
+            specs,
+            values.get("use_features") or (),
+            (validate(Roles, roles)[0] if isinstance(roles, Mapping) else None) or Roles(),
+            values.get("item_info"),
+            str(values.get("dataset_id")),
+            frozenset(wrong),
+        )
+
+    @property
+    def has_items(self) -> bool:
+        """Whether target and history are items."""
+        return self.item_info is not None
+
+    @cached_property
+    def by_name(self) -> dict[str, FeatureConfig]:
+        """The columns by name, with the changes of ``specs``."""
+        columns = {str(column.name): column for column in split_entries(self.entries)}
+        for spec in self.specs:
+            changes = {key: getattr(spec, key) for key in spec.model_fields_set if key != "name"}
+            columns |= {n: columns[n].model_copy(update=changes) for n in names_of(spec) if n in columns}
+        return columns
+
+    @cached_property
+    def used(self) -> dict[str, FeatureConfig]:
+        """The columns of ``use``, by default the active ones; meta columns are kept in either case."""
+        if not self.use:
+            return {n: c for n, c in self.by_name.items() if c.active}
+        meta = [n for n, c in self.by_name.items() if n not in self.use and c.type == "meta" and c.active]
+        return {n: self.by_name[n] for n in [*meta, *self.use] if n in self.by_name}
+
+    def problems(self) -> dict[str, str]:
+        """Return a sentence for everything that is wrong with the columns."""
+        where, has_items, roles = f"dataset {self.dataset_id}", self.has_items, self.roles
+        problems = listed_twice(self.entries)
+        named = {"use_features": self.use, "feature_specs": [n for spec in self.specs for n in names_of(spec)]}
+        for key, names in named.items():
+            for name in [name for name in names if name not in self.by_name]:
+                problems[f"{key}.{name}"] = _unknown(name, self.by_name, key, where)
+        for name, role in ((ITEM_ID, "target"), (ITEM_SEQ, "history")):
+            if name in self.used and name != getattr(roles, role):
+                problems[f"roles.{role}"] = (
+                    f"{where}: the feature '{name}' has not the role {role}, which {getattr(roles, role)} has, and "
+                    "models give that this name; rename the column"
+                )
+        earlier = set(self.wrong)
+        for name, column in self.used.items():
+            if name in self.wrong:
+                continue
+            rules = [*_of_type(column), *_of_table(column), *_of_shared(column, self.used, earlier, where)]
+            if column.type == "similarity" and column.of not in self.wrong:
+                rules += _of_compared(column, self.by_name, has_items, where)
+            if self.item_info:
+                rules += _of_files(column)
+            if has_items:
+                rules += _of_roles(column, roles)
+            for key, sentence in rules:
+                problems[f"feature {name}.{key}"] = f"feature '{name}': {sentence}"
+            if is_embedded(column, has_items):
+                earlier.add(name)
+        return problems
 
 
 def have_names(values: Mapping[str, Any]) -> bool:
@@ -89,73 +208,15 @@ def problems_of_entries(values: Mapping[str, Any]) -> dict[str, str]:
     are not known to be those of its columns before it is encoded.
     """
     roles, used = values.get("roles") or {}, values.get("use_features") or []
-    found = validate(Roles, roles)[0] if isinstance(roles, Mapping) else None
     are_names = isinstance(used, list | tuple) and all(isinstance(name, str) for name in used)
-    if not values.get("feature_cols") or not have_names(values) or not are_names or found is None:
+    are_roles = isinstance(roles, Mapping) and validate(Roles, roles)[0] is not None
+    if not values.get("feature_cols") or not have_names(values) or not are_names or not are_roles:
         return {}
-    wrong = {
-        name
-        for key, kind in (("feature_cols", FeatureConfig), ("feature_specs", FeatureSpec))
-        for entry in values.get(key) or []
-        if validate(kind, entry)[0] is None
-        for name in names_of(entry)
-    }
-    if values.get("item_info") is None:
-        wrong.update((found.history, *found.histories) if roles else ())
-        values = {**values, "roles": {}}
-    return column_problems(values, wrong)
-
-
-def column_problems(params: Mapping[str, Any], wrong: Collection[str] = ()) -> dict[str, str]:
-    """Return a sentence for everything that is wrong with the columns of an experiment.
-
-    Parameters
-    ----------
-    params : mapping
-        Flat settings.
-    wrong : collection of str
-        Columns that are known to be wrong; nothing else is said about them.
-    """
-    where = f"dataset {params.get('dataset_id')}"
-    listed = Counter(name for column in params["feature_cols"] for name in names_of(column))
-    problems = {
-        f"feature_cols.{name}": f"feature_cols: the feature '{name}' is listed twice; keep one of them"
-        for name, times in listed.items()
-        if times > 1
-    }
-    named = {
-        "use_features": params.get("use_features") or [],
-        "feature_specs": [name for spec in params.get("feature_specs") or [] for name in names_of(spec)],
-    }
-    for key, names in named.items():
-        for name in [name for name in names if name not in listed]:
-            problems[f"{key}.{name}"] = _unknown(name, listed, key, where)
-    columns = merged_columns(params)
-    used = used_columns(columns, params)
-    roles = Roles.of(params)
-    for name, role in ((ITEM_ID, "target"), (ITEM_SEQ, "history")):
-        if name in used and name != getattr(roles, role):
-            problems[f"roles.{role}"] = (
-                f"{where}: the feature '{name}' has not the role {role}, which {getattr(roles, role)} has, and models "
-                "give that this name; rename the column"
-            )
-    has_items = params.get("item_info") is not None
-    earlier = set(wrong)
-    for name, column in used.items():
-        if name in wrong:
-            continue
-        rules = [*_of_type(column), *_of_table(column), *_of_shared(column, used, earlier, where)]
-        if column["type"] == "similarity" and column.get("of") not in wrong:
-            rules += _of_compared(column, columns, has_items, where)
-        if params.get("item_info"):
-            rules += _of_files(column)
-        if has_items:
-            rules += _of_roles(column, roles)
-        for key, sentence in rules:
-            problems[f"feature {name}.{key}"] = f"feature '{name}': {sentence}"
-        if is_embedded(column, has_items):
-            earlier.add(name)
-    return problems
+    columns = Columns.of(values)
+    if not columns.has_items:
+        histories = (columns.roles.history, *columns.roles.histories) if roles else ()
+        columns = replace(columns, roles=Roles(), wrong=columns.wrong.union(histories))
+    return columns.problems()
 
 
 def _unknown(name: str, known: Collection[str], what: str, where: str) -> str:
@@ -164,96 +225,96 @@ def _unknown(name: str, known: Collection[str], what: str, where: str) -> str:
     return f"{what}: {where} has no feature '{name}'{hint}"
 
 
-def _of_type(column: Column) -> Iterator[tuple[str, str]]:
+def _of_type(column: FeatureConfig) -> Iterator[tuple[str, str]]:
     """Yield keys that a feature of the type has not, or has not with this value."""
-    kind = column["type"]
+    kind = column.type
     for key, kinds in _ONLY_OF.items():
-        if column.get(key) is not None and kind not in kinds:
-            yield key, f"{key} is {column[key]}, but its type is {kind}; expected type: {' or '.join(kinds)}"
-    if kind in COMPUTED_TYPES and column.get("source"):
-        yield "source", f"source is {column['source']}, but type: {kind} has no column; leave it out"
-    elif not column.get("embedded", True) and column.get("source") != ITEM_SOURCE:
+        if getattr(column, key) is not None and kind not in kinds:
+            yield key, f"{key} is {getattr(column, key)}, but its type is {kind}; expected type: {' or '.join(kinds)}"
+    if kind in COMPUTED_TYPES and column.source:
+        yield "source", f"source is {column.source}, but type: {kind} has no column; leave it out"
+    elif not column.embedded and column.source != ITEM_SOURCE:
         yield "embedded", f"embedded is False, expected source: {ITEM_SOURCE} with it"
-    if kind == "length" and column.get("vocab_size") == 1:
+    if kind == "length" and column.vocab_size == 1:
         yield "vocab_size", "vocab_size is 1, expected 2 or more: 0 is padding"
 
 
-def _of_table(column: Column) -> Iterator[tuple[str, str]]:
+def _of_table(column: FeatureConfig) -> Iterator[tuple[str, str]]:
     """Yield what does not go with ``table`` and ``sharding``."""
-    kind, table = column["type"], column.get("table")
+    kind, table = column.type, column.table
     if table is not None and kind in _ONLY_OF["table"]:
-        if kind == "embedding" and column.get("freeze_emb", True):
+        if kind == "embedding" and column.freeze_emb:
             fix = "set freeze_emb: False, or leave it out"
             yield "table", f"table is {table}, but its embeddings are frozen; {fix}"
-        elif table == "sharded" and (kind == "embedding" or column.get("pretrained_emb")):
+        elif table == "sharded" and (kind == "embedding" or column.pretrained_emb):
             yield "table", "table is sharded, but it starts from stored embeddings; set table: touched"
-        elif column.get("share_embedding"):
-            shared = column["share_embedding"]
+        elif column.share_embedding:
+            shared = column.share_embedding
             yield "table", f"table is {table}, but it shares the table of {shared}; set it there"
-    if column.get("sharding") is not None and table != "sharded":
+    if column.sharding is not None and table != "sharded":
         fix = "set table: sharded, or leave it out"
-        yield "sharding", f"sharding is {column['sharding']}, but its table is {table or 'auto'}; {fix}"
+        yield "sharding", f"sharding is {column.sharding}, but its table is {table or 'auto'}; {fix}"
 
 
 def _of_shared(
-    column: Column, used: Mapping[str, Column], earlier: Collection[str], where: str
+    column: FeatureConfig, used: Mapping[str, FeatureConfig], earlier: Collection[str], where: str
 ) -> Iterator[tuple[str, str]]:
     """Yield what is wrong with ``share_embedding``."""
-    shared = column.get("share_embedding")
+    shared = column.share_embedding
     if shared is not None and shared not in used:
         yield "share_embedding", _unknown(shared, used, "share_embedding", where)
     elif shared is not None and shared not in earlier:
         # FuxiCTR creates the tables in this order and would silently create a second one.
-        fix = f"list it before '{column['name']}'"
+        fix = f"list it before '{column.name}'"
         yield "share_embedding", f"share_embedding: '{shared}' is listed later, or is not embedded; {fix}"
 
 
 def _of_compared(
-    column: Column, columns: Mapping[str, Column], has_items: bool, where: str
+    column: FeatureConfig, columns: Mapping[str, FeatureConfig], has_items: bool, where: str
 ) -> Iterator[tuple[str, str]]:
     """Yield what is wrong with ``of`` of a similarity."""
-    name = column.get("of")
+    name = column.of
     if not name:
         yield "of", "of is missing; name the frozen embedding that is compared"
     elif name not in columns:
         yield "of", _unknown(name, columns, "of", where)
     else:
-        is_of_items = has_items and columns[name].get("source") == ITEM_SOURCE
-        if columns[name]["type"] != "embedding" or not is_of_items or not columns[name].get("freeze_emb", True):
+        is_of_items = has_items and columns[name].source == ITEM_SOURCE
+        if columns[name].type != "embedding" or not is_of_items or not columns[name].freeze_emb:
             yield "of", f"of is {name}, expected a frozen embedding of items"
 
 
-def _of_files(column: Column) -> Iterator[tuple[str, str]]:
+def _of_files(column: FeatureConfig) -> Iterator[tuple[str, str]]:
     """Yield keys that would have no effect: with item files, columns are read as they are.
 
     Those that ask for what is done anyway are accepted.
     """
-    kind, is_text = column["type"], column.get("dtype") == "str"
+    kind, is_text = column.type, column.dtype == "str"
     done = {"min_categr_count": (None, 0, 1), "remap": (None, True, False) if kind == "meta" else (None, is_text)}
     for key, fix in OF_ENCODING.items():
-        if (given := column.get(key)) not in done.get(key, (None,)):
+        if (given := getattr(column, key)) not in done.get(key, (None,)):
             yield key, f"{key} is {given!r}, {NOT_ENCODED}; {fix}"
     for key, fix in (("fill_na", "fill the column in the files"), ("normalizer", "scale it in the files")):
-        given = column.get(key)
+        given = getattr(column, key)
         if given is not None and kind != "numeric":
             other = ", or set norm: standard" if key == "normalizer" and kind == "embedding" else ""
             yield key, f"{key} is {given!r}, but its type is {kind}; expected type: numeric, {fix}{other}"
         elif key == "fill_na" and given is not None and not _is_finite(given):
             yield key, f"fill_na is {given!r}, expected a finite number for type: numeric"
-    if column.get("normalizer") is not None and column.get("in_item_dict"):
+    if column.normalizer is not None and column.in_item_dict:
         reason = "in_item_dict is True, and the column is in files of both kinds; scale it in the files"
-        yield "in_item_dict", f"normalizer is {column['normalizer']}, but {reason}"
+        yield "in_item_dict", f"normalizer is {column.normalizer}, but {reason}"
 
 
-def _of_roles(column: Column, roles: Roles) -> Iterator[tuple[str, str]]:
+def _of_roles(column: FeatureConfig, roles: Roles) -> Iterator[tuple[str, str]]:
     """Yield what does not go with the column's role, or with its history's."""
-    name, kind, source = column["name"], column["type"], column.get("source", "")
+    name, kind, source = column.name, column.type, column.source
     if name == roles.target and source != ITEM_SOURCE and kind != "meta":
         yield "source", f"source is '{source}', expected source: {ITEM_SOURCE} for the target"
     histories = [roles.history, *roles.histories]
-    if column.get("history") is not None and column["history"] not in histories:
+    if column.history is not None and column.history not in histories:
         expected = f"expected a column with the role history or histories ({', '.join(histories)})"
-        yield "history", f"history is {column['history']}, {expected}"
+        yield "history", f"history is {column.history}, {expected}"
     if name in roles.histories and kind != "meta":
         yield "type", f"type is {kind}, a history has type: meta"
 

@@ -80,6 +80,18 @@ class DatasetConfig(Settings):
     data_block_size: int = Field(0, description=NO_EFFECT)
     num_buckets: int | None = Field(None, description=NO_EFFECT)
 
+    def path_of(self, split: str) -> str | None:
+        """Return the path of ``train``, ``valid`` or ``test``."""
+        path: str | None = getattr(self, f"{split}_data")
+        return path
+
+    @property
+    def labels(self) -> list[LabelConfig]:
+        """The label columns, one for each task; none for a dataset whose entry has none."""
+        if self.label_col is None:
+            return []
+        return self.label_col if isinstance(self.label_col, list) else [self.label_col]
+
     @property
     def item_files(self) -> list[str]:
         """The item files, an empty list without any."""
@@ -88,9 +100,7 @@ class DatasetConfig(Settings):
     @property
     def label_names(self) -> list[str]:
         """Names of the label columns, one for each task; empty for a dataset whose entry has none."""
-        if self.label_col is None:
-            return []
-        return [label.name for label in (self.label_col if isinstance(self.label_col, list) else [self.label_col])]
+        return [label.name for label in self.labels]
 
     def require_one_label(self, command: str) -> str:
         """Return the name of the label, and refuse a dataset with several or none.

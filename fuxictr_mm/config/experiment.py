@@ -22,7 +22,7 @@ from fuxictr_mm.checking import (
     unknown_key,
     validate,
 )
-from fuxictr_mm.config.columns import problems_of_entries
+from fuxictr_mm.config.columns import Columns, problems_of_entries
 from fuxictr_mm.config.dataset import NO_EFFECT, PATH_KEYS, DatasetConfig, label_names
 from fuxictr_mm.config.entries import load_dataset_config, load_model_config, resolve_paths
 from fuxictr_mm.config.features import Dropout, FeatureSpec
@@ -285,6 +285,29 @@ class ExperimentConfig(ModelSettings):
         own = self.model_dump(exclude_unset=True, exclude={"expid", "dataset", "model_settings"})
         dataset = self.dataset.model_dump(exclude_unset=True)
         return {**DEFAULTS, **own, **dataset, **self.model_settings, "model_id": self.expid}
+
+    @property
+    def columns(self) -> Columns:
+        """The columns: the features of the dataset, with the changes of ``feature_specs``."""
+        dataset, specs, use = self.dataset, self.feature_specs or (), self.use_features or ()
+        return Columns(dataset.feature_cols or (), specs, use, dataset.roles, dataset.item_info, self.dataset_id)
+
+    def with_dataset(self, **settings: Any) -> ExperimentConfig:
+        """Return the configuration with other settings of the dataset, which are not checked."""
+        return self.model_copy(update={"dataset": self.dataset.model_copy(update=settings)})
+
+    def require_split(self, split: str) -> str:
+        """Return the path of a split.
+
+        Raises
+        ------
+        ConfigError
+            The dataset does not have it.
+        """
+        path = self.dataset.path_of(split)
+        if not path:
+            raise ConfigError(f"dataset {self.dataset_id}: {split}_data is missing; name the split's file")
+        return path
 
     def model_arguments(self) -> dict[str, Any]:
         """Return the keywords for the constructor of the model, flat, as FuxiCTR passes them."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt, ValidationInfo, field_validator
@@ -165,6 +165,14 @@ class FeatureConfig(FeatureSpec):
         return kind
 
 
+class EncodedFeature(FeatureConfig):
+    """An entry of ``feature_cols`` for files that are encoded; it is made of a checked one."""
+
+    pretrained: dict[str, Any] | None = Field(
+        None, description="FuxiCTR's settings of a file of embeddings that the embedding table starts from."
+    )
+
+
 class LabelConfig(Settings):
     """A label column."""
 
@@ -221,11 +229,6 @@ class Roles(Settings):
         if other is not None:
             raise ConfigError(f"{info.field_name}: is the column '{column}', as is {other}; expected one for each role")
         return column
-
-    @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Roles:
-        """Return those of flat settings."""
-        return cls.read(values.get("roles") or {}, "roles")
 
     @classmethod
     def parse(cls, words: Sequence[str] | None) -> Roles:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from fuxictr.features import FeatureMap
 
-from fuxictr_mm.config import Roles, kind_of_task, label_names
+from fuxictr_mm.config import DatasetConfig, ExperimentConfig, kind_of_task
 from fuxictr_mm.data.decoding import is_zero_padded
 from fuxictr_mm.data.feature_map import build_feature_map
 from fuxictr_mm.data.interaction_files import InteractionFiles, Summary
@@ -52,7 +51,7 @@ class Dataset:
 
 
 def load_dataset(
-    params: Mapping[str, Any],
+    config: ExperimentConfig,
     needs_labels: Mapping[str, bool | None],
     vocabularies: Vocabularies | None = None,
     shard: Shard | None = None,
@@ -61,8 +60,8 @@ def load_dataset(
 
     Parameters
     ----------
-    params : mapping
-        Checked parameters of an experiment.
+    config : ExperimentConfig
+        Of the experiment.
     needs_labels : mapping of str to bool or None
         Which of ``train``, ``valid`` and ``test`` to read, and whether each must have labels; None: they are not read.
     vocabularies : Vocabularies, optional
@@ -77,57 +76,22 @@ def load_dataset(
     """
     started = time.perf_counter()
     shard = Shard() if shard is None else shard
-    features = parse_features(params)
-    names = {f.name for f in features}
-    has_items = params.get("item_info") is not None
-    if has_items and ITEM_ID not in names:
-        features.append(Feature(ITEM_ID, "meta", ITEM_SOURCE))
-    if params.get("group_id") and params["group_id"] not in names:
-        # FuxiCTR's models look up every column of a batch in the feature map.
-        features.append(Feature(params["group_id"], "meta"))
+    features = _features(config)
     for split in needs_labels:
-        if not params.get(f"{split}_data"):
-            raise ConfigError(f"dataset {params['dataset_id']}: {split}_data is missing; name the split's file")
-    roles, ids = Roles.of(params), params.get("ids", "auto")
+        config.require_split(split)
     vocabularies = Vocabularies() if vocabularies is None else vocabularies
-    items = _ids_only(features)
-    if params.get("item_info"):
-        items = ItemTable.from_parquet(
-            params["item_info"],
-            features,
-            target=roles.target,
-            ids=ids,
-            vocabularies=vocabularies,
-            zero_is_padding=partial(_zero_is_padding, params, needs_labels, roles.history),
-        )
+    items = _read_items(config, features, needs_labels, vocabularies)
+    roles, ids = config.dataset.roles, config.dataset.ids
     encoding = Encoding(roles.target, roles.history, Vocabularies(), 2 if ids == "vocabulary" else 1)
-
-    labels = label_names(params)
-    monitor = params.get("monitor", "AUC")
-    metrics = [*params.get("metrics", ()), *([monitor] if isinstance(monitor, str) else monitor)]
-
-    def files_of(split: str, needs_label: bool | None) -> InteractionFiles:
-        return InteractionFiles(
-            path_of(params[f"{split}_data"]),
-            features,
-            items.known.numpy(),
-            labels=() if needs_label is None else labels,
-            group_id=params.get("group_id"),
-            max_len=params.get("max_len"),
-            needs_label=bool(needs_label),
-            binary_label=kind_of_task(params.get("task", "binary_classification")) == "binary_classification",
-            both_classes=split == "train" or len(labels) > 1 or not all(map(takes_one_class, metrics)),
-            encoding=encoding,
-            has_items=has_items,
-        )
-
+    files_of = partial(_files_of, config, features, items, encoding)
     files = {split: files_of(split, needs_label) for split, needs_label in needs_labels.items()}
-    if params.get("item_info"):
+    if config.dataset.item_files:
         row_files = [pair for split in files.values() for pair in split.metadata.items()]
-        check_numbering(params["item_info"], row_files, features, vocabularies)
+        check_numbering(config.dataset.item_files, row_files, features, vocabularies)
     for split, needs_label in needs_labels.items():
-        for name in [name for name in labels if needs_label is None and files[split].has_column(name)]:
-            logger.info(f"{files[split].path}: {name} is not read, scoring needs no label")
+        for name in config.dataset.label_names if needs_label is None else ():
+            if files[split].has_column(name):
+                logger.info(f"{files[split].path}: {name} is not read, scoring needs no label")
     of_ids = [(file.path, f) for file in files.values() for f in file.columns_of_ids(ids == "vocabulary")]
     for path, feature in of_ids:
         _refuse_texts(path, feature, vocabularies)
@@ -135,13 +99,13 @@ def load_dataset(
         vocabularies.of(feature.name, build, feature.column)
     for feature in [f for f in features if f.is_context and f.normalizer is not None]:
         moments = partial(lambda of: files_of("train", False).moments(of), feature)
-        where = f"{params.get('train_data')}: {feature.column}"
+        where = f"{config.dataset.train_data}: {feature.column}"
         encoding.scales[feature.name] = scale_of(feature, vocabularies, moments, where)
     encoding.vocabularies.update(vocabularies)
     if items.vocabulary is not None:
         encoding.vocabularies[ITEM_ID] = items.vocabulary
     own = {split: _own_rows(file, shard, split == "train") for split, file in files.items()}
-    fitting = choose_in_memory(own, params.get("resident", "auto"), device_of(params.get("gpu", -1)))
+    fitting = choose_in_memory(own, config.resident, device_of(config.gpu))
     # Of all processes, because the order of the rows depends on it.
     resident = set.intersection(*map(set, shard.exchange(sorted(fitting))))
     tables = {split: _read(own[split], split in resident, shard) for split in needs_labels}
@@ -149,21 +113,88 @@ def load_dataset(
     summaries = {split: summary for split, (_, summary) in tables.items()}
     _check_dims(features, summaries)
     features = complete(features, dims, _vocabulary_sizes(features, items, summaries, vocabularies))
-    feature_map = build_feature_map(features, params)
+    _log_splits(config, files, summaries, resident)
+    logger.info("Items: %d. Files read in %.1f s.", items.num_items - 1, time.perf_counter() - started)
+    splits = {split: table for split, (table, _) in tables.items()}
+    if "train" in splits and "train" not in resident:
+        splits["train"] = files["train"]  # of which the loader reads the streams of this process
+    feature_map = build_feature_map(features, config)
+    return Dataset(features, feature_map, items, splits, summaries, vocabularies, files)
+
+
+def _features(config: ExperimentConfig) -> list[Feature]:
+    """Return the features, with the item id and the group where no column lists them."""
+    features = parse_features(config.columns)
+    names = {f.name for f in features}
+    if config.columns.has_items and ITEM_ID not in names:
+        features.append(Feature(ITEM_ID, "meta", ITEM_SOURCE))
+    if config.group_id and config.group_id not in names:
+        # FuxiCTR's models look up every column of a batch in the feature map.
+        features.append(Feature(config.group_id, "meta"))
+    return features
+
+
+def _read_items(
+    config: ExperimentConfig, features: Sequence[Feature], splits: Iterable[str], vocabularies: Vocabularies
+) -> ItemTable:
+    """Return the items of the item files, else those that the ids of the interactions are."""
+    dataset = config.dataset
+    if not dataset.item_info:
+        return _ids_only(features)
+    return ItemTable.from_parquet(
+        dataset.item_info,
+        features,
+        target=dataset.roles.target,
+        ids=dataset.ids,
+        vocabularies=vocabularies,
+        zero_is_padding=partial(_zero_is_padding, dataset, splits),
+    )
+
+
+def _files_of(
+    config: ExperimentConfig,
+    features: Sequence[Feature],
+    items: ItemTable,
+    encoding: Encoding,
+    split: str,
+    needs_label: bool | None,
+) -> InteractionFiles:
+    """Return the files of a split."""
+    labels, monitor = config.dataset.label_names, config.monitor
+    metrics = [*config.metrics, *([monitor] if isinstance(monitor, str) else monitor)]
+    return InteractionFiles(
+        path_of(config.require_split(split)),
+        features,
+        items.known.numpy(),
+        labels=() if needs_label is None else labels,
+        group_id=config.group_id,
+        max_len=config.max_len,
+        needs_label=bool(needs_label),
+        binary_label=kind_of_task(config.task) == "binary_classification",
+        both_classes=split == "train" or len(labels) > 1 or not all(map(takes_one_class, metrics)),
+        encoding=encoding,
+        has_items=config.columns.has_items,
+    )
+
+
+def _log_splits(
+    config: ExperimentConfig,
+    files: Mapping[str, InteractionFiles],
+    summaries: Mapping[str, Summary],
+    resident: Collection[str],
+) -> None:
+    """Log the sizes of the splits, and warn of rows without a group."""
     for split, summary in summaries.items():
-        history = f"{summary.num_history_items / summary.num_rows:.2f} history items each, " if has_items else ""
+        history = ""
+        if config.columns.has_items:
+            history = f"{summary.num_history_items / summary.num_rows:.2f} history items each, "
         where = "in memory" if split in resident else "streamed"
         logger.info(f"{split}: {summary.num_rows} rows, {history}{where} ({files[split].path})")
         if split != "train" and summary.labels and summary.without_group:
             logger.warning(
                 f"{files[split].path}: {summary.without_group} of {summary.num_rows} rows have no "
-                f"{params['group_id']}; they do not count in metrics within groups"
+                f"{config.group_id}; they do not count in metrics within groups"
             )
-    logger.info("Items: %d. Files read in %.1f s.", items.num_items - 1, time.perf_counter() - started)
-    splits = {split: table for split, (table, _) in tables.items()}
-    if "train" in splits and "train" not in resident:
-        splits["train"] = files["train"]  # of which the loader reads the streams of this process
-    return Dataset(features, feature_map, items, splits, summaries, vocabularies, files)
 
 
 def _refuse_texts(path: Path, feature: Feature, vocabularies: Vocabularies) -> None:
@@ -175,12 +206,12 @@ def _refuse_texts(path: Path, feature: Feature, vocabularies: Vocabularies) -> N
         )
 
 
-def _zero_is_padding(params: Mapping[str, Any], splits: Iterable[str], history: str) -> bool:
+def _zero_is_padding(dataset: DatasetConfig, splits: Iterable[str]) -> bool:
     """Whether histories are padded with 0, by the training split or, where it is missing, the first that is read."""
     for split in ("train", *splits):
-        path = params.get(f"{split}_data")
+        path = dataset.path_of(split)
         if path and (path_of(path).exists() or path_of(f"{path}.parquet").exists()):
-            return is_zero_padded(path, history)
+            return is_zero_padded(path, dataset.roles.history)
     return False
 
 

@@ -5,30 +5,31 @@ from __future__ import annotations
 import copy
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from fuxictr.features import FeatureMap
 
-from fuxictr_mm.config import label_names
+from fuxictr_mm.config import ExperimentConfig
 from fuxictr_mm.data.schema import Feature
 
 logger = logging.getLogger(__name__)
 
 
-def build_feature_map(features: Sequence[Feature], params: Mapping[str, Any]) -> FeatureMap:
+def build_feature_map(features: Sequence[Feature], config: ExperimentConfig) -> FeatureMap:
     """Return FuxiCTR's FeatureMap of these features.
 
     It is built for every run, so it never belongs to an older configuration.
     """
-    dataset_id = params["dataset_id"]
-    feature_map = FeatureMap(dataset_id, os.path.join(params.get("data_root") or ".", dataset_id))
-    feature_map.labels = label_names(params)
-    feature_map.group_id = params.get("group_id")
-    feature_map.default_emb_dim = params.get("embedding_dim")
+    dataset_id = config.dataset_id
+    feature_map = FeatureMap(dataset_id, os.path.join(config.dataset.data_root or ".", dataset_id))
+    feature_map.labels = config.dataset.label_names
+    feature_map.group_id = config.group_id
+    # A FuxiCTR model has a default of its own.
+    feature_map.default_emb_dim = config.embedding_dim if "embedding_dim" in config.model_fields_set else None
     for feature in features:
         if feature.embedded:
-            feature_map.features[feature.name] = _fuxictr_spec(feature, params.get("max_len"))
+            feature_map.features[feature.name] = _fuxictr_spec(feature, config.max_len)
     specs = feature_map.features
     for spec in specs.values():
         if "share_embedding" in spec:

@@ -144,32 +144,7 @@ class ItemTable(nn.Module):
         vocabularies = Vocabularies() if vocabularies is None else vocabularies
         wanted = {f.name: f for f in features if (f.is_item or f.in_item_dict) and f.name != ITEM_ID}
         limit = next((f.vocab_size for f in features if f.name == ITEM_ID), None)
-        found: dict[str, list[Part]] = {}
-        read: list[Part] = []
-        absent: list[MissingFileError] = []
-        for path in [paths] if isinstance(paths, str | os.PathLike) else paths:
-            missing = {n: f for n, f in wanted.items() if n not in found}
-            if read and not missing:
-                break
-            try:
-                files = parquet.part_files(path)
-            except MissingFileError as error:
-                # A later file may hold all that is wanted.
-                absent.append(error)
-                continue
-            parts = [part for part in (read_part(file, missing, target) for file in files) if len(part.keys)]
-            if not parts:
-                raise DataError(f"{path}: no rows, expected one per item")
-            read += parts
-            for part in parts:
-                for name in (*part.columns, *part.of_ids):
-                    found.setdefault(name, []).append(part)
-        if absent and not (read and wanted.keys() <= found.keys()):
-            raise absent[0]
-        for name in wanted:
-            if name not in found:
-                present = sorted({c for part in read for c in part.present})
-                parquet.require_columns(", ".join(str(part.path) for part in read), present, [name])
+        read, found = _read_parts(paths, wanted, target)
         num_trained = items_of = None
         reason = why_vocabulary(read, found, limit, ids, vocabularies, zero_is_padding)
         known_items = next((part.known_items for part in read if part.known_items is not None), None)
@@ -201,6 +176,45 @@ class ItemTable(nn.Module):
         columns = {n: _assemble(f, found[n], known, items_of, num_trained, vocabularies) for n, f in wanted.items()}
         scales = {name: wanted[name].scale for name, column in columns.items() if column.dtype == torch.int8}
         return cls(columns, torch.from_numpy(known), num_trained, items_of, scales)
+
+
+def _read_parts(
+    paths: str | Sequence[str], wanted: Mapping[str, Feature], target: str
+) -> tuple[list[Part], dict[str, list[Part]]]:
+    """Return all part files that are read, and those that have each wanted column.
+
+    Raises
+    ------
+    DataError, MissingFileError
+        A file or a column is missing, or a file has no rows.
+    """
+    found: dict[str, list[Part]] = {}
+    read: list[Part] = []
+    absent: list[MissingFileError] = []
+    for path in [paths] if isinstance(paths, str | os.PathLike) else paths:
+        missing = {n: f for n, f in wanted.items() if n not in found}
+        if read and not missing:
+            break
+        try:
+            files = parquet.part_files(path)
+        except MissingFileError as error:
+            # A later file may hold all that is wanted.
+            absent.append(error)
+            continue
+        parts = [part for part in (read_part(file, missing, target) for file in files) if len(part.keys)]
+        if not parts:
+            raise DataError(f"{path}: no rows, expected one per item")
+        read += parts
+        for part in parts:
+            for name in (*part.columns, *part.of_ids):
+                found.setdefault(name, []).append(part)
+    if absent and not (read and wanted.keys() <= found.keys()):
+        raise absent[0]
+    for name in wanted:
+        if name not in found:
+            present = sorted({c for part in read for c in part.present})
+            parquet.require_columns(", ".join(str(part.path) for part in read), present, [name])
+    return read, found
 
 
 def _assemble(

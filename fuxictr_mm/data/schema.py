@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fuxictr_mm.config import COMPUTED_TYPES, Roles
+from fuxictr_mm.config import COMPUTED_TYPES, Columns, EncodedFeature, FeatureConfig, Roles
 from fuxictr_mm.config.columns import ITEM_ID as ITEM_ID
 from fuxictr_mm.config.columns import ITEM_SEQ as ITEM_SEQ
 from fuxictr_mm.config.columns import ITEM_SOURCE as ITEM_SOURCE
-from fuxictr_mm.config.columns import column_problems, is_embedded, merged_columns, used_columns
+from fuxictr_mm.config.columns import is_embedded
 from fuxictr_mm.errors import ConfigError
 
 
@@ -151,27 +151,26 @@ def key_of_items(target: str, present: Sequence[str]) -> str:
     return target if target in present or ITEM_ID not in present else ITEM_ID
 
 
-def parse_features(params: Mapping[str, Any]) -> list[Feature]:
+def parse_features(columns: Columns) -> list[Feature]:
     """Return the features that an experiment uses, in the order of ``feature_cols`` (or of ``use_features``).
 
     Raises
     ------
     ConfigError
-        All that ``column_problems`` finds, in one line.
+        All that is wrong with the columns, in one line.
     """
-    if problems := column_problems(params):
+    if problems := columns.problems():
         raise ConfigError("; ".join(problems.values()))
-    roles, has_items = Roles.of(params), params.get("item_info") is not None
-    columns = merged_columns(params)
     features: list[Feature] = []
-    for column in used_columns(columns, params).values():
-        feature = _feature(column, has_items)
-        if params.get("item_info"):  # columns of other datasets are filled and scaled when they are encoded
-            feature = replace(feature, fill_na=column.get("fill_na"), normalizer=column.get("normalizer"))
-        features.append(_named_by_role(feature, roles))
-    if has_items:
-        features = _with_histories(features, roles.histories)
-    return features + _compared_embeddings(features, columns)
+    for column in columns.used.values():
+        feature = _feature(column, columns.has_items)
+        if columns.item_info:  # columns of other datasets are filled and scaled when they are encoded
+            fill = None if column.fill_na is None else float(column.fill_na)
+            feature = replace(feature, fill_na=fill, normalizer=column.normalizer)
+        features.append(_named_by_role(feature, columns.roles))
+    if columns.has_items:
+        features = _with_histories(features, columns.roles.histories)
+    return features + _compared_embeddings(features, columns.by_name)
 
 
 def _with_histories(features: Sequence[Feature], names: Sequence[str]) -> list[Feature]:
@@ -190,7 +189,7 @@ def _named_by_role(feature: Feature, roles: Roles) -> Feature:
     return replace(feature, name=name, on_disk=on_disk, share_embedding=shared)
 
 
-def _compared_embeddings(features: Sequence[Feature], columns: Mapping[str, Mapping[str, Any]]) -> list[Feature]:
+def _compared_embeddings(features: Sequence[Feature], columns: Mapping[str, FeatureConfig]) -> list[Feature]:
     """Return the embeddings that only similarities read."""
     compared = [_feature(columns[str(f.of)], f.has_items) for f in features if f.type == "similarity"]
     names = [f.name for f in features]
@@ -200,27 +199,28 @@ def _compared_embeddings(features: Sequence[Feature], columns: Mapping[str, Mapp
 #: Settings of a column that its feature has under the same name and with the same default.
 _AS_GIVEN = (
     "source", "vocab_size", "max_len", "embedding_dim", "pretrain_dim", "freeze_emb", "share_embedding",
-    "emb_output_dim", "in_item_dict", "norm", "scale", "dropout", "of", "padding", "table", "sharding", "pretrained",
+    "emb_output_dim", "in_item_dict", "norm", "scale", "dropout", "of", "padding", "table", "sharding", "padding_idx",
 )  # fmt: skip
 
 
-def _feature(column: Mapping[str, Any], has_items: bool) -> Feature:
-    kind = column["type"]
-    encoder = column.get("feature_encoder", "layers.MaskedAveragePooling()" if kind == "sequence" else None)
+def _feature(column: FeatureConfig, has_items: bool) -> Feature:
+    kind, encoder = column.type, column.feature_encoder
+    if kind == "sequence" and "feature_encoder" not in column.model_fields_set:
+        encoder = "layers.MaskedAveragePooling()"
     if isinstance(encoder, str) and encoder.lower() in ("null", "none"):
         encoder = None
     return Feature(
-        name=column["name"],
+        name=str(column.name),
         type=kind,
         feature_encoder=encoder,
-        padding_idx=column.get("padding_idx", 0),
         embedded=is_embedded(column, has_items),
-        statistics=tuple(column.get("statistics") or ("mean", "max")) if kind == "similarity" else (),
+        statistics=tuple(column.statistics or ("mean", "max")) if kind == "similarity" else (),
         has_items=has_items,
-        history=column.get("history") if has_items else None,
-        is_number=column.get("history") is not None and column.get("dtype") == "float",
-        is_text=column.get("dtype") == "str",
-        **{key: column[key] for key in _AS_GIVEN if column.get(key) is not None},
+        history=column.history if has_items else None,
+        is_number=column.history is not None and column.dtype == "float",
+        is_text=column.dtype == "str",
+        pretrained=column.pretrained if isinstance(column, EncodedFeature) else None,
+        **{key: value for key in _AS_GIVEN if (value := getattr(column, key)) is not None},
     )
 
 

@@ -14,6 +14,8 @@ from typing import Any
 
 import polars as pl
 
+from fuxictr_mm.config import DatasetConfig, FeatureSpec
+from fuxictr_mm.config.columns import listed_twice, split_entries
 from fuxictr_mm.data.fingerprint import hash_files
 from fuxictr_mm.data.parquet import SEPARATORS, open_parquet, part_files, require_columns
 from fuxictr_mm.encoding.csv_files import (
@@ -61,35 +63,35 @@ class Column:
 
     Parameters
     ----------
-    spec : mapping
-        Its entry of ``feature_cols``, or one of ``label_col`` with ``type: label``.
+    spec : FeatureSpec
+        Its entry of ``feature_cols``; of a label, the name, type and ``fill_na`` of its entry of ``label_col``.
     copied : str, optional
         The ``dtype`` of a column of numbers that ``copy_from`` copies: texts are then those of the numbers, so that 1
         and 1.0 are one value.
     """
 
-    spec: Mapping[str, Any]
+    spec: FeatureSpec
     copied: str | None = None
 
     @property
     def name(self) -> str:
         """Name of the encoded column."""
-        return self.spec["name"]
+        return str(self.spec.name)
 
     @property
     def type(self) -> str:
         """Kind of feature, or ``label``."""
-        return self.spec["type"]
+        return self.spec.type or "label"
 
     @property
     def dtype(self) -> str:
         """Type of the stored values; sequences are texts."""
-        return "str" if self.type == "sequence" else self.spec.get("dtype", "float")
+        return "str" if self.type == "sequence" else self.spec.dtype or "float"
 
     @property
     def source(self) -> str:
         """Name of the column of the files."""
-        preprocess = self.spec.get("preprocess")
+        preprocess = self.spec.preprocess
         if not preprocess:
             return self.name
         copied = re.fullmatch(r"copy_from\(([^()]+)\)", preprocess)
@@ -103,19 +105,19 @@ class Column:
     @property
     def missing(self) -> Any:
         """The value that FuxiCTR's tokenizer takes for a missing one."""
-        value = self.spec.get("fill_na")
+        value = self.spec.fill_na
         return "" if value is None else value
 
     @property
     def is_number(self) -> bool:
         """Whether the entries of a sequence along a history are numbers."""
-        return self.type == "sequence" and bool(self.spec.get("history")) and self.spec.get("dtype") == "float"
+        return self.type == "sequence" and bool(self.spec.history) and self.spec.dtype == "float"
 
     @property
     def has_vocabulary(self) -> bool:
         """Whether values are replaced by ids."""
         if self.type == "meta":
-            return self.spec.get("remap") is not False
+            return self.spec.remap is not False
         return self.type in ("categorical", "sequence") and not self.is_number
 
     def merges_integers(self, source: pl.DataType) -> bool:
@@ -127,7 +129,7 @@ class Column:
     @property
     def splitter(self) -> str:
         """What separates the entries of a sequence."""
-        return self.spec.get("splitter") or "^"
+        return self.spec.splitter or "^"
 
     def check(self) -> None:
         """Refuse what FuxiCTR 2.3.10 cannot do either, or does wrong.
@@ -138,18 +140,18 @@ class Column:
             With the feature and the key.
         """
         where = f"feature '{self.name}'"
-        if self.spec.get("category_processor"):
+        if self.spec.category_processor:
             raise ConfigError(
-                f"{where}: category_processor: {self.spec['category_processor']}; FuxiCTR 2.3.10 fails with it, and it "
+                f"{where}: category_processor: {self.spec.category_processor}; FuxiCTR 2.3.10 fails with it, and it "
                 "is not supported here; write the buckets into the files"
             )
-        if self.type in ("categorical", "sequence") and self.spec.get("remap") is False:
+        if self.type in ("categorical", "sequence") and self.spec.remap is False:
             raise ConfigError(
                 f"{where}: remap: False; FuxiCTR 2.3.10 fails with it; leave it out, or give encoded Parquet files"
             )
-        if self.spec.get("pretrained_emb") and self.type not in ("categorical", "sequence"):
+        if self.spec.pretrained_emb and self.type not in ("categorical", "sequence"):
             raise ConfigError(f"{where}: pretrained_emb with type: {self.type}, expected categorical or sequence")
-        if self.spec.get("splitter") == "":
+        if self.spec.splitter == "":
             raise ConfigError(f"{where}: splitter is empty, expected what separates the entries, such as ^")
         if self.dtype == "list" and self.type != "embedding":
             raise ConfigError(f"{where}: dtype is list, expected int, float or str for type: {self.type}")
@@ -175,7 +177,7 @@ class Column:
             values = to_numbers(values, TYPES[self.copied]).cast(pl.String)
         else:
             values = values.cast(TYPES[self.dtype])
-        fill = self.spec.get("fill_na")
+        fill = self.spec.fill_na
         if fill is None and self.type not in ("label", "meta"):  # a row without a group has none
             fill = MISSING[self.dtype]
         if fill is not None:
@@ -188,7 +190,7 @@ class Column:
         return values.alias(self.name)
 
 
-def columns_of(params: Mapping[str, Any]) -> list[Column]:
+def columns_of(dataset: DatasetConfig) -> list[Column]:
     """Return the active features in their order, and the labels.
 
     Raises
@@ -196,19 +198,14 @@ def columns_of(params: Mapping[str, Any]) -> list[Column]:
     ConfigError
         A feature that is listed twice, or a setting that is not supported.
     """
-    found: dict[str, Column] = {}
-    dtypes: dict[str, str] = {}
-    for spec in params["feature_cols"]:
-        for name in spec["name"] if isinstance(spec["name"], list) else [spec["name"]]:
-            if name in found:
-                raise ConfigError(f"feature_cols: the feature '{name}' is listed twice; keep one of them")
-            # Also of those that are not active, where it is given.
-            dtypes[name] = spec.get("dtype", "float" if spec.get("active", True) else "str")
-            if spec.get("active", True):
-                found[name] = Column({**spec, "name": name})
-    given = params["label_col"]
-    labels = [Column({**label, "type": "label"}) for label in (given if isinstance(given, list) else [given])]
-    columns = [*found.values(), *labels]
+    entries = split_entries(dataset.feature_cols or ())
+    if twice := listed_twice(entries):
+        raise ConfigError("; ".join(twice.values()))
+    # Also of those that are not active, where it is given.
+    dtypes = {entry.name: entry.dtype or ("float" if entry.active else "str") for entry in entries}
+    features = [Column(entry) for entry in entries if entry.active]
+    labels = [FeatureSpec.model_construct(**label.model_dump(exclude_unset=True)) for label in dataset.labels]
+    columns = [*features, *map(Column, labels)]
     for place, column in enumerate(columns):
         kind = dtypes.get(column.source)
         if column.source != column.name and column.dtype == "str" and kind in ("int", "float"):
@@ -442,7 +439,7 @@ def _refused(column: Column, source: pl.DataType) -> Iterator[tuple[pl.Expr, str
             is_bad = entries.list.eval((entry != "") & entry.cast(kind, strict=False).is_null()).list.any()
     else:
         return
-    dtype = column.copied or column.spec.get("dtype", "float")
+    dtype = column.copied or column.spec.dtype or "float"
     what, other = ("a number", "str") if source == pl.String else ("an integer", "float")
     is_fixed = column.type == "label" and source == pl.String  # no label is a text
     advice = "" if is_fixed else f", or write dtype: {other} for the column"

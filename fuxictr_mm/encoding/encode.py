@@ -140,7 +140,7 @@ class Encoding:
                 if column.name in named and column.type != "meta":
                     texts = counts.select(pl.col("value").cast(pl.String), "len")
                     by_role[column.name] = texts.filter(pl.col("value") != str(column.missing))
-                least = column.spec.get("min_categr_count")
+                least = column.spec.min_categr_count
                 if column.type == "meta":
                     counts = pl.concat([counts, *(s.counts(column) for s in others if column in s.columns)])
                     counts = counts.group_by("value").agg(pl.col("len").sum())
@@ -152,8 +152,8 @@ class Encoding:
                     own = vocabularies[owner.name].merged(own)
                 vocabularies[owner.name] = own
             if column.type == "sequence":
-                lengths[column.name] = column.spec.get("max_len") or _longest(train, column)
-            if column.type == "numeric" and column.spec.get("normalizer"):
+                lengths[column.name] = column.spec.max_len or _longest(train, column)
+            if column.type == "numeric" and column.spec.normalizer:
                 scales[column.name] = _scale(train, column)
         owners = {c.name: _owner(c, columns).name for c in columns if c.has_vocabulary}
         for name in [name for name in named[1:] if name in by_role and owners[name] == owners.get(named[0])]:
@@ -192,9 +192,7 @@ class Encoding:
         if not all(isinstance(part, dict) for part in found.values()):
             raise DataError(f"{vocabularies.path}: keeps no scales of raw columns; train again")
         words = dict(self.vocabularies)
-        shared = {c.spec.get("share_embedding") for c in columns} | {
-            c.name for c in columns if c.spec.get("share_embedding")
-        }
+        shared = {c.spec.share_embedding for c in columns} | {c.name for c in columns if c.spec.share_embedding}
         is_of_texts = of_texts and "copied" not in vocabularies.settings
         copied = {c.name: c for c in columns if is_of_texts and c.copied and c.name not in shared}
         for name in _numbered(columns):
@@ -203,7 +201,7 @@ class Encoding:
             if name in copied:
                 column = copied[name]
                 numbers = tokens.cast(TYPES[str(column.copied)], strict=False).cast(pl.String)
-                filled = ["", str(column.spec.get("fill_na", ""))]
+                filled = ["", str(column.missing)]
                 if (wrong := tokens.filter(numbers.ne_missing(tokens) & ~tokens.is_in(filled))).len():
                     raise DataError(
                         f"{vocabularies.path}: numbers '{name}' by texts such as {wrong[0]!r}, expected by the numbers "
@@ -269,7 +267,7 @@ def _owner(column: Column, columns: Sequence[Column]) -> Column:
     """Return the column whose embedding table a column uses, its own by default."""
     by_name = {c.name: (place, c) for place, c in enumerate(columns)}
     owner = column
-    while (name := owner.spec.get("share_embedding")) is not None:
+    while (name := owner.spec.share_embedding) is not None:
         where = f"feature '{owner.name}': share_embedding: {name}"
         if name not in by_name or by_name[name][0] >= by_name[owner.name][0]:
             raise ConfigError(f"{where}; expected an active feature that is listed before it")
@@ -289,7 +287,7 @@ def _longest(train: Split, column: Column) -> int:
 def _scale(train: Split, column: Column) -> tuple[float, float]:
     """Return mean and deviation, or minimum and range, of a numeric column."""
     values = pl.col(column.name)
-    if column.spec["normalizer"] == "StandardScaler":
+    if column.spec.normalizer == "StandardScaler":
         mean = values.mean()
         # The mean of many 0.1 is not quite 0.1, and FuxiCTR divides by what is left.
         is_constant = (values.min() == values.max()) & mean.is_finite()

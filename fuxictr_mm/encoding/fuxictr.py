@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fuxictr_mm.config import FeatureSpec, Roles
+from fuxictr_mm.config import EncodedFeature, ExperimentConfig, FeatureConfig, FeatureSpec, LabelConfig, Roles
+from fuxictr_mm.config.columns import split_entries
 from fuxictr_mm.data import dataset
 from fuxictr_mm.data.dataset import Dataset
 from fuxictr_mm.data.remote import is_remote
@@ -27,7 +28,7 @@ PRETRAINED_KEYS = ("pretrained_emb", "pretrain_usage", "pretrain_dim", "freeze_e
 
 
 def load_dataset(
-    params: Mapping[str, Any],
+    config: ExperimentConfig,
     needs_labels: Mapping[str, bool | None],
     vocabularies: Vocabularies | None = None,
     *,
@@ -40,8 +41,8 @@ def load_dataset(
 
     Parameters
     ----------
-    params : mapping
-        Checked parameters of an experiment.
+    config : ExperimentConfig
+        Of the experiment.
     needs_labels : mapping of str to bool or None
         Which splits to read, and whether each must have labels; None: they are not read.
     vocabularies : Vocabularies, optional
@@ -60,45 +61,39 @@ def load_dataset(
     ConfigError, DataError, MissingFileError
         Anything that is wrong with settings or files.
     """
-    if params.get("item_info") is not None:
-        return dataset.load_dataset(
-            params if test_data is None else {**params, "test_data": test_data}, needs_labels, vocabularies, shard
-        )
-    paths: dict[str, str] = {}
-    for split in needs_labels:
-        path = test_data if split == "test" and test_data is not None else params.get(f"{split}_data")
-        if not path:
-            raise ConfigError(f"dataset {params['dataset_id']}: {split}_data is missing; name the split's file")
-        paths[split] = path
-    if params.get("data_format", "parquet") != "parquet" or params.get("rebuild_dataset"):
+    given = config if test_data is None else config.with_dataset(test_data=test_data)
+    if config.dataset.item_info is not None:
+        return dataset.load_dataset(given, needs_labels, vocabularies, shard)
+    paths = {split: given.require_split(split) for split in needs_labels}
+    if config.dataset.data_format != "parquet" or config.dataset.rebuild_dataset:
         for path in filter(is_remote, paths.values()):
             raise ConfigError(f"{path}: is encoded first, and so must be on a disk; copy it there")
     vocabularies = Vocabularies() if vocabularies is None else vocabularies
-    read, folder = as_integers(params, paths, needs_labels, vocabularies, None if test_data is None else scratch)
+    read, folder = as_integers(config, paths, needs_labels, vocabularies, None if test_data is None else scratch)
     read = _without_items(read) if flat else _with_items(read)
     try:
         loaded = dataset.load_dataset(read, needs_labels, vocabularies, shard)
     except DataError as error:  # of what the user has, not of what was made of it
         text = str(error)
         for split, path in paths.items():
-            text = text.replace(str(read[f"{split}_data"]), str(path))
+            text = text.replace(str(read.dataset.path_of(split)), str(path))
         raise type(error)(text) from error
     loaded.feature_map.data_dir = str(folder)  # where FuxiCTR's layers look for files of embeddings
     return loaded
 
 
 def as_integers(
-    params: Mapping[str, Any],
+    config: ExperimentConfig,
     paths: Mapping[str, str],
     needs_labels: Mapping[str, bool | None],
     vocabularies: Vocabularies,
     scratch: Path | None = None,
-) -> tuple[dict[str, Any], Path]:
+) -> tuple[ExperimentConfig, Path]:
     """Encode or convert splits without item files, unless they are Parquet files of integers.
 
     Parameters
     ----------
-    params, needs_labels, vocabularies
+    config, needs_labels, vocabularies
         As in ``load_dataset``; the vocabularies of an encoding are added.
     paths : mapping of str to str
         The splits.
@@ -107,43 +102,42 @@ def as_integers(
 
     Returns
     -------
-    read : dict
-        The parameters that read the result.
+    read : ExperimentConfig
+        That reads the result.
     folder : Path
         Where it is.
     """
-    folder = Path(params.get("data_root") or ".") / params["dataset_id"]
-    form = params.get("data_format", "parquet")
-    read = {**params, **{f"{split}_data": path for split, path in paths.items()}}
-    if form == "csv" or params.get("rebuild_dataset"):
+    dataset = config.dataset
+    folder = Path(dataset.data_root or ".") / config.dataset_id
+    read = config.with_dataset(**{f"{split}_data": path for split, path in paths.items()})
+    if dataset.data_format == "csv" or dataset.rebuild_dataset:
         from fuxictr_mm.encoding.prepare import encode  # polars takes a while to import, and is seldom needed
 
-        changes, folder = encode(params, paths, needs_labels, folder, scratch, vocabularies)
-        return {**read, **changes}, folder
-    read.update(_described(params, folder))
-    _say_what_is_ignored(params, form)
-    if form == "npz":
+        changes, folder = encode(config, paths, needs_labels, folder, scratch, vocabularies)
+        return read.with_dataset(**changes), folder
+    read = read.with_dataset(**_described(config, folder))
+    _say_what_is_ignored(config)
+    if dataset.data_format == "npz":
         from fuxictr_mm.encoding.prepare import convert
 
-        read.update(convert(paths, folder))
+        read = read.with_dataset(**convert(paths, folder))
     return read, folder
 
 
-def _say_what_is_ignored(params: Mapping[str, Any], form: str) -> None:
+def _say_what_is_ignored(config: ExperimentConfig) -> None:
     """Log a line for settings of numbers that have no effect on encoded files."""
-    columns = [c for c in params.get("feature_cols") or [] if c.get("active", True) and c["type"] == "numeric"]
+    columns = [c for c in split_entries(config.dataset.feature_cols or ()) if c.active and c.type == "numeric"]
+    form = config.dataset.data_format
     for key in ("normalizer", "fill_na"):
-        given = [c["name"] for c in columns if c.get(key) is not None]
-        names = [name for one in given for name in (one if isinstance(one, list) else [one])]
-        if names:
+        if names := [str(c.name) for c in columns if getattr(c, key) is not None]:
             fix = "; set rebuild_dataset: True if these are raw columns" if form == "parquet" else ""
             logger.info(
-                f"dataset {params['dataset_id']}: {key} of {', '.join(names)} has no effect, because files of "
+                f"dataset {config.dataset_id}: {key} of {', '.join(names)} has no effect, because files of "
                 f"data_format: {form} are encoded already{fix}"
             )
 
 
-def _described(params: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def _described(config: ExperimentConfig, folder: Path) -> dict[str, Any]:
     """Return features and labels of a dataset of integers: those of its entry, else of ``feature_map.json``.
 
     Raises
@@ -151,17 +145,17 @@ def _described(params: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     MissingFileError, DataError
         There is no such file, or it is none of FuxiCTR's.
     """
-    if params.get("feature_cols") and params.get("label_col"):
+    if config.dataset.feature_cols and config.dataset.label_col:
         return {}
     path = folder / "feature_map.json"
     if not path.is_file():
         raise MissingFileError(
-            f"{path}: no such file; dataset {params['dataset_id']} has no feature_cols and label_col, name them or "
+            f"{path}: no such file; dataset {config.dataset_id} has no feature_cols and label_col, name them or "
             "write FuxiCTR's feature_map.json"
         )
     content = read_json(path)
     try:
-        labels = [{"name": str(name)} for name in content["labels"]]
+        labels = [LabelConfig(name=str(name)) for name in content["labels"]]
         specs = [(str(name), dict(spec)) for entry in content["features"] for name, spec in entry.items()]
     except (KeyError, TypeError, ValueError, AttributeError):
         raise DataError(f"{path}: expected FuxiCTR's feature map, with 'labels' and 'features'") from None
@@ -173,46 +167,47 @@ def _described(params: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         FeatureSpec.read({**known, "name": name}, f"{path}: feature '{name}'")
         pretrained = {k: spec[k] for k in PRETRAINED_KEYS if k in spec} if "pretrained_emb" in spec else None
         # FuxiCTR writes no encoder where there is none.
-        columns.append({"feature_encoder": None, **known, "name": name, "pretrained": pretrained})
-    given = params.get("label_col") or (labels if len(labels) > 1 else labels[0])
-    return {"feature_cols": params.get("feature_cols") or columns, "label_col": given}
+        given = {"feature_encoder": None, **known, "name": name, "pretrained": pretrained}
+        columns.append(EncodedFeature.model_construct(**given))
+    return {
+        "feature_cols": config.dataset.feature_cols or columns,
+        "label_col": config.dataset.label_col or (labels if len(labels) > 1 else labels[0]),
+    }
 
 
-def _without_items(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parameters without roles; a sequence of numbers is no feature of FuxiCTR's models."""
-    columns = [c for c in params["feature_cols"] if not (c.get("history") and c.get("dtype") == "float")]
-    return {**params, "feature_cols": columns, "roles": {}}
+def _without_items(config: ExperimentConfig) -> ExperimentConfig:
+    """Return the configuration without roles; a sequence of numbers is no feature of FuxiCTR's models."""
+    columns = [c for c in config.dataset.feature_cols or () if not (c.history and c.dtype == "float")]
+    return config.with_dataset(feature_cols=columns, roles=Roles())
 
 
-def _with_items(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parameters with the ids of the target's vocabulary as items, named by ``roles``.
+def _with_items(config: ExperimentConfig) -> ExperimentConfig:
+    """Return the configuration with the ids of the target's vocabulary as items, named by ``roles``.
 
     Raises
     ------
     ConfigError
         A role that is missing, or is no column with the vocabulary that it needs.
     """
-    where = f"dataset {params['dataset_id']}"
-    roles = Roles.of(params)
-    columns = {}
-    for spec in params["feature_cols"]:
-        for name in spec["name"] if isinstance(spec["name"], list) else [spec["name"]]:
-            columns[name] = {**spec, "name": name, "source": ""}
+    where, roles = f"dataset {config.dataset_id}", config.dataset.roles
+    columns = {
+        str(c.name): c.model_copy(update={"source": ""}) for c in split_entries(config.dataset.feature_cols or ())
+    }
     wanted = [("target", roles.target, "categorical"), ("history", roles.history, "sequence")]
     for role, name, kind in [*wanted, *(("histories", name, "sequence") for name in roles.histories)]:
-        if name not in columns or columns[name]["type"] != kind:
+        if name not in columns or columns[name].type != kind:
             raise ConfigError(
                 f"{where}: roles: {role} is {name}, expected a column of type: {kind}"
-                f" (there are: {', '.join(n for n, c in columns.items() if c['type'] == kind) or 'none'})"
+                f" (there are: {', '.join(n for n, c in columns.items() if c.type == kind) or 'none'})"
             )
     for name in (roles.history, *roles.histories):
-        if columns[name].get("share_embedding") != roles.target:
+        if columns[name].share_embedding != roles.target:
             raise ConfigError(
                 f"{where}: roles: {name} and {roles.target} have vocabularies of their own; write "
                 f"share_embedding: {roles.target} for {name}"
             )
-    columns[roles.target]["source"] = ITEM_SOURCE
-    columns[roles.history] = {"name": roles.history, "type": "meta"}
+    columns[roles.target] = columns[roles.target].model_copy(update={"source": ITEM_SOURCE})
+    columns[roles.history] = FeatureConfig.model_construct(name=roles.history, type="meta")
     for name in roles.histories:
-        columns[name] = {"name": name, "type": "meta", "max_len": columns[name].get("max_len")}
-    return {**params, "feature_cols": list(columns.values()), "item_info": [], "ids": "as_is"}
+        columns[name] = FeatureConfig.model_construct(name=name, type="meta", max_len=columns[name].max_len)
+    return config.with_dataset(feature_cols=[*columns.values()], item_info=[], ids="as_is")

@@ -16,7 +16,7 @@ from zipfile import BadZipFile
 import numpy as np
 import polars as pl
 
-from fuxictr_mm.config import Roles
+from fuxictr_mm.config import DatasetConfig, EncodedFeature, ExperimentConfig
 from fuxictr_mm.data.fingerprint import hash_files
 from fuxictr_mm.data.parquet import part_files
 from fuxictr_mm.data.schema import ITEM_ID
@@ -30,17 +30,17 @@ from fuxictr_mm.files import write_json
 logger = logging.getLogger(__name__)
 
 #: Keys of a feature that decide how it is encoded.
-ENCODING_KEYS = (
+ENCODING_KEYS = {
     "name", "type", "dtype", "fill_na", "remap", "splitter", "max_len", "min_categr_count", "normalizer", "preprocess",
     "share_embedding", "pretrained_emb", "history",
-)  # fmt: skip
+}  # fmt: skip
 
 #: Errors of files that are damaged, cut off or of another format.
 _DAMAGED = (ValueError, OSError, EOFError, NotImplementedError, BadZipFile, zlib.error, pl.exceptions.PolarsError)
 
 
 def encode(
-    params: Mapping[str, Any],
+    config: ExperimentConfig,
     paths: Mapping[str, str],
     needs_labels: Mapping[str, bool | None],
     root: Path,
@@ -51,8 +51,8 @@ def encode(
 
     Parameters
     ----------
-    params : mapping
-        Checked parameters of an experiment.
+    config : ExperimentConfig
+        Of the experiment.
     paths : mapping of str to str
         The splits to encode.
     needs_labels : mapping of str to bool or None
@@ -67,45 +67,19 @@ def encode(
     Returns
     -------
     changes : dict
-        The parameters that read the result: files and ``feature_cols``.
+        The settings of the dataset that read the result: files and ``feature_cols``.
     folder : Path
         Where it is.
     """
     changes: dict[str, Any] = {}
     vocabularies = Vocabularies() if vocabularies is None else vocabularies
-    has_run = bool(vocabularies.settings)
-    columns = columns_of(params)
-    form = params.get("data_format", "parquet")
+    dataset, columns = config.dataset, columns_of(config.dataset)
     raw = {
-        s: RawFiles(Path(p), form, params.get("sep", ",")) for s, p in _splits_to_fit(params, columns, scratch).items()
+        split: RawFiles(Path(path), dataset.data_format, dataset.sep)
+        for split, path in _splits_to_fit(config, columns, scratch).items()
     }
-    keys = {c.name: Path(c.spec["pretrained_emb"]) for c in columns if c.spec.get("pretrained_emb")}
-    min_count = params.get("min_categr_count", 1)
-    settings = {
-        "data_format": form,
-        "sep": params.get("sep", ","),
-        "min_categr_count": min_count,
-        "columns": [
-            {k: v for k, v in c.spec.items() if k in ENCODING_KEYS} | ({"copied": c.copied} if c.copied else {})
-            for c in columns
-        ],
-    }
-    of_items = Roles.of(params).target
-    if of_items in keys and of_items != ITEM_ID:
-        settings["target"] = of_items  # whose vocabulary FuxiCTR's layers look up by the name that it has in a model
-    try:
-        for name, file in keys.items():
-            if not file.is_file():
-                raise MissingFileError(f"feature '{name}': pretrained_emb: {file}: no such file")
-        files_of = {split: files.hash for split, files in raw.items()}
-        cache = Cache(root, {**settings, "files": files_of, "pretrained": [hash_files(path) for path in keys.values()]})
-    except MissingFileError:
-        # To score, the vocabularies of an earlier run are enough.
-        kept = None if "train" in paths else Cache.find(root, settings, has_run)
-        if kept is None:
-            raise
-        logger.info(f"{kept.folder}: its vocabularies are used, a file that they were made from is missing")
-        cache = kept
+    keys = {c.name: Path(c.spec.pretrained_emb) for c in columns if c.spec.pretrained_emb}
+    cache = _find_cache(dataset, columns, raw, keys, root, "train" in paths, bool(vocabularies.settings))
     with cache.locked(), TemporaryDirectory(prefix=".", dir=cache.folder) as temporary:
         parsed: dict[str, Split] = {}
 
@@ -118,33 +92,17 @@ def encode(
         if encoding is None:
             started = time.perf_counter()
             splits = [parse(split, files, needs_labels.get(split, False)) for split, files in raw.items()]
-            encoding = Encoding.fit(
-                columns,
-                splits[0],
-                splits[1:],
-                min_count,
-                {n: _keys(n, p) for n, p in keys.items()},
-                Roles.of(params),
-            )
-            _write_pretrained(cache, encoding, keys, of_items)
+            tokens = {name: _keys(name, path) for name, path in keys.items()}
+            encoding = Encoding.fit(columns, splits[0], splits[1:], dataset.min_categr_count, tokens, dataset.roles)
+            _write_pretrained(cache, encoding, keys, dataset.roles.target)
             cache.save(encoding)
             logger.info(f"{raw['train'].path}: vocabularies built in {time.perf_counter() - started:.1f} s")
-        if has_run and not (trained := encoding.of_run(columns, vocabularies, of_texts=form == "csv")).equals(encoding):
-            logger.info(f"{raw['train'].path}: has changed since training; {vocabularies.path} is used")
-            encoding, cache = trained, _cache_of_run(cache, vocabularies)
-            _write_pretrained(cache, encoding, keys, of_items)
-        elif vocabularies.path is None:
-            encoding.keep(columns, vocabularies)
-        elif not has_run:  # of an earlier version
-            logger.warning(
-                f"{vocabularies.path}: keeps no vocabularies of raw columns; they are built from {raw['train'].path}, "
-                "and the scores are wrong if it has changed since training"
-            )
+        encoding, cache = _as_trained(cache, encoding, columns, keys, dataset, vocabularies, raw["train"].path)
         for split, path in paths.items():
             of_user = split == "test" and scratch is not None
             suffix = Path(path).suffix[1:]
-            kind = suffix if of_user and suffix in ("csv", "parquet") else form
-            files = RawFiles(Path(path), kind, params.get("sep", ","))
+            kind = suffix if of_user and suffix in ("csv", "parquet") else dataset.data_format
+            files = RawFiles(Path(path), kind, dataset.sep)
             target = scratch / "test.parquet" if of_user and scratch else cache.split_path(split, files.hash)
             if needs_labels.get(split) is None and not target.exists() and not of_user:
                 # Without its labels, which a later run may read.
@@ -161,6 +119,76 @@ def encode(
     return changes, cache.folder
 
 
+def _find_cache(
+    dataset: DatasetConfig,
+    columns: Sequence[Column],
+    raw: Mapping[str, RawFiles],
+    keys: Mapping[str, Path],
+    root: Path,
+    trains: bool,
+    has_run: bool,
+) -> Cache:
+    """Return the cache of an encoding, by its settings and files; to score, one whose files are gone is enough.
+
+    Raises
+    ------
+    MissingFileError
+        A file is missing, and no encoding of these settings is kept.
+    """
+    settings = {
+        "data_format": dataset.data_format,
+        "sep": dataset.sep,
+        "min_categr_count": dataset.min_categr_count,
+        "columns": [_encoding_settings(column) for column in columns],
+    }
+    if dataset.roles.target in keys and dataset.roles.target != ITEM_ID:
+        # Whose vocabulary FuxiCTR's layers look up by the name that it has in a model.
+        settings["target"] = dataset.roles.target
+    try:
+        for name, file in keys.items():
+            if not file.is_file():
+                raise MissingFileError(f"feature '{name}': pretrained_emb: {file}: no such file")
+        files_of = {split: files.hash for split, files in raw.items()}
+        return Cache(root, {**settings, "files": files_of, "pretrained": [hash_files(path) for path in keys.values()]})
+    except MissingFileError:
+        kept = None if trains else Cache.find(root, settings, has_run)
+        if kept is None:
+            raise
+        logger.info(f"{kept.folder}: its vocabularies are used, a file that they were made from is missing")
+        return kept
+
+
+def _encoding_settings(column: Column) -> dict[str, Any]:
+    """Return what decides how a column is encoded, as it was given."""
+    given = column.spec.model_dump(include=ENCODING_KEYS, exclude_unset=True)
+    return given | {"type": column.type} | ({"copied": column.copied} if column.copied else {})
+
+
+def _as_trained(
+    cache: Cache,
+    encoding: Encoding,
+    columns: Sequence[Column],
+    keys: Mapping[str, Path],
+    dataset: DatasetConfig,
+    vocabularies: Vocabularies,
+    path: Path,
+) -> tuple[Encoding, Cache]:
+    """Return the encoding of the run whose vocabularies are given, else this one, which is added to them."""
+    has_run, of_texts = bool(vocabularies.settings), dataset.data_format == "csv"
+    if has_run and not (trained := encoding.of_run(columns, vocabularies, of_texts=of_texts)).equals(encoding):
+        logger.info(f"{path}: has changed since training; {vocabularies.path} is used")
+        encoding, cache = trained, _cache_of_run(cache, vocabularies)
+        _write_pretrained(cache, encoding, keys, dataset.roles.target)
+    elif vocabularies.path is None:
+        encoding.keep(columns, vocabularies)
+    elif not has_run:  # of an earlier version
+        logger.warning(
+            f"{vocabularies.path}: keeps no vocabularies of raw columns; they are built from {path}, and the scores "
+            "are wrong if it has changed since training"
+        )
+    return encoding, cache
+
+
 def _cache_of_run(cache: Cache, vocabularies: Vocabularies) -> Cache:
     """Return where splits are kept that are encoded as a run was trained, of other files than those of today."""
     assert vocabularies.path is not None
@@ -169,32 +197,33 @@ def _cache_of_run(cache: Cache, vocabularies: Vocabularies) -> Cache:
     return of_run
 
 
-def _splits_to_fit(params: Mapping[str, Any], columns: Sequence[Column], scratch: Path | None) -> dict[str, str]:
+def _splits_to_fit(config: ExperimentConfig, columns: Sequence[Column], scratch: Path | None) -> dict[str, str]:
     """Return the splits that decide the encoding: the vocabularies of meta columns cover all of them."""
-    if not params.get("train_data"):
-        raise ConfigError(f"dataset {params['dataset_id']}: train_data is missing; vocabularies are built from it")
+    if not config.dataset.train_data:
+        raise ConfigError(f"dataset {config.dataset_id}: train_data is missing; vocabularies are built from it")
     splits = ["train"]
     if any(c.type == "meta" and c.has_vocabulary for c in columns):
         splits += ["valid"] if scratch is not None else ["valid", "test"]
-    return {split: params[f"{split}_data"] for split in splits if params.get(f"{split}_data")}
+    return {split: path for split in splits if (path := config.dataset.path_of(split))}
 
 
-def _encoded_spec(column: Column, encoding: Encoding) -> dict[str, Any]:
+def _encoded_spec(column: Column, encoding: Encoding) -> EncodedFeature:
     """Return the entry of ``feature_cols`` of an encoded column."""
-    spec = dict(column.spec)
+    spec = column.spec
+    changes: dict[str, Any] = {}
     if column.type in ("categorical", "sequence") and not column.is_number:
-        spec["vocab_size"] = encoding.vocabularies[column.name].size
+        changes["vocab_size"] = encoding.vocabularies[column.name].size
     if column.type == "sequence":
-        spec["max_len"] = encoding.lengths[column.name]
-    if spec.get("pretrained_emb"):
-        spec["pretrained"] = {
-            "pretrained_emb": _pretrained_name(column.name, Path(spec["pretrained_emb"])),
-            "pretrain_usage": spec.get("pretrain_usage") or "init",
-            "freeze_emb": spec.get("freeze_emb", True),
+        changes["max_len"] = encoding.lengths[column.name]
+    if spec.pretrained_emb:
+        changes["pretrained"] = {
+            "pretrained_emb": _pretrained_name(column.name, Path(spec.pretrained_emb)),
+            "pretrain_usage": spec.pretrain_usage or "init",
+            "freeze_emb": spec.freeze_emb,
             "oov_idx": encoding.vocabularies[column.name].oov,
-            **({"pretrain_dim": spec["pretrain_dim"]} if spec.get("pretrain_dim") else {}),
+            **({"pretrain_dim": spec.pretrain_dim} if spec.pretrain_dim else {}),
         }
-    return spec
+    return EncodedFeature.model_construct(**spec.model_dump(exclude_unset=True) | changes)
 
 
 def _pretrained_name(feature: str, path: Path) -> str:

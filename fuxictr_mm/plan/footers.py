@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from fuxictr_mm.config import Roles, label_names
+from fuxictr_mm.config import ExperimentConfig
 from fuxictr_mm.data import parquet
 from fuxictr_mm.data.item_numbers import MANY_ITEMS, MAX_GAP
 from fuxictr_mm.data.partitions import partition_columns
@@ -122,30 +122,29 @@ class DataSizes:
     history: int
 
 
-def measure_data(params: Mapping[str, Any]) -> DataSizes:
-    """Return the sizes of the data of an experiment's flat settings.
+def measure_data(config: ExperimentConfig) -> DataSizes:
+    """Return the sizes of the data of an experiment.
 
     Raises
     ------
     ConfigError, DataError, MissingFileError
         The features are wrong; a file or a column is missing.
     """
-    features = parse_features(params)
-    roles = Roles.of(params)
+    features = parse_features(config.columns)
+    dataset, roles = config.dataset, config.dataset.roles
     if ITEM_ID not in {f.name for f in features}:
         features.append(Feature(ITEM_ID, "meta", ITEM_SOURCE))
-    files = params["item_info"]
     wanted = [f for f in features if f.is_item and f.name != ITEM_ID]
-    key, columns = _item_columns([files] if isinstance(files, str) else list(files), wanted, roles.target)
+    key, columns = _item_columns(dataset.item_files, wanted, roles.target)
     item_id = next((f for f in features if f.is_item and f.name == ITEM_ID), None)
     num_items = item_id.vocab_size if item_id is not None else None
-    num_items = num_items or _count_items(key, params.get("ids", "auto"))
+    num_items = num_items or _count_items(key, dataset.ids)
     dims = {f.name: f.max_len or f.pretrain_dim or columns[f.column].length for f in wanted if f.type in _LISTS}
-    paths = {name: path for name in ("train", "valid", "test") if (path := params.get(f"{name}_data"))}
+    paths = {name: path for name in ("train", "valid", "test") if (path := dataset.path_of(name))}
     splits = {name: read_columns(path) for name, path in paths.items()}
     of_rows = [f.column for f in _of_rows(features)]
     for name, path in paths.items():
-        labels = label_names(params) if name != "test" else []
+        labels = dataset.label_names if name != "test" else []
         parquet.require_columns(path, list(splits[name]), [roles.target, roles.history, *of_rows, *labels])
     train = splits["train"]
     sizes = {f.name: num_items for f in features if f.is_history or f.name == ITEM_ID}
@@ -154,14 +153,13 @@ def measure_data(params: Mapping[str, Any]) -> DataSizes:
         sizes[feature.name] = 1 + (column.rows if column.largest is None else column.largest)
     features = complete(features, dims, sizes)
     item_bytes = {f.name: num_items * _row_bytes(f, columns[f.column]) for f in features if f.name in columns}
-    max_len = params.get("max_len") or 100
     return DataSizes(
         features,
         num_items,
         {**item_bytes, "known": num_items},
         {name: found[roles.target].rows for name, found in splits.items()},
-        {name: _split_bytes(found, features, params, roles, max_len) for name, found in splits.items()},
-        min(train[roles.history].length, max_len),
+        {name: _split_bytes(found, features, config) for name, found in splits.items()},
+        min(train[roles.history].length, config.max_len),
     )
 
 
@@ -218,10 +216,9 @@ def _row_bytes(feature: Feature, column: Column) -> int:
     return 4 * ((feature.max_len or 1) if feature.type == "sequence" else 1)
 
 
-def _split_bytes(
-    columns: Mapping[str, Column], features: Sequence[Feature], params: Mapping[str, Any], roles: Roles, max_len: int
-) -> int:
+def _split_bytes(columns: Mapping[str, Column], features: Sequence[Feature], config: ExperimentConfig) -> int:
     """Return the bytes of a split in memory, see ``InteractionTable``."""
+    roles, max_len = config.dataset.roles, config.max_len
     rows = columns[roles.target].rows
     total = 4 * rows + 8 * rows  # target, offsets of the histories
     total += 4 * min(columns[roles.history].entries, rows * max_len)
@@ -230,5 +227,5 @@ def _split_bytes(
         if feature.history is not None:  # a further history, or a sequence along one
             entries = min(entries, rows * (feature.max_len or max_len))
         total += 4 * entries + (8 * rows if feature.type in ("sequence", "meta") else 0)
-    total += 4 * rows * sum(label in columns for label in label_names(params))
-    return total + 8 * rows * bool(params.get("group_id"))
+    total += 4 * rows * sum(label in columns for label in config.dataset.label_names)
+    return total + 8 * rows * bool(config.group_id)

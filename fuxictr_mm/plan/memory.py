@@ -50,7 +50,7 @@ def make_plan(experiment: Experiment, gpus: int | None = None, memory: float | N
     _check(experiment, gpus, memory)
     config, processes = experiment.config, gpus or 1
     limit = memory * 1e9 if memory is not None else free_memory(torch.device("cpu")) / processes
-    data = measure_data(config.to_dict())
+    data = measure_data(config)
     model = measure_model(experiment, data.features, data.num_items, data.history)
     run = _Run(config, data, model, processes, gpus is not None, limit)
     columns = ", ".join(name for name in data.item_bytes if name != "known") or "none"

@@ -148,7 +148,7 @@ def measure_model(experiment: Experiment, features: Sequence[Feature], num_items
 
 def _build(experiment: Experiment, features: Sequence[Feature], num_items: int) -> Any:
     """Return the model, with item features of zeros, on the default device."""
-    feature_map = build_feature_map(features, experiment.config.to_dict())
+    feature_map = build_feature_map(features, experiment.config)
     columns = {
         f.name: _column(f, num_items) for f in features if f.is_item and f.type in _KINDS and f.name != "item_id"
     }

@@ -6,7 +6,7 @@ import importlib.util
 import json
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,26 +80,12 @@ def export(
         A package is missing; no such weights; a model that cannot be exported; scores that differ from the model's;
         the folder exists already or cannot be written.
     """
-    import numpy as np
-
-    from fuxictr_mm.compat import is_third_party
     from fuxictr_mm.serving import tables
-    from fuxictr_mm.serving.fuxictr_graph import fuxictr_parts
     from fuxictr_mm.serving.prepared import Prepared
     from fuxictr_mm_serving.manifest import MANIFEST
 
-    _check_packages(format)
-    if format == "pt2" and precision == "int8-weights":
-        raise UserError("--precision int8-weights quantizes graphs of ONNX; leave out --format pt2, or the precision")
+    parts_of = _choose_parts(experiment, format, precision)
     check_folder_to_write(out, [MANIFEST], overwrite)
-    if experiment.config.dataset.item_info is None:
-        raise ConfigError(f"dataset {experiment.config.dataset_id}: item_info is missing; an export needs item files")
-    parts_of = fuxictr_parts if is_third_party(experiment.model_class) else tables.zoo_parts
-    if parts_of is fuxictr_parts and precision in ("fp16", "int8-tables"):
-        raise UserError(
-            f"--precision {precision}: {experiment.config.model} is no MultimodalModel, and its graph reads tables as "
-            "float32; leave it out, or take int8-weights"
-        )
     checkpoint = experiment.find_weights(weights)
     experiment.prepare_process()
     dataset = experiment.load_dataset({"valid": True}, checkpoint)
@@ -107,13 +93,7 @@ def export(
     model.load_weights(checkpoint)
     model = model.to("cpu").eval()
     parts = parts_of(model, dataset, experiment)
-    expected = _predict(experiment, model, dataset)
-    wrong = expected[~np.isfinite(expected)]
-    if len(wrong):
-        what = (
-            f"{len(wrong):,} scores of the model over the validation rows are {wrong[0]} or infinite, expected numbers"
-        )
-        raise UserError(f"{experiment.config.expid}: {what}")
+    expected = _predict_finite(experiment, model, dataset)
     given = [entry["name"] for entry, _ in parts.ids]
     sizes = _sizes(dataset, [*parts.context, *parts.code_columns, *given])
     prepared = Prepared.of(dataset, experiment.config.dataset.item_files, sizes) if ids == "source" else None
@@ -171,10 +151,45 @@ def _sizes(dataset: Dataset, names: list[str]) -> dict[str, int]:
     return {n: spec["vocab_size"] for n, spec in specs.items() if spec.get("type") in ("categorical", "sequence")}
 
 
-def _check_packages(format: str) -> None:
-    missing = [name for name in PACKAGES[format] if importlib.util.find_spec(name) is None]
-    if missing:
+def _choose_parts(experiment: Experiment, format: str, precision: str) -> Callable[..., Parts]:
+    """Return what takes the model apart, and refuse what cannot be exported."""
+    from fuxictr_mm.compat import is_third_party
+    from fuxictr_mm.serving.fuxictr_graph import fuxictr_parts
+    from fuxictr_mm.serving.tables import zoo_parts
+
+    if missing := [name for name in PACKAGES[format] if importlib.util.find_spec(name) is None]:
         raise UserError(f"export needs {', '.join(missing)}: pip install 'fuxictr-mm[export]'")
+    if format == "pt2" and precision == "int8-weights":
+        raise UserError("--precision int8-weights quantizes graphs of ONNX; leave out --format pt2, or the precision")
+    if experiment.config.dataset.item_info is None:
+        raise ConfigError(f"dataset {experiment.config.dataset_id}: item_info is missing; an export needs item files")
+    if not is_third_party(experiment.model_class):
+        return zoo_parts
+    if precision in ("fp16", "int8-tables"):
+        raise UserError(
+            f"--precision {precision}: {experiment.config.model} is no MultimodalModel, and its graph reads tables as "
+            "float32; leave it out, or take int8-weights"
+        )
+    return fuxictr_parts
+
+
+def _predict_finite(experiment: Experiment, model: Any, dataset: Dataset) -> np.ndarray:
+    """Return the model's scores over the validation rows.
+
+    Raises
+    ------
+    UserError
+        One is not finite.
+    """
+    import numpy as np
+
+    found = _predict(experiment, model, dataset)
+    if len(wrong := found[~np.isfinite(found)]):
+        what = (
+            f"{len(wrong):,} scores of the model over the validation rows are {wrong[0]} or infinite, expected numbers"
+        )
+        raise UserError(f"{experiment.config.expid}: {what}")
+    return found
 
 
 def _predict(
@@ -192,12 +207,11 @@ def _describe(
     """Return the manifest, without tables and checksums."""
     import torch
 
-    from fuxictr_mm.config import Roles
     from fuxictr_mm.data.numbering import NUMBERING
     from fuxictr_mm.data.numbers import scales_of
     from fuxictr_mm_serving.manifest import FORMATS
 
-    roles = Roles.of(experiment.config.to_dict())
+    roles = experiment.config.dataset.roles
     features = {feature.name: feature for feature in dataset.features}
     columns = {name: feature.column for name, feature in features.items()}
     scales = scales_of(dataset.vocabularies)

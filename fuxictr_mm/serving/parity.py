@@ -61,7 +61,7 @@ def compare(
         for columns in read_part(part, exported.columns, texts=exported.texts):
             found.append(exported.score_rows(columns, path))
             if exported.is_folded and len(found) == 1:
-                is_int8 = exported.manifest["precision"] == "int8-weights"
+                is_int8 = exported.manifest.precision == "int8-weights"
                 rows = _spread(len(found[0]), FOLD_ROWS_INT8 if is_int8 else FOLD_ROWS)
                 own, of_others = _score_folded(exported, columns, rows)
                 of_folded = differences(own, expected[rows])

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from fuxictr_mm_serving.manifest import MANIFEST
+from fuxictr_mm_serving.manifest import MANIFEST, FieldEntry, Manifest, TableEntry
 
 #: Files of the export that are kept: a client needs the vocabulary.
 KEPT = ("parity.json", "vocabulary.json")
@@ -55,14 +55,14 @@ class Repository:
         Where to write.
     name : str
         Of the ensemble; begins the names of the other models.
-    manifest : mapping
+    manifest : Manifest
         Of the export.
     """
 
     source: Path
     folder: Path
     name: str
-    manifest: Mapping[str, Any]
+    manifest: Manifest
     steps: list[Step] = field(default_factory=list)
     inputs: dict[str, Port] = field(default_factory=dict)
 
@@ -72,17 +72,18 @@ class Repository:
             if (self.source / file).exists():
                 shutil.copy(self.source / file, self.folder / file)
         # That of the export without its files: no server but Triton can read the folder.
-        manifest = {key: value for key, value in self.manifest.items() if key not in ("bytes", "sha256")}
-        text = json.dumps({**manifest, "format": "triton"}, indent=2, ensure_ascii=False) + "\n"
+        document = json.loads((self.source / MANIFEST).read_text(encoding="utf-8"))
+        document = {key: value for key, value in document.items() if key not in ("bytes", "sha256")}
+        text = json.dumps({**document, "format": "triton"}, indent=2, ensure_ascii=False) + "\n"
         (self.folder / MANIFEST).write_text(text, encoding="utf-8")
-        fields = {f"context_{entry['name']}": entry for entry in self.manifest["context"]}
-        tables = {name: entry["table"] for name, entry in fields.items() if entry.get("table")}
-        self._write_lookup("items", self.manifest["items"]["table"], 1)
-        if "codes" in self.manifest["items"]:
-            self._write_lookup("codes", self.manifest["items"]["codes"], 1, np.int64)
-        for name, table in tables.items():
-            self._write_lookup(name, table, 2 if fields[name]["type"] == "sequence" else 1)
-        graphs = ("user", "candidates") if "user" in self.manifest["graphs"] else ("rows",)
+        fields = {f"context_{f.name}": f for f in self.manifest.context}
+        tables = {name: f.table for name, f in fields.items() if f.table}
+        self._write_lookup("items", self.manifest.items.table, 1)
+        if self.manifest.items.codes is not None:
+            self._write_lookup("codes", TableEntry(file=self.manifest.items.codes.file), 1, np.int64)
+        for name, entry in tables.items():
+            self._write_lookup(name, entry, 2 if fields[name].type == "sequence" else 1)
+        graphs = ("user", "candidates") if "user" in self.manifest.graphs else ("rows",)
         if graphs[0] == "user":
             self._write_newest()
         ports = {graph: self._write_graph(graph) for graph in graphs}
@@ -111,10 +112,10 @@ class Repository:
         self._write_config(self.name, list(self.inputs.values()), ports[graphs[-1]][1], self.steps)
         (self.folder / self.name / "1").mkdir()
 
-    def _look_up(self, table: str, tensor: str, spec: Mapping[str, Any] | None) -> str:
+    def _look_up(self, table: str, tensor: str, spec: FieldEntry | None) -> str:
         """Add the lookup of an input of ids; returns the name of its rows."""
-        length = [spec["max_len"]] if spec and spec["type"] == "sequence" else []
-        of_user = [1] if spec and "user" in self.manifest["graphs"] else [-1]
+        length = [spec.max_len] if spec and spec.type == "sequence" else []
+        of_user = [1] if spec and "user" in self.manifest.graphs else [-1]
         self.inputs[tensor] = Port(tensor, np.dtype(np.int64), (*of_user, *length))
         ids = NEWEST if tensor == "history" else tensor
         self.steps.append(Step(f"{self.name}_{table}", {"ids": ids}, {"rows": f"{tensor}_rows"}))
@@ -124,11 +125,11 @@ class Repository:
         import onnx
 
         folder = self._folder_of(f"{self.name}_{graph}")
-        model = onnx.load(str(self.source / self.manifest["graphs"][graph]))
+        model = onnx.load(str(self.source / self.manifest.graphs[graph]))
         content = model.graph
-        tables = self.manifest.get("tables", {})
+        tables = self.manifest.tables
         for port in [port for port in content.input if port.name in tables]:
-            file = tables[port.name]["file"]
+            file = tables[port.name].file
             values = np.load(self.source / file, mmap_mode="r", allow_pickle=False)
             tensor = _external(values, Path(file).stem, folder)
             tensor.name = port.name
@@ -144,7 +145,8 @@ class Repository:
         import onnx
         from onnx import TensorProto, helper, numpy_helper
 
-        bounds = {"starts": -self.manifest["items"]["max_len"], "ends": np.iinfo(np.int64).max}
+        all_items = np.iinfo(np.int64).max
+        bounds = {"starts": -(self.manifest.items.max_len or all_items), "ends": all_items}
         tensors = [numpy_helper.from_array(np.array([value]), name) for name, value in bounds.items()]
         ids, newest = (helper.make_tensor_value_info(n, TensorProto.INT64, [n]) for n in ("ids", "newest"))
         nodes = [helper.make_node("Slice", ["ids", *bounds], ["newest"])]
@@ -154,9 +156,7 @@ class Repository:
         self._write_config(f"{self.name}_newest", [_port(ids)], [_port(newest)])
         self.steps.append(Step(f"{self.name}_newest", {"ids": "history"}, {"newest": NEWEST}))
 
-    def _write_lookup(
-        self, name: str, table: Mapping[str, Any], id_dims: int, dtype: type[np.generic] = np.float32
-    ) -> None:
+    def _write_lookup(self, name: str, table: TableEntry, id_dims: int, dtype: type[np.generic] = np.float32) -> None:
         """Write a graph ``ids -> rows`` whose table is a file beside it.
 
         An item that it does not hold is item 0, as in the server; any other id that it does not hold is refused, also
@@ -166,7 +166,7 @@ class Repository:
         from onnx import TensorProto, helper, numpy_helper
 
         folder = self._folder_of(f"{self.name}_{name}")
-        values = np.load(self.source / table["file"], mmap_mode="r", allow_pickle=False)
+        values = np.load(self.source / table.file, mmap_mode="r", allow_pickle=False)
         tensors = [_external(values, "table", folder)]
         bounds = {"zero": 0, "length": len(values), "other": 0 if name in ("items", "codes") else len(values)}
         tensors += [numpy_helper.from_array(np.array(value), key) for key, value in bounds.items()]
@@ -179,9 +179,10 @@ class Repository:
         ]
         kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
         nodes.append(helper.make_node("Cast", ["stored"], ["cast"], to=kind))
-        if "scales" in table:
-            tensors.append(_external(np.load(self.source / table["scales"], allow_pickle=False), "scales", folder))
-            fields = np.repeat(np.arange(len(table["dims"])), table["dims"])
+        if table.scales is not None:
+            dims = table.dims or [values.shape[1]]
+            tensors.append(_external(np.load(self.source / table.scales, allow_pickle=False), "scales", folder))
+            fields = np.repeat(np.arange(len(dims)), dims)
             tensors.append(numpy_helper.from_array(fields, "fields"))
             nodes.append(helper.make_node("Gather", ["scales", "found"], ["of_fields"]))
             nodes.append(helper.make_node("Gather", ["of_fields", "fields"], ["factors"], axis=-1))

@@ -11,10 +11,10 @@ from benchmarks.curve import curve
 from benchmarks.dataset import MODELS, parameters
 from benchmarks.equality import equality
 from benchmarks.reference import padded_loader
-from fuxictr_mm.data.dataset import load_dataset
 from fuxictr_mm.data.loaders import gather
 from fuxictr_mm.data.synthetic.spec import SyntheticSpec
 from fuxictr_mm.data.synthetic.writer import generate
+from tests.configs import load_dataset
 
 BATCH_SIZE, MAX_LEN = 32, 12
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from fuxictr_mm.data.batch import challenge_format, flat_format, make_formatter
-from fuxictr_mm.data.dataset import load_dataset
 from fuxictr_mm.data.loaders import InMemoryLoader
+from tests.configs import load_dataset
 
 NUM_ROWS, NUM_ITEMS, WIDTH = 23, 30, 12
 COLUMNS = [

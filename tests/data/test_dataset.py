@@ -5,8 +5,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fuxictr_mm.data.dataset import load_dataset
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
+from tests.configs import load_dataset
 from tests.errors import raises_naming
 
 ROWS = {

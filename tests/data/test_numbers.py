@@ -22,6 +22,7 @@ from fuxictr_mm.serving.tables import zoo_parts
 from fuxictr_mm.training.run import _warn_of_unscaled
 from fuxictr_mm_serving import Export
 from fuxictr_mm_serving.features import ContextField
+from fuxictr_mm_serving.manifest import FieldEntry
 from tests import ids as world
 from tests.errors import raises_naming
 
@@ -187,7 +188,7 @@ def test_what_serves_scales_as_training_does(trained):
     train = np.where(np.arange(ROWS) % 7 == 3, 900, numbers_of(0, ROWS, 1000))
     assert (entry["shift"], entry["scale"]) == pytest.approx((train.mean(), train.std()))
     assert entry["fill_na"] == 900
-    field = ContextField(entry["name"], entry["column"], entry["type"], None, None, entry)
+    field = ContextField("age", entry["column"], entry["type"], None, None, FieldEntry(**entry))
     given = pq.read_table(folder / "data" / "valid.parquet")["age"].to_pylist()
     np.testing.assert_array_equal(field.encode(given, "age"), dataset.splits["valid"].context["age"].numpy())
 

@@ -13,9 +13,9 @@ from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 from fuxictr_mm.data import parquet
 from fuxictr_mm.data.fingerprint import FEWEST_BLOCKS, changed_data, data_hashes, hash_files
 from fuxictr_mm.data.remote import RemotePath, path_of
-from fuxictr_mm.encoding.fuxictr import load_dataset
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, UserError
 from fuxictr_mm.experiment import Experiment
+from tests.configs import load_any_dataset as load_dataset
 from tests.errors import raises_naming
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -5,6 +5,7 @@ import pytest
 from fuxictr_mm.data.feature_map import build_feature_map, unify_dims
 from fuxictr_mm.data.schema import Feature, complete, parse_features
 from fuxictr_mm.errors import ConfigError
+from tests.configs import config_of
 from tests.errors import raises_naming
 
 #: The challenge's columns, with the pretrain_dim that FuxiCTR asks for.
@@ -39,9 +40,13 @@ def params(columns=CHALLENGE, **others):
     }
 
 
+def features_of(given):
+    return parse_features(config_of(given).columns)
+
+
 def feature_map_of(given, widths=None, sizes=None):
     widths = {"item_tags": 5, "item_emb_d128": 128, **(widths or {})}
-    return build_feature_map(complete(parse_features(given), widths, sizes or {}), given)
+    return build_feature_map(complete(features_of(given), widths, sizes or {}), config_of(given))
 
 
 def fuxictr_feature_map(given, folder):
@@ -117,9 +122,9 @@ def test_name_lists_and_inactive_columns():
         {"name": "hidden_id", "active": False, "dtype": "int", "type": "meta"},
         CHALLENGE[4],
     ]
-    names = [f.name for f in parse_features(params(columns))]
+    names = [f.name for f in features_of(params(columns))]
     assert names == ["user_id", "item_seq", "likes_level", "views_level", "item_id"]
-    used = parse_features(params(columns, use_features=["hidden", "item_id"]))
+    used = features_of(params(columns, use_features=["hidden", "item_id"]))
     assert [f.name for f in used] == ["user_id", "item_seq", "hidden", "item_id"]
 
 
@@ -133,7 +138,7 @@ def test_num_fields_counts_what_is_used():
 def test_parsing_leaves_the_parameters_alone():
     given = params(feature_specs=[{"name": "likes_level", "embedding_dim": 3}])
     before = copy.deepcopy(given)
-    parse_features(given)
+    features_of(given)
     assert given == before
 
 
@@ -172,13 +177,13 @@ def test_parsing_leaves_the_parameters_alone():
 )
 def test_unknown_names_are_refused_with_the_nearest(change, names):
     with raises_naming(ConfigError, *names):
-        parse_features(params(**change))
+        features_of(params(**change))
 
 
 def test_a_duplicate_name_is_refused():
     columns = [*CHALLENGE, {"name": ["price", "item_id"], "type": "categorical"}]
     with raises_naming(ConfigError, "feature_cols", "'item_id'"):
-        parse_features(params(columns))
+        features_of(params(columns))
 
 
 def vector(**keys):
@@ -254,18 +259,18 @@ def test_computed_features_are_embedded_as_what_they_are():
 
 def test_a_compared_embedding_that_is_not_used_is_read_but_not_embedded():
     given = params([*CHALLENGE, SIMILARITY], use_features=["item_id", "similarity"])
-    features = parse_features(given)
+    features = features_of(given)
     assert [f.name for f in features if not f.embedded] == [VECTOR]
     assert VECTOR not in feature_map_of(given).features
 
 
 def test_a_column_for_a_setting_of_the_model_is_read_but_not_embedded():
     given = params(feature_specs=[{"name": VECTOR, "embedded": False}])
-    assert [f.name for f in parse_features(given) if not f.embedded] == [VECTOR]
+    assert [f.name for f in features_of(given) if not f.embedded] == [VECTOR]
     assert VECTOR not in feature_map_of(given).features
     shares = [*CHALLENGE, {**CHALLENGE[5], "name": "more_tags", "share_embedding": "item_tags"}]
     with raises_naming(ConfigError, "'more_tags'"):
-        parse_features(params(shares, feature_specs=[{"name": "item_tags", "embedded": False}]))
+        features_of(params(shares, feature_specs=[{"name": "item_tags", "embedded": False}]))
 
 
 def test_settings_that_are_not_given_leave_no_trace():
@@ -295,4 +300,4 @@ def test_settings_that_are_not_given_leave_no_trace():
 )
 def test_a_setting_without_a_meaning_is_refused(spec, name, value):
     with raises_naming(ConfigError, name, value):
-        parse_features(params([*CHALLENGE, LENGTH, SIMILARITY], feature_specs=[spec]))
+        features_of(params([*CHALLENGE, LENGTH, SIMILARITY], feature_specs=[spec]))

@@ -13,6 +13,7 @@ from fuxictr_mm.data import fingerprint
 from fuxictr_mm.encoding import prepare
 from fuxictr_mm.encoding.encode import Encoding
 from fuxictr_mm.errors import UserError
+from tests.configs import config_of
 from tests.encoding.raw import params_of, rows_of, write_csv
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,7 +36,7 @@ def written(monkeypatch):
 
 def encode(params, needs=NEEDS, scratch=None, **paths):
     files = {split: paths.get(split, params[f"{split}_data"]) for split in needs}
-    return prepare.encode(params, files, needs, Path(params["data_root"]) / "d", scratch)
+    return prepare.encode(config_of(params), files, needs, Path(params["data_root"]) / "d", scratch)
 
 
 def test_encoded_files_are_used_again(folder, written):
@@ -138,6 +139,7 @@ import json, os, signal, sys
 from pathlib import Path
 from fuxictr_mm.encoding import prepare
 from fuxictr_mm.encoding.encode import Encoding
+from tests.configs import config_of
 
 params = json.loads(sys.argv[1])
 if sys.argv[2] == "kill":
@@ -145,7 +147,7 @@ if sys.argv[2] == "kill":
         path.write_bytes(b"PAR1 half of a file")
         os.kill(os.getpid(), signal.SIGKILL)
     Encoding.write = write
-prepare.encode(params, {"train": params["train_data"]}, {"train": True}, Path(params["data_root"]) / "d")
+prepare.encode(config_of(params), {"train": params["train_data"]}, {"train": True}, Path(params["data_root"]) / "d")
 """
 
 

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from fuxictr_mm.data.batch import flat_format
 from fuxictr_mm.data.groups import NO_GROUP
 from fuxictr_mm.data.loaders import gather
-from fuxictr_mm.encoding.fuxictr import load_dataset
 from fuxictr_mm.encoding.vocabulary import TokenVocabulary
 from fuxictr_mm.errors import DataError
+from tests.configs import load_any_dataset as load_dataset
 from tests.encoding.raw import COLUMNS, both_labels, params_of, rows_of, same, write_csv
 from tests.errors import raises_naming
 

@@ -16,9 +16,9 @@ import torch
 
 from fuxictr_mm.data.interactions import concatenate
 from fuxictr_mm.data.vocabulary import Vocabularies, Vocabulary
-from fuxictr_mm.encoding.fuxictr import load_dataset
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, UserError
 from fuxictr_mm.experiment import Experiment
+from tests.configs import load_any_dataset as load_dataset
 from tests.encoding.raw import COLUMNS, LABEL, flatten, params_of, rows_of, same, write_csv
 from tests.encoding.test_encode import columns_of
 from tests.errors import check_names, raises_naming

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from fuxictr_mm.config import ExperimentConfig
-from fuxictr_mm.data.dataset import load_dataset
 from fuxictr_mm.errors import DataError, MissingFileError
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.plan.footers import measure_data, read_columns
 from fuxictr_mm.plan.model import measure_model
 from fuxictr_mm.registry import load_model_class
 from tests.arrow import write_partitions
+from tests.configs import config_of, load_dataset
 from tests.docs.fences import ROOT
 from tests.errors import raises_naming
 
@@ -21,7 +21,7 @@ from tests.errors import raises_naming
 @pytest.mark.parametrize("expid", ["DIN_MM_tiny", "DIN_tiny", "DIN_MM_VQ_tiny", "Transformer_DCN_tiny"])
 def test_tiny(expid):
     params = Experiment.load(expid, ROOT).config.to_dict()
-    found = measure_data(params)
+    found = measure_data(config_of(params))
     dataset = load_dataset(params, {"train": True, "valid": True})
     assert found.num_items == dataset.items.num_items
     assert sum(found.item_bytes.values()) == sum(b.numel() * b.element_size() for b in dataset.items.buffers())
@@ -66,7 +66,7 @@ def params(tmp_path):
 
 
 def test_other_files(params):
-    found = measure_data(params)
+    found = measure_data(config_of(params))
     dataset = load_dataset(params, {"train": True, "valid": True})
     assert (found.num_items, dataset.items.num_items) == (41, 41)
     assert found.item_bytes == {"vector": 41 * 6, "size": 41 * 4, "known": 41}
@@ -92,7 +92,7 @@ def test_several_histories_and_labels(params, tmp_path):
         "roles": {"histories": ["bought"]},
         "feature_cols": [*params["feature_cols"], along],
     }
-    found = measure_data(params)
+    found = measure_data(config_of(params))
     dataset = load_dataset(params, {"train": True, "valid": True})
     for split, table in dataset.splits.items():
         assert found.split_bytes[split] == pytest.approx(table.num_bytes, abs=1000)
@@ -106,25 +106,25 @@ def test_no_row_is_read(params, monkeypatch):
 
     for name in ("read", "read_row_group", "iter_batches"):
         monkeypatch.setattr(pq.ParquetFile, name, refuse)
-    assert measure_data(params).split_rows == {"train": 100, "valid": 100}
+    assert measure_data(config_of(params)).split_rows == {"train": 100, "valid": 100}
 
 
 def test_missing_files_and_columns(params, tmp_path):
     with pytest.raises(MissingFileError, match="nowhere"):
-        measure_data({**params, "item_info": "nowhere"})
+        measure_data(config_of({**params, "item_info": "nowhere"}))
     columns = [*params["feature_cols"], {"name": "colour", "dtype": "int", "type": "categorical", "source": "item"}]
     with pytest.raises(DataError, match="colour"):
-        measure_data({**params, "feature_cols": columns})
+        measure_data(config_of({**params, "feature_cols": columns}))
     for name in ("item_id", "item_seq", "price", "label"):
         other = pq.read_table(params["train_data"]).drop_columns(name)
         pq.write_table(other, tmp_path / "other.parquet")
         with raises_naming(DataError, "other.parquet", f"'{name}'"):
-            measure_data({**params, "valid_data": str(tmp_path / "other.parquet")})
+            measure_data(config_of({**params, "valid_data": str(tmp_path / "other.parquet")}))
 
 
 def test_a_test_split_needs_no_label(params, tmp_path):
     pq.write_table(pq.read_table(params["valid_data"]).drop_columns("label"), tmp_path / "test.parquet")
-    found = measure_data({**params, "test_data": str(tmp_path / "test.parquet")})
+    found = measure_data(config_of({**params, "test_data": str(tmp_path / "test.parquet")}))
     assert found.split_bytes["valid"] - found.split_bytes["test"] == 4 * 100
 
 

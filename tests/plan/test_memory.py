@@ -67,10 +67,10 @@ def test_a_table_of_a_thousand_million_rows():
 def test_a_streamed_split_leaves_its_memory_to_train(monkeypatch):
     """As ``choose_in_memory``: of half of 0.1 GB, valid takes nothing, so train may take all of it."""
     experiment = Experiment.load("DIN_tiny", ROOT)
-    sizes = measure_data(experiment.config.to_dict())
+    sizes = measure_data(experiment.config)
     rows = {"train": 16_000, "valid": 2_000_000}
     changed = replace(sizes, split_rows=rows, split_bytes={"train": 40_000_000, "valid": 60_000_000})
-    monkeypatch.setattr("fuxictr_mm.plan.footers.measure_data", lambda params: changed)
+    monkeypatch.setattr("fuxictr_mm.plan.footers.measure_data", lambda config: changed)
     notes = {part["part"]: part["note"] for part in make_plan(experiment, memory=0.1)["parts"]}
     assert notes["rows of valid"].endswith("streamed")
     assert notes["rows of train"].endswith("in memory")

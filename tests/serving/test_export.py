@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from pydantic import ValidationError
 
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.data.items import ItemTable
@@ -29,7 +30,7 @@ from fuxictr_mm.serving.triton import Repository
 from fuxictr_mm_serving import Export, ServingError
 from fuxictr_mm_serving.command import main as serve
 from fuxictr_mm_serving.graphs import OnnxGraph
-from fuxictr_mm_serving.manifest import FORMATS, Files, checksum, read_manifest
+from fuxictr_mm_serving.manifest import FORMATS, CategoricalEntry, Files, TableEntry, checksum, read_manifest
 from fuxictr_mm_serving.new_items import ItemRows, NewItem, NewItems
 from fuxictr_mm_serving.scoring import score_file
 from fuxictr_mm_serving.service import Service
@@ -85,7 +86,8 @@ def test_scores_are_the_models(tmp_path, expid, settings):
     model = experiment.build_model(experiment.load_dataset({"valid": True}, weights))
     model.load_weights(weights)
     assert exported.is_folded == has_fold(model)
-    assert exported.manifest["format"] == FORMATS[has_fold(model) and reads_codes_of_candidates(model)]
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["format"] == FORMATS[has_fold(model) and reads_codes_of_candidates(model)]
     generator = np.random.default_rng(0)
     context = {"likes_level": 3, "views_level": 2}
     if "user_id" in model.context_fields:
@@ -468,6 +470,21 @@ def test_a_manifest_that_is_not_complete_is_refused(exported, tmp_path, path, va
         read_manifest(tmp_path)
 
 
+def test_a_manifest_has_fields_by_their_types(exported, tmp_path):
+    content = json.loads((exported / "manifest.json").read_text())
+    number = {"name": "age", "column": "age", "type": "numeric", "fill_na": 3.0, "shift": 1, "scale": 2.0}
+    content["context"].append(number)
+    (tmp_path / "manifest.json").write_text(json.dumps({**content, "of a later version": 1}))
+    found = read_manifest(tmp_path)
+    assert (found.items.target, found.items.codes, found.vocabulary) == ("item_id", None, None)
+    ids, age = found.context[0], found.context[-1]
+    assert isinstance(ids, CategoricalEntry)
+    assert (ids.vocab_size, ids.scale, age.table) == (content["context"][0]["vocab_size"], 1, None)
+    assert (age.fill_na, age.shift, age.scale) == (3, 1, 2)
+    with pytest.raises(ValidationError, match="frozen"):
+        found.items.max_len = 3
+
+
 def npy(header, data=b""):
     head = io.BytesIO()
     np.lib.format.write_array_header_1_0(head, header)
@@ -551,7 +568,7 @@ def test_a_new_item_by_its_ids(exported):
         ROOT / "data" / "tiny_mm" / "item_feature.parquet", columns=["item_id", "item_tags"]
     ).to_pylist()
     tags = next([*filter(None, row["item_tags"])] for row in table if row["item_id"] == item)
-    fields = found.manifest["items"]["fields"]
+    fields = found.manifest.items.fields
     start = sum([*fields.values()][: [*fields].index("item_tags")])
     columns = slice(start, start + fields["item_tags"])
     row, stored = found.embed_new([NewItem({}, {"item_tags": tags})]), found.items.table.rows(np.array([0, item]))
@@ -580,8 +597,8 @@ def test_lookups_for_triton(tmp_path, name, length):
     values, scales = quantize(rows, [4, 4, 4])
     np.save(tmp_path / "a.npy", values)
     np.save(tmp_path / "scales.npy", scales)
-    entry = {"file": "a.npy", "scales": "scales.npy", "dims": [4, 4, 4]}
-    Repository(tmp_path, tmp_path, "x", {})._write_lookup(name, entry, length)
+    entry = TableEntry(file="a.npy", scales="scales.npy", dims=[4, 4, 4])
+    Repository(tmp_path, tmp_path, "x", manifest=None)._write_lookup(name, entry, length)
     session = onnxruntime.InferenceSession(tmp_path / f"x_{name}" / "1" / "model.onnx")
 
     def look_up(*ids):

@@ -34,8 +34,7 @@ def test_the_ensemble_scores_candidates(exported, tmp_path):
 
 
 def test_rows_of_a_model_without_fold(exported, tmp_path):
-    manifest = read_manifest(exported)
-    manifest = {**manifest, "graphs": {"rows": "rows.onnx"}}
+    manifest = read_manifest(exported).model_copy(update={"graphs": {"rows": "rows.onnx"}})
     Repository(exported, tmp_path, "x", manifest).write()
     columns = {"item_id": [8, 9], "item_seq": [[5, 6, 7], [7]], "likes_level": [3, 1], "views_level": [2, 4]}
     inputs = {
@@ -69,7 +68,8 @@ def test_codes_are_looked_up_with_the_items(weights_of, tmp_path, expid):
     )
     expected, _ = ours.score_candidates(ours.user_state(context, [*range(5, 15)]), [8, 9])
     np.testing.assert_allclose(found["prediction"][:, 0], expected, atol=1e-6)
-    Repository(tmp_path / "out", tmp_path / "rows", "x", manifest | {"graphs": {"rows": "rows.onnx"}}).write()
+    manifest = manifest.model_copy(update={"graphs": {"rows": "rows.onnx"}})
+    Repository(tmp_path / "out", tmp_path / "rows", "x", manifest).write()
     triton = Triton(tmp_path / "rows")
     inputs |= {
         "items": np.arange(15),

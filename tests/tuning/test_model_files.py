@@ -96,6 +96,7 @@ def test_a_warning_names_the_run_of_the_data_as_it_is_now(config, caplog):
     before = path.read_bytes()
     pq.write_table(pq.read_table(path).slice(0, 150), path)
     newest = first.fit()
+    caplog.clear()
     assert first.find_weights().samefile(newest.weights)
     assert caplog.text == ""
     path.write_bytes(before)
