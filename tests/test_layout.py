@@ -180,8 +180,9 @@ def read(path: str) -> tuple[frozenset[str], frozenset[str]]:
 @cache
 def files_of(test: str) -> frozenset[str]:
     """Return a test file, the helpers that it imports, what it mirrors, and the commands and scripts that it names."""
-    folders = [folder.as_posix() for folder in Path("tests", test).parents]
-    found, new = set(), {f"tests/{test}", *(f"{f}/conftest" for f in folders if (ROOT / f / "conftest.py").is_file())}
+    fixtures = Path("tests", test).with_name("conftest.py")  # not of tests/conftest.py, which imports much for all
+    has_fixtures = "/" in test and (ROOT / fixtures).is_file()
+    found, new = set(), {f"tests/{test}", *([fixtures.with_suffix("").as_posix()] if has_fixtures else [])}
     while new:
         found |= new
         new = {path for known in new for path in read(known)[0] if path.startswith("tests/")} - found
