@@ -44,7 +44,7 @@ TESTED_BY = {
     "fuxictr_mm/commands/tune": "tuning/test_grid",
     "fuxictr_mm/config/dataset": "config/test_experiment",
     "fuxictr_mm/config/features": "data/test_schema",
-    "fuxictr_mm/config/sizes": "autopilot/test_stages",
+    "fuxictr_mm/config/sizes": "autopilot/test_candidates",
     "fuxictr_mm/data/feature_map": "data/test_schema",
     "fuxictr_mm/data/interaction_files": "data/test_interactions",
     "fuxictr_mm/data/interleaved": "data/test_streaming",
