@@ -8,17 +8,16 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from fuxictr_mm import tuning
 from fuxictr_mm.config import list_experiments, load_config
 from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.runs import read_evaluations
-from fuxictr_mm.tuning import run_study, run_tuner, sampler, study
-from fuxictr_mm.tuning.sampler import Sampler
-from fuxictr_mm.tuning.space import Range, check_points, number_of_points, point_key, read_range
+from fuxictr_mm.tuning import run_study, run_tuner, study
+from fuxictr_mm.tuning.space import point_key
 from tests.errors import raises_naming
+from tests.tuning.grids import HEAD
+from tests.tuning.points import draw_all
 
 optuna = pytest.importorskip("optuna")
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,7 +70,6 @@ with (run / "metrics.jsonl").open("w") as stream:
 note("end")
 """
 
-HEAD = "base_config: base\nbase_expid: Fake_default\ndataset_id: tiny\n"
 SPACE = "width: {low: 1, high: 60}\nlearning_rate: {low: 1.e-4, high: 1.e-2, log: True}\nepochs: 2\nmax_len: [5, 9]"
 
 
@@ -106,20 +104,6 @@ def noted(folder, what):
 
 def summary(results):
     return [(result.expid, result.params, result.valid) for result in results]
-
-
-def draw_all(space, search, seed, trials, value=lambda point: point["a"]):
-    """The points of a study that nothing disturbs, in memory."""
-    memory = optuna.create_study(direction="maximize")
-    sampler, points = Sampler(space, search, seed), []
-    for number in range(trials):
-        trial = memory.ask()
-        points.append(sampler.sample(memory, memory.trials[number], list(points)))
-        for key, choice in sampler.dimensions.sampled(points[-1]).items():
-            distribution = sampler.dimensions.distributions[key]
-            memory._storage.set_trial_param(trial._trial_id, key, distribution.to_internal_repr(choice), distribution)
-        memory.tell(number, value(points[-1]))
-    return points
 
 
 def undisturbed(path):
@@ -394,59 +378,6 @@ def test_evaluations_of_the_newest_run(tmp_path):
         path.write_text(lines)
         os.utime(path, (time.time() - age,) * 2)
     assert [evaluation["step"] for evaluation in read_evaluations(tmp_path)] == [2, 4]
-
-
-# ---- points --------------------------------------------------------------------------------------------------------
-
-
-@settings(max_examples=12, deadline=None)
-@given(
-    high=st.integers(2, 6),
-    step=st.sampled_from([1, 2]),
-    seed=st.integers(0, 9),
-    search=st.sampled_from(["random", "tpe"]),
-)
-def test_points_differ_and_cover_a_finite_space(high, step, seed, search):
-    space = {"a": Range(0, high * step, step, whole=True), "b": [[1], "[1]", None, True, 1], "c": [{"x": 1}]}
-    size = number_of_points(space)
-    assert size == (high + 1) * 5
-    points = draw_all(space, search, seed, size if high == 2 else 8)
-    assert len({point_key(point) for point in points}) == len(points)
-    assert all(point["a"] % step == 0 and point["c"] == {"x": 1} for point in points)
-    assert draw_all(space, search, seed, 8) == points[:8]
-
-
-@pytest.mark.parametrize("search", ["random", "tpe"])
-def test_the_last_points_of_a_range_with_steps_end_at_high(search, monkeypatch):
-    monkeypatch.setattr(sampler, "RANDOM_TRIES", 0)  # those that are left are enumerated
-    points = draw_all({"a": Range(0.1, 0.3, 0.1)}, search, 0, 3)
-    assert sorted(point["a"] for point in points) == [0.1, 0.2, 0.3]
-
-
-def test_a_point_of_a_random_search_needs_no_other_trial():
-    space = {"a": Range(1e-4, 1e-1, log=True), "b": [1, 2, 3]}
-    points = draw_all(space, "random", 5, 8)
-    memory = optuna.create_study()
-    for _ in range(8):
-        memory.ask()
-    assert Sampler(space, "random", 5).sample(memory, memory.trials[7], []) == points[7]
-    assert Sampler(space, "random", 6).sample(memory, memory.trials[7], []) != points[7]
-    logs = [point["a"] for point in draw_all({"a": space["a"]}, "random", 0, 200)]
-    assert all(1e-4 <= value <= 1e-1 for value in logs)
-    assert 0.3 < sum(value < 10**-2.5 for value in logs) / 200 < 0.7  # even by the logarithm
-
-
-def test_tpe_goes_where_it_is_good():
-    points = draw_all({"a": Range(0.0, 1.0), "b": [1, 2]}, "tpe", 0, 40)
-    assert sum(point["a"] for point in points[20:]) / 20 > 0.7
-
-
-def test_ranges():
-    assert read_range({"low": 1, "high": 4}, int, "x") == Range(1, 4, whole=True)
-    assert read_range({"low": 0, "high": 1}, float, "x") == Range(0, 1)
-    assert read_range({"low": 0, "high": 1, "step": 0.1}, float, "x").size == 11
-    assert read_range({"low": 2, "high": 8, "step": 2}, int, "x").values() == [2, 4, 6, 8]
-    assert check_points({"a": Range(1, 4), "b": [1, 2, 3]}) == [{"a": 1, "b": 1}, {"a": 4, "b": 2}, {"a": 1, "b": 3}]
 
 
 # ---- what is wrong is said before anything runs --------------------------------------------------------------------

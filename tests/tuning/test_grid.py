@@ -2,12 +2,10 @@
 
 import csv
 import json
-import math
 import os
 import re
 import runpy
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -23,7 +21,6 @@ from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.files import write_json
 from fuxictr_mm.training.resume import FORMAT, Progress
 from fuxictr_mm.tuning import (
-    TrialResult,
     enumerate_trials,
     format_table,
     grid,
@@ -34,24 +31,9 @@ from fuxictr_mm.tuning import (
 )
 from fuxictr_mm.yaml_files import load_yaml
 from tests.errors import check_names, raises_naming
+from tests.tuning.grids import run, runs, tuner_file
 
 ROOT = Path(__file__).resolve().parents[2]
-HEAD = "base_config: base\nbase_expid: Fake_default\ndataset_id: tiny\n"
-
-
-def tuner_file(folder, space, name="grid.yaml", head=HEAD):
-    path = folder / name
-    path.write_text(head + "tuner_space:\n" + "".join(f"    {line}\n" for line in space.splitlines()))
-    return path
-
-
-def run(config_dir, gpus=(-1,), tag=None, **options):
-    return run_grid(config_dir, gpus, tag, Path("fake_run.py"), **options)
-
-
-def runs(folder):
-    path = folder / "runs.txt"
-    return [line.split()[0] for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def test_a_grid_is_enumerated(folder):
@@ -98,90 +80,6 @@ def test_texts_that_look_like_numbers_stay_texts(folder):
     written = enumerate_trials(tuner_file(folder, "embedding_regularizer: ['1e-3', 1e-3]"))
     values = [entry["embedding_regularizer"] for entry in list_experiments(written).values()]
     assert values == ["1e-3", 1e-3]
-
-
-def test_an_inline_base_and_a_named_experiment(folder):
-    head = "base_expid: X\nmodel_config:\n    Base: {model_root: there}\n    X: {model: Fake, dataset_id: tiny}\n"
-    head += "dataset_config:" + (folder / "base/dataset_config.yaml").read_text().replace("\n", "\n    ") + "\n"
-    experiments = list_experiments(enumerate_trials(tuner_file(folder, "width: [1]", head=head)))
-    assert [name.split("_")[:2] for name in experiments] == [["X", "001"]]
-    assert next(iter(experiments.values()))["model_root"] == "there"
-    named = tuner_file(folder, "width: [1]", head="base_config: base\nbase_expid: Fake_named\n")
-    assert next(iter(list_experiments(enumerate_trials(named)))).startswith("Fake_named_001_")
-
-
-def test_the_dataset_may_be_a_block_of_the_tuner_file(folder):
-    block = (folder / "base/dataset_config.yaml").read_text().strip().replace("tiny:", "mine:", 1)
-    head = f"base_config: base\nbase_expid: Fake_default\ndataset_id: mine\n{block}\n"
-    written = enumerate_trials(tuner_file(folder, "width: [1]", head=head))
-    assert list(load_yaml(written / "dataset_config.yaml")) == ["mine"]
-
-
-def test_paths_that_count_from_the_base_folder_are_found(folder, monkeypatch):
-    (folder / "base/data/tiny").mkdir(parents=True)
-    (folder / "base/data/tiny/train.parquet").touch()
-    written = enumerate_trials(tuner_file(folder, "width: [1]"))
-    entry = load_yaml(written / "dataset_config.yaml")["tiny"]
-    assert entry["train_data"] == str(folder / "base/data/tiny/train.parquet")
-    assert entry["valid_data"] == "data/tiny/valid.parquet"
-
-
-def test_the_challenges_own_tuner_file(folder):
-    text = """
-base_config: ./base/
-base_expid: Fake_default
-dataset_id: MicroLens_1M_x1
-dataset_config:
-    MicroLens_1M_x1:
-        data_root: ./data/
-        data_format: parquet
-        train_data: ./data/MicroLens_1M_x1/train.parquet
-        valid_data: ./data/MicroLens_1M_x1/valid.parquet
-        item_info: ./data/MicroLens_1M_x1/item_info.parquet
-        rebuild_dataset: False
-        feature_cols: [{name: item_id, active: True, dtype: int, type: categorical, vocab_size: 91718, source: item}]
-        label_col: {name: label, dtype: float}
-tuner_space:
-    embedding_regularizer: [1.e-6, 1.e-7]
-    net_regularizer: 0
-    learning_rate: 1.e-3
-    batch_size: 8192
-"""
-    (folder / "grid.yaml").write_text(text)
-    experiments = list_experiments(enumerate_trials(folder / "grid.yaml"))
-    assert [entry["embedding_regularizer"] for entry in experiments.values()] == [1e-6, 1e-7]
-    assert all(name.startswith("Fake_MicroLens_1M_x1_00") for name in experiments)
-
-
-@pytest.mark.parametrize(
-    ("space", "head", "names"),
-    [
-        ("widht: [1, 2]", HEAD, ["tuner_space: widht", "'width'"]),
-        ("dnn_hidden_units: [1024, 512]", HEAD, ["dnn_hidden_units", "[[1024, 512]]"]),
-        ("metrics: [AUC, logloss]", HEAD, ["metrics", "[['AUC', 'logloss']]"]),
-        ("use_features: [item_id]", HEAD, ["use_features", "[['item_id']]"]),
-        ("width: []", HEAD, ["width"]),
-        ("width: [1, 2, 1]", HEAD, ["width: 1"]),
-        ("dataset_id: [tiny, other]", HEAD, ["dataset_id"]),
-        ("model: [Fake, Fakr]", HEAD, ["'Fakr'", "'Fake'"]),
-        ("width: [1]", "base_config: base\nbase_expid: Fake_defalt\ndataset_id: tiny\n", ["'Fake_defalt'"]),
-        ("width: [1]", "base_config: base\nbase_expid: Fake_default\n", ["dataset_id is 'TBD'"]),
-        ("width: [1]", "base_config: base\nbase_exp: Fake_default\n", ["'base_exp'", "'base_expid'"]),
-        ("width: [1]", "base_config: base\n", ["base_expid is missing"]),
-        ("width: [1]", "base_config: nowhere\nbase_expid: Fake_default\n", ["base_config", "nowhere"]),
-        ("width: [1]", "base_expid: X\nmodel_config: {Y: {model: Fake}}\n", ["base_expid", "'X'"]),
-        ("width: [1]", "base_expid: X\nmodel_config: {X: 3}\n", ["model_config", "X is 3"]),
-        (
-            "width: [1]",
-            "base_expid: X\ndataset_id: a\nmodel_config: {X: {model: Fake}}\ndataset_config: {b: {}}\n",
-            ["'a'"],
-        ),
-    ],
-)
-def test_bad_spaces_and_bases_write_nothing(folder, space, head, names):
-    with raises_naming(ConfigError, *names):
-        enumerate_trials(tuner_file(folder, space, head=head))
-    assert not (folder / "grid").exists()
 
 
 def test_all_run_and_the_best_is_first(folder):
@@ -237,25 +135,6 @@ def test_a_tag_keeps_some(folder):
         run(written, tag="xyz")
 
 
-def test_each_trial_is_a_line_without_a_terminal(folder, capsys):
-    written = enumerate_trials(tuner_file(folder, "width: [1, 3, 2]"))
-    run(written)
-    lines = capsys.readouterr().err.splitlines()
-    assert [line.split(":")[0] for line in lines] == [f"trial {n} of 3" for n in (1, 2, 3)]
-    assert re.search(r"Fake_tiny_001_\w+ finished, AUC 0.500000, 2 s$", lines[0])
-    assert re.search(r"; best 0.502000 Fake_tiny_002_\w+$", lines[2])
-    run(written)
-    run(enumerate_trials(tuner_file(folder, "width: [4]", "quiet.yaml")), quiet=True)
-    assert capsys.readouterr().err == ""
-
-
-def test_two_workers_run_at_the_same_time(folder):
-    written = enumerate_trials(tuner_file(folder, "width: [50]\nlearning_rate: [1e-3, 1e-4, 1e-5]"))
-    results = run(written, gpus=[-1, -1])
-    assert [result.error for result in results] == [None] * 3
-    assert sorted(runs(folder)) == sorted(result.expid for result in results)
-
-
 def test_a_warning_names_changed_data_of_finished_trials(folder, capsys, monkeypatch):
     monkeypatch.setattr(grid, "run_trials", lambda *arguments: None)
     written = enumerate_trials(tuner_file(folder, "width: [1, 2, 3]"))
@@ -289,24 +168,6 @@ def test_everything_is_checked_before_the_first_trial(folder):
     assert runs(folder) == []
 
 
-def test_order_of_the_table():
-    def result(name, auc, mode="max", monitor="AUC", **more):
-        params = {"monitor": monitor, "monitor_mode": mode}
-        return TrialResult(name, params, {"AUC": auc, "logloss": 0.5}, seconds=1.0, **more)
-
-    results = [result("unknown", math.nan), result("low", 0.5), result("broken", 0.9, error="x"), result("high", 0.6)]
-    lines = format_table(results).splitlines()[1:]
-    assert [next(word for word in line.split() if word.isalpha()) for line in lines] == [
-        "high",
-        "low",
-        "unknown",
-        "broken",
-    ]
-    assert result("a", 0.3, mode="min").score == -0.3
-    assert result("a", 0.3, monitor={"AUC": 1, "logloss": -1}).score == pytest.approx(-0.2)
-    assert result("a", 0.3, monitor="gAUC").score == -math.inf
-
-
 def test_the_script_ends_with_2_and_one_line(folder, capsys, monkeypatch):
     tuner_file(folder, "width: [13]")
     shutil.copy(ROOT / "run_param_tuner.py", folder)  # it starts the script run_expid.py beside it
@@ -330,24 +191,6 @@ def test_the_script_ends_with_2_and_one_line(folder, capsys, monkeypatch):
     shown = script("--config", "grid.yaml", "--quite")
     assert shown.out == ""
     check_names(shown.err, "'--quite'", "'--quiet'")
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_killed_half_way_and_run_again(folder, forked, wait_for, number, code):
-    path = tuner_file(folder, "width: [1, 99]")
-    (folder / "slow").touch()
-    tuner = forked(lambda: run_tuner(path, [-1], Path("fake_run.py")))
-    wait_for(lambda: len(runs(folder)) == 2 or not tuner.is_alive())
-    os.kill(tuner.pid, number)
-    tuner.join(60)
-    assert tuner.exitcode == code
-    pid = int((folder / "runs.txt").read_text().split()[-1])
-    with pytest.raises(ProcessLookupError):
-        os.kill(pid, 0)
-    (folder / "slow").unlink()
-    results = run(enumerate_trials(path))
-    assert [(result.error, result.skipped) for result in results] == [(None, True), (None, False)]
-    assert len(runs(folder)) == 3
 
 
 @pytest.mark.parametrize("change", [{}, {"config_hash": "another"}, {"data": {}}, {"model_code": "another"}, None])
@@ -378,20 +221,6 @@ def test_an_interrupted_trial_resumes_if_it_is_the_same(folder, change):
     assert (resumed.read_text().split() if resumed.exists() else []) == ([] if change else [first])
 
 
-def test_a_trial_ends_with_its_tuner_even_by_kill_9(folder, forked, wait_for):
-    path = tuner_file(folder, "width: [99]")
-    (folder / "slow").touch()
-    tuner = forked(lambda: run_tuner(path, [-1], Path("fake_run.py")))
-    wait_for(lambda: runs(folder))
-    tuner.kill()
-    tuner.join()
-    (folder / "slow").unlink()
-    # Begins once the child has let go of the lock.
-    assert [result.skipped for result in run(enumerate_trials(path))] == [False]
-    status = Path("/proc") / (folder / "runs.txt").read_text().splitlines()[0].split()[-1] / "status"
-    assert not status.exists() or "State:\tZ" in status.read_text()
-
-
 def test_two_tuners_share_a_grid(folder, forked, wait_for):
     path = tuner_file(folder, "width: [1, 2, 3, 4, 99]")
     (folder / "slow").touch()
@@ -403,12 +232,3 @@ def test_two_tuners_share_a_grid(folder, forked, wait_for):
     assert other.exitcode == 0
     assert [result.error for result in results] == [None] * 5
     assert sorted(runs(folder)) == [result.expid for result in results]
-
-
-@pytest.mark.parametrize(("cores", "workers", "share"), [(8, 1, "8"), (8, 3, "2"), (2, 3, "1")])
-def test_workers_share_the_cores(folder, monkeypatch, cores, workers, share):
-    (folder / "fake_run.py").write_text("import os\nopen('cores.txt', 'w').write(os.environ['FUXICTR_MM_CORES'])\n")
-    monkeypatch.delenv("FUXICTR_MM_CORES", raising=False)
-    monkeypatch.setattr(os, "cpu_count", lambda: cores)
-    run(enumerate_trials(tuner_file(folder, "width: [1]")), [-1] * workers, quiet=True)
-    assert (folder / "cores.txt").read_text() == share

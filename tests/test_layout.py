@@ -1,0 +1,220 @@
+"""Tests have the path of what they test: ``tests/data/test_parquet.py`` tests ``fuxictr_mm/data/parquet.py``."""
+
+import ast
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+TESTS = ROOT / "tests"
+
+#: Where the tests of a package are, below tests/. ``test_init.py`` tests ``__init__.py``.
+PACKAGES = {"fuxictr_mm": "", "fuxictr_mm_serving": "serving", "model_zoo": "model_zoo", "benchmarks": "benchmarks"}
+
+#: Modules without a test file of their own, and the file whose tests reach them through what calls them.
+TESTED_BY = {
+    "fuxictr_mm/arguments": "test_cli",
+    "fuxictr_mm/check_data/chunks": "check_data/test_check",
+    "fuxictr_mm/check_data/described": "check_data/test_layout",
+    "fuxictr_mm/check_data/equal_rows": "check_data/test_splits",
+    "fuxictr_mm/check_data/interactions": "check_data/test_splits",
+    "fuxictr_mm/check_data/met_again": "check_data/test_splits",
+    "fuxictr_mm/check_data/split_reading": "check_data/test_splits",
+    "fuxictr_mm/commands/check_data": "check_data/test_check",
+    "fuxictr_mm/commands/check_submission": "test_submission",
+    "fuxictr_mm/commands/compare": "evaluation/test_compare",
+    "fuxictr_mm/commands/completion": "test_cli",
+    "fuxictr_mm/commands/diagnose": "diagnosis/test_diagnose",
+    "fuxictr_mm/commands/embed/align": "embeddings/test_align",
+    "fuxictr_mm/commands/embed/encode": "embeddings/test_encode",
+    "fuxictr_mm/commands/embed/options": "commands/test_embed",
+    "fuxictr_mm/commands/embed/quantize": "embeddings/test_quantize",
+    "fuxictr_mm/commands/embed/reduce": "commands/test_embed",
+    "fuxictr_mm/commands/export": "serving/test_fuxictr_graph",
+    "fuxictr_mm/commands/export_hub": "test_hub",
+    "fuxictr_mm/commands/influence": "evaluation/test_influence",
+    "fuxictr_mm/commands/list": "test_cli",
+    "fuxictr_mm/commands/plan": "plan/test_memory",
+    "fuxictr_mm/commands/predict": "test_command_line",
+    "fuxictr_mm/commands/prepare": "datasets/test_prepare",
+    "fuxictr_mm/commands/report": "report/test_page",
+    "fuxictr_mm/commands/score": "serving/test_scoring",
+    "fuxictr_mm/commands/scripts": "test_cli",
+    "fuxictr_mm/commands/serve": "test_cli",
+    "fuxictr_mm/commands/train": "test_command_line",
+    "fuxictr_mm/commands/tune": "tuning/test_grid",
+    "fuxictr_mm/config/dataset": "config/test_experiment",
+    "fuxictr_mm/config/features": "data/test_schema",
+    "fuxictr_mm/config/sizes": "autopilot/test_candidates",
+    "fuxictr_mm/data/feature_map": "data/test_schema",
+    "fuxictr_mm/data/interaction_files": "data/test_interactions",
+    "fuxictr_mm/data/interleaved": "data/test_streaming",
+    "fuxictr_mm/data/item_numbers": "data/test_vocabulary",
+    "fuxictr_mm/data/item_parts": "data/test_items",
+    "fuxictr_mm/data/partitions": "data/test_interactions",
+    "fuxictr_mm/data/prepared": "data/test_later_items",
+    "fuxictr_mm/data/shards": "data/test_streaming",
+    "fuxictr_mm/datasets/configuration": "datasets/test_log",
+    "fuxictr_mm/datasets/own/base": "datasets/own/test_later",
+    "fuxictr_mm/datasets/own/columns": "datasets/test_log",
+    "fuxictr_mm/datasets/own/experiments": "datasets/test_log",
+    "fuxictr_mm/datasets/own/instants": "datasets/test_log",
+    "fuxictr_mm/datasets/own/leaks": "datasets/test_log",
+    "fuxictr_mm/datasets/own/options": "datasets/test_log",
+    "fuxictr_mm/datasets/own/source": "datasets/test_log",
+    "fuxictr_mm/datasets/own/splits": "datasets/test_log",
+    "fuxictr_mm/datasets/own/tables": "datasets/test_log",
+    "fuxictr_mm/datasets/own/vectors": "datasets/test_log",
+    "fuxictr_mm/diagnosis/attention_hooks": "diagnosis/test_attention",
+    "fuxictr_mm/diagnosis/trained": "diagnosis/test_diagnose",
+    "fuxictr_mm/embedding_model": "test_model",
+    "fuxictr_mm/embeddings/fit_reducer": "embeddings/test_reduce",
+    "fuxictr_mm/embeddings/image_names": "embeddings/test_images",
+    "fuxictr_mm/embeddings/item_tables": "encoding/test_text_files",
+    "fuxictr_mm/embeddings/pretrained": "embeddings/test_encoders",
+    "fuxictr_mm/embeddings/quantize_report": "embeddings/test_quantize",
+    "fuxictr_mm/encoding/columns": "encoding/test_encode",
+    "fuxictr_mm/encoding/history_check": "encoding/test_fuxictr",
+    "fuxictr_mm/encoding/vocabulary": "encoding/test_encode",
+    "fuxictr_mm/evaluation/combine": "evaluation/test_ensemble",
+    "fuxictr_mm/evaluation/influence_ranking": "evaluation/test_influence",
+    "fuxictr_mm/evaluation/influence_training": "evaluation/test_influence",
+    "fuxictr_mm/layers/factorization": "test_factorized",
+    "fuxictr_mm/layers/information_flow": "model_zoo/test_INFNet",
+    "fuxictr_mm/layers/one_trans": "model_zoo/test_OneTrans",
+    "fuxictr_mm/layers/semantic_ids": "model_zoo/test_Transformer_DCN_Quant",
+    "fuxictr_mm/layers/top_k_attention": "model_zoo/test_TWIN",
+    "fuxictr_mm/prediction": "test_experiment",
+    "fuxictr_mm/reduction/reducer": "embeddings/test_reduce",
+    "fuxictr_mm/reduction/summary": "embeddings/test_reduce",
+    "fuxictr_mm/report/drawing": "report/test_figures",
+    "fuxictr_mm/report/experiments": "report/test_page",
+    "fuxictr_mm/report/leaderboard": "report/test_page",
+    "fuxictr_mm/report/report": "report/test_page",
+    "fuxictr_mm/runs/evaluations": "runs/test_reading",
+    "fuxictr_mm/runs/paths": "runs/test_run",
+    "fuxictr_mm/runs/predictions": "runs/test_reading",
+    "fuxictr_mm/serving/graph_files": "serving/test_graphs",
+    "fuxictr_mm/serving/parity": "serving/test_export",
+    "fuxictr_mm/serving/prepared": "serving/test_own_ids",
+    "fuxictr_mm/serving/tables": "serving/test_export",
+    "fuxictr_mm/serving/torch_graph": "serving/test_export",
+    "fuxictr_mm/settings_problems": "test_experiment",
+    "fuxictr_mm/sparse_products": "layers/test_pooling",
+    "fuxictr_mm/tables/gradients": "tables/test_kinds",
+    "fuxictr_mm/tables/layout": "tables/test_sharded",
+    "fuxictr_mm/tuning/child": "tuning/test_runner",
+    "fuxictr_mm/tuning/database": "tuning/test_study",
+    "fuxictr_mm/tuning/source": "tuning/test_folds",
+    "fuxictr_mm_serving/cache": "serving/test_load",
+    "fuxictr_mm_serving/deadline": "serving/test_load",
+    "fuxictr_mm_serving/errors": "serving/test_scoring",
+    "fuxictr_mm_serving/features": "serving/test_scoring",
+    "fuxictr_mm_serving/manifest": "serving/test_export",
+    "fuxictr_mm_serving/new_items": "serving/test_service",
+    "fuxictr_mm_serving/parquet": "serving/test_scoring",
+    "fuxictr_mm_serving/server": "serving/test_access",
+    "fuxictr_mm_serving/settings": "serving/test_access",
+    "fuxictr_mm_serving/tables": "serving/test_export",
+}
+
+#: Test files of no single module: documents, the whole process, and what holds for every model or module.
+THEMES = {
+    "data/test_histories": "several histories in one row, from files to a model",
+    "docs/test_command_line_page": "docs/command_line.md",
+    "docs/test_commands": "commands in the documentation",
+    "docs/test_pages": "the other pages",
+    "docs/test_settings_page": "docs/settings.md",
+    "model_zoo/test_author_errors": "errors of who writes a model",
+    "model_zoo/test_contract": "every model",
+    "model_zoo/test_float32": "every model in float32",
+    "model_zoo/test_settings": "settings that models refuse",
+    "model_zoo/test_long_world": "models that search, on long histories",
+    "model_zoo/test_tasks_world": "models of several labels",
+    "report/test_browser": "the page in a browser",
+    "serving/test_deploy": "the files in deploy/",
+    "serving/test_page": "the page of the server",
+    "serving/test_switch": "an export that is replaced while the server runs",
+    "test_examples": "the notebooks",
+    "test_gpu": "every model and command on a GPU",
+    "test_imports": "the direction of imports",
+    "test_layout": "the paths of tests",
+    "test_messages": "messages of all modules",
+    "test_package": "the wheel and the source distribution",
+    "training/test_elastic": "a run on two hosts",
+    "tuning/test_model_files": "results of a model file that has changed",
+}
+
+
+def below(folder: Path, pattern: str) -> set[str]:
+    """Return the paths of files from a folder on, without their ending."""
+    return {path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob(pattern)}
+
+
+MODULES = {f"{package}/{path}" for package in PACKAGES for path in below(ROOT / package, "*.py")}
+TEST_FILES = below(TESTS, "test_*.py")
+
+
+def path_of_test(module: str) -> str:
+    """Return the path of the test file of a module, below tests/ and without its ending."""
+    package, *folders, name = module.split("/")
+    name = "test_init" if name == "__init__" else f"test_{name.lstrip('_')}"
+    return "/".join(part for part in (PACKAGES[package], *folders, name) if part)
+
+
+@cache
+def read(path: str) -> tuple[frozenset[str], frozenset[str]]:
+    """Return the files that a file imports, in its functions too, and its strings."""
+    names, texts = set(), set()
+    for node in ast.walk(ast.parse((ROOT / f"{path}.py").read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            texts.add(node.value)
+    paths = {name.replace(".", "/") for name in names if name.split(".")[0] in {*PACKAGES, "tests"}}
+    files = {file for path in paths for file in (path, f"{path}/__init__") if (ROOT / f"{file}.py").is_file()}
+    return frozenset(files), frozenset(texts)
+
+
+@cache
+def files_of(test: str) -> frozenset[str]:
+    """Return a test file, the helpers that it imports, what it mirrors, and the commands and scripts that it names."""
+    fixtures = Path("tests", test).with_name("conftest.py")  # not of tests/conftest.py, which imports much for all
+    has_fixtures = "/" in test and (ROOT / fixtures).is_file()
+    found, new = set(), {f"tests/{test}", *([fixtures.with_suffix("").as_posix()] if has_fixtures else [])}
+    while new:
+        found |= new
+        new = {path for known in new for path in read(known)[0] if path.startswith("tests/")} - found
+    texts = {text for path in found for text in read(path)[1]}
+    scripts = {path.stem for path in ROOT.glob("*.py") if path.name in texts}
+    texts |= {text for path in scripts for text in read(path)[1]}
+    commands = {module for module in MODULES if module.startswith("fuxictr_mm/commands/")}
+    named = {module for module in commands if Path(module).name.replace("_", "-") in texts}
+    return frozenset({*found, *named, *scripts, *(m for m in MODULES if path_of_test(m) == test)})
+
+
+def is_reached(module: str, test: str) -> bool:
+    """Return whether a test file imports a module, itself or through modules beside it."""
+    found, new = set(), set(files_of(test))
+    while new:
+        found |= new
+        new = {path for known in new for path in read(known)[0]} - found
+        found |= new
+        new = {path for path in new if Path(path).parent == Path(module).parent}
+    return module in found
+
+
+def test_every_module_has_a_test_file():
+    needed = {m for m in MODULES if not m.startswith("benchmarks/") and not m.endswith(("__init__", "__main__"))}
+    assert {module for module in needed if path_of_test(module) not in TEST_FILES} == set(TESTED_BY)
+
+
+def test_every_test_file_has_a_module_or_a_theme():
+    of_modules = {path_of_test(module) for module in MODULES} | set(TESTED_BY.values())
+    assert TEST_FILES - of_modules == set(THEMES)
+
+
+def test_the_file_that_tests_a_module_reaches_it():
+    assert set(TESTED_BY.values()) <= TEST_FILES
+    assert [module for module, test in TESTED_BY.items() if not is_reached(module, test)] == []
