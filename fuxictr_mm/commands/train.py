@@ -28,16 +28,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(config=None)
     parser.add_argument("--seed", type=int, help="replaces the experiment's seed")
     parser.add_argument(
-        "--seeds", type=int, nargs="+", metavar="N", help="train with each of these seeds, several at once"
+        "--seeds", type=int, nargs="+", metavar="N", help="train with each of these seeds, several in parallel"
     )
     parser.add_argument(
         "--folds", type=int, metavar="K", help="train K times, each time with another part of train and valid held out"
     )
     parser.add_argument(
-        "--fold_by", choices=("user", "row", "time"), default="user", help="what --folds holds out (user: of group_id)"
+        "--fold_by",
+        choices=("user", "row", "time"),
+        default="user",
+        help="what --folds holds out (default: user, by group_id)",
     )
     parser.add_argument(
-        "--jobs", type=int, metavar="N", help="of --seeds and --folds: most at once (one a core; on a GPU 1)"
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="for --seeds and --folds: parallel processes (default: one per core, on a GPU one)",
     )
     parser.add_argument("--fold", help=argparse.SUPPRESS)
     parser.add_argument("--beside", action="store_true", help=argparse.SUPPRESS)
