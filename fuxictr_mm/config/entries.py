@@ -90,16 +90,17 @@ def _entry(path: Path, content: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def check_id(name: str, what: str) -> None:
-    """Refuse an id that is no name of a folder, which runs are written to and looked for in.
+    """Check that an id is a valid folder name, since runs are written to a folder of this name.
 
     Raises
     ------
     ConfigError
-        It is empty, ``..``, or holds a slash; ``what`` names it in the error.
+        The id is empty, ``..``, or contains a slash; ``what`` names it in the error.
     """
     if name in ("", "..") or Path(name).name != name:
         raise ConfigError(
-            f"{what} '{name}' is no name of a folder, which its runs are in; rename it, without '{os.sep}'"
+            f"{what} '{name}' is not a valid folder name, and its runs are in a folder of this name; rename "
+            f"it, without '{os.sep}'"
         )
 
 
