@@ -1,4 +1,4 @@
-"""Groups of rows, usually by user, within which metrics such as gAUC are computed. A row may have none.
+"""Groups of rows, usually users, within which metrics such as gAUC are computed. A row may have no group.
 
 Shape letters: R rows.
 """
