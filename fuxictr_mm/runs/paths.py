@@ -150,11 +150,11 @@ class RunPaths:
 
 def unwritable(path: Path, error: OSError) -> ConfigError:
     """Return the error of a ``model_root`` that cannot be written."""
-    return ConfigError(f"{path}: cannot be written ({error.strerror}); set model_root to a folder of yours")
+    return ConfigError(f"{path}: cannot be written ({error.strerror}); set model_root to a writable folder")
 
 
 def vocabulary_of_weights(weights: Path) -> Path:
-    """Return the file of the vocabularies that belong to weights; there is none where ids are numbers of items."""
+    """Return the file of the vocabularies of weights; it does not exist if ids are used as they are."""
     if weights.is_dir():
         return weights / VOCABULARY
     named = weights.name in (WEIGHTS, HUB_WEIGHTS)
