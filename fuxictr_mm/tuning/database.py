@@ -34,7 +34,7 @@ def open_storage(tuner: Tuner) -> RDBStorage:
     Raises
     ------
     ConfigError
-        It cannot be opened.
+        The database cannot be opened.
     """
     from optuna.storages import RDBStorage
     from sqlalchemy.engine import make_url
@@ -67,7 +67,7 @@ def open_study(tuner: Tuner, storage: RDBStorage, model_zoo: Path | None, data: 
     Raises
     ------
     ConfigError
-        It was begun with another one.
+        The study was begun with another tuner file or other data.
     """
     import optuna
 
@@ -92,7 +92,9 @@ def open_study(tuner: Tuner, storage: RDBStorage, model_zoo: Path | None, data: 
     }
     theirs = study.user_attrs.get("tuner", None if study.get_trials(deepcopy=False) else ours)
     if theirs is None:
-        raise ConfigError(f"{tuner.path}: {tuner.study} is a study of another program; give another name, study: NAME")
+        raise ConfigError(
+            f"{tuner.path}: {tuner.study} is a study of another program; give the study another name, study: NAME"
+        )
     # A study begun by an older version does not name the files of its models and data.
     known = {key: value for key, value in ours.items() if key in theirs or key not in files}
     changed = [key for key in {**theirs, **known} if theirs.get(key) != known.get(key)]
