@@ -33,7 +33,7 @@ def choose_labels(name: str, reader: Reader, given: Sequence[str] | None) -> lis
     Raises
     ------
     ConfigError
-        The dataset has no such label, or one is given twice.
+        The dataset does not have a label, or one is given twice.
     """
     labels = list(given or [reader.label])
     known = [reader.label, *reader.other_labels]

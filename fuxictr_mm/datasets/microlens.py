@@ -166,8 +166,8 @@ class MicroLens(Reader):
         negatives, failed = sample_negatives(codes, items, splits, num_items, np.arange(len(items)), draws)
         if failed is not None:
             raise DataError(
-                f"{self.source}: the user {users[failed]} interacts with nearly every item of {splits[failed]}; there "
-                "is no negative to sample"
+                f"{self.source}: the user {users[failed]} interacts with nearly every item of "
+                f"{splits[failed]}, so no negative can be sampled"
             )
         return negatives
 

@@ -191,8 +191,8 @@ class ShardedTable(nn.Module):
                 if self.is_looked_up:
                     raise ConfigError(
                         f"a table of {self.num_embeddings:,} rows is sharded, but looked up twice in a step (by a "
-                        f"feature with share_embedding, or by the model), which table_optimizer: {self.group['rule']} "
-                        "does not take; set table_optimizer: sgd, or table: touched"
+                        "feature with share_embedding, or by the model), which table_optimizer: "
+                        f"{self.group['rule']} does not support; set table_optimizer: sgd, or table: touched"
                     )
                 self.is_looked_up = True
             optimizer = self._engine[0].fused_optimizer
@@ -241,7 +241,7 @@ class ShardedTable(nn.Module):
         Raises
         ------
         UserError
-            The disk has no room for the file.
+            There is not enough disk space for the file.
         """
         if dist.get_rank():
             for piece in part.split(BLOCK) if len(part) else ():
@@ -256,7 +256,8 @@ class ShardedTable(nn.Module):
             except OSError as error:
                 if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # others: it cannot reserve
                     raise UserError(
-                        f"{self.folder}: has no room for a file of the whole table of {shape[0]:,} x {shape[1]} "
+                        f"{self.folder}: not enough disk space for a file of the whole table of "
+                        f"{shape[0]:,} x {shape[1]} "
                         f"({error.strerror}), from which the weights are written; free disk space"
                     ) from error
             # The mapping stays valid when the file is deleted.
@@ -353,7 +354,7 @@ def optimizer_group(
     name = next((n for n, sharding in shardings.items() if sharding == "column"), next(iter(shardings)))
     if shardings[name] == "column" and rule == "rowwise_adagrad":
         obstacles.append(
-            "by columns, of which each process would have a sum of its own for rowwise_adagrad; set sharding: row"
+            "sharded by columns, for which rowwise_adagrad would keep a separate sum in each process; set sharding: row"
         )
     if obstacles:
         raise ConfigError(f"feature '{name}': table is sharded, but {', and '.join(obstacles)}; or set table: touched")
