@@ -70,7 +70,7 @@ class EmbeddingModel(BaseModel):
         Raises
         ------
         ConfigError
-            The dataset has no features of items, or the encoder of a feature does not fit it.
+            The dataset has no item features, or the encoder of a feature does not fit it.
         """
         self.embedding_dim = embedding_dim
         self.items: ItemTable = feature_map.items
@@ -81,13 +81,13 @@ class EmbeddingModel(BaseModel):
         self.context_fields = [n for n, s in specs.items() if s.get("source") != "item"]
         if not self.item_fields:
             raise ConfigError(
-                f"{self.model_id}: no feature with source: item; a target and its history need at least one"
+                f"{self.model_id}: no feature with source: item, expected at least one for the target and its history"
             )
         spread = [n for n, s in specs.items() if s.get("table") == "sharded"]
         try:
             self.embedding_layer = FeatureEmbedding(without_rows(feature_map, spread), self.embedding_dim)
         except ValueError as error:
-            raise ConfigError(f"{self.model_id}: {error} Its layer does not take these arguments") from error
+            raise ConfigError(f"{self.model_id}: {error} Its layer does not accept these arguments") from error
         if spread:
             layers, folder = self.embedding_layer.embedding_layer.embedding_layers, Path(self._settings.model_root)
             place_tables(layers, spread, feature_map.features, sharded or {}, self.device, folder.absolute())
@@ -180,8 +180,8 @@ class EmbeddingModel(BaseModel):
         if name not in self.items.names:
             raise ConfigError(
                 f"{self.model_id}: {key} is {name}, expected a column of the items that the experiment reads "
-                f"({', '.join(self.items.names)}); list it in use_features, with embedded: False unless it is a field "
-                f"as well. Written by: {command}"
+                f"({', '.join(self.items.names)}); list it in use_features, with embedded: False unless it "
+                f"is also a field. Written by: {command}"
             )
         column = self.items.stored(name)
         numbers, is_embedding = column[0].numel(), column.is_floating_point() or column.dtype == torch.int8

@@ -144,7 +144,7 @@ class Experiment:
             The configuration cannot be read, or is not one of this version.
         """
         if not run.config:
-            raise ConfigError(f"{run.path}: no configuration of a run can be read ({run.problem})")
+            raise ConfigError(f"{run.path}: the configuration of the run cannot be read ({run.problem})")
         if run.model == ENSEMBLE:
             raise ConfigError(f"{run.path}: an ensemble has no weights of its own; score with one of its runs")
         config = ExperimentConfig.from_dict({**run.config, "gpu": local_gpu(gpu)})
@@ -159,7 +159,7 @@ class Experiment:
         config, model_class = self.config, self.model_class
         device_of(config.gpu)
         for doubt in config.check_model(model_class):
-            logger.warning(f"{doubt}; perhaps nothing reads it")
+            logger.warning(f"{doubt}; perhaps it is not used")
         problems = settings_problems(model_class, config.to_dict())
         if problems and not is_trained:
             raise SettingsError(config.expid, problems)
@@ -200,7 +200,7 @@ class Experiment:
         return shlex.join(["fuxictr-mm", name, *options])
 
     def beside_other_seeds(self) -> Experiment:
-        """Return the experiment with files of its own until it has finished, so that its seeds can train at once."""
+        """Return the experiment with separate files until it has finished, so that its seeds can train in parallel."""
         experiment = type(self)(self.config, self.model_class, self.model_zoo)
         experiment.paths = replace(self.paths, suffix=f".seed{self.config.seed}")
         experiment._options = self._options
@@ -216,7 +216,7 @@ class Experiment:
         return [run for run in self._runs_of_settings() if self.changed_data(run.environment) is None]
 
     def outdated(self) -> str | None:
-        """Return which data has changed since the newest finished run of this configuration, None if there is none."""
+        """Return the data that has changed since the newest finished run of this configuration, None if nothing has."""
         return next(
             (changed for run in self._runs_of_settings() if (changed := self.changed_data(run.environment))), None
         )
@@ -298,7 +298,7 @@ class Experiment:
             raise MissingFileError(f"{path}: no such weights; train first: {self.command('train')}")
         if weights is None:
             if self.result(paths=False) is None:
-                logger.warning(f"{path}: not from a finished run of exactly this configuration; used nevertheless")
+                logger.warning(f"{path}: not from a finished run of exactly this configuration, but used")
             self._warn_of_data(path)
             return path
         if path.is_dir():
@@ -308,7 +308,8 @@ class Experiment:
                 logger.warning(f"{saved[0]}: {difference}")
         else:
             logger.warning(
-                f"{path}: no settings are saved with these weights, so those of {self.config.expid} are used; settings "
+                f"{path}: no settings are saved with these weights, so the settings of {self.config.expid} "
+                "are used; settings "
                 "without parameters (activations, heads, history_mask) are not compared"
             )
         return path
@@ -322,9 +323,9 @@ class Experiment:
         newest = next((run for run in runs if run.weights.exists() and run.weights.samefile(weights)), runs[0])
         first = present_first(runs)[0]
         if first is not newest and is_present(first) and not is_present(newest):
-            reason = outdated(newest) or "its data is not known"
+            reason = outdated(newest) or "its data is unknown"
             logger.warning(
-                f"{weights}: of the newest run, {newest.run} ({reason}); {first.run} is of the data as it is now: "
+                f"{weights}: weights of the newest run, {newest.run} ({reason}); {first.run} is on the present data: "
                 f"fuxictr-mm predict --runs {shlex.quote(str(first.path))}"
             )
 
@@ -341,7 +342,7 @@ class Experiment:
             keep_freed_memory()
 
     def make_shard(self) -> Shard:
-        """Return the part of the rows that this process reads, alone or as one of several."""
+        """Return the part of the rows that this process reads."""
         config, processes = self.config, distributed.size()
         if not config.shuffle:
             return distributed.make_shard(None)  # in the files' order, every process passes over all rows

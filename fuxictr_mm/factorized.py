@@ -76,7 +76,7 @@ class FactorizedModel(DNNModel):
             raise ConfigError(
                 f"{self.model_id}: factor_features is {factor_features}, expected fields of the user "
                 f"({', '.join(self.context_fields) or 'there is none'}) and of the item "
-                f"({', '.join(self.item_fields)}); without such, leave factor_dim out"
+                f"({', '.join(self.item_fields)}); without such fields, remove factor_dim"
             )
         #: Both logits and the mean squares of the factors, of the last batch in training.
         self.parts: tuple[Tensor, Tensor, Tensor] | None = None

@@ -215,7 +215,7 @@ class MultimodalModel(EmbeddingModel):
         """
         obstacle = None
         if cls.train_step is not MultimodalModel.train_step:
-            obstacle = f"{cls.__name__} has a train_step of its own; set table: dense"
+            obstacle = f"{cls.__name__} defines its own train_step; set table: dense"
         elif compile:
             obstacle = "compile is True; set compile: False"
         return optimizer_group(
@@ -251,7 +251,7 @@ class MultimodalModel(EmbeddingModel):
         tables = [(name, module) for layer in [*layers, self.item_vectors] for name, module in layer.items()]
         obstacle = self._touched_obstacle(self._settings, self.compiled_logits is not None)
         # Its own may not take sparse gradients.
-        doubt = f"{type(self).__name__} has a train_step of its own" if self.has_own_step else None
+        doubt = f"{type(self).__name__} defines its own train_step" if self.has_own_step else None
         choose_kinds(tables, self.feature_map.features, obstacle, doubt)
 
     def logits(self, batch: Batch) -> Tensor:
@@ -275,7 +275,7 @@ class MultimodalModel(EmbeddingModel):
         raise NotImplementedError
 
     def candidate_columns(self, ids: Tensor) -> tuple[Tensor, ...]:
-        """Return what ``score_candidates`` reads of candidates ``(M,)`` beside their embeddings; nothing by default.
+        """Return what ``score_candidates`` reads of candidates ``(M,)`` besides their embeddings; empty by default.
 
         Rows of ``content_of`` and ``code_table``; every tensor has a row for each candidate.
         """
