@@ -222,11 +222,11 @@ class NewItems:
         for number, item in enumerate(items):
             for name, numbers in item.embeddings.items():
                 what = f"new_items.{number}: '{name}'"
-                _check(name, f"{what} is no embedding", self.contents)
+                _check(name, f"{what} is not an embedding", self.contents)
                 self.contents[name].write(values[number], what, numbers)
             for name, given in item.codes.items():
                 what = f"new_items.{number}: '{name}'"
-                _check(name, f"{what} is no codes", {**self.code_counts, **self.ids})
+                _check(name, f"{what} is not a list of codes", {**self.code_counts, **self.ids})
                 if name in self.ids:
                     self.ids[name].write(values[number], what, given)
                 if name not in self.code_counts:
