@@ -82,12 +82,12 @@ BASE_MODEL = (
 
 
 def check_base_model(base: type) -> None:
-    """Refuse a version of FuxiCTR whose ``BaseModel`` does not use the attributes ``BASE_MODEL``.
+    """Check that the ``BaseModel`` of this version of FuxiCTR uses the attributes ``BASE_MODEL``.
 
     Raises
     ------
     ConfigError
-        It names the first that is missing.
+        An attribute is missing; the error names the first one.
     """
     methods = [method for method in vars(base).values() if inspect.isfunction(method)]
     used = {name for method in methods for name in method.__code__.co_names}
@@ -168,7 +168,7 @@ def params_problems(model_class: type, params: Mapping[str, Any]) -> dict[str, s
 
 
 def check_labels(model_class: type, params: Mapping[str, Any], labels: Sequence[str]) -> None:
-    """Refuse labels that a FuxiCTR model would not train on, or not without an error of Python.
+    """Check the labels that a FuxiCTR model trains on.
 
     Raises
     ------
@@ -200,7 +200,7 @@ def make_safe(model: Any, view: str = "flat", task_weights: Mapping[str, float] 
     format, labels and groups are read of the rows' columns if the model does not read them itself. State dicts are
     written atomically and read without unpickling. Frozen embeddings get the weight that is missing in linear terms,
     and the feature embedding takes the arguments of older versions. An exception on the first batch becomes an error of
-    one line. Redefined methods that are not called are logged.
+    one line. Overridden methods that are not called are logged.
     """
 
     def save_weights(checkpoint: str) -> None:

@@ -43,7 +43,7 @@ class Embedded:
     history : Jagged
         ``(N, D)`` concatenated fields of each history item, stored once per distinct item.
     histories : dict of str to Jagged
-        The same of each further history that was asked for.
+        The same for each requested further history.
     """
 
     context: Tensor
@@ -134,7 +134,7 @@ class EmbeddingModel(BaseModel):
         Raises
         ------
         ConfigError
-            The dataset has no such history.
+            The dataset does not have the history.
         """
         others: dict[str, Jagged] = {}
         for name in histories:
@@ -282,12 +282,12 @@ class EmbeddingModel(BaseModel):
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Refuse features whose embedding layers PyTorch cannot name so: ``user.id``, ``type``, ``values``.
+    """Check that PyTorch can name the embedding layers of features (not ``user.id``, ``type``, ``values``).
 
     Raises
     ------
     ConfigError
-        With the features, and what to do; all in one line.
+        A name is invalid; one line lists all of them with the fix.
     """
     if reasons := why_no_layers(names):
         raise ConfigError(
@@ -339,14 +339,14 @@ def distinct_items(batch: Batch, num_items: int, histories: Sequence[Jagged] = (
 
 
 def check_encoders(model: Any) -> None:
-    """Refuse an encoder of a sequence, an id or a number that does not return one embedding per row.
+    """Check that the encoder of a sequence, an id or a number returns one embedding per row.
 
     A model of FuxiCTR may use a sequence as it is, and is checked where its ``forward`` fails.
 
     Raises
     ------
     ConfigError
-        With the feature, and what to add.
+        It does not; the error names the feature and what to add.
     """
     layers = [module for module in model.modules() if isinstance(module, FeatureEmbeddingDict)]
     for owner, (name, encoder) in [(layer, pair) for layer in layers for pair in layer.feature_encoders.items()]:

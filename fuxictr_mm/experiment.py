@@ -101,7 +101,7 @@ class Experiment:
         model_zoo: StrPath | None = None,
         **settings: Any,
     ) -> Experiment:
-        """Read and check an experiment; no data file is touched.
+        """Read and check an experiment; data files are not read.
 
         Parameters
         ----------
@@ -177,7 +177,7 @@ class Experiment:
         Raises
         ------
         ConfigError
-            They are wrong.
+            Settings are invalid.
         """
         config = ExperimentConfig.from_dict({**self.config.to_dict(), **settings})
         experiment = type(self)(config, self.model_class, self.model_zoo)._check()
@@ -194,7 +194,7 @@ class Experiment:
     def command(self, name: str) -> str:
         """Return the command line that runs a command, such as ``train``, on the experiment as it was loaded.
 
-        What ``with_settings`` replaced since is not in it.
+        Changes by ``with_settings`` are not included.
         """
         options = [str(word) for option in self._options.items() for word in option]
         return shlex.join(["fuxictr-mm", name, *options])
@@ -212,7 +212,7 @@ class Experiment:
         return self.with_settings(fold=fold.model_dump(), model_id=name)
 
     def finished_runs(self) -> list[Run]:
-        """Return the finished runs of these very settings, model file and data that have a folder, newest first."""
+        """Return the finished runs of exactly these settings, model file and data that have a folder, newest first."""
         return [run for run in self._runs_of_settings() if self.changed_data(run.environment) is None]
 
     def outdated(self) -> str | None:
@@ -227,7 +227,7 @@ class Experiment:
         return [run for run in finished if run.environment.get(MODEL_CODE, self.model_code) == self.model_code]
 
     def changed_data(self, sources: Mapping[str, Any]) -> str | None:
-        """Return which data has changed since a result was written, by the hashes that were saved with it."""
+        """Return the data that has changed since a result was written, by the hashes that were saved with it."""
         return changed_data(sources.get(DATA), self.config.to_dict())
 
     def fit(self, *, resume: bool = False, progress: bool | None = None, results_csv: StrPath | None = None) -> Run:
@@ -250,7 +250,7 @@ class Experiment:
         Raises
         ------
         UserError
-            Bad data, a loss that is not finite, a disk that is full; or a finished run of other settings, which cannot
+            Data is invalid, the loss is not finite, the disk is full; or a finished run of other settings, which cannot
             be resumed.
         Interrupted
             Ctrl-C or SIGTERM came; ``resume=True`` continues.
@@ -281,7 +281,7 @@ class Experiment:
         Raises
         ------
         MissingFileError, UserError
-            No such weights, or they do not fit, or wrong data.
+            The weights do not exist or do not fit, or the data is invalid.
         """
         return predict(self, data, self.find_weights(weights), [self.paths.log])
 
@@ -291,7 +291,7 @@ class Experiment:
         Raises
         ------
         MissingFileError, UserError
-            No such weights; a folder that ``fuxictr-mm export-hub`` has not written.
+            The weights do not exist, or the folder was not written by ``fuxictr-mm export-hub``.
         """
         path = self.paths.weights if weights is None else Path(weights)
         if not path.exists():
@@ -365,7 +365,7 @@ class Experiment:
         Raises
         ------
         ConfigError, DataError, MissingFileError
-            Anything that is wrong with the data, or with the file of the vocabularies.
+            The data or the file of the vocabularies is invalid.
         """
         vocabularies = None if weights is None else Vocabularies.load(vocabulary_of_weights(Path(weights)))
         shard = self.make_shard() if shard is None else shard
@@ -389,7 +389,7 @@ class Experiment:
         Raises
         ------
         ConfigError
-            The model's constructor refuses its settings.
+            The model's constructor raises an error for its settings.
         """
         config, model_class = self.config, self.model_class
         feature_map = dataset.feature_map

@@ -1,4 +1,4 @@
-"""A base of models that end in a DNN, with a factorization of user and item beside it.
+"""Base class of models that end in a DNN, combined with a factorization of user and item.
 
 Shape letters: B rows, F fields, E ``embedding_dim``, K ``factor_dim``, T labels, M candidates.
 """
@@ -49,7 +49,7 @@ class FactorizedModel(DNNModel):
     Raises
     ------
     ConfigError
-        ``factor_features`` is without a field of the user or of the item.
+        ``factor_features`` has no field of the user or of the item.
     """
 
     same_dims = True

@@ -61,7 +61,7 @@ def write_beside(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any])
 
 
 def check_folder_to_write(out: Path, markers: Sequence[str], overwrite: bool) -> None:
-    """Refuse to replace a folder other than an earlier export, which holds the files ``markers``.
+    """Raise an error if a folder to replace is not an earlier export, which holds the files ``markers``.
 
     Raises
     ------
@@ -77,7 +77,7 @@ def check_folder_to_write(out: Path, markers: Sequence[str], overwrite: bool) ->
 
 
 def write_folder(out: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write(folder)`` fill a temporary folder, then rename it, so that ``out`` is complete or as it was.
+    """Let ``write(folder)`` fill a temporary folder, then rename it, so that ``out`` is complete or unchanged.
 
     Raises
     ------
@@ -112,7 +112,7 @@ def check_outputs(
     inputs: Iterable[str | os.PathLike[str] | None],
     overwrite: bool,
 ) -> None:
-    """Refuse output files that cannot or must not be written, before any work; None is not a file.
+    """Raise an error for output files that cannot or must not be written, before any work; None is skipped.
 
     Raises
     ------
@@ -145,7 +145,7 @@ def check_outputs(
 
 
 def check_replaceable(output: str | os.PathLike[str], names: Iterable[str], what: str) -> None:
-    """Refuse to replace a file that is not of the kind that a command writes; an empty file is of any.
+    """Raise an error if a file to replace is not of the kind that a command writes; empty files are accepted.
 
     Parameters
     ----------

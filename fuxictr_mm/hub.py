@@ -38,7 +38,7 @@ def export(experiment: Experiment, out: Path, *, weights: Path | None = None, ov
     Raises
     ------
     MissingFileError, UserError
-        No such weights, or not those of this experiment; the folder exists already or cannot be written.
+        The weights do not exist or do not belong to this experiment; the folder already exists or is not writable.
     """
     from fuxictr_mm.training.checkpoints import describe_features
 

@@ -85,7 +85,7 @@ def parse_metric(name: str, tasks: Sequence[str] = ()) -> Metric:
     Raises
     ------
     ConfigError
-        If there is no such metric.
+        The metric is unknown.
 
     Examples
     --------
@@ -261,7 +261,7 @@ def evaluate_metrics(y_true: Any, y_pred: Any, metrics: Sequence[str], group_id:
         If a metric is unknown or its ``group_id`` is missing.
     DataError
         If there are no rows, lengths differ, a label is not 0 or 1, a prediction is not finite (or, for logloss, not
-        in [0, 1]), there is one class only where AUC is asked for, no row has a group, or no group has both classes.
+        in [0, 1]), there is only one class but AUC is requested, no row has a group, or no group has both classes.
 
     Examples
     --------

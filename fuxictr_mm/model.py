@@ -72,7 +72,7 @@ class MultimodalModel(EmbeddingModel):
     Raises
     ------
     ConfigError
-        A setting of a wrong type or range, a loss that is not of the task, or a dataset without features of items.
+        A setting has a wrong type or range, the loss does not fit the task, or the dataset has no item features.
     """
 
     batch_view: str = "jagged"
@@ -157,12 +157,12 @@ class MultimodalModel(EmbeddingModel):
         self.make_embedding(feature_map, settings.embedding_dim, self._sharded_group)
 
     def check_heads(self, num_heads: int, dim: int, name: str) -> None:
-        """Refuse a number of attention heads that does not divide a dim.
+        """Check that a number of attention heads divides a dim.
 
         Raises
         ------
         ConfigError
-            With the next smaller number that does.
+            It does not; the error names the next smaller divisor.
         """
         if dim % num_heads:
             fits = max(heads for heads in range(1, num_heads) if dim % heads == 0)
@@ -211,7 +211,7 @@ class MultimodalModel(EmbeddingModel):
         Raises
         ------
         ConfigError
-            A setting with which tables cannot be sharded.
+            Tables cannot be sharded with a setting.
         """
         obstacle = None
         if cls.train_step is not MultimodalModel.train_step:
@@ -485,7 +485,7 @@ class DNNModel(MultimodalModel):
 
 
 def check_is_built(model: nn.Module) -> None:
-    """Refuse a MultimodalModel that its author did not finish.
+    """Check that a MultimodalModel defines ``logits`` and calls ``build()``.
 
     Raises
     ------

@@ -35,7 +35,7 @@ _importing = threading.RLock()
 
 
 def register_model(model_class: type) -> type:
-    """Make a model class known under its name, so that ``model: NAME`` finds it; usable as a decorator.
+    """Register a model class under its name for ``model: NAME``; usable as a decorator.
 
     It takes precedence over a model file of the same name, in this process only.
 
@@ -77,7 +77,7 @@ def search_folders(model_zoo: str | Path | None = None) -> list[Path]:
     Parameters
     ----------
     model_zoo : path, optional
-        A folder of the user's, searched before ``./model_zoo`` and the packaged one.
+        A user's folder, searched before ``./model_zoo`` and the packaged one.
     """
     package = Path(__file__).resolve().parent
     folders = [Path("model_zoo"), package / "model_zoo"]

@@ -138,9 +138,9 @@ _process = threading.Lock()
 
 @contextmanager
 def only_one(expid: str) -> Iterator[None]:
-    """Refuse a second experiment at the same time, because both would share the random numbers of the process.
+    """Raise an error for a second experiment at the same time, which would share the process's random numbers.
 
-    The experiment trains in float32 and with gradients, whatever the process has set; afterwards all is as before,
+    The experiment trains in float32 and with gradients, whatever the process has set; afterwards all is restored,
     random numbers included.
     """
     if not _process.acquire(blocking=False):

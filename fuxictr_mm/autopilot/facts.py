@@ -23,7 +23,7 @@ SAMPLED_ROWS = 20_000
 
 @dataclass(frozen=True)
 class Facts:
-    """What decides which models are tried, and with which settings.
+    """Statistics by which models and settings are selected.
 
     Parameters
     ----------

@@ -66,7 +66,7 @@ BEST_MEMBERS, BEST_OF_EACH = 16, 4
 
 @dataclass(frozen=True)
 class Request:
-    """What an autopilot is asked for; the fields are the options of ``fuxictr-mm autopilot``."""
+    """Request of an autopilot; the fields are the options of ``fuxictr-mm autopilot``."""
 
     dataset_id: str
     out: Path = Path("autopilot")
@@ -82,7 +82,7 @@ class Request:
 
 @dataclass
 class Outcome:
-    """What an autopilot has reached.
+    """Result of an autopilot.
 
     Parameters
     ----------
@@ -121,7 +121,7 @@ class Autopilot:
         self.failed: dict[str, str] = {}
 
     def run(self) -> Outcome:
-        """Go through all stages; those that are finished take no time."""
+        """Run all stages; finished ones are skipped."""
         asked = self.asked
         load_dataset_config(asked.config, asked.dataset_id)
         with self.alone():
@@ -152,7 +152,7 @@ class Autopilot:
             lock.release()
 
     def go(self) -> Outcome:
-        """Go through all stages in the locked folder."""
+        """Run all stages in the locked folder."""
         asked = self.asked
         self.link_config()
         spent = read_json(self.state).get("spent", 0.0) if self.state.exists() else 0.0
@@ -168,7 +168,7 @@ class Autopilot:
 
     @contextmanager
     def noted(self) -> Iterator[None]:
-        """Write down how much of the budget is spent, every few seconds and at the end."""
+        """Save the spent part of the budget every few seconds and at the end."""
         over = threading.Event()
 
         def note() -> None:
@@ -185,11 +185,11 @@ class Autopilot:
             self.save()
 
     def save(self) -> None:
-        """Write down how much of the budget is spent."""
+        """Save the spent part of the budget."""
         write_json(self.state, {"spent": self.spent + time.monotonic() - self.started})
 
     def tell(self, line: str) -> None:
-        """Say what is done, and keep it for the page."""
+        """Print a line and save it for the page."""
         self.told.append(line)
         if not self.asked.quiet:
             print(f"{self.spent + time.monotonic() - self.started:6.0f} s  {line}", file=sys.stderr, flush=True)
@@ -318,7 +318,7 @@ class Autopilot:
         return path
 
     def study(self, model: str, trials: int, until: float) -> list[TrialResult]:
-        """Go on with the study of a model; its finished trials, best first."""
+        """Continue the study of a model; return its finished trials, best first."""
         asked = self.asked
         first = dict(self.first[model])
         tuner = read_tuner(self.tuners[model], asked.model_zoo)
@@ -342,7 +342,7 @@ class Autopilot:
         return max(results, key=lambda name: results[name][0].score)
 
     def train(self, results: Mapping[str, Sequence[TrialResult]]) -> None:
-        """Train the best trial, and while there is time that of each other model, with more seeds."""
+        """Train the best trial with more seeds, and while there is time the best one of each other model."""
         for index, name in enumerate(sorted(results, key=lambda name: -results[name][0].score)):
             try:
                 self.train_model(name, results[name][0], least=0 if index else 2)

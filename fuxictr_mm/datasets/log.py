@@ -1,4 +1,4 @@
-"""A log of your own: files of interactions, items and users, with columns and ids of any name.
+"""Your own log: files of interactions, items and users, with columns and ids of any name.
 
 ``--interactions`` has a row per event: a user, an item, a time, one or several labels, and columns of context.
 ``--items`` and ``--users`` have a row each per item and user. The files are CSV (separated by commas, tabs, semicolons
@@ -75,7 +75,7 @@ class Training:
 
 
 class Log(Reader):
-    """A log of your own: files of interactions, items and users, with columns and ids of any name."""
+    """Your own log: files of interactions, items and users, with columns and ids of any name."""
 
     asked = LogOptions()
     row_sources = ROW_SOURCES
@@ -383,7 +383,7 @@ class Log(Reader):
     # What is written beside the rows
 
     def facts(self) -> dict[str, Any]:
-        """Return what became of the columns of each file."""
+        """Return how the columns of each file were used."""
         log, users = self._context_columns
         written = {"interactions": log, "users": users, "items": self._written_items[0]}
         facts: dict[str, Any] = {
@@ -401,7 +401,7 @@ class Log(Reader):
         return {"log": notes.as_json()}
 
     def embeds_users(self, summary: Summary) -> bool:
-        """Return whether users have rows enough in training."""
+        """Return whether users have enough rows in training."""
         return users_recur(summary)
 
     def experiments(self, summary: Summary) -> dict[str, dict[str, Any]]:

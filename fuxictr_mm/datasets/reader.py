@@ -130,7 +130,7 @@ class Reader(ABC):
         Raises
         ------
         MissingFileError
-            One of them is not there.
+            One of them does not exist.
         """
 
     @abstractmethod

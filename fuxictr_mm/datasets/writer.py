@@ -1,4 +1,4 @@
-"""Write what a reader gives as this library's layout: item files, a folder of part files per split, a configuration.
+"""Write the data of a reader in this library's layout: item files, a folder of part files per split, a configuration.
 
 Every file is written atomically, and a chunk that is finished is not read again by another start of the same command.
 
@@ -116,7 +116,7 @@ class Writer:
             self.origin["options"] = reader.options
 
     def write(self, overwrite: bool = False) -> Summary:
-        """Write all that is not there yet; ``overwrite`` deletes an earlier dataset of the folder first.
+        """Write everything that does not exist yet; ``overwrite`` deletes an earlier dataset of the folder first.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""The memory that an experiment would take, without reading its rows or making its tables."""
+"""The memory that an experiment needs, without reading its rows or allocating its tables."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def is_distributed(value: Tensor) -> bool:
 
 @torch.no_grad()
 def initialize(weight: Tensor, part: Part, dim: int, number: int, padding_idx: int | None) -> None:
-    """Draw the initial weights of a part of table ``number`` of a model; they depend on the seed and on that alone.
+    """Sample the initial weights of a part of table ``number`` of a model; they depend only on the seed and on it.
 
     The global generator is not used, so that the weights of the other layers do not depend on the parts either.
     """
@@ -336,12 +336,12 @@ def optimizer_group(
     rule : str or None
         How touched rows are updated, see ``TouchedOptimizer``.
     obstacle : str, optional
-        A reason for which tables cannot be sharded.
+        A reason why tables cannot be sharded.
 
     Raises
     ------
     ConfigError
-        All settings that cannot be combined with an update in the backward pass, in one line.
+        Settings cannot be combined with an update in the backward pass; one line lists all of them.
     """
     obstacles = [] if obstacle is None else [obstacle]
     if rule not in SHARDED_RULES:
@@ -380,7 +380,7 @@ def place_tables(
 ) -> None:
     """Replace the tables of the features ``names`` in ``layers``, and of those that share them, by sharded ones.
 
-    One process gets whole ones. The global generator is left as it is, so that the other layers start from the same
+    One process gets whole ones. The global generator is not changed, so that the other layers start from the same
     weights for every number of processes and every layout.
     """
     found: dict[str, Any] = {name: layers[name] for name in names}
@@ -430,12 +430,12 @@ def _make_tables(
 
 
 def check_torchrec() -> None:
-    """Refuse a pair of TorchRec and fbgemm that is missing or does not fit.
+    """Check that TorchRec and fbgemm are installed in the right versions.
 
     Raises
     ------
     UserError
-        With the command that installs it.
+        They are not; the error has the command that installs them.
     """
     install = "python -m pip install --no-deps -r requirements-scale-cpu.txt (GPUs: pip install 'fuxictr-mm[scale]')"
     found = {}
@@ -491,7 +491,7 @@ class ShardedOptimizer:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take this process's rows of a state."""
+        """Load this process's rows of a state."""
         self.param_groups[0].update({k: v for k, v in state["param_groups"][0].items() if k != "params"})
         for index, table in enumerate(self.tables):
             if table.sums is not None:
