@@ -146,7 +146,7 @@ class Experiment:
         if not run.config:
             raise ConfigError(f"{run.path}: the configuration of the run cannot be read ({run.problem})")
         if run.model == ENSEMBLE:
-            raise ConfigError(f"{run.path}: an ensemble has no weights of its own; score with one of its runs")
+            raise ConfigError(f"{run.path}: an ensemble has no weights; score with one of its runs")
         config = ExperimentConfig.from_dict({**run.config, "gpu": local_gpu(gpu)})
         zoo = None if run.model_zoo is None else Path(run.model_zoo)
         return cls(config, load_model_class(config.model, zoo), run.model_zoo)._check(is_trained=True)

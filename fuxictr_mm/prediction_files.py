@@ -70,7 +70,7 @@ def _names_in(path: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class JoinColumn:
-    """A column that is written beside the predictions.
+    """A column that is written next to the predictions.
 
     Parameters
     ----------

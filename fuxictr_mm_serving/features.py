@@ -162,7 +162,7 @@ class ContextField:
         flat, offsets = _lists(column, what)
         dim = self.spec.pretrain_dim
         if (np.diff(offsets) != dim).any():
-            raise ServingError(f"{what}: an embedding has not {dim} numbers")
+            raise ServingError(f"{what}: an embedding does not have {dim} numbers")
         return _floats(flat, what).reshape(-1, dim)
 
 

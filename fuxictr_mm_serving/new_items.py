@@ -164,7 +164,7 @@ class IdField:
         Raises
         ------
         ServingError
-            There are too many or none, or one is none of the field.
+            There are too many or none, or one does not belong to the field.
         """
         if not 0 < len(ids) <= self.max_len:
             raise ServingError(f"{what} has {len(ids)} ids, expected 1 to {self.max_len}")

@@ -192,7 +192,7 @@ def decode(body: bytes, content_type: str, model: type[T], settings: Settings) -
     Raises
     ------
     HttpError
-        400 for what cannot be decoded, 422 for what is no such request.
+        400 if the body cannot be decoded, 422 if it is not such a request.
     """
     try:
         if is_msgpack(content_type):

@@ -84,7 +84,7 @@ def _train_seeds(experiment: "Experiment", config: Path, args: argparse.Namespac
     if args.seed is not None:
         raise ConfigError("--seed and --seeds exclude each other; keep one")
     if is_one_of_several():
-        raise ConfigError("--seeds starts processes of its own; start it without torchrun, or give one --seed")
+        raise ConfigError("--seeds starts its own processes; start it without torchrun, or give one --seed")
     options = {"jobs": args.jobs, "resume": args.resume, "extra_args": Source(args.data_root, args.model_zoo).arguments}
     print(table(train_seeds(experiment, args.seeds, config, script_of(args), **options)))
     print(f"average them: {_predict(args, args.expid, experiment.config.model_root)}")
@@ -98,7 +98,7 @@ def _train_folds(experiment: "Experiment", config: Path, args: argparse.Namespac
     from fuxictr_mm.tuning.source import Source
 
     if is_one_of_several():
-        raise ConfigError("--folds starts processes of its own; start it without torchrun")
+        raise ConfigError("--folds starts its own processes; start it without torchrun")
     seed = [] if args.seed is None else ["--seed", str(args.seed)]
     options = {"jobs": args.jobs, "resume": args.resume, "by": args.fold_by}
     options["extra_args"] = [*Source(args.data_root, args.model_zoo).arguments, *seed]

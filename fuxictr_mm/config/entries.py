@@ -120,8 +120,8 @@ def _find_entry(files: Mapping[Path, dict[str, Any]], name: str, kind: str) -> t
 def resolve_paths(paths: Any, folder: Path, root: Any, new_root: str | os.PathLike[str] | None) -> Any:
     """Return paths with another root, variables expanded, and looked up from ``folder`` where they exist only there.
 
-    Those below a root of ``./`` are looked up from ``folder`` first: what ``prepare`` wrote goes with its data, also
-    where the working directory has an ``items.parquet`` of its own.
+    Those below a root of ``./`` are looked up from ``folder`` first, as ``prepare`` writes them next to its data, also
+    if the working directory has its own ``items.parquet``.
     """
     if isinstance(paths, list):
         return [resolve_paths(path, folder, root, new_root) for path in paths]

@@ -52,7 +52,7 @@ def fold_of_rows(group: np.ndarray | None, rows: int, fold: Fold) -> np.ndarray:
     Parameters
     ----------
     group : ndarray or None
-        ``(R,)``, the user of each row; a row without one is a user of its own.
+        ``(R,)``, the user of each row; a row without one counts as a separate user.
     rows : int
         R.
     fold : Fold

@@ -1,4 +1,4 @@
-"""Item files of a later log, which ``fuxictr-mm prepare log --like`` writes beside its rows."""
+"""Item files of a later log, which ``fuxictr-mm prepare log --like`` writes next to its rows."""
 
 from __future__ import annotations
 

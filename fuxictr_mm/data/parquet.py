@@ -276,7 +276,7 @@ class RowGroupRange:
 def split_row_groups(
     path: Path, metadata: pq.FileMetaData, max_rows: int, start: int = 0, stop: int | None = None
 ) -> list[RowGroupRange]:
-    """Split a file into ranges of at most ``max_rows`` rows; a larger row group is a range of its own.
+    """Split a file into ranges of at most ``max_rows`` rows; a larger row group is a separate range.
 
     With ``start`` and ``stop``, the ranges are of rows ``start`` to ``stop - 1`` of the file, and other row groups are
     in none.

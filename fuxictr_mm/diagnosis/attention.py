@@ -239,7 +239,7 @@ def describe(recording: RecordedAttention) -> dict[str, Any]:
 
 
 def measure_heads(scorer: Scorer, recording: RecordedAttention) -> dict[str, Any]:
-    """Return how the heads differ, and the AUC drop without each of them and with each alone."""
+    """Return how the heads differ, and the AUC drop without each of them and with only each of them."""
     hooks, norms = recording.hooks, recording.output_norms
     everything = range(hooks.num_heads)
 

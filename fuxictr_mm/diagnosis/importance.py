@@ -1,4 +1,4 @@
-"""Section on fields: the AUC drop when fields are permuted, alone and in groups, and the weights that SENet gives them.
+"""Section on fields: the AUC drop when fields are permuted, singly and in groups, and the weights by SENet.
 
 Shape letters: I items, R examples, F fields.
 """

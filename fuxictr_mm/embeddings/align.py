@@ -1,6 +1,6 @@
 """Embeddings aligned with clicks, by Swing and contrastive heads.
 
-The heads are functions of content alone, so items without clicks get aligned embeddings as well.
+The heads are functions of content only, so items without clicks get aligned embeddings as well.
 
 Shapes: I items, P principal components of all modalities.
 """

@@ -229,7 +229,7 @@ class Codebook:
         return self.space.inverse_transform(last)
 
     def semantic_ids(self, codes: Codes) -> Codes:
-        """Return ``1 + l C + c`` of the code c at level l: one embedding table with rows of its own for every level."""
+        """Return ``1 + l C + c`` of the code c at level l: one embedding table with separate rows for every level."""
         return codes + 1 + np.arange(self.levels) * self.codes
 
 

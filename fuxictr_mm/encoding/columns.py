@@ -482,7 +482,7 @@ def _check_is_text(file: Path) -> None:
         if re.match(magic, ends, re.DOTALL):
             raise DataError(f"{file}: is {what}, expected a text file in UTF-8; {fix}")
     if b"\r" in start[:-1] and b"\n" not in start:
-        raise DataError(f"{file}: its lines end in CR alone; save it with line ends LF or CR LF")
+        raise DataError(f"{file}: its lines end in CR; save it with line ends LF or CR LF")
 
 
 def _reason(error: Exception) -> str:

@@ -40,7 +40,7 @@ def history_problem(history: pl.DataFrame, targets: pl.DataFrame, splitter: str 
             example = history.filter(holds)["value"].min()
             return (
                 f"{fraction:.0%} of its entries, such as {example!r}, hold {separator!r}, which targets do not; write "
-                f"splitter: {json.dumps(separator)} for the column, or ids alone with {splitter!r} between them"
+                f"splitter: {json.dumps(separator)} for the column, or write only ids, with {splitter!r} between them"
             )
     known = _fraction(history, pl.col("value").is_in(targets["value"].implode()))
     if known < FEW:

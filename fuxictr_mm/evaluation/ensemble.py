@@ -390,7 +390,7 @@ def refuse_ensemble(expid: str, root: str | os.PathLike[str] = "checkpoints") ->
     words = [str(word) for word in best.environment.get("command") or []]
     where = next((f" --config {quote(b)}" for a, b in itertools.pairwise(words) if a == "--config"), "")  # of a trial
     raise ConfigError(
-        f"{expid}: an ensemble of {len(members)} runs, which has no weights of its own; use one of its "
+        f"{expid}: an ensemble of {len(members)} runs, which has no weights; use one of its "
         f"experiments, such as the best: --expid {quote(best.expid)}{where}"
     )
 

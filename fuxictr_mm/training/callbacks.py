@@ -71,7 +71,7 @@ class Callback(Protocol):
         step : int
             Steps done since the beginning.
         training : mapping
-            ``loss``, the mean since the last evaluation; ``learning_rate``; ``rows_per_second``, of training alone.
+            ``loss``, the mean since the last evaluation; ``learning_rate``; ``rows_per_second``, of training only.
         metrics : mapping
             The monitored metrics on the validation rows.
         """
@@ -319,7 +319,7 @@ class TensorBoardLogger:
     Parameters
     ----------
     folder : Path
-        Folder of this run alone.
+        Folder of only this run.
 
     Raises
     ------

@@ -445,7 +445,7 @@ def _publish(paths: RunPaths) -> None:
 def remove_leftover(experiment: Experiment) -> None:
     """Delete the files left by a process that was killed after its run was complete and before the process ended.
 
-    That is its training checkpoint, and all files of a seed that trained beside others. They stay while another process
+    That is its training checkpoint, and all files of a seed trained in parallel. They are kept while another process
     trains the experiment, and where its newest run is to be resumed.
     """
     paths = experiment.paths

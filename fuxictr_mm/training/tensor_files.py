@@ -207,7 +207,7 @@ def _reported(folder: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        # CheckpointException of several processes is no Exception; a lost process is no matter of the folder.
+        # CheckpointException is not an Exception; the loss of a process is not an error of the folder.
         if not (isinstance(error, OSError | SafetensorError) or hasattr(error, "failures")):
             raise
         raise UserError(f"{folder}: could not be written ({_reason(error)})") from error

@@ -60,7 +60,7 @@ def open_storage(tuner: Tuner) -> RDBStorage:
 
 
 def open_study(tuner: Tuner, storage: RDBStorage, model_zoo: Path | None, data: Mapping[str, str]) -> Study:
-    """Create the study, or load one that was begun with the same tuner file and data.
+    """Create the study, or load one that was started with the same tuner file and data.
 
     ``data`` are the hashes of the data, by the settings that name it.
 
@@ -100,7 +100,7 @@ def open_study(tuner: Tuner, storage: RDBStorage, model_zoo: Path | None, data: 
     changed = [key for key in {**theirs, **known} if theirs.get(key) != known.get(key)]
     if changed:
         raise ConfigError(
-            f"{tuner.path}: {changed[0]} has changed since the study '{tuner.study}' was begun; undo the change, or "
+            f"{tuner.path}: {changed[0]} has changed since the study '{tuner.study}' was started; undo the change, or "
             "start another study (study: NAME; of autopilot: another --out)"
         )
     study.set_user_attr("tuner", ours)

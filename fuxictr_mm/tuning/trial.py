@@ -57,12 +57,12 @@ class TrialResult:
 
     @property
     def reached(self) -> float:
-        """The monitored metric, or weighted sum of metrics, on valid; NaN where there is none."""
+        """The monitored metric, or weighted sum of metrics, on valid; NaN if it is missing."""
         return monitored(self.params, self.valid)
 
     @property
     def score(self) -> float:
-        """``reached``, such that higher is better; -inf where there is none."""
+        """``reached``, such that higher is better; -inf if it is missing."""
         value = self.reached
         return -math.inf if math.isnan(value) else -value if self.params["monitor_mode"] == "min" else value
 

@@ -54,7 +54,7 @@ class LaterSource(LogSource):
     Raises
     ------
     ConfigError, MissingFileError
-        A file or a column that is not there.
+        A file or a column does not exist.
     """
 
     def __init__(self, asked: LogOptions, source: Path, scratch: Path, base: Base, given: Mapping[str, Any]) -> None:
@@ -83,7 +83,7 @@ class LaterSource(LogSource):
 
     @property
     def is_labelled(self) -> pl.Expr:
-        """Whether a row has a label, or is a click of a log of clicks alone."""
+        """Whether a row has a label, or is a click of a log of only clicks."""
         if not self.base.notes.labels:
             return pl.lit(True)
         return pl.any_horizontal(pl.col(name).is_not_null() for name in self.labels) if self.labels else pl.lit(False)

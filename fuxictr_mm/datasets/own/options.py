@@ -27,7 +27,7 @@ class LogOptions:
     ----------
     interactions, items, users : str, optional
         Files of the source by name, pattern or folder; by default ``interactions.*``, and ``items.*`` and ``users.*``
-        where they are there.
+        if they exist.
     embeddings : tuple of str
         Parquet files with the items' ids and a list column of numbers.
     user, item, time : str

@@ -64,7 +64,7 @@ class LogSource:
     Raises
     ------
     ConfigError, MissingFileError
-        A file, a column or a label that is not there.
+        A file, a column or a label does not exist.
     """
 
     def __init__(self, asked: LogOptions, source: Path, scratch: Path) -> None:
@@ -107,7 +107,7 @@ class LogSource:
 
     @property
     def tables(self) -> list[Table]:
-        """The tables that are there."""
+        """The tables that exist."""
         return [table for table in (self.log, self.items, self.users) if table is not None]
 
     @property

@@ -68,7 +68,7 @@ class Table:
         return {name: kind for name, kind, _ in _fields(schema, self.paths[0])}
 
     def check(self, column: str, what: str) -> None:
-        """Raise a ConfigError where a column is not there."""
+        """Raise a ConfigError if a column does not exist."""
         if column not in self.schema:
             raise ConfigError(
                 f"{what}: {self.paths[0]} has no column '{column}'{nearest(column, self.schema)} (it has: "
