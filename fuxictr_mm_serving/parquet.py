@@ -112,7 +112,7 @@ def check_numbering(export: Export, file: Path, *columns: str) -> None:
     try:
         given = json.loads(_metadata(file).get(NUMBERING, b"{}"))
     except ValueError:
-        raise ServingError(f"{file}: its metadata {NUMBERING.decode()} is not JSON; prepare it again") from None
+        raise ServingError(f"{file}: its metadata {NUMBERING.decode()} are no JSON; prepare it again") from None
     expected = export.manifest.numbering
     for name in sorted({ITEM_ID, *columns} & given.keys() & expected.keys()):
         if given[name] != expected[name]:
@@ -170,7 +170,7 @@ def split(path: str | os.PathLike[str], part_rows: int) -> list[Part]:
         try:
             metadata = pq.read_metadata(file)
         except (OSError, pa.ArrowException) as error:
-            raise ServingError(f"{file}: is not a Parquet file, or is damaged ({error})") from None
+            raise ServingError(f"{file}: is no Parquet file or damaged ({error})") from None
         first = 0
         groups: list[int] = []  # small ones, which make a part together
         rows = 0
@@ -291,8 +291,8 @@ class Users:
         of_files = {for_file(export, file, column) is not export: file for file in reversed(files)}
         if len(of_files) > 1:
             raise ServingError(
-                f"{path}: {of_files[True].name} holds numbers of fuxictr-mm prepare, but "
-                f"{of_files[False].name} does not; give files of one kind"
+                f"{path}: {of_files[True].name} holds numbers of fuxictr-mm prepare, and {of_files[False].name} does "
+                "not; give files of one kind"
             )
         (self._is_numbered,) = of_files
         self._export, of_file = export, export.of_numbers if self._is_numbered else export

@@ -1,4 +1,4 @@
-"""A causal transformer layer over history tokens with shared weights and feature tokens with their own weights.
+"""A causal transformer layer over history tokens with shared weights and feature tokens with weights of their own.
 
 Shape letters: B rows, N history tokens of all rows, L tokens of one history, M feature tokens of a row, W token dim,
 H heads, E dim of a head, R rows of a bucket, Q queries of a row.
@@ -48,7 +48,7 @@ class OneTransBlock(nn.Module):
     def encode(self, tokens: Tensor, seen: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return the tokens ``(L, W)`` of one history, newest first, after the layer, and its keys and values.
 
-        Of those beyond the ``seen`` newest, which no token sees, the tokens are undefined.
+        Of those beyond the ``seen`` newest, which no token sees, the tokens mean nothing.
         """
         qkv = self.qkv(self.norm1(tokens))
         query, key, value = qkv.unflatten(1, (3, self.num_heads, -1)).permute(1, 2, 0, 3)
@@ -61,7 +61,7 @@ class OneTransBlock(nn.Module):
         return tokens if self.ffn is None else self._transform(tokens, self.ffn), keys, values
 
     def attend(self, tokens: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Return the feature tokens ``(B, M, W)`` after the layer, after one history of ``(L, W)`` from ``encode``."""
+        """Return the feature tokens ``(B, M, W)`` after the layer, behind one history of ``(L, W)`` by ``encode``."""
         count, size = tokens.shape[1], tokens.shape[2] // self.num_heads
         qkv = self.token_qkv(self.norm1(tokens)).unflatten(2, (3, self.num_heads, -1))
         query, own_keys, own_values = qkv.permute(2, 3, 0, 1, 4)  # (H, B, M, E) each
