@@ -73,7 +73,7 @@ class Parser(argparse.ArgumentParser):
                 name = word.split("=")[0]
                 self.error(f"unknown option '{name}'{self._hint(name, self._option_string_actions)}")
         if unknown:
-            self.error(f"'{unknown[0]}' is one argument too many; see '{self.prog} --help'")
+            self.error(f"'{unknown[0]}' is an unexpected argument; see '{self.prog} --help'")
         return parsed, unknown
 
     def _spell(self, word: str) -> str:
@@ -114,7 +114,7 @@ class Parser(argparse.ArgumentParser):
 
 def add_debug(parser: argparse.ArgumentParser) -> None:
     """Add ``--debug``, which ``run_main`` reads."""
-    parser.add_argument("--debug", action="store_true", help="show a traceback for errors")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
 def add_examples(parser: argparse.ArgumentParser, *examples: str) -> None:
@@ -126,7 +126,9 @@ def add_examples(parser: argparse.ArgumentParser, *examples: str) -> None:
 def add_experiment_options(parser: argparse.ArgumentParser, *, gpu: bool = False) -> None:
     """Add the options that name an experiment, as of ``Experiment.load``."""
     parser.add_argument("--expid", required=True, help="experiment id in model_config.yaml")
-    parser.add_argument("--config", default=".", metavar="DIR", help="folder of model_config.yaml (default: this one)")
+    parser.add_argument(
+        "--config", default=".", metavar="DIR", help="folder of model_config.yaml (default: the working directory)"
+    )
     if gpu:
         parser.add_argument("--gpu", type=int, default=-1, help="index of the GPU, -1 for the CPU (default)")
     parser.add_argument("--data_root", metavar="DIR", help="replaces the dataset's data_root")
@@ -156,15 +158,18 @@ def add_roles(parser: argparse.ArgumentParser) -> None:
         help="columns with a role: target, history, user, time, histories=A,B",
     )
     parser.add_argument(
-        "--ids", choices=("auto", "as_is", "vocabulary"), default="auto", help="whether items are numbered (auto)"
+        "--ids",
+        choices=("auto", "as_is", "vocabulary"),
+        default="auto",
+        help="whether item ids are used as they are or numbered by a vocabulary (default: auto)",
     )
 
 
 def add_output_options(parser: argparse.ArgumentParser, *, quiet: bool = True) -> None:
     """Add ``--json`` and ``--quiet``, which mean the same in every command; ``show`` acts on them."""
-    parser.add_argument("--json", action="store_true", help="print one JSON document, and nothing else")
+    parser.add_argument("--json", action="store_true", help="print only one JSON document")
     if quiet:
-        parser.add_argument("--quiet", action="store_true", help="no progress, no log, no summary; errors are shown")
+        parser.add_argument("--quiet", action="store_true", help="no progress, no log, no summary; errors are printed")
 
 
 def show(args: argparse.Namespace, document: Any, summary: str) -> None:

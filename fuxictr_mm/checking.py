@@ -38,7 +38,7 @@ class Settings(BaseModel):
         Raises
         ------
         ConfigError
-            All that is wrong with them, in one line that begins with ``where``.
+            Settings are invalid; one line lists all problems and begins with ``where``.
         """
         settings, problems = validate(cls, values)
         if settings is None:
@@ -92,7 +92,7 @@ def _describe_problem(
         if isinstance(loc[1], int):
             entry = values[key][loc[1]]
             if len(loc) == 2:
-                return key, f"{where}{key}: the entry {entry!r} is no {describe(nested)[2:]}"
+                return key, f"{where}{key}: the entry {entry!r} is not {describe(nested)}"
             name, loc = f"feature '{entry.get('name', '?')}'", loc[2:]
         else:
             entry, name, loc = values[key], key, loc[1:]
@@ -251,7 +251,7 @@ def _resolve_annotation(model_class: type, init: Any, name: str, annotation: Any
         resolved = typing.get_type_hints(holder, init.__globals__, include_extras=True)[name]
         _adapter(resolved)
         return resolved
-    except Exception as error:  # NameError, SyntaxError, or whatever pydantic raises on what is no type
+    except Exception as error:  # NameError, SyntaxError, or whatever pydantic raises on what is not a type
         if not is_multimodal(model_class):
             return Any
         raise ConfigError(uncheckable(model_class, name, annotation, error)) from error
@@ -272,7 +272,7 @@ def is_multimodal(model_class: type) -> bool:
 
 
 def check_call(text: str, where: str, allowed: Sequence[str]) -> None:
-    """Refuse a call in a YAML text unless it names a known function and has literal arguments.
+    """Check that a call in a YAML text names a known function and has literal arguments.
 
     FuxiCTR evaluates such texts as Python; nothing but ``layers.Name(1, key="x")`` may reach it, or the bare name of an
     initializer.
@@ -295,7 +295,7 @@ def check_call(text: str, where: str, allowed: Sequence[str]) -> None:
     try:
         node = ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError, RecursionError):
-        raise ConfigError(f"{where}: '{text}' is no Python expression; {expected}") from None
+        raise ConfigError(f"{where}: '{text}' is not a Python expression; {expected}") from None
 
     def is_known(name: ast.expr) -> bool:
         return any(re.fullmatch(pattern, ast.unparse(name)) for pattern in allowed)

@@ -31,7 +31,7 @@ COMMANDS = {
     "runs": "list runs and their metrics, newest or best first",
     "compare": "test whether a difference between experiments is significant",
     "report": "write one HTML page that compares runs",
-    "plan": "print the memory that an experiment would take, before it runs",
+    "plan": "print the memory that an experiment needs, before it runs",
     "autopilot": "from a dataset to a submission within a time budget",
     "list": "list models, experiments or datasets",
     "completion": "print a script for Tab completion of this command line",

@@ -82,19 +82,19 @@ BASE_MODEL = (
 
 
 def check_base_model(base: type) -> None:
-    """Refuse a version of FuxiCTR whose ``BaseModel`` does not use the attributes ``BASE_MODEL``.
+    """Check that the ``BaseModel`` of this version of FuxiCTR uses the attributes ``BASE_MODEL``.
 
     Raises
     ------
     ConfigError
-        It names the first that is missing.
+        An attribute is missing; the error names the first one.
     """
     methods = [method for method in vars(base).values() if inspect.isfunction(method)]
     used = {name for method in methods for name in method.__code__.co_names}
     if missing := [name for name in BASE_MODEL if name not in used]:
         raise ConfigError(
-            f"{inspect.getsourcefile(base)}: {base.__name__} has no {missing[0]}, so this version of FuxiCTR is not "
-            "known; pip install fuxictr~=2.3.10"
+            f"{inspect.getsourcefile(base)}: {base.__name__} has no {missing[0]}, so this version of "
+            "FuxiCTR is not supported; pip install fuxictr~=2.3.10"
         )
 
 
@@ -123,7 +123,7 @@ OWN_SETTINGS = ModelSettings.model_fields.keys() - {
 
 
 def is_third_party(model_class: type) -> bool:
-    """Whether a model is no MultimodalModel, but a BaseModel of FuxiCTR."""
+    """Whether a model is not a MultimodalModel, but a BaseModel of FuxiCTR."""
     return not issubclass(model_class, MultimodalModel)
 
 
@@ -134,7 +134,7 @@ def params_problems(model_class: type, params: Mapping[str, Any]) -> dict[str, s
     only a MultimodalModel reads, unless the model's constructor names them.
     """
     problems: dict[str, str] = {}
-    is_none = f"but {model_class.__name__} is no MultimodalModel"
+    is_none = f"but {model_class.__name__} is not a MultimodalModel"
     losses = params.get("loss", ())
     for loss in [losses] if isinstance(losses, str) else losses:
         if loss not in LOSSES:
@@ -168,7 +168,7 @@ def params_problems(model_class: type, params: Mapping[str, Any]) -> dict[str, s
 
 
 def check_labels(model_class: type, params: Mapping[str, Any], labels: Sequence[str]) -> None:
-    """Refuse labels that a FuxiCTR model would not train on, or not without an error of Python.
+    """Check the labels that a FuxiCTR model trains on.
 
     Raises
     ------
@@ -180,8 +180,8 @@ def check_labels(model_class: type, params: Mapping[str, Any], labels: Sequence[
     if not issubclass(model_class, MultiTaskModel):
         if len(labels) > 1:
             raise ConfigError(
-                f"{name} trains on one label, but label_col names {len(labels)} ({names}); name one of them, or take a "
-                "subclass of FuxiCTR's MultiTaskModel"
+                f"{name} trains on one label, but label_col names {len(labels)} ({names}); name one of "
+                "them, or use a subclass of FuxiCTR's MultiTaskModel"
             )
         for key in ("task", "loss"):
             if isinstance(params.get(key), list):
@@ -200,7 +200,7 @@ def make_safe(model: Any, view: str = "flat", task_weights: Mapping[str, float] 
     format, labels and groups are read of the rows' columns if the model does not read them itself. State dicts are
     written atomically and read without unpickling. Frozen embeddings get the weight that is missing in linear terms,
     and the feature embedding takes the arguments of older versions. An exception on the first batch becomes an error of
-    one line. Redefined methods that are not called are logged.
+    one line. Overridden methods that are not called are logged.
     """
 
     def save_weights(checkpoint: str) -> None:
@@ -213,7 +213,9 @@ def make_safe(model: Any, view: str = "flat", task_weights: Mapping[str, float] 
     if getattr(type(model), "add_loss", None) is MultiTaskModel.add_loss:
         if isinstance(task_weights, str):
             if any(loss is not torch.nn.functional.binary_cross_entropy for loss in model.loss_fn):
-                raise ConfigError(f"{model.model_id}: task_weights: uncertainty takes loss: binary_crossentropy alone")
+                raise ConfigError(
+                    f"{model.model_id}: task_weights: uncertainty supports only loss: binary_crossentropy"
+                )
             model.task_uncertainty = UncertaintyWeights(len(model.feature_map.labels)).to(model.device)
             model.optimizer.add_param_group({"params": list(model.task_uncertainty.parameters())})
         given = task_weights if isinstance(task_weights, Mapping) else {}
@@ -230,7 +232,9 @@ def make_safe(model: Any, view: str = "flat", task_weights: Mapping[str, float] 
     model.train_step = partial(_train_on_probabilities, model, model.train_step)
     for name in NOT_CALLED:
         if getattr(type(model), name) not in (getattr(BaseModel, name), getattr(MultiTaskModel, name)):
-            logger.warning(f"{type(model).__name__} redefines {name}, which is not called: training is this library's")
+            logger.warning(
+                f"{type(model).__name__} overrides {name}, which is not called, because this library trains the model"
+            )
 
 
 def _read_columns(read: Callable[[Mapping[str, Tensor]], Tensor], batch: Any) -> Tensor:
@@ -263,13 +267,13 @@ def _first_forward(model: Any, view: str, inputs: Any) -> Any:
             advice = _advice_on_columns(model, error) if view == "challenge" else _advice_on_sequences(model, error)
             raise failed_on_first_batch(model.model_id, f"{name}.forward", error, advice) from error
         if view == "challenge":
-            other = "does it take one dict of columns? set batch_view: flat"
+            other = "if it takes one dict of columns, set batch_view: flat"
         else:
-            other = "does it take a tuple of three? set batch_view: challenge"
+            other = "if it takes a tuple of three, set batch_view: challenge"
             if context := _context_columns(model):
-                other += f"; if the file reads {', '.join(context)} of every item, in_item_dict: True for them, too"
+                other += f"; if the file reads {', '.join(context)} of every item, also set in_item_dict: True for them"
         raise ConfigError(
-            f"{model.model_id}: {name}.forward cannot take a batch of batch_view: {view} ({describe_error(error)}); "
+            f"{model.model_id}: {name}.forward fails on a batch of batch_view: {view} ({describe_error(error)}); "
             f"{other}"
         ) from error
 
@@ -303,7 +307,7 @@ def _advice_on_sequences(model: Any, error: Exception) -> str:
         or not re.search(r"\b(size|sizes|shapes?|dimensions?)\b", str(error))
     ):
         return ""
-    return f"{', '.join(names)} has feature_encoder: null, if the file takes no sequence, leave that out; "
+    return f"{', '.join(names)} has feature_encoder: null; if the file does not take sequences, remove it; "
 
 
 def _is_about_format(error: Exception) -> bool:
@@ -360,7 +364,8 @@ def _train_on_probabilities(model: Any, step: Callable[[Any], Tensor], batch: An
             raise
         raise DataError(
             f"{model.model_id}: {type(model).__name__}.forward gives NaN, or a prediction outside 0 to 1, for a "
-            "training batch; lower learning_rate, or leave out the rows that it cannot score (often without a history)"
+            "training batch; reduce learning_rate, or drop the rows that it cannot score (often those "
+            "without a history)"
         ) from error
 
 

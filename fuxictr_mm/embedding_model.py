@@ -43,7 +43,7 @@ class Embedded:
     history : Jagged
         ``(N, D)`` concatenated fields of each history item, stored once per distinct item.
     histories : dict of str to Jagged
-        The same of each further history that was asked for.
+        The same for each requested further history.
     """
 
     context: Tensor
@@ -70,7 +70,7 @@ class EmbeddingModel(BaseModel):
         Raises
         ------
         ConfigError
-            The dataset has no features of items, or the encoder of a feature does not fit it.
+            The dataset has no item features, or the encoder of a feature does not fit it.
         """
         self.embedding_dim = embedding_dim
         self.items: ItemTable = feature_map.items
@@ -81,13 +81,13 @@ class EmbeddingModel(BaseModel):
         self.context_fields = [n for n, s in specs.items() if s.get("source") != "item"]
         if not self.item_fields:
             raise ConfigError(
-                f"{self.model_id}: no feature with source: item; a target and its history need at least one"
+                f"{self.model_id}: no feature with source: item, expected at least one for the target and its history"
             )
         spread = [n for n, s in specs.items() if s.get("table") == "sharded"]
         try:
             self.embedding_layer = FeatureEmbedding(without_rows(feature_map, spread), self.embedding_dim)
         except ValueError as error:
-            raise ConfigError(f"{self.model_id}: {error} Its layer does not take these arguments") from error
+            raise ConfigError(f"{self.model_id}: {error} Its layer does not accept these arguments") from error
         if spread:
             layers, folder = self.embedding_layer.embedding_layer.embedding_layers, Path(self._settings.model_root)
             place_tables(layers, spread, feature_map.features, sharded or {}, self.device, folder.absolute())
@@ -134,7 +134,7 @@ class EmbeddingModel(BaseModel):
         Raises
         ------
         ConfigError
-            The dataset has no such history.
+            The dataset does not have the history.
         """
         others: dict[str, Jagged] = {}
         for name in histories:
@@ -180,8 +180,8 @@ class EmbeddingModel(BaseModel):
         if name not in self.items.names:
             raise ConfigError(
                 f"{self.model_id}: {key} is {name}, expected a column of the items that the experiment reads "
-                f"({', '.join(self.items.names)}); list it in use_features, with embedded: False unless it is a field "
-                f"as well. Written by: {command}"
+                f"({', '.join(self.items.names)}); list it in use_features, with embedded: False unless it "
+                f"is also a field. Written by: {command}"
             )
         column = self.items.stored(name)
         numbers, is_embedding = column[0].numel(), column.is_floating_point() or column.dtype == torch.int8
@@ -282,12 +282,12 @@ class EmbeddingModel(BaseModel):
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Refuse features whose embedding layers PyTorch cannot name so: ``user.id``, ``type``, ``values``.
+    """Check that PyTorch can name the embedding layers of features (not ``user.id``, ``type``, ``values``).
 
     Raises
     ------
     ConfigError
-        With the features, and what to do; all in one line.
+        A name is invalid; one line lists all of them with the fix.
     """
     if reasons := why_no_layers(names):
         raise ConfigError(
@@ -339,14 +339,14 @@ def distinct_items(batch: Batch, num_items: int, histories: Sequence[Jagged] = (
 
 
 def check_encoders(model: Any) -> None:
-    """Refuse an encoder of a sequence, an id or a number that does not return one embedding per row.
+    """Check that the encoder of a sequence, an id or a number returns one embedding per row.
 
     A model of FuxiCTR may use a sequence as it is, and is checked where its ``forward`` fails.
 
     Raises
     ------
     ConfigError
-        With the feature, and what to add.
+        It does not; the error names the feature and what to add.
     """
     layers = [module for module in model.modules() if isinstance(module, FeatureEmbeddingDict)]
     for owner, (name, encoder) in [(layer, pair) for layer in layers for pair in layer.feature_encoders.items()]:

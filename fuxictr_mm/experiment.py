@@ -101,7 +101,7 @@ class Experiment:
         model_zoo: StrPath | None = None,
         **settings: Any,
     ) -> Experiment:
-        """Read and check an experiment; no data file is touched.
+        """Read and check an experiment; data files are not read.
 
         Parameters
         ----------
@@ -144,9 +144,9 @@ class Experiment:
             The configuration cannot be read, or is not one of this version.
         """
         if not run.config:
-            raise ConfigError(f"{run.path}: no configuration of a run can be read ({run.problem})")
+            raise ConfigError(f"{run.path}: the configuration of the run cannot be read ({run.problem})")
         if run.model == ENSEMBLE:
-            raise ConfigError(f"{run.path}: an ensemble has no weights of its own; score with one of its runs")
+            raise ConfigError(f"{run.path}: an ensemble has no weights; score with one of its runs")
         config = ExperimentConfig.from_dict({**run.config, "gpu": local_gpu(gpu)})
         zoo = None if run.model_zoo is None else Path(run.model_zoo)
         return cls(config, load_model_class(config.model, zoo), run.model_zoo)._check(is_trained=True)
@@ -159,7 +159,7 @@ class Experiment:
         config, model_class = self.config, self.model_class
         device_of(config.gpu)
         for doubt in config.check_model(model_class):
-            logger.warning(f"{doubt}; perhaps nothing reads it")
+            logger.warning(f"{doubt}; perhaps it is not used")
         problems = settings_problems(model_class, config.to_dict())
         if problems and not is_trained:
             raise SettingsError(config.expid, problems)
@@ -177,7 +177,7 @@ class Experiment:
         Raises
         ------
         ConfigError
-            They are wrong.
+            Settings are invalid.
         """
         config = ExperimentConfig.from_dict({**self.config.to_dict(), **settings})
         experiment = type(self)(config, self.model_class, self.model_zoo)._check()
@@ -194,13 +194,13 @@ class Experiment:
     def command(self, name: str) -> str:
         """Return the command line that runs a command, such as ``train``, on the experiment as it was loaded.
 
-        What ``with_settings`` replaced since is not in it.
+        Changes by ``with_settings`` are not included.
         """
         options = [str(word) for option in self._options.items() for word in option]
         return shlex.join(["fuxictr-mm", name, *options])
 
     def beside_other_seeds(self) -> Experiment:
-        """Return the experiment with files of its own until it has finished, so that its seeds can train at once."""
+        """Return the experiment with separate files until it has finished, so that its seeds can train in parallel."""
         experiment = type(self)(self.config, self.model_class, self.model_zoo)
         experiment.paths = replace(self.paths, suffix=f".seed{self.config.seed}")
         experiment._options = self._options
@@ -212,11 +212,11 @@ class Experiment:
         return self.with_settings(fold=fold.model_dump(), model_id=name)
 
     def finished_runs(self) -> list[Run]:
-        """Return the finished runs of these very settings, model file and data that have a folder, newest first."""
+        """Return the finished runs of exactly these settings, model file and data that have a folder, newest first."""
         return [run for run in self._runs_of_settings() if self.changed_data(run.environment) is None]
 
     def outdated(self) -> str | None:
-        """Return which data has changed since the newest finished run of this configuration, None if there is none."""
+        """Return the data that has changed since the newest finished run of this configuration, None if nothing has."""
         return next(
             (changed for run in self._runs_of_settings() if (changed := self.changed_data(run.environment))), None
         )
@@ -227,7 +227,7 @@ class Experiment:
         return [run for run in finished if run.environment.get(MODEL_CODE, self.model_code) == self.model_code]
 
     def changed_data(self, sources: Mapping[str, Any]) -> str | None:
-        """Return which data has changed since a result was written, by the hashes that were saved with it."""
+        """Return the data that has changed since a result was written, by the hashes that were saved with it."""
         return changed_data(sources.get(DATA), self.config.to_dict())
 
     def fit(self, *, resume: bool = False, progress: bool | None = None, results_csv: StrPath | None = None) -> Run:
@@ -250,7 +250,7 @@ class Experiment:
         Raises
         ------
         UserError
-            Bad data, a loss that is not finite, a disk that is full; or a finished run of other settings, which cannot
+            Data is invalid, the loss is not finite, the disk is full; or a finished run of other settings, which cannot
             be resumed.
         Interrupted
             Ctrl-C or SIGTERM came; ``resume=True`` continues.
@@ -281,7 +281,7 @@ class Experiment:
         Raises
         ------
         MissingFileError, UserError
-            No such weights, or they do not fit, or wrong data.
+            The weights do not exist or do not fit, or the data is invalid.
         """
         return predict(self, data, self.find_weights(weights), [self.paths.log])
 
@@ -291,14 +291,14 @@ class Experiment:
         Raises
         ------
         MissingFileError, UserError
-            No such weights; a folder that ``fuxictr-mm export-hub`` has not written.
+            The weights do not exist, or the folder was not written by ``fuxictr-mm export-hub``.
         """
         path = self.paths.weights if weights is None else Path(weights)
         if not path.exists():
             raise MissingFileError(f"{path}: no such weights; train first: {self.command('train')}")
         if weights is None:
             if self.result(paths=False) is None:
-                logger.warning(f"{path}: not from a finished run of exactly this configuration; used nevertheless")
+                logger.warning(f"{path}: not from a finished run of exactly this configuration, but used")
             self._warn_of_data(path)
             return path
         if path.is_dir():
@@ -308,7 +308,8 @@ class Experiment:
                 logger.warning(f"{saved[0]}: {difference}")
         else:
             logger.warning(
-                f"{path}: no settings are saved with these weights, so those of {self.config.expid} are used; settings "
+                f"{path}: no settings are saved with these weights, so the settings of {self.config.expid} "
+                "are used; settings "
                 "without parameters (activations, heads, history_mask) are not compared"
             )
         return path
@@ -322,9 +323,9 @@ class Experiment:
         newest = next((run for run in runs if run.weights.exists() and run.weights.samefile(weights)), runs[0])
         first = present_first(runs)[0]
         if first is not newest and is_present(first) and not is_present(newest):
-            reason = outdated(newest) or "its data is not known"
+            reason = outdated(newest) or "its data is unknown"
             logger.warning(
-                f"{weights}: of the newest run, {newest.run} ({reason}); {first.run} is of the data as it is now: "
+                f"{weights}: weights of the newest run, {newest.run} ({reason}); {first.run} is on the present data: "
                 f"fuxictr-mm predict --runs {shlex.quote(str(first.path))}"
             )
 
@@ -341,7 +342,7 @@ class Experiment:
             keep_freed_memory()
 
     def make_shard(self) -> Shard:
-        """Return the part of the rows that this process reads, alone or as one of several."""
+        """Return the part of the rows that this process reads."""
         config, processes = self.config, distributed.size()
         if not config.shuffle:
             return distributed.make_shard(None)  # in the files' order, every process passes over all rows
@@ -364,7 +365,7 @@ class Experiment:
         Raises
         ------
         ConfigError, DataError, MissingFileError
-            Anything that is wrong with the data, or with the file of the vocabularies.
+            The data or the file of the vocabularies is invalid.
         """
         vocabularies = None if weights is None else Vocabularies.load(vocabulary_of_weights(Path(weights)))
         shard = self.make_shard() if shard is None else shard
@@ -388,7 +389,7 @@ class Experiment:
         Raises
         ------
         ConfigError
-            The model's constructor refuses its settings.
+            The model's constructor raises an error for its settings.
         """
         config, model_class = self.config, self.model_class
         feature_map = dataset.feature_map

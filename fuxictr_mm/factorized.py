@@ -1,4 +1,4 @@
-"""A base of models that end in a DNN, with a factorization of user and item beside it.
+"""Base class of models that end in a DNN, combined with a factorization of user and item.
 
 Shape letters: B rows, F fields, E ``embedding_dim``, K ``factor_dim``, T labels, M candidates.
 """
@@ -49,7 +49,7 @@ class FactorizedModel(DNNModel):
     Raises
     ------
     ConfigError
-        ``factor_features`` is without a field of the user or of the item.
+        ``factor_features`` has no field of the user or of the item.
     """
 
     same_dims = True
@@ -76,7 +76,7 @@ class FactorizedModel(DNNModel):
             raise ConfigError(
                 f"{self.model_id}: factor_features is {factor_features}, expected fields of the user "
                 f"({', '.join(self.context_fields) or 'there is none'}) and of the item "
-                f"({', '.join(self.item_fields)}); without such, leave factor_dim out"
+                f"({', '.join(self.item_fields)}); without such fields, remove factor_dim"
             )
         #: Both logits and the mean squares of the factors, of the last batch in training.
         self.parts: tuple[Tensor, Tensor, Tensor] | None = None

@@ -61,7 +61,7 @@ def write_beside(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any])
 
 
 def check_folder_to_write(out: Path, markers: Sequence[str], overwrite: bool) -> None:
-    """Refuse to replace a folder other than an earlier export, which holds the files ``markers``.
+    """Raise an error if a folder to replace is not an earlier export, which holds the files ``markers``.
 
     Raises
     ------
@@ -71,13 +71,13 @@ def check_folder_to_write(out: Path, markers: Sequence[str], overwrite: bool) ->
     if not os.path.lexists(out) or (out.is_dir() and not any(out.iterdir())):
         return
     if not all((out / name).is_file() for name in markers):
-        raise UserError(f"{out}: exists already and is not an export of fuxictr-mm; give another folder")
+        raise UserError(f"{out}: already exists and is not an export of fuxictr-mm; give another folder")
     if not overwrite:
-        raise UserError(f"{out}: holds an export already; give another folder, or --overwrite")
+        raise UserError(f"{out}: already holds an export; give another folder, or --overwrite")
 
 
 def write_folder(out: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write(folder)`` fill a temporary folder, then rename it, so that ``out`` is complete or as it was.
+    """Let ``write(folder)`` fill a temporary folder, then rename it, so that ``out`` is complete or unchanged.
 
     Raises
     ------
@@ -112,7 +112,7 @@ def check_outputs(
     inputs: Iterable[str | os.PathLike[str] | None],
     overwrite: bool,
 ) -> None:
-    """Refuse output files that cannot or must not be written, before any work; None is no file.
+    """Raise an error for output files that cannot or must not be written, before any work; None is skipped.
 
     Raises
     ------
@@ -131,21 +131,21 @@ def check_outputs(
         path = Path(output).resolve()
         partitions = takewhile(lambda folder: "=" in folder.name, path.parents)
         if read & {path, path.parent, *(folder.parent for folder in partitions)}:
-            raise ConfigError(f"{output}: is an input as well; choose another name for the output")
+            raise ConfigError(f"{output}: is also an input; give another name for the output")
         if path in seen:
-            raise ConfigError(f"{output}: is named for two outputs; choose another name for one")
+            raise ConfigError(f"{output}: is given for two outputs; give another name for one")
         seen.add(path)
         if path.is_dir():
             raise ConfigError(f"{output}: is a folder, expected a file")
         if path.exists() and not overwrite:
-            raise ConfigError(f"{output}: exists already; add --overwrite or choose another name")
+            raise ConfigError(f"{output}: already exists; add --overwrite, or give another name")
         folder = next(parent for parent in path.parents if parent.exists())
         if not folder.is_dir() or not os.access(folder, os.W_OK):
-            raise ConfigError(f"{output}: {folder} cannot be written; choose another folder")
+            raise ConfigError(f"{output}: {folder} is not writable; give another folder")
 
 
 def check_replaceable(output: str | os.PathLike[str], names: Iterable[str], what: str) -> None:
-    """Refuse to replace a file that is not of the kind that a command writes; an empty file is of any.
+    """Raise an error if a file to replace is not of the kind that a command writes; empty files are accepted.
 
     Parameters
     ----------
@@ -165,7 +165,7 @@ def check_replaceable(output: str | os.PathLike[str], names: Iterable[str], what
     if not path.exists() or (path.is_file() and not path.stat().st_size):
         return
     if not set(names) <= _names_in(path):
-        raise ConfigError(f"{output}: exists and is no {what}; give another name, or delete the file")
+        raise ConfigError(f"{output}: already exists and is not a {what}; give another name, or delete the file")
 
 
 def _names_in(path: Path) -> set[str]:

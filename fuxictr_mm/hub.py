@@ -38,7 +38,7 @@ def export(experiment: Experiment, out: Path, *, weights: Path | None = None, ov
     Raises
     ------
     MissingFileError, UserError
-        No such weights, or not those of this experiment; the folder exists already or cannot be written.
+        The weights do not exist or do not belong to this experiment; the folder already exists or is not writable.
     """
     from fuxictr_mm.training.checkpoints import describe_features
 
@@ -52,7 +52,7 @@ def export(experiment: Experiment, out: Path, *, weights: Path | None = None, ov
     # A result is of the experiment's own weights.
     result = None if weights else experiment.result(paths=False)
     if result is None:
-        logger.warning(f"{checkpoint}: the metrics of these weights are unknown; the card has no metrics")
+        logger.warning(f"{checkpoint}: the metrics of these weights are unknown, so the card has no metrics")
     config = describe_experiment(experiment, result)
 
     def write(folder: Path) -> None:

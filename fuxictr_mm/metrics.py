@@ -85,7 +85,7 @@ def parse_metric(name: str, tasks: Sequence[str] = ()) -> Metric:
     Raises
     ------
     ConfigError
-        If there is no such metric.
+        The metric is unknown.
 
     Examples
     --------
@@ -202,7 +202,7 @@ def check_metrics(names: Sequence[str], group_id: Any = None, tasks: Sequence[st
     names : sequence of str
         Names as in ``parse_metric``.
     group_id : object, optional
-        The column of groups, its name or its values; None where there is none.
+        The column of groups, its name or its values; None without groups.
     tasks : sequence of str
         Names of several labels, of which ``LABEL_METRIC`` is a metric.
 
@@ -213,7 +213,7 @@ def check_metrics(names: Sequence[str], group_id: Any = None, tasks: Sequence[st
     Raises
     ------
     ConfigError
-        If ``names`` is no list, holds an unknown name, or needs a group where there is none.
+        If ``names`` is not a list, holds an unknown name, or needs a group column that is not given.
     """
     if isinstance(names, str) or not isinstance(names, Sequence):
         raise ConfigError(f"metrics: {names!r} is not a list of metric names; write metrics: [AUC, logloss]")
@@ -261,7 +261,7 @@ def evaluate_metrics(y_true: Any, y_pred: Any, metrics: Sequence[str], group_id:
         If a metric is unknown or its ``group_id`` is missing.
     DataError
         If there are no rows, lengths differ, a label is not 0 or 1, a prediction is not finite (or, for logloss, not
-        in [0, 1]), there is one class only where AUC is asked for, no row has a group, or no group has both classes.
+        in [0, 1]), there is only one class but AUC is requested, no row has a group, or no group has both classes.
 
     Examples
     --------
@@ -337,9 +337,11 @@ def evaluate_tasks(
         results |= {f"{task}_{name}": value for name, value in found.items()}
     kept = [task for task in tasks if task not in left_out]
     if not kept:
-        raise DataError(f"no label of {', '.join(tasks)} has rows of both classes; nothing can be ranked")
+        raise DataError(f"no label of {', '.join(tasks)} has rows of both classes; AUC is undefined")
     if left_out:
-        logger.warning(f"No metrics of {', '.join(left_out)}: no rows of both classes; means are of {', '.join(kept)}")
+        logger.warning(
+            f"No metrics of {', '.join(left_out)}: no rows of both classes; means are over {', '.join(kept)}"
+        )
     return results | {name: sum(results[f"{task}_{name}"] for task in kept) / len(kept) for name in names}
 
 
@@ -445,7 +447,9 @@ def _checked_rows(y_true: Any, y_pred: Any) -> tuple[torch.Tensor, torch.Tensor]
         raise DataError(f"{len(label)} labels but {len(score)} predictions: expected one prediction per label")
     if len(score) == 0:
         raise DataError("no rows to evaluate: expected at least one label and prediction")
-    _refuse(~torch.isfinite(score), score, "predictions are NaN or infinite", "lower learning_rate or check the inputs")
+    _refuse(
+        ~torch.isfinite(score), score, "predictions are NaN or infinite", "reduce learning_rate, or check the inputs"
+    )
     _refuse((label != 0) & (label != 1), label, "labels are neither 0 nor 1", "expected a binary label column")
     return label, score
 
@@ -487,7 +491,7 @@ def _auc(label: torch.Tensor, score: torch.Tensor) -> float:
 
 
 def _log_loss(label: torch.Tensor, score: torch.Tensor) -> float:
-    _refuse((score < 0) | (score > 1), score, "predictions are outside [0, 1]", "logloss takes probabilities")
+    _refuse((score < 0) | (score > 1), score, "predictions are outside [0, 1]", "logloss needs probabilities")
     eps = torch.finfo(torch.float64).eps
     probability = score.clamp(eps, 1 - eps)
     return -torch.where(label == 1, probability.log(), (1 - probability).log()).mean().item()

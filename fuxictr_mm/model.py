@@ -72,7 +72,7 @@ class MultimodalModel(EmbeddingModel):
     Raises
     ------
     ConfigError
-        A setting of a wrong type or range, a loss that is not of the task, or a dataset without features of items.
+        A setting has a wrong type or range, the loss does not fit the task, or the dataset has no item features.
     """
 
     batch_view: str = "jagged"
@@ -157,12 +157,12 @@ class MultimodalModel(EmbeddingModel):
         self.make_embedding(feature_map, settings.embedding_dim, self._sharded_group)
 
     def check_heads(self, num_heads: int, dim: int, name: str) -> None:
-        """Refuse a number of attention heads that does not divide a dim.
+        """Check that a number of attention heads divides a dim.
 
         Raises
         ------
         ConfigError
-            With the next smaller number that does.
+            It does not; the error names the next smaller divisor.
         """
         if dim % num_heads:
             fits = max(heads for heads in range(1, num_heads) if dim % heads == 0)
@@ -211,11 +211,11 @@ class MultimodalModel(EmbeddingModel):
         Raises
         ------
         ConfigError
-            A setting with which tables cannot be sharded.
+            Tables cannot be sharded with a setting.
         """
         obstacle = None
         if cls.train_step is not MultimodalModel.train_step:
-            obstacle = f"{cls.__name__} has a train_step of its own; set table: dense"
+            obstacle = f"{cls.__name__} defines its own train_step; set table: dense"
         elif compile:
             obstacle = "compile is True; set compile: False"
         return optimizer_group(
@@ -251,7 +251,7 @@ class MultimodalModel(EmbeddingModel):
         tables = [(name, module) for layer in [*layers, self.item_vectors] for name, module in layer.items()]
         obstacle = self._touched_obstacle(self._settings, self.compiled_logits is not None)
         # Its own may not take sparse gradients.
-        doubt = f"{type(self).__name__} has a train_step of its own" if self.has_own_step else None
+        doubt = f"{type(self).__name__} defines its own train_step" if self.has_own_step else None
         choose_kinds(tables, self.feature_map.features, obstacle, doubt)
 
     def logits(self, batch: Batch) -> Tensor:
@@ -275,7 +275,7 @@ class MultimodalModel(EmbeddingModel):
         raise NotImplementedError
 
     def candidate_columns(self, ids: Tensor) -> tuple[Tensor, ...]:
-        """Return what ``score_candidates`` reads of candidates ``(M,)`` beside their embeddings; nothing by default.
+        """Return what ``score_candidates`` reads of candidates ``(M,)`` besides their embeddings; empty by default.
 
         Rows of ``content_of`` and ``code_table``; every tensor has a row for each candidate.
         """
@@ -485,7 +485,7 @@ class DNNModel(MultimodalModel):
 
 
 def check_is_built(model: nn.Module) -> None:
-    """Refuse a MultimodalModel that its author did not finish.
+    """Check that a MultimodalModel defines ``logits`` and calls ``build()``.
 
     Raises
     ------

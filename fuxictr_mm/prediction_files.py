@@ -42,7 +42,7 @@ def is_table(path: Path) -> bool:
 
 
 def check_table(path: Path) -> None:
-    """Refuse to replace a file that is no table of predictions.
+    """Refuse to replace a file that is not a table of predictions.
 
     Raises
     ------
@@ -52,7 +52,9 @@ def check_table(path: Path) -> None:
     if path.is_dir():
         raise ConfigError(f"--out {path}: is a folder; give the name of a file")
     if path.exists() and path.stat().st_size and not any(name.startswith(PREDICTION) for name in _names_in(path)):
-        raise ConfigError(f"--out {path}: exists and is no table of predictions; give another name, or delete the file")
+        raise ConfigError(
+            f"--out {path}: already exists and is not a table of predictions; give another name, or delete the file"
+        )
 
 
 def _names_in(path: Path) -> list[str]:
@@ -68,7 +70,7 @@ def _names_in(path: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class JoinColumn:
-    """A column that is written beside the predictions.
+    """A column that is written next to the predictions.
 
     Parameters
     ----------

@@ -35,9 +35,9 @@ _importing = threading.RLock()
 
 
 def register_model(model_class: type) -> type:
-    """Make a model class known under its name, so that ``model: NAME`` finds it; usable as a decorator.
+    """Register a model class under its name for ``model: NAME``; usable as a decorator.
 
-    It takes precedence over a model file of the same name, for this process alone.
+    It takes precedence over a model file of the same name, in this process only.
 
     Parameters
     ----------
@@ -77,7 +77,7 @@ def search_folders(model_zoo: str | Path | None = None) -> list[Path]:
     Parameters
     ----------
     model_zoo : path, optional
-        A folder of the user's, searched before ``./model_zoo`` and the packaged one.
+        A user's folder, searched before ``./model_zoo`` and the packaged one.
     """
     package = Path(__file__).resolve().parent
     folders = [Path("model_zoo"), package / "model_zoo"]
@@ -143,7 +143,7 @@ def load_model_class(name: str, model_zoo: str | Path | None = None) -> type:
 
 @cache
 def code_hash(model_class: type) -> str:
-    """Return a hash of the file of a model's class and of files beside it that it imports; empty without a file.
+    """Return a hash of the file of a model's class and of the files next to it that it imports; empty without a file.
 
     Comments do not count.
     """
@@ -159,7 +159,7 @@ def code_hash(model_class: type) -> str:
 
 
 def _code_of(file: Path) -> dict[Path, str]:
-    """Return the code, without comments, of a file and of files beside it that it imports."""
+    """Return the code, without comments, of a file and of the files next to it that it imports."""
     seen: dict[Path, str] = {}
     waiting = [file]
     while waiting:

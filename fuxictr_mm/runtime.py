@@ -30,7 +30,7 @@ def device_of(gpu: int) -> torch.device:
     Raises
     ------
     ConfigError
-        There is no such GPU; FuxiCTR would use the CPU silently.
+        The GPU does not exist; FuxiCTR would silently use the CPU.
     """
     import torch
 
@@ -100,7 +100,7 @@ def set_precision(precision: str, device: torch.device) -> None:
 
     if precision == "bf16" and device.type == "cpu" and not _has_fast_bfloat16():
         logger.warning(
-            "precision: bf16: this processor has no fast bfloat16, so that training may be 100 times slower; "
+            "precision: bf16: this processor has no fast bfloat16, so training may be 100 times slower; "
             "use precision: tf32 or fp32"
         )
     faster = "high" if device.type == "cuda" else "medium"
@@ -138,15 +138,15 @@ _process = threading.Lock()
 
 @contextmanager
 def only_one(expid: str) -> Iterator[None]:
-    """Refuse a second experiment at the same time, because both would share the random numbers of the process.
+    """Raise an error for a second experiment at the same time, which would share the process's random numbers.
 
-    The experiment trains in float32 and with gradients, whatever the process has set; afterwards all is as before,
+    The experiment trains in float32 and with gradients, whatever the process has set; afterwards all is restored,
     random numbers included.
     """
     if not _process.acquire(blocking=False):
         raise UserError(
-            f"{expid}: another experiment trains or predicts in this process, with the same random numbers; "
-            "wait for its end, or use a process for each"
+            f"{expid}: another experiment is running in this process and shares its random numbers; wait "
+            "until it ends, or use one process for each"
         )
     try:
         with _own_state():

@@ -1,4 +1,4 @@
-"""Which settings do not go with the class of a model."""
+"""Checks of settings against the class of a model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fuxictr_mm.metrics import check_metrics
 
 
 def settings_problems(model_class: Any, settings: Mapping[str, Any]) -> dict[str, str]:
-    """Return what of the settings does not go with the class of the model, or with its metrics.
+    """Return the problems of settings with the class of the model or with its metrics, one sentence per key.
 
     Parameters
     ----------
@@ -28,7 +28,7 @@ def settings_problems(model_class: Any, settings: Mapping[str, Any]) -> dict[str
     """
     name = model_class.__name__
     if not issubclass(model_class, torch.nn.Module):
-        return {"model": f"model: {name} is no model, expected a subclass of MultimodalModel or BaseModel"}
+        return {"model": f"model: {name} is not a model, expected a subclass of MultimodalModel or BaseModel"}
     problems: dict[str, str] = {}
     third_party = is_third_party(model_class)
     labels = label_names(settings) if settings.get("label_col") else []
@@ -45,8 +45,8 @@ def settings_problems(model_class: Any, settings: Mapping[str, Any]) -> dict[str
     roles = settings.get("roles") or {}
     if settings.get("item_info") is None and not is_flat and not {"target", "history"} <= roles.keys():
         problems["item_info"] = (
-            f"dataset {settings.get('dataset_id')}: item_info is missing; {name} needs items: name their files, or the "
-            "columns of target and history, roles: {target: COLUMN, history: COLUMN}"
+            f"dataset {settings.get('dataset_id')}: item_info is missing; {name} needs items: set their "
+            f"files, or the columns of target and history, roles: {{target: COLUMN, history: COLUMN}}"
         )
     if view is not None and (view == "jagged") == third_party:
         takes = "challenge or flat" if third_party else "jagged"
@@ -81,5 +81,5 @@ def _field_problems(settings: Mapping[str, Any], third_party: bool, is_flat: boo
         problems["names"] = str(error)
     of_items = [column for column in fields.values() if column.source == ITEM_SOURCE]
     if fields and not of_items and not third_party and settings.get("item_info"):
-        problems["fields"] = "no feature with source: item; a target and its history need at least one"
+        problems["fields"] = "no feature with source: item, expected at least one for the target and its history"
     return problems

@@ -141,6 +141,6 @@ def _cores() -> int:
 def _warn_of_spinning() -> None:
     if _spinning:
         logger.warning(
-            "torch was imported before fuxictr_mm: its threads spin while they wait, which is several times slower if "
-            "another process is busy; import fuxictr_mm first, or set OMP_WAIT_POLICY=PASSIVE or threads: 1"
+            "torch was imported before fuxictr_mm: its threads busy-wait, which is several times slower if "
+            "another process uses the cores; import fuxictr_mm first, or set OMP_WAIT_POLICY=PASSIVE or threads: 1"
         )

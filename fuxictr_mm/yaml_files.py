@@ -69,7 +69,7 @@ def load_shared(path: str | os.PathLike[str]) -> dict[str, Any]:
     except (ValueError, KeyError, AttributeError) as error:  # of PyYAML, for a value that is not of its tag's type
         raise ConfigError(f"{path}: not valid YAML: a value does not fit its tag or type ({error})") from None
     except RecursionError:
-        raise ConfigError(f"{path}: not valid YAML: it is nested too deep, or holds itself") from None
+        raise ConfigError(f"{path}: not valid YAML: it is nested too deeply, or contains itself") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
     if content is None:
@@ -125,7 +125,7 @@ class _Loader(yaml.CSafeLoader):
         if isinstance(node, ScalarNode) or is_checked.get(node):
             return
         if node in is_checked:
-            problem = "a list or mapping holds itself by an alias (*NAME); write out what is meant"
+            problem = "a list or mapping contains itself by an alias (*NAME); write the value in full"
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
         is_checked[node] = False
         pairs = node.value if isinstance(node, MappingNode) else [(entry,) for entry in node.value]

@@ -45,21 +45,45 @@ RANGES: dict[str, tuple[float, float]] = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the server."""
-    parser.add_argument("export", metavar="DIR", help="folder by fuxictr-mm export, or a link to one")
+    parser.add_argument("export", metavar="DIR", help="folder written by fuxictr-mm export, or a link to one")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine only)")
-    parser.add_argument("--port", type=int, default=8000, help="port (8000)")
-    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes (1)")
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads of a graph (1)")
-    parser.add_argument("--concurrency", type=int, default=2, metavar="N", help="requests a worker scores at once (2)")
+    parser.add_argument("--port", type=int, default=8000, help="port (default: 8000)")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="number of processes (default: 1)")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads per graph (default: 1)")
     parser.add_argument(
-        "--queue", type=int, default=64, metavar="N", help="requests that may wait, others get 503 (64)"
+        "--concurrency", type=int, default=2, metavar="N", help="requests that a worker scores in parallel (default: 2)"
     )
-    parser.add_argument("--timeout", type=float, default=10, metavar="S", help="seconds for a request (10)")
-    parser.add_argument("--cache-mib", type=int, default=256, metavar="N", help="MiB for states of users (256)")
-    parser.add_argument("--max-body", type=int, default=4 * 2**20, metavar="BYTES", help="size of a body (4 MiB)")
-    parser.add_argument("--max-candidates", type=int, default=500, metavar="N", help="candidates of a user (500)")
-    parser.add_argument("--max-history", type=int, default=10000, metavar="N", help="items of a history (10000)")
-    parser.add_argument("--users", metavar="FILE", help="Parquet file or folder of users whom requests may name")
+    parser.add_argument(
+        "--queue",
+        type=int,
+        default=64,
+        metavar="N",
+        help="maximum number of waiting requests, others get 503 (default: 64)",
+    )
+    parser.add_argument(
+        "--timeout", type=float, default=10, metavar="S", help="timeout of a request in seconds (default: 10)"
+    )
+    parser.add_argument(
+        "--cache-mib", type=int, default=256, metavar="N", help="cache for states of users in MiB (default: 256)"
+    )
+    parser.add_argument(
+        "--max-body", type=int, default=4 * 2**20, metavar="BYTES", help="maximum size of a body (default: 4 MiB)"
+    )
+    parser.add_argument(
+        "--max-candidates",
+        type=int,
+        default=500,
+        metavar="N",
+        help="maximum number of candidates per user (default: 500)",
+    )
+    parser.add_argument(
+        "--max-history",
+        type=int,
+        default=10000,
+        metavar="N",
+        help="maximum number of items of a history (default: 10000)",
+    )
+    parser.add_argument("--users", metavar="FILE", help="Parquet file or folder of users that requests may refer to")
     parser.add_argument("--user-column", default="user_id", metavar="NAME", help="its column of ids (user_id)")
     parser.add_argument("--titles", metavar="FILE", help="Parquet file with ids and titles of items, for the page")
     parser.add_argument("--title-column", metavar="NAME", help="its column of titles (item_title or title)")
@@ -141,7 +165,7 @@ def announce(settings: Settings, shared: socket.socket) -> None:
     asks = settings.token is not None
     logger.info(json.dumps({"serving": address, "version": version_of(Path(settings.folder)), "token": asks}))
     if not asks and not ipaddress.ip_address(host.partition("%")[0]).is_loopback:
-        logger.warning(json.dumps({"open_to": host, "reason": "no token is asked for; give --token-file"}))
+        logger.warning(json.dumps({"open_to": host, "reason": "no token is required; give --token-file"}))
 
 
 def _not_listening(host: str, port: int, error: OSError) -> ServingError:
@@ -166,7 +190,7 @@ def run_server(settings: Settings, shared: socket.socket, is_ready: Callable[[],
 def ended_by_signals() -> Iterator[None]:
     """Go on after a server that SIGTERM or Ctrl-C has ended: uvicorn raises them again when the last request is done.
 
-    That a server is stopped is no failure, and several workers end with the exit code 0 as well.
+    That a server is stopped is not a failure, and several workers end with the exit code 0 as well.
     """
 
     def stop(*_: object) -> None:

@@ -375,4 +375,4 @@ def _read_ids(files: Files, name: str) -> dict[str, Ids]:
             found[name] = Ids(values, kind is int, takes_numbers=bool(entry.get("takes_numbers")))
         return found
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise ServingError(f"{files.folder / name}: is no vocabulary of an export ({error}); export again") from None
+        raise ServingError(f"{files.folder / name}: is not a vocabulary of an export ({error}); export again") from None

@@ -162,7 +162,7 @@ class ContextField:
         flat, offsets = _lists(column, what)
         dim = self.spec.pretrain_dim
         if (np.diff(offsets) != dim).any():
-            raise ServingError(f"{what}: an embedding has not {dim} numbers")
+            raise ServingError(f"{what}: an embedding does not have {dim} numbers")
         return _floats(flat, what).reshape(-1, dim)
 
 
@@ -259,7 +259,7 @@ def _numbers(column: Column, what: str, dtype: type) -> np.ndarray:
     try:
         found: np.ndarray = np.array(_flat(column, what), dtype=dtype)
     except (ValueError, TypeError, OverflowError):
-        raise ServingError(f"{what}: holds values that are no numbers") from None
+        raise ServingError(f"{what}: holds values that are not numbers") from None
     if found.ndim != 1:
         raise ServingError(f"{what}: holds lists, expected one value in each row")
     return found
@@ -284,7 +284,7 @@ def _lists(column: Column, what: str) -> tuple[Flat, np.ndarray]:
         if entries is None or (isinstance(entries, float | str) and (entries == "" or entries != entries)):
             entries = []
         if not isinstance(entries, list | tuple | np.ndarray):
-            raise ServingError(f"{what}: {entries!r} is no list")
+            raise ServingError(f"{what}: {entries!r} is not a list")
         flat.extend(entries.tolist() if isinstance(entries, np.ndarray) else entries)
         offsets[row + 1] = len(flat)
     return flat, offsets

@@ -36,7 +36,7 @@ class OnnxGraph:
     Raises
     ------
     ServingError
-        It is no graph.
+        It is not a graph.
     """
 
     def __init__(self, content: bytes, name: str, threads: int) -> None:
@@ -50,7 +50,7 @@ class OnnxGraph:
             self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime raises many types
             reason = " ".join(str(error).split())[:200]
-            raise ServingError(f"{name}: is no graph that ONNX Runtime reads ({reason}); export again") from None
+            raise ServingError(f"{name}: is not a graph that ONNX Runtime reads ({reason}); export again") from None
         self._name = name
         self.inputs = [port.name for port in self._session.get_inputs()]
         self.outputs = [port.name for port in self._session.get_outputs()]

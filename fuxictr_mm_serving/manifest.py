@@ -41,7 +41,7 @@ LARGEST = 16 * 2**20
 
 def _plain(name: str) -> str:
     if Path(name).name != name or name == ".." or "\\" in name or "\0" in name:
-        raise ValueError(f"{name!r} is no file name without folder")
+        raise ValueError(f"{name!r} is not a file name without folder")
     return name
 
 
@@ -239,7 +239,7 @@ def read_manifest(folder: Path, *, any_graphs: bool = False, content: bytes | No
     except NotADirectoryError:
         raise ServingError(f"{folder}: is a file; expected a folder that fuxictr-mm export wrote") from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ServingError(f"{path}: is no manifest of an export ({type(error).__name__}); export again") from None
+        raise ServingError(f"{path}: is not a manifest of an export ({type(error).__name__}); export again") from None
     if version == "triton":
         raise ServingError(f"{folder}: is a model repository for Triton; export with --format onnx into another folder")
     if version not in FORMATS:
@@ -256,7 +256,7 @@ def read_manifest(folder: Path, *, any_graphs: bool = False, content: bytes | No
         raise ServingError(f"{path}: names the file {wrong[0]!r} without size and checksum; export again")
     others = [name for name in found.graphs.values() if not name.endswith(".onnx")]
     if others and not any_graphs:
-        raise ServingError(f"{folder / others[0]}: is no graph of ONNX; export with --format onnx")
+        raise ServingError(f"{folder / others[0]}: is not an ONNX graph; export with --format onnx")
     if "rows" not in found.graphs or ("user" in found.graphs) != ("candidates" in found.graphs):
         raise ServingError(f"{path}: graphs: are {', '.join(found.graphs)}, expected rows, or user and candidates too")
     return found
@@ -332,7 +332,7 @@ class Files:
             return _array(content)
         except (ValueError, TypeError, OverflowError, SyntaxError) as error:
             reason = " ".join(str(error).split())[:100]
-            raise ServingError(f"{self.folder / name}: is no array of numbers ({reason}); export again") from None
+            raise ServingError(f"{self.folder / name}: is not an array of numbers ({reason}); export again") from None
 
     def check_others(self) -> None:
         """Compare what is not opened, by size and, up to ``check_bytes``, by checksum."""
@@ -398,7 +398,7 @@ def _open(path: Path, size: int | None = None) -> int:
     found = os.fstat(descriptor)
     if not stat.S_ISREG(found.st_mode):
         os.close(descriptor)
-        raise OSError(0, "is no file")
+        raise OSError(0, "is not a file")
     if size is not None and found.st_size != size:
         os.close(descriptor)
         raise ValueError

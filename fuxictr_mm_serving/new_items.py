@@ -164,7 +164,7 @@ class IdField:
         Raises
         ------
         ServingError
-            There are too many or none, or one is none of the field.
+            There are too many or none, or one does not belong to the field.
         """
         if not 0 < len(ids) <= self.max_len:
             raise ServingError(f"{what} has {len(ids)} ids, expected 1 to {self.max_len}")
@@ -222,11 +222,11 @@ class NewItems:
         for number, item in enumerate(items):
             for name, numbers in item.embeddings.items():
                 what = f"new_items.{number}: '{name}'"
-                _check(name, f"{what} is no embedding", self.contents)
+                _check(name, f"{what} is not an embedding", self.contents)
                 self.contents[name].write(values[number], what, numbers)
             for name, given in item.codes.items():
                 what = f"new_items.{number}: '{name}'"
-                _check(name, f"{what} is no codes", {**self.code_counts, **self.ids})
+                _check(name, f"{what} is not a list of codes", {**self.code_counts, **self.ids})
                 if name in self.ids:
                     self.ids[name].write(values[number], what, given)
                 if name not in self.code_counts:

@@ -60,4 +60,4 @@ def reason_of(code: int) -> str:
     if code >= 0:
         return f"ended with exit code {code}"
     name = {number.value: number.name for number in signal.Signals}.get(-code, f"signal {-code}")
-    return f"ended by {name}" + (", as the system ends a process where memory is short" if name == "SIGKILL" else "")
+    return f"ended by {name}" + (", probably by the system because memory is short" if name == "SIGKILL" else "")

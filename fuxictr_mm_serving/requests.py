@@ -87,7 +87,7 @@ class ScoreRequest(_Body):
     def _is_flat(cls, context: dict[str, Any]) -> dict[str, Any]:
         for column, value in context.items():
             if {dict, list} & {*map(type, value if isinstance(value, list) else [value])}:
-                raise ValueError(f"{column[:100]!r} is no value and no list of values")
+                raise ValueError(f"{column[:100]!r} is not a value or a list of values")
         return context
 
 
@@ -126,7 +126,7 @@ class ErrorResponse(BaseModel):
 
 
 class HttpError(Exception):
-    """An answer that is no success."""
+    """An answer that is not a success."""
 
     def __init__(self, status: int, message: str, **headers: str) -> None:
         super().__init__(message)
@@ -192,7 +192,7 @@ def decode(body: bytes, content_type: str, model: type[T], settings: Settings) -
     Raises
     ------
     HttpError
-        400 for what cannot be decoded, 422 for what is no such request.
+        400 if the body cannot be decoded, 422 if it is not such a request.
     """
     try:
         if is_msgpack(content_type):
@@ -222,7 +222,7 @@ def decode(body: bytes, content_type: str, model: type[T], settings: Settings) -
 
 
 def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 def _no_duplicates(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
@@ -245,7 +245,7 @@ def check_text(content: Any) -> None:
     try:
         json.dumps(content, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        raise HttpError(422, "the body holds half a surrogate pair, which is no text") from None
+        raise HttpError(422, "the body holds half a surrogate pair, which is not text") from None
     except RecursionError:
         raise HttpError(422, "the body has too many lists or objects within each other") from None
 

@@ -90,7 +90,7 @@ def score_file(
         raise ServingError(f"{rows}: has no rows, expected one or more")
     read = {part.file.resolve() for part in parts}
     if out.resolve() in read or Path(rows).resolve() in out.resolve().parents:
-        raise ServingError(f"{out}: is or lies in the rows that are read, {rows}; write another file")
+        raise ServingError(f"{out}: is inside the rows to score, {rows}; give another file")
     names = ["score"] if len(labels) == 1 else [f"score_{label}" for label in labels]
     _check_replaceable(out)
     try:
@@ -128,7 +128,7 @@ def _locked(path: Path, out: Path) -> Iterator[None]:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ServingError(f"{out}: another run writes it; wait for that, or name another file") from None
+            raise ServingError(f"{out}: another run is writing it; wait until it ends, or give another file") from None
         except OSError:
             logger.warning(f"{path}: cannot be locked; no other run may write {out}")
         yield
@@ -163,7 +163,7 @@ def _check_replaceable(out: Path) -> None:
     except (OSError, pa.ArrowException):
         found = []
     if not found or not all(name == "score" or name.startswith("score_") for name in found):
-        raise ServingError(f"{out}: is there and is no file of scores; write another file, or remove it")
+        raise ServingError(f"{out}: already exists and is not a file of scores; give another file, or delete it")
 
 
 def _score_parts(folder: Path, todo: list[tuple[Part, Path]], processes: int, threads: int) -> Iterator[int]:
@@ -213,8 +213,8 @@ def _exchange(pipe: Any, process: SpawnProcess, left: Iterator[tuple[Part, Path]
     except (EOFError, OSError):
         process.join()
         raise ServingError(
-            f"processes: one {reason_of(process.exitcode or 0)}; what is scored is kept, so run again, with fewer "
-            "where memory is short"
+            f"processes: one {reason_of(process.exitcode or 0)}; finished chunks are kept, so run again, "
+            "with fewer processes if memory is short"
         ) from None
     if isinstance(found, Exception):
         raise found

@@ -133,7 +133,9 @@ class Gate:
         try:
             return await asyncio.wait_for(asyncio.shield(future), self._timeout)
         except (asyncio.TimeoutError, DeadlineError):
-            raise HttpError(504, f"no scores within {self._timeout:g} seconds; try again, or send less") from None
+            raise HttpError(
+                504, f"no scores within {self._timeout:g} seconds; try again, or send fewer candidates"
+            ) from None
 
     def _end(self, future: asyncio.Future[Any]) -> None:
         self._pending -= 1
@@ -346,7 +348,7 @@ def make_app(settings: Settings) -> Starlette:
 
 def answer(status: int, message: str, **headers: str) -> Response:
     """Return an error: one sentence."""
-    text = " ".join(message.split()).encode(errors="replace").decode()  # surrogates are no UTF-8
+    text = " ".join(message.split()).encode(errors="replace").decode()  # surrogates are not UTF-8
     text = text if len(text) <= ERROR_LENGTH else text[:ERROR_LENGTH] + "..."
     return JSONResponse({"error": text}, status_code=status, headers=headers)
 

@@ -119,7 +119,7 @@ class Ids:
         return self.values[number - 1] if 0 < number <= len(self.values) else None
 
     def encode(self, ids: Sequence[Any] | np.ndarray, what: str) -> np.ndarray:
-        """Return numbers ``(M,)`` int64: 0 for null, an empty text, and the integer 0 that is no id; else ``UNKNOWN``.
+        """Return numbers ``(M,)`` int64: 0 for null, an empty text, and 0 if it is not an id; else ``UNKNOWN``.
 
         Raises
         ------
@@ -137,7 +137,7 @@ class Ids:
             elif not self.is_integer and self.takes_numbers and isinstance(value, int | float):
                 value = self._text(value)
             elif not self.is_integer and not isinstance(value, str | bytes):
-                raise ServingError(f"{what}: {value!r} is no text, and its ids are texts")
+                raise ServingError(f"{what}: {value!r} is not a text, but its ids are texts")
             number = get(value)
             if number is None and self.is_integer and not -(2**63) <= value < 2**64:
                 raise ServingError(f"{what}: holds an id beyond 64 bits")
@@ -168,13 +168,13 @@ def as_integer(value: Any, what: str) -> int:
         or not isinstance(value, int | float | str)
         or (isinstance(value, float) and (not value.is_integer() or abs(value) > LARGEST_EXACT))
     ):
-        raise ServingError(f"{what}: {value!r} is no exact integer, and its ids are integers")
+        raise ServingError(f"{what}: {value!r} is not an exact integer, but its ids are integers")
     try:
         if isinstance(value, str) and not re.fullmatch(r"\s*[+-]?[0-9]+\s*", value):
             raise ValueError  # int() takes "1_0" and other digits
         return int(value)
     except ValueError:
-        raise ServingError(f"{what}: {value!r} is no integer, and its ids are integers") from None
+        raise ServingError(f"{what}: {value!r} is not an integer, but its ids are integers") from None
 
 
 def integers(ids: Sequence[Any] | np.ndarray, what: str) -> np.ndarray:
@@ -183,7 +183,7 @@ def integers(ids: Sequence[Any] | np.ndarray, what: str) -> np.ndarray:
         with np.errstate(invalid="ignore"):
             exact = ids.astype(np.int64)
         if (wrong := np.flatnonzero(exact != ids)).size:
-            raise ServingError(f"{what}: {ids[wrong[0]]} is no integer of 64 bits, and its ids are integers")
+            raise ServingError(f"{what}: {ids[wrong[0]]} is not an integer of 64 bits, but its ids are integers")
         return exact
     if not all(type(value) is int for value in ids):
         ids = [0 if value is None else as_integer(value, what) for value in ids]

@@ -32,7 +32,7 @@ class DHEN(DNNModel):
         \hat y = \sigma(\mathrm{DNN}(x^{(L)}))
 
     with tokens x of the fields of context c, target t and interest in the history s. The interactions I, each with
-    weights of its own in each layer, map T tokens to M:
+    own weights in each layer, map T tokens to M:
 
     - ``dot``: an MLP of the products of all pairs of tokens;
     - ``cross``: :math:`P (x \odot (W x + b) + x)` of all tokens, concatenated;

@@ -97,7 +97,7 @@ class DIN_CrossAttention(DNNModel):
         return cast(list[CrossAttentionLayer], list(self.encoder))
 
     def user_state(self, context: Tensor, history: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
-        """Return context, history, and the part of each attention that depends on it alone."""
+        """Return context, history, and the part of each attention that depends only on the history."""
         parts = [part for layer in self._layers() for part in layer.keys_and_values(history)]
         return context, history, self.attention_layers.keys(history), *parts
 

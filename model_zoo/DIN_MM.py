@@ -136,7 +136,7 @@ class DIN_MM(FactorizedModel):
         return self.dnn(torch.cat(parts, dim=-1))
 
     def user_state(self, context: Tensor, history: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
-        """Return context, its products with the DNN's first weights, and the interest's part of the history alone."""
+        """Return context, its products with the DNN's first weights, and the part of the interest from the history."""
         history, _ = self.split_fields(history, "item")
         state = [context]
         if self._dnn_reads_fields:

@@ -30,7 +30,7 @@ class DMGIN(DNNModel):
     the history, and of how long ago its newest and its oldest items were, in items. Groups are ordered by their newest
     item; the newest k are taken. Nothing of the groups depends on the target.
 
-    Departures: clicks alone, and no times: no durations, spendings or kinds of behaviour among the statistics;
+    Departures: only clicks, and no times: no durations, spendings or kinds of behaviour among the statistics;
     attention pooling in place of a transformer inside of each group.
 
     Parameters

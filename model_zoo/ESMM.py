@@ -66,7 +66,7 @@ class ESMM(DNNModel):
         super().__init__(feature_map, **params)
         if self.task != "binary_classification":
             raise ConfigError(
-                f"{self.model_id}: task is {self.task}, but ESMM multiplies probabilities; take another model"
+                f"{self.model_id}: task is {self.task}, but ESMM multiplies probabilities; use another model"
             )
         self.attention = DINAttention(
             self.item_dim, attention_hidden_units, dropout_rate=attention_dropout, use_softmax=din_use_softmax
@@ -102,8 +102,8 @@ class ESMM(DNNModel):
             ):
                 if ((second > 0) & (first == 0)).any():
                     raise DataError(
-                        f"{self.model_id}: a row has {name} without {before}, but ESMM takes the labels of one path, "
-                        "in the order of label_col; take another model, or sort the labels"
+                        f"{self.model_id}: a row has {name} without {before}, but ESMM needs labels that "
+                        "form a path, in the order of label_col; use another model, or reorder label_col"
                     )
         return super().add_loss(return_dict, y_true)
 

@@ -60,7 +60,7 @@ class ETA(DNNModel):
         Those of DNNModel and MultimodalModel.
     """
 
-    #: Its attention weighs the newest items and those that are found.
+    #: Its attention weights the newest items and those that are found.
     attends_to_history = False
     random_rotations: Tensor
 

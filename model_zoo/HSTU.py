@@ -26,7 +26,7 @@ class HSTU(DNNModel):
 
     with context c, target t and history items s. The target is the last token and sees all others.
 
-    Departures: histories have no times, so the bias of a pair of tokens is of their distance alone; it starts at 0, and
+    Departures: histories have no times, so the bias of a pair of tokens depends on their distance; it starts at 0, and
     items have no embedding of their position besides (the public code: standard deviation 0.02; has one); histories are
     clicks alone, so there are no tokens of actions between the items; a DNN ranks, where the paper has heads of its
     tasks; all four projections have the same dim.

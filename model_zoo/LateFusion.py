@@ -96,7 +96,7 @@ class LateFusion(DNNModel):
         return cast(DINAttention, self.attention[name])
 
     def user_state(self, context: Tensor, history: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
-        """Return context, history and the part of each tower's attention that depends on it alone."""
+        """Return context, history and the part of each tower's attention that depends only on the history."""
         parts = [self._tower(n).keys(history.index_select(1, c)) for n, c in self.columns.items()]
         return context, history, *parts
 

@@ -77,13 +77,13 @@ class MIND(DNNModel):
         return self.dnn(torch.cat([e.context, e.target, interest], dim=-1))
 
     def _interests(self, context: Tensor, history: Jagged, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the interests ``(B, K, D)`` of histories, and which of them each has ``(B, K)``."""
+        """Return the interests ``(B, K, D)`` of histories, and a mask of those that exist ``(B, K)``."""
         capsules_BKD, present_BK = self.capsules(history, self.per_item("routing_start", ids))
         context_BKC = context.unsqueeze(1).expand(-1, capsules_BKD.shape[1], -1)
         return torch.relu(self.interest_map(torch.cat([capsules_BKD, context_BKC], dim=-1))), present_BK
 
     def user_state(self, context: Tensor, history: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
-        """Return context, interests and which of them there are."""
+        """Return context, interests and their mask."""
         return context, *self._interests(context, Jagged.of_row(history), ids)
 
     def score_candidates(self, candidates: Tensor, *state: Tensor) -> Tensor:

@@ -70,7 +70,7 @@ class MUSE(DNNModel):
         Those of DNNModel and MultimodalModel.
     """
 
-    #: Its attention weighs the newest items and those that are found.
+    #: Its attention weights the newest items and those that are found.
     attends_to_history = False
 
     def __init__(

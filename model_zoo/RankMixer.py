@@ -1,4 +1,4 @@
-"""RankMixer: tokens of equal slices, mixed without parameters, each with an MLP of its own."""
+"""RankMixer: tokens of equal slices, mixed without parameters, each with its own MLP."""
 
 from __future__ import annotations
 

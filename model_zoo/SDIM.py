@@ -49,7 +49,7 @@ class SDIM(DNNModel):
         Those of DNNModel and MultimodalModel.
     """
 
-    #: Its attention weighs the newest items; the others are found by hashes.
+    #: Its attention weights the newest items; the others are found by hashes.
     attends_to_history = False
 
     def __init__(

@@ -68,7 +68,7 @@ class SEMINAR(DNNModel):
     """
 
     same_dims = True
-    #: Its attention weighs the newest items and those that are found.
+    #: Its attention weights the newest items and those that are found.
     attends_to_history = False
     codes: Tensor
 

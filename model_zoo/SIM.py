@@ -72,7 +72,7 @@ class SIM(DNNModel):
         Those of DNNModel and MultimodalModel.
     """
 
-    #: Its attention weighs the newest items and those that are found.
+    #: Its attention weights the newest items and those that are found.
     attends_to_history = False
 
     def __init__(

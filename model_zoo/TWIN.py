@@ -30,7 +30,7 @@ class TWIN(DNNModel):
         \hat y = \sigma(\mathrm{DNN}([c, t, \mathrm{MHTA}(t, s_{L-k+1} .. s_L), o]))
 
     with context c, target t (in the scores its inherent features), and history items s of inherent features h and
-    cross features x. Each head has scores of its own, and therefore finds items of its own. Parameters are named and
+    cross features x. Each head has its own scores, and therefore finds its own items. Parameters are named and
     shaped as in LongCTR's code.
 
     Each distinct item is projected once per batch; searching costs ``attention_dim`` products per item of a history.
@@ -59,7 +59,7 @@ class TWIN(DNNModel):
         Those of DNNModel and MultimodalModel.
     """
 
-    #: Its attention weighs the newest items and those that are found.
+    #: Its attention weights the newest items and those that are found.
     attends_to_history = False
 
     def __init__(

@@ -37,7 +37,7 @@ class Transformer_DCN(MultimodalModel):
     counts as a single padding item. Parameters are named and shaped as in the published code, so its weights load.
 
     The published code passes its keep-mask (1 = a real item) to PyTorch as ``key_padding_mask``, where True means
-    ignore. It therefore attends to the padding alone: its output depends on the length of a history with padding, up
+    ignore. It therefore attends only to the padding: its output depends on the length of a history with padding, up
     to k, and on the newest item of a history of exactly ``max_len`` items. ``history_mask: corrected`` attends to
     the items.
 
@@ -101,7 +101,7 @@ class Transformer_DCN(MultimodalModel):
         super().__init__(feature_map, **params)
         if history_mask == "published" and self.max_len < first_k_cols:
             raise ConfigError(
-                f"{self.model_id}: max_len {self.max_len} is below first_k_cols {first_k_cols}; raise max_len"
+                f"{self.model_id}: max_len {self.max_len} is below first_k_cols {first_k_cols}; increase max_len"
             )
         self.check_heads(num_heads, 2 * self.item_dim, "the dim of item and target together")
         self.history_mask, self.num_slots = history_mask, first_k_cols

@@ -81,8 +81,8 @@ class Transformer_DCN_Quant(Transformer_DCN):
         new = feature_map.items.num_items - feature_map.items.num_trained
         if new:
             raise ConfigError(
-                f"{model_id}: {new} items are not in the vocabulary of the run, and this model fits its codes on the "
-                "items of its training; leave them out of the item files, or train again"
+                f"{model_id}: {new} items are not in the vocabulary of the run, but this model fits its "
+                "codes on the items of training; remove them from the item files, or train again"
             )
         ids = torch.zeros(feature_map.items.num_items, codebook_num + top_k, dtype=torch.int64)
         if torch.get_default_device().type != "meta":  # where a model is made for its shapes, no codes are needed

@@ -125,7 +125,7 @@ CASES = {
     "unknown activation": (experiment(dnn_activations="Foo"), ["Foo"]),
     "batch norm of one row": (experiment(batch_size=1), ["batch_size is 1", "batch norm"]),
     "view of other code": (experiment(batch_view="flat"), ["batch_view is flat", "DIN_MM takes jagged"]),
-    "class that is no model": (experiment(model="json:JSONDecoder"), ["model", "JSONDecoder is no model"]),
+    "class that is no model": (experiment(model="json:JSONDecoder"), ["model", "JSONDecoder"]),
     "two inputs to an encoder": (
         features(lambda f: f["item_tags"].update(feature_encoder="layers.DINAttention(16)")),
         ["feature_encoder", "DINAttention", "2 inputs"],

@@ -455,7 +455,7 @@ def test_older_names_of_arguments_and_losses_are_taken(start):
 def test_what_a_file_redefines_in_vain_is_said(start, caplog):
     experiment = start(MODEL + "\n    def evaluate_metrics(self, *args):\n        return {}\n")
     experiment.build_model(experiment.load_dataset({}))
-    assert "Plain redefines evaluate_metrics" in caplog.text
+    assert "Plain overrides evaluate_metrics" in caplog.text
 
 
 class Bomb:

@@ -47,7 +47,7 @@ class Candidate:
         Whether it is tried only where the user is a feature, with and without the features besides user, item and
         embeddings.
     has_factors : bool
-        Whether a factorization beside it (``factor_dim``) is tried where the user is a feature.
+        Whether a factorization (``factor_dim``) is tried with it if the user is a feature.
     """
 
     why: str
@@ -63,7 +63,7 @@ class Candidate:
 
 MODELS: dict[str, Candidate] = {
     "LightFM": Candidate(
-        "user and item as sums of their features: quick, and its errors differ from those of the others",
+        "user and item as sums of their features: fast, and its errors differ from those of the other models",
         {"early_stop_patience": 3},
         {
             "learning_rate": {"low": 2e-3, "high": 2e-2, "log": True},
@@ -101,7 +101,7 @@ MODELS: dict[str, Candidate] = {
         {**FIRST, "learning_rate": SWA_LEARNING_RATE["DIN"], "swa_start": SWA_EPOCHS},
     ),
     "Transformer_DCN": Candidate(
-        "a transformer over histories of some length",
+        "a transformer, for longer histories",
         {"first_k_cols": 4, "transformer_layers": 1},
         first={**FIRST, "learning_rate": 5e-4},
         units=("dcn_hidden_units", "mlp_hidden_units"),
@@ -163,7 +163,7 @@ def types_and_active(dataset: DatasetConfig) -> tuple[dict[str, str], list[str]]
 
 
 def features_of_users(dataset: DatasetConfig, facts: Facts) -> list[list[str]]:
-    """Return lists of features for a model of users: user, target and embeddings alone, and the active ones."""
+    """Return lists of features for a model of users: only user, target and embeddings, and the active ones."""
     names, active = types_and_active(dataset)
     roles = dataset.roles
     stored = [n for n in active if names[n] == "embedding"] or list(facts.embeddings.values())
@@ -172,9 +172,9 @@ def features_of_users(dataset: DatasetConfig, facts: Facts) -> list[list[str]]:
 
 
 def factor_space(model: str, features: list[list[str]], few: list[str]) -> dict[str, list[Any]]:
-    """Return what is tried of a factorization beside a model, beginning with its first trial.
+    """Return the settings of a factorization to try with a model, those of its first trial first.
 
-    ``few`` are user, target and embeddings; those that are in all lists of features are tried alone, besides all.
+    ``few`` are user, target and embeddings; those that are in all lists of features are tried separately, besides all.
     """
     shared = [name for name in few if all(name in names for names in features)]
     if not MODELS[model].has_factors or shared[:2] != few[:2]:

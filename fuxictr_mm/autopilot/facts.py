@@ -23,7 +23,7 @@ SAMPLED_ROWS = 20_000
 
 @dataclass(frozen=True)
 class Facts:
-    """What decides which models are tried, and with which settings.
+    """Statistics by which models and settings are selected.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ def look(dataset: DatasetConfig) -> Facts:
     paths = _paths(dataset)
     for split in ("train", "valid"):
         if split not in paths:
-            raise ConfigError(f"the dataset has no {split}_data; autopilot trains on train and chooses by valid")
+            raise ConfigError(f"the dataset has no {split}_data; autopilot trains on train and selects by valid")
     target, history = dataset.roles.target, dataset.roles.history
     shown = {split: _column(path, target) for split, path in paths.items()}
     lengths: list[np.ndarray] = []

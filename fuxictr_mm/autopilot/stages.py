@@ -66,7 +66,7 @@ BEST_MEMBERS, BEST_OF_EACH = 16, 4
 
 @dataclass(frozen=True)
 class Request:
-    """What an autopilot is asked for; the fields are the options of ``fuxictr-mm autopilot``."""
+    """Request of an autopilot; the fields are the options of ``fuxictr-mm autopilot``."""
 
     dataset_id: str
     out: Path = Path("autopilot")
@@ -82,7 +82,7 @@ class Request:
 
 @dataclass
 class Outcome:
-    """What an autopilot has reached.
+    """Result of an autopilot.
 
     Parameters
     ----------
@@ -121,7 +121,7 @@ class Autopilot:
         self.failed: dict[str, str] = {}
 
     def run(self) -> Outcome:
-        """Go through all stages; those that are finished take no time."""
+        """Run all stages; finished ones are skipped."""
         asked = self.asked
         load_dataset_config(asked.config, asked.dataset_id)
         with self.alone():
@@ -143,19 +143,21 @@ class Autopilot:
                 f"--out {self.asked.out}: cannot be written ({error.strerror}); give another folder"
             ) from error
         if lock is None:
-            raise ConfigError(f"{self.folder}: another autopilot runs there; wait for its end, or give another --out")
+            raise ConfigError(
+                f"{self.folder}: another autopilot is running there; wait until it ends, or give another --out"
+            )
         try:
             yield
         finally:
             lock.release()
 
     def go(self) -> Outcome:
-        """Go through all stages in the locked folder."""
+        """Run all stages in the locked folder."""
         asked = self.asked
         self.link_config()
         spent = read_json(self.state).get("spent", 0.0) if self.state.exists() else 0.0
         if not isinstance(spent, int | float):
-            raise ConfigError(f"{self.state}: spent is {spent!r}, expected seconds; delete the file to begin again")
+            raise ConfigError(f"{self.state}: spent is {spent!r}, expected seconds; delete the file to start again")
         self.spent = float(spent)
         if self.spent:
             self.tell(f"Continued after {self.spent:.0f} s of {asked.budget:.0f} s.")
@@ -166,7 +168,7 @@ class Autopilot:
 
     @contextmanager
     def noted(self) -> Iterator[None]:
-        """Write down how much of the budget is spent, every few seconds and at the end."""
+        """Save the spent part of the budget every few seconds and at the end."""
         over = threading.Event()
 
         def note() -> None:
@@ -183,11 +185,11 @@ class Autopilot:
             self.save()
 
     def save(self) -> None:
-        """Write down how much of the budget is spent."""
+        """Save the spent part of the budget."""
         write_json(self.state, {"spent": self.spent + time.monotonic() - self.started})
 
     def tell(self, line: str) -> None:
-        """Say what is done, and keep it for the page."""
+        """Print a line and save it for the page."""
         self.told.append(line)
         if not self.asked.quiet:
             print(f"{self.spent + time.monotonic() - self.started:6.0f} s  {line}", file=sys.stderr, flush=True)
@@ -219,7 +221,9 @@ class Autopilot:
             if index == 0:
                 self.study(name, 1, math.inf)  # one trial there is, however long it takes
             elif slowest > self.until(COMPARING) - time.monotonic() and not self.has_begun(name):
-                self.tell(f"{name}: not tried, since a trial may take {slowest:.0f} s, and less time is left for it.")
+                self.tell(
+                    f"{name}: not tried, because a trial may take {slowest:.0f} s, which exceeds the remaining time."
+                )
                 continue
             if found := self.study(name, FIRST_TRIALS, until):
                 results[name] = found
@@ -277,8 +281,9 @@ class Autopilot:
         has_roles = {"target", "history"} <= dataset.roles.model_fields_set
         if not dataset.feature_cols or not (dataset.item_files or has_roles):
             raise ConfigError(
-                f"autopilot: dataset {asked.dataset_id} has no item_info or feature_cols; its models need items: name "
-                "their files, or the columns of target and history, roles: {target: COLUMN, history: COLUMN}"
+                f"autopilot: dataset {asked.dataset_id} has no item_info or feature_cols; its models need "
+                "items: set their files, or the columns of target and history, roles: "
+                "{target: COLUMN, history: COLUMN}"
             )
         dataset.require_one_label("autopilot")
         if not dataset.item_files:
@@ -313,7 +318,7 @@ class Autopilot:
         return path
 
     def study(self, model: str, trials: int, until: float) -> list[TrialResult]:
-        """Go on with the study of a model; its finished trials, best first."""
+        """Continue the study of a model; return its finished trials, best first."""
         asked = self.asked
         first = dict(self.first[model])
         tuner = read_tuner(self.tuners[model], asked.model_zoo)
@@ -337,7 +342,7 @@ class Autopilot:
         return max(results, key=lambda name: results[name][0].score)
 
     def train(self, results: Mapping[str, Sequence[TrialResult]]) -> None:
-        """Train the best trial, and while there is time that of each other model, with more seeds."""
+        """Train the best trial with more seeds, and while there is time the best one of each other model."""
         for index, name in enumerate(sorted(results, key=lambda name: -results[name][0].score)):
             try:
                 self.train_model(name, results[name][0], least=0 if index else 2)
@@ -392,7 +397,9 @@ class Autopilot:
         label, prediction, _ = best.examples("valid")
         assert label is not None
         if (auc_with_interval(label, prediction)["low"] or 0.0) <= 0.5:
-            self.tell(f"Warning: {best.expid} may rank the validation rows at random; the features may tell nothing.")
+            self.tell(
+                f"Warning: {best.expid} may rank the validation rows at random; the features may be uninformative."
+            )
         submission = None
         if best.config.get("test_data"):
             scores = best.predictions("test")[1]
@@ -404,12 +411,14 @@ class Autopilot:
                 scores = calibrator_of(measured, method)(scores)
                 self.tell(f"{describe(measured, method)}.")
             else:
-                self.tell("No calibration: it would not lower the logloss on valid.")
+                self.tell("No calibration: it would not reduce the logloss on valid.")
             submission = str(write_submission(self.folder / f"{name}.zip", scores, asked.task))
             self.tell(f"Submission of {best.expid}: {submission}.")
         if best.test:
             self.tell(
-                "Test, which nothing was chosen by: " + ", ".join(f"{k} {v:.4f}" for k, v in best.test.items()) + "."
+                "Test, which was not used for selection: "
+                + ", ".join(f"{k} {v:.4f}" for k, v in best.test.items())
+                + "."
             )
         page = self.folder / "report.html"
         tried = [found[0].expid for found in results.values()]

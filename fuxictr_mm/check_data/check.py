@@ -36,7 +36,7 @@ def check_folder(
     Parameters
     ----------
     folder : str or Path
-        Holds train, valid and test files and item files, whichever there are.
+        Holds train, valid and test files and item files; each may be missing.
     checks : iterable of str, optional
         Names out of ``CHECKS``, all by default.
     title_column : str, optional
@@ -44,7 +44,7 @@ def check_folder(
     text_column, image_column : str, optional
         Columns of the cross-modal check; found by their names by default.
     language : str, optional
-        Expected language of the titles; that of the majority by default.
+        Expected language of the titles; by default the most frequent one.
     roles : Roles, optional
         Names of the columns with a role; by default those of ``dataset_config.yaml`` in the folder, if it has a single
         entry, else those of the challenge.
@@ -58,16 +58,16 @@ def check_folder(
     Returns
     -------
     report : Report
-        The findings, and what was measured.
+        The findings and the measured values.
     layout : Layout
         The files.
 
     Raises
     ------
     MissingFileError
-        There is no such folder, or nothing of the layout in it.
+        The folder does not exist, or holds no file of the layout.
     ConfigError
-        A column that was named is not there; ``dataset_config.yaml`` is wrong.
+        A given column is missing, or ``dataset_config.yaml`` is invalid.
     """
     report = Report(checks)
     described = Description.find(Path(folder))
@@ -108,5 +108,5 @@ def choose_checks(only: Sequence[str] | None, skip: Sequence[str] | None) -> set
     # A file that cannot be read is never a clean file.
     chosen = {*(only or CHECKS), UNREADABLE.name} - set(skip or ())
     if not chosen:
-        raise ConfigError("--only and --skip leave no check to run")
+        raise ConfigError("--only and --skip leave no check to run; remove one of them")
     return chosen

@@ -33,7 +33,7 @@ SEVERITIES = (ERROR, WARNING, INFO)
 class Action(enum.Enum):
     """What ``--clean`` does about a fault; the value is its text, unless the check has its own."""
 
-    NOTHING = "left as it is"
+    NOTHING = "left unchanged"
     SKIP_FILE = "not copied"
     DROP_ROW = "the row is dropped (never from test)"
     DROP_ENTRY = "the id is removed from the history"

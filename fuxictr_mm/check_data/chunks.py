@@ -19,7 +19,7 @@ from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ
 
 
 class KnownItems:
-    """Known items, and those that interactions show, in tables by id.
+    """Known items, and items that occur in interactions, as tables by id.
 
     Parameters
     ----------
@@ -35,20 +35,20 @@ class KnownItems:
         self._known[ids] = True
 
     def mark(self, ids: pl.Series) -> pl.Series:
-        """Mark ids ``(N,)`` as shown and return which of them are items; null is none."""
+        """Mark ids ``(N,)`` as used and return which of them are items; null is not an item."""
         index = ids.fill_null(0).to_numpy()
         index = np.where(index < len(self._known), index, 0)
         self._shown[index] = True
         return pl.Series(self._known[index]) if self.ids.size else (ids > 0).fill_null(False)
 
     def never_shown(self) -> np.ndarray:
-        """Return the ids that no interaction showed."""
+        """Return the ids that occur in no interaction."""
         return self.ids[~self._shown[self.ids]]
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some examples of a split; what is no id or label is null."""
+    """Some examples of a split; invalid ids and labels are null."""
 
     #: Name of the file, and its columns.
     file: str
@@ -150,7 +150,7 @@ def null_history(histories: Histories) -> Iterator[Fault]:
     return histories.chunk.faults(histories.chunk.lists, pl.col("value").is_null())
 
 
-@check(Histories, WARNING, "padding at one end", Action.DROP_ENTRY, "the ids are moved together")
+@check(Histories, WARNING, "padding at one end", Action.DROP_ENTRY, "the padding between ids is removed")
 def inner_padding(histories: Histories) -> Iterator[Fault]:
     """Padding between real ids of a history."""
     chunk = histories.chunk

@@ -1,6 +1,6 @@
-"""A cleaned copy of a dataset: what the findings name is fixed or dropped, everything else stays as it is.
+"""A cleaned copy of a dataset: values with findings are fixed or dropped, everything else is unchanged.
 
-Schema and order of the rows stay, and so do all rows of test, because a submission needs each of them. The folder is
+Schema and order of the rows are kept, and all rows of test, because a submission needs each of them. The folder is
 written under another name and renamed when it is complete.
 """
 
@@ -61,28 +61,28 @@ def clean_folder(layout: Layout, report: Report, target: str | os.PathLike[str])
     layout : Layout
         The files.
     report : Report
-        What was found in them; infos are left as they are.
+        The findings; infos are left unchanged.
     target : str or Path
-        Folder to write; it must not be there, or be empty.
+        Folder to write; it must not exist, or must be empty.
 
     Returns
     -------
     list of dict
-        ``check``, ``file``, ``column`` and ``count`` of every finding that is no info, and what was ``done`` about it.
+        ``check``, ``file``, ``column`` and ``count`` of every finding above info, and what was ``done`` about it.
 
     Raises
     ------
     ConfigError
         ``target`` is not empty.
     UserError
-        It cannot be written; nothing is left of it.
+        The folder cannot be written; incomplete files are removed.
     """
     target = Path(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ConfigError(f"--clean {target}: exists already; name a folder that does not")
+        raise ConfigError(f"--clean {target}: already exists; give a folder that does not exist")
     items = layout.translation.items
     if items is not None and items.has_zero:
-        raise ConfigError("--clean: pads histories with 0, which is an item here; number the items from 1 on to clean")
+        raise ConfigError("--clean: pads histories with 0, but 0 is an item here; number the items from 1 on")
     by_file: dict[str, list[Finding]] = defaultdict(list)
     for finding in report.findings():
         if finding.severity != INFO:
@@ -111,12 +111,12 @@ def _say(finding: Finding, keep_rows: bool, unreadable: bool) -> str:
         return UNREADABLE.done
     check = CHECKS[finding.check]
     if keep_rows and check.action is Action.DROP_ROW:
-        return f"{Action.NOTHING.value}: rows of test are needed"
+        return f"{Action.NOTHING.value}: all rows of test are needed"
     return check.done
 
 
 def make_plan(path: Path, findings: Iterable[Finding], keep_rows: bool, report: Report) -> Plan:
-    """Return what to do with a file of these findings; ``keep_rows`` says that no row may be dropped."""
+    """Return the changes of a file for these findings; with ``keep_rows`` no row may be dropped."""
     plan = Plan()
     for finding in findings:
         action = CHECKS[finding.check].action

@@ -1,4 +1,4 @@
-"""What the ``dataset_config.yaml`` beside the files says of their columns."""
+"""Column settings from the ``dataset_config.yaml`` next to the files."""
 
 from __future__ import annotations
 

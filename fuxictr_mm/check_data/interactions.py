@@ -1,4 +1,4 @@
-"""Checks of all splits together, in the order of time; what the splits show of the items."""
+"""Checks of all splits together, in the order of time, and of the items in them."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Interactions:
         return measures
 
 
-@check(Interactions, INFO, "items that are shown or in a history")
+@check(Interactions, INFO, "items that are targets or in a history")
 def unused_item(interactions: Interactions) -> Iterator[Fault]:
     """Items without an interaction."""
     for item in interactions.items[:1]:
@@ -79,7 +79,7 @@ def cold_targets(interactions: Interactions) -> Iterator[Fault]:
             yield Fault(interactions.splits[name].file, ITEM_ID, found=f"{text}, in valid {fractions['valid']:.1%}")
 
 
-@check(Interactions, WARNING, "the columns of train, if a model reads them")
+@check(Interactions, WARNING, "the columns of train that a model reads")
 def missing_context(interactions: Interactions) -> Iterator[Fault]:
     """Columns of train that are missing in a later split."""
     splits = interactions.splits
@@ -88,7 +88,7 @@ def missing_context(interactions: Interactions) -> Iterator[Fault]:
         for name in [name for name in expected if name not in split.others]:
             # What is known after a click only, such as other feedback, is often missing with the label.
             severity = WARNING if split.has_label else INFO
-            yield Fault(split.file, name, found="no such column, which train has", severity=severity)
+            yield Fault(split.file, name, found="the column is missing, but train has it", severity=severity)
 
 
 def check_interactions(layout: Layout, report: Report, verbose: int = 0) -> None:
@@ -131,7 +131,7 @@ def _compare_types(layout: Layout, report: Report) -> None:
                     kinds = texts if is_text(column.type) else numbers if is_number(column.type) else {}
                     kinds.setdefault(column.name, path)
     for name in sorted(texts.keys() & numbers.keys()):
-        found = f"holds text, and {numbers[name].name} holds numbers"
+        found = f"holds text, but {numbers[name].name} holds numbers"
         report.add(COLUMN_TYPE, Fault(texts[name].name, name, found=found, expected="one type in all splits"))
 
 

@@ -130,7 +130,7 @@ class Tally:
 
 
 def first_outlier(values: np.ndarray, counts: np.ndarray) -> float | None:
-    """Return the smallest of the values that lie far beyond the others, or None.
+    """Return the smallest outlier among the values, or None.
 
     Parameters
     ----------
@@ -217,7 +217,7 @@ class NumberColumn:
             yield from self.faults(~bad & (number != number.floor()), found=found, severity=WARNING)
 
     def outliers(self) -> Iterator[Fault]:
-        """Yield the integers far beyond the others; an id that is too large to be any is a fault of another kind."""
+        """Yield the integers that are outliers; an id that is too large to be any is a fault of another kind."""
         first = self.tally.first_outlier(1 if self.in_lists else 0)  # 0 is padding in a list
         if first is not None:
             number = pl.col("number")
@@ -296,7 +296,10 @@ def context_outlier(column: ContextColumn) -> Iterator[Fault]:
     return column.outliers()
 
 
-SCALED = "mean near 0 and deviation near 1: normalizer: StandardScaler in feature_cols, the log of a long tail"
+SCALED = (
+    "mean near 0 and standard deviation near 1: set normalizer: StandardScaler in feature_cols, or "
+    "write the logarithm of a long tail"
+)
 
 
 @check(ItemColumn, INFO, SCALED)

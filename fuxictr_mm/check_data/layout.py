@@ -73,7 +73,7 @@ class ItemFile:
 
     @property
     def embeddings(self) -> list[str]:
-        """Columns of lists of numbers that are no ids."""
+        """Columns of lists of numbers that are not ids."""
         return [f.name for f in self.schema if is_number_list(f.type) and f.name not in self.id_lists]
 
     def fault(
@@ -106,7 +106,7 @@ def find_layout(folder: Path, report: Report, title_column: str) -> Layout:
     Raises
     ------
     MissingFileError
-        There is no such folder, or none of the files is in it.
+        The folder does not exist, or holds none of the files.
     """
     if not folder.is_dir():
         raise MissingFileError(f"{folder}: no such folder; expected one with train.parquet and item files")
@@ -143,12 +143,12 @@ def data_paths(folder: Path) -> list[Path]:
 
 
 def source_of_ids(path: Path) -> str | None:
-    """Return the column of the items of ``fuxictr-mm prepare`` with their ids in the source, which is no feature."""
+    """Return the column of the items of ``fuxictr-mm prepare`` with their ids in the source, which is not a feature."""
     return SOURCE_ID if path.name == ITEM_FILE and (path.parent / MANIFEST).is_file() else None
 
 
 def sources_of_rows(path: Path) -> set[str | None]:
-    """Return the columns of a split of ``fuxictr-mm prepare`` that say where rows come from, which are no features."""
+    """Return the columns of a split of ``fuxictr-mm prepare`` that say where rows come from, which are not features."""
     return set(ROW_SOURCES) if (path.parent / MANIFEST).is_file() else set()
 
 
@@ -276,7 +276,7 @@ def read_schema(path: Path) -> pa.Schema:
     Raises
     ------
     DataError, MissingFileError
-        It is no Parquet file, or two columns have one name; a folder has no part files.
+        It is not a Parquet file, or two columns have one name; a folder has no part files.
     """
     schema = schema_of(part_files(path)[0])
     twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
@@ -440,7 +440,7 @@ def names_of_items(numbers: pl.Series | np.ndarray | list[int]) -> list[Any]:
 
 
 def as_text(array: pa.Array) -> list[str]:
-    """Return one text per row; bytes that are no UTF-8 become U+FFFD, null becomes empty."""
+    """Return one text per row; bytes that are not UTF-8 become U+FFFD, null becomes empty."""
     array = array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
     raw = array.cast(pa.large_binary()).to_pylist()
     return ["" if b is None else b.decode("utf-8", errors="replace") for b in raw]

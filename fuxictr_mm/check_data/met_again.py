@@ -1,4 +1,4 @@
-"""Clicks on items that are in a history already: met before, or a leak of the click into its history."""
+"""Clicks on items that are already in a history: repeated items, or a leak of the click into its history."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _COUNTS = (
 )  # fmt: skip
 
 
-@check(Split, INFO, "every item once, or a rewatch")
+@check(Split, INFO, "every item once, or repeated consumption")
 def repeated_history(split: Split) -> Iterator[Fault]:
     """An item more than once in a history."""
     fraction = split.repeats.height / max(int((split.rows["length"] > 0).sum()), 1)

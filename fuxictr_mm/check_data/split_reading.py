@@ -1,4 +1,4 @@
-"""Reading a split: its rows are checked one by one, and what the checks of whole splits need is kept."""
+"""Reading of a split: rows are checked chunk by chunk, and columns for the checks of whole splits are kept."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SPLIT_NAMES = {"train", "training", "valid", "validation", "val", "dev", "eval",
 def read_split(
     path: Path, items: KnownItems, later: Sequence[Split], layout: Layout, report: Report, verbose: int
 ) -> Split | None:
-    """Check a split and return what the checks across splits need; None where there are no targets."""
+    """Check a split and return the data for the checks across splits; None without targets."""
     schema = read_schema(path)
     further, time = active().roles.histories, active().roles.time
     wanted = {USER_ID: "integers", ITEM_ID: "integers"} | dict.fromkeys([ITEM_SEQ, *further], "lists of integers")

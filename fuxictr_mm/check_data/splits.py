@@ -1,4 +1,4 @@
-"""A whole split, what the checks of it and of several compare, and what is no coincidence.
+"""A whole split, the statistics that checks compare, and tests for coincidence.
 
 Shape letters: B examples of a split.
 """
@@ -18,7 +18,7 @@ from fuxictr_mm.check_data.items import ContextColumn
 from fuxictr_mm.check_data.layout import name_of
 from fuxictr_mm.check_data.translation import LABEL
 
-#: What happens less often is no noise.
+#: Less probable events are significant.
 UNLIKELY = 1e-3
 
 

@@ -178,7 +178,7 @@ def _decoded(title: str) -> str:
     return ftfy.fix_encoding(title)
 
 
-@check(str, WARNING, "the bare title", Action.FIX_TITLE, "the text inside is kept")
+@check(str, WARNING, "only the title", Action.FIX_TITLE, "the text inside is kept")
 def json_title(title: str) -> str | None:
     """JSON or code fences left by a translating model."""
     fence = _FENCE.match(title)
@@ -218,7 +218,7 @@ def _text_inside(text: str) -> str:
     return value.strip() if isinstance(value, str) else str(value)
 
 
-@check(str, WARNING, "the bare title", Action.FIX_TITLE, "the lead-in is cut off, a refusal emptied")
+@check(str, WARNING, "only the title", Action.FIX_TITLE, "the introduction is removed, a refusal becomes empty")
 def assistant_title(title: str) -> str | None:
     """Sentences of a translating model."""
     if _REFUSAL.match(title):
@@ -231,14 +231,14 @@ def _rewritten(title: str, new: str) -> str | None:
     return " ".join(new.split()) if new != title else None
 
 
-@check(str, WARNING, "the bare title", Action.FIX_TITLE, "tags are removed, entities become characters")
+@check(str, WARNING, "only the title", Action.FIX_TITLE, "tags are removed, entities become characters")
 def markup_title(title: str) -> str | None:
     """HTML tags or entities."""
     bare = _BLOCK_TAG.sub(" ", _INLINE_TAG.sub("", title))
     return _rewritten(title, _ENTITY.sub(lambda entity: html.unescape(entity[0]), bare))
 
 
-@check(str, WARNING, "the characters meant", Action.FIX_TITLE, "decoded")
+@check(str, WARNING, "the unescaped characters", Action.FIX_TITLE, "decoded")
 def escape_title(title: str) -> str | None:
     r"""Backslash escapes such as \n or \u00e9."""
     return None if _DRIVE.search(title) else _rewritten(title, _ESCAPE.sub(_unescaped, title))
@@ -255,7 +255,7 @@ def _unescaped(escapes: re.Match[str]) -> str:
     return text if units and all(map(str.isprintable, text)) else " "
 
 
-@check(str, WARNING, "the bare title", Action.FIX_TITLE, "the address is removed")
+@check(str, WARNING, "only the title", Action.FIX_TITLE, "the address is removed")
 def url_title(title: str) -> str | None:
     """Web addresses."""
     return _rewritten(title, _ADDRESS.sub(" ", title))
@@ -295,7 +295,7 @@ def check_titles(
     Raises
     ------
     UserError
-        A library is missing, or it does not know the language.
+        A library is missing, or does not support the language.
     """
     for item in layout.items if report.wants(str, Titles) else ():
         if column not in item.schema.names:
@@ -326,7 +326,7 @@ def _report_single(item: ItemFile, column: str, report: Report) -> pl.DataFrame:
     return others
 
 
-@check(Titles, WARNING, "the language of the majority (or --language)")
+@check(Titles, WARNING, "the most frequent language (or --language)")
 def foreign_title(titles: Titles) -> Iterator[Fault | Measure]:
     """Titles in another language."""
     identifier = _identifier()
@@ -338,7 +338,7 @@ def foreign_title(titles: Titles) -> Iterator[Fault | Measure]:
         language = votes.most_common(1)[0][0] if votes else "en"
         yield Measure(("language",), language)
     elif language not in identifier.labels:
-        raise UserError(f"--language: '{language}' is no language code that py3langid knows, such as en or zh")
+        raise UserError(f"--language: '{language}' is not a language code of py3langid, expected one such as en or zh")
     scripts = _SCRIPTS.get(language, ("LATIN",))
     foreign = [
         _other_script(text, scripts) or _other_language(text, code, language)
@@ -405,7 +405,7 @@ def duplicate_title(titles: Titles) -> Iterator[Fault]:
     groups = groups.with_columns(value=pl.Series(texts, dtype=pl.List(pl.String)))
     for suspicious, severity, found in (
         (True, WARNING, ""),
-        (False, INFO, "items that share a title, and nothing else"),
+        (False, INFO, "items that share only a title"),
     ):
         shared = groups.filter(pl.col("suspicious") == suspicious).explode("row", ITEM_ID, "value")
         yield Fault(titles.file, titles.column, shared.select("row", ITEM_ID, "value"), severity=severity, found=found)

@@ -1,6 +1,6 @@
-"""Folders whose columns have other names, or whose ids are no small integers: the checks see names and ids of theirs.
+"""Translation of column names, and of ids that are not small integers, to those that the checks use.
 
-``Translation.find`` looks what a folder has; while it is ``active``, all readers of ``layout`` translate. Findings are
+``Translation.find`` inspects a folder; while it is ``active``, all readers of ``layout`` translate. Findings are
 translated back, so that they name columns and ids as they are in the files. By default, nothing changes.
 """
 
@@ -33,7 +33,7 @@ NO_ROLE = "other "
 
 @dataclass(frozen=True)
 class Translation(Numbering):
-    """Names and ids of a folder, and those that the checks know."""
+    """Mapping between the names and ids of a folder and those that the checks use."""
 
     label: str = LABEL  #: Name of the label's column in the files.
 
@@ -41,9 +41,9 @@ class Translation(Numbering):
     def find(cls, paths: Sequence[Path], roles: Roles, ids: str = "auto", label: str = LABEL) -> Translation:
         """Return how the files of a folder are to be translated.
 
-        Items are numbered where all their ids are texts, or most are no integers from 0 to 2**31 - 1, or 0 is an item
+        Items are numbered where all their ids are texts, or most are not integers from 0 to 2**31 - 1, or 0 is an item
         by training's rule: it has features, and histories are not padded with 0. Users are numbered where all are texts
-        or most are no integers from 0 to 2**63 - 1. ``ids`` is the setting of this name.
+        or most are not integers from 0 to 2**63 - 1. ``ids`` is the setting of this name.
 
         Raises
         ------
@@ -103,7 +103,7 @@ class Translation(Numbering):
             return True
 
     def _most_are_beyond(self, keys: Sequence[tuple[Path, str]], most: int) -> bool:
-        """Whether most ids are no integers from 0 to below ``most``."""
+        """Whether most ids are not integers from 0 to below ``most``."""
         wrong = total = 0
         try:
             for path, name in keys:
@@ -214,7 +214,7 @@ def _has_features_of_zero(path: Path, key: str) -> bool:
         if zero < row + batch.num_rows:
             (values,) = batch.slice(zero - row, 1).to_pylist()
             entries = (e for v in values.values() for e in (v if isinstance(v, list) else [v]))
-            return any(e and e == e for e in entries)  # NaN is no value
+            return any(e and e == e for e in entries)  # NaN is not a value
     return False
 
 

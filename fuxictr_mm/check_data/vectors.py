@@ -120,7 +120,7 @@ class EmbeddingColumn:
 
     @cached_property
     def outliers(self) -> np.ndarray:
-        """Rows whose norm is far from the median."""
+        """Rows whose norm is an outlier."""
         from scipy.stats import median_abs_deviation
 
         rows = np.flatnonzero(self.is_used)
@@ -213,7 +213,7 @@ def _read_rows(
 def vector_width(column: EmbeddingColumn) -> Iterator[Fault]:
     """Embeddings of another dimension."""
     if not column.dim and len(column.item.ids):
-        yield Fault(column.item.path.name, column.name, found="no embedding has a number", expected="embeddings")
+        yield Fault(column.item.path.name, column.name, found="all embeddings are empty", expected="embeddings")
         return
     rows = np.flatnonzero((column.lengths != column.dim) & (column.lengths >= 0) & column.is_real)
     yield column.fault(rows, column.lengths[rows], expected=f"{column.dim} numbers")
@@ -253,7 +253,7 @@ def constant_column(column: EmbeddingColumn) -> Iterator[Fault]:
         yield Fault(column.item.path.name, f"{column.name}[{index}]", found=found)
 
 
-@check(EmbeddingColumn, WARNING, "an embedding of its own per item")
+@check(EmbeddingColumn, WARNING, "a different embedding for each item")
 def duplicate_vector(column: EmbeddingColumn) -> Iterator[Fault]:
     """Embeddings equal to an earlier one."""
     rows, earlier = column.equal_pairs["row"].to_numpy(), column.equal_pairs["earlier"].to_numpy()
@@ -261,7 +261,7 @@ def duplicate_vector(column: EmbeddingColumn) -> Iterator[Fault]:
     yield column.fault(rows, [f"equals row {e}, item_id {item}" for e, item in zip(earlier, items, strict=True)])
 
 
-@check(EmbeddingColumn, WARNING, "an embedding of its own per item")
+@check(EmbeddingColumn, WARNING, "a different embedding for each item")
 def near_duplicate_vector(column: EmbeddingColumn) -> Iterator[Fault]:
     """Embeddings within 1 % of the direction of another."""
     pairs = column.near_pairs
@@ -294,7 +294,7 @@ def find_modalities(
     Raises
     ------
     ConfigError
-        A column that was named is not there.
+        A given column is missing.
     """
     best: tuple[ItemFile, str, str] | None = None
     most = 0.0
@@ -402,7 +402,7 @@ def check_embeddings(
     Raises
     ------
     ConfigError
-        A column that was named is not there.
+        A given column is missing.
     """
     similar: set[int] = set()
     if not report.wants(EmbeddingColumn, Modalities, "duplicate-title"):

@@ -1,4 +1,4 @@
-"""The commands of ``fuxictr-mm``, a module each: its arguments, the call, and what is shown of the result.
+"""The commands of ``fuxictr-mm``, one module each: its arguments, the call, and the output of its result.
 
 ``scripts`` runs three of them as the scripts of FuxiCTR's names.
 """

@@ -27,15 +27,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="DIR", help="folder with train, valid, test and item files (.parquet)")
     parser.add_argument("--report", metavar="FILE", help="write all findings, with every row, as JSON")
     parser.add_argument("--clean", metavar="OUT_DIR", help="write a cleaned copy and print what was changed")
-    parser.add_argument("--only", nargs="+", metavar="CHECK", help="run these checks only")
-    parser.add_argument("--skip", nargs="+", metavar="CHECK", help="leave these checks out")
+    parser.add_argument("--only", nargs="+", metavar="CHECK", help="run only these checks")
+    parser.add_argument("--skip", nargs="+", metavar="CHECK", help="skip these checks")
     parser.add_argument("--max-examples", type=int, default=3, metavar="N", help="rows shown per finding (default: 3)")
     parser.add_argument("--title-column", metavar="NAME", help="column of the titles (default: item_title)")
     parser.add_argument(
         "--text-column", metavar="NAME", help="text embeddings of the cross-modal check (default: by name)"
     )
-    parser.add_argument("--image-column", metavar="NAME", help="image embeddings of it (default: by name)")
-    parser.add_argument("--language", metavar="CODE", help="language of the titles (default: that of the majority)")
+    parser.add_argument(
+        "--image-column", metavar="NAME", help="image embeddings of the cross-modal check (default: by name)"
+    )
+    parser.add_argument("--language", metavar="CODE", help="language of the titles (default: the most frequent one)")
     add_roles(parser)
     parser.add_argument(
         "--label", metavar="NAME", help="column of the label (default: as in DIR/dataset_config.yaml, else label)"
@@ -92,9 +94,9 @@ def _check_options(args: argparse.Namespace) -> None:
     if args.report:
         check_replaceable(args.report, ["folder", "counts", "findings"], "report of check-data")
     if args.clean and Path(args.clean).exists():
-        raise ConfigError(f"--clean {args.clean}: exists already; name a folder that does not")
+        raise ConfigError(f"--clean {args.clean}: already exists; give a folder that does not exist")
     if args.clean and Path(args.folder).resolve() in Path(args.clean).resolve().parents:
-        raise ConfigError(f"--clean {args.clean}: lies inside {args.folder}; name a folder outside of it")
+        raise ConfigError(f"--clean {args.clean}: is inside {args.folder}; give a folder outside of it")
 
 
 def _format_measures(report: Report) -> list[str]:

@@ -29,18 +29,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="experiment id, name of a run, folder of either, or a .csv or .parquet file of predictions",
     )
-    parser.add_argument("--root", default="checkpoints", metavar="DIR", help="the model_root of the runs (checkpoints)")
-    parser.add_argument("--split", choices=("valid", "test"), default="valid", help="examples to compare on (valid)")
-    parser.add_argument("--label", metavar="NAME", help="the label to compare on, of runs on several")
-    parser.add_argument("--samples", type=int, default=2000, metavar="N", help="bootstrap samples of users (2000)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the bootstrap (0)")
+    parser.add_argument(
+        "--root", default="checkpoints", metavar="DIR", help="model_root of the runs (default: checkpoints)"
+    )
+    parser.add_argument(
+        "--split", choices=("valid", "test"), default="valid", help="examples to compare on (default: valid)"
+    )
+    parser.add_argument("--label", metavar="NAME", help="label to compare on, for runs with several labels")
+    parser.add_argument(
+        "--samples", type=int, default=2000, metavar="N", help="bootstrap samples of users (default: 2000)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the bootstrap (default: 0)")
     add_output_options(parser)
 
 
 def main_from_args(args: argparse.Namespace) -> None:
     """Compare and print."""
     if len(args.names) < 2:
-        raise ConfigError(f"compare: '{args.names[0]}' alone; give two or more experiment ids, runs or folders")
+        raise ConfigError(
+            f"compare: '{args.names[0]}' is the only name; give two or more experiment ids, runs or folders"
+        )
     if args.samples < MIN_SAMPLES:
         raise ConfigError(f"--samples is {args.samples}, expected {MIN_SAMPLES} or more")
     if args.seed < 0:

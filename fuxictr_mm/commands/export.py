@@ -26,12 +26,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--format",
         choices=tuple(PACKAGES),
         default="onnx",
-        help="graphs of ONNX, of torch.export, or for Triton (onnx)",
+        help="format of the graphs: ONNX, torch.export, or for Triton (default: onnx)",
     )
-    parser.add_argument("--precision", choices=tuple(TOLERANCES), default="fp32", help="of tables or weights (fp32)")
+    parser.add_argument(
+        "--precision", choices=tuple(TOLERANCES), default="fp32", help="precision of tables or weights (default: fp32)"
+    )
     parser.add_argument("--weights", type=Path, metavar="FILE", help="weights other than the experiment's own")
     parser.add_argument(
-        "--tolerance", type=float, help="largest difference of a score (1e-5; more for other precisions)"
+        "--tolerance", type=float, help="maximum difference of a score (default: 1e-5; larger for other precisions)"
     )
     parser.add_argument(
         "--ids",

@@ -44,7 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights",
         nargs="+",
         metavar="FILE",
-        help="weights to compute influence with, as fuxictr-mm train saves them (default: train, keep every epoch's)",
+        help="weights to compute influence with, as saved by fuxictr-mm train (default: train, and use "
+        "those of every epoch)",
     )
     parser.add_argument("--plain-loss", action="store_true", help="validation loss without recalibrating its intercept")
     parser.add_argument("--layer", metavar="NAME", help="the model's last nn.Linear (default: detected)")

@@ -24,7 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("what", metavar="WHAT", choices=("models", "experiments", "datasets"), help="%(choices)s")
     parser.add_argument("pattern", nargs="?", metavar="NAME", help="part of a name, or a pattern such as 'DIN_*_tiny'")
-    parser.add_argument("--config", default=".", metavar="DIR", help="folder of the configuration (default: this one)")
+    parser.add_argument(
+        "--config", default=".", metavar="DIR", help="folder of the configuration (default: the working directory)"
+    )
     parser.add_argument("--model_zoo", metavar="DIR", help="a folder of model files to search first")
     add_output_options(parser, quiet=False)
 

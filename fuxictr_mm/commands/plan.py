@@ -17,8 +17,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "fuxictr-mm plan --expid DIN_MM_tiny --gpus 8 --memory 80",
     )
     add_experiment_options(parser)
-    parser.add_argument("--gpus", type=int, metavar="N", help="processes, one on each GPU (default: one on the CPU)")
-    parser.add_argument("--memory", type=float, metavar="GB", help="memory of each (default: what is free here)")
+    parser.add_argument(
+        "--gpus", type=int, metavar="N", help="number of processes, one on each GPU (default: one on the CPU)"
+    )
+    parser.add_argument(
+        "--memory", type=float, metavar="GB", help="memory of each process (default: the free memory of this machine)"
+    )
     add_output_options(parser)
 
 
@@ -38,8 +42,10 @@ def describe(plan: dict[str, Any]) -> str:
     answer = "fits" if plan["fits"] else "does not fit"
     lines.append(f"  {'total':{width}}  {plan['total'] / 1e6:11,.1f}  of {plan['limit'] / 1e6:,.0f}: {answer}")
     if plan["processes"] > 1:
-        sent = f"{plan['sent'] / 1e6:,.1f} MB a step"
-        has = "its part of the sharded tables" if any(t["table"] == "sharded" for t in plan["tables"]) else "all tables"
+        sent = f"{plan['sent'] / 1e6:,.1f} MB per step"
+        has = (
+            "its shard of the sharded tables" if any(t["table"] == "sharded" for t in plan["tables"]) else "all tables"
+        )
         lines.append(f"Every process has {has}, reads its part of the rows, and sends {sent}.")
     lines.append("Not counted: temporary copies while files are read or written, and of the backward pass.")
     return "\n".join(lines)

@@ -24,20 +24,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"{command} --expid DIN_MM_shop --config data/shop --data data/shop_new/test --out predictions.parquet",
         f"{command} --runs DIN_MM_tiny DIN_tiny --average logit --fit-weights --calibrate platt",
     )
-    parser.add_argument("--config", default=None, metavar="DIR", help="folder of model_config.yaml (default: this one)")
+    parser.add_argument(
+        "--config", default=None, metavar="DIR", help="folder of model_config.yaml (default: the working directory)"
+    )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--expid", help="experiment id in model_config.yaml: its newest weights")
     what.add_argument("--runs", nargs="+", metavar="NAME", help="experiment ids, runs or folders, to be averaged")
     parser.add_argument("--data", metavar="PATH", help="Parquet file, or folder, to score in place of the test file")
     parser.add_argument("--gpu", type=int, default=-1, help="index of the GPU, -1 for the CPU (default)")
     parser.add_argument("--task", default="Task2", choices=("Task1", "Task2", "Task1&2"), help="column of the scores")
-    parser.add_argument("--label", metavar="NAME", help="of several labels, the one to write (default: the first)")
+    parser.add_argument("--label", metavar="NAME", help="with several labels, the one to write (default: the first)")
     parser.add_argument(
         "--weights",
         type=Path,
         metavar="FILE",
         help="weights other than the experiment's own: "
-        "a state dict, a .safetensors file, or a folder by fuxictr-mm export-hub",
+        "a state dict, a .safetensors file, or a folder written by fuxictr-mm export-hub",
     )
     parser.add_argument("--data_root", metavar="DIR", help="replaces the dataset's data_root")
     parser.add_argument("--model_zoo", metavar="DIR", help="a folder of model files to search first")
@@ -49,12 +51,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder of the submission (default: submission); or a table, .parquet or .csv: ids and prediction of rows",
     )
     parser.add_argument("--calibrate", choices=("platt", "beta", "isotonic"), help="calibrate on the validation rows")
-    parser.add_argument("--average", choices=("rank", "logit", "mean"), help="of --runs: what is averaged (rank)")
-    parser.add_argument("--fit-weights", action="store_true", help="of --runs: fit weights on the validation rows")
-    parser.add_argument("--stack", action="store_true", help="of --runs: LightGBM in place of an average")
-    parser.add_argument("--name", help="of --runs: experiment id of the ensemble (EXPID_ensemble, or ensemble)")
     parser.add_argument(
-        "--root", default="checkpoints", metavar="DIR", help="of --runs: their model_root (checkpoints)"
+        "--average", choices=("rank", "logit", "mean"), help="for --runs: what is averaged (default: rank)"
+    )
+    parser.add_argument("--fit-weights", action="store_true", help="for --runs: fit weights on the validation rows")
+    parser.add_argument("--stack", action="store_true", help="for --runs: LightGBM instead of an average")
+    parser.add_argument(
+        "--name", help="for --runs: experiment id of the ensemble (default: EXPID_ensemble, or ensemble)"
+    )
+    parser.add_argument(
+        "--root", default="checkpoints", metavar="DIR", help="for --runs: their model_root (default: checkpoints)"
     )
 
 
@@ -112,7 +118,7 @@ def _of_experiment(args: argparse.Namespace) -> tuple[str, "np.ndarray", dict[st
     experiment = load_experiment(args, config)
     _label_of(experiment.config.to_dict(), args.label)  # refused before scoring
     if args.calibrate and args.weights:
-        raise ConfigError("--calibrate needs the validation predictions of a run; leave --weights out")
+        raise ConfigError("--calibrate needs the validation predictions of a run; remove --weights")
     weights = experiment.find_weights(args.weights)
     run = run_of_weights(experiment.paths, weights) if args.calibrate else None
     scores = predict(experiment, args.data, weights, [experiment.paths.log])
@@ -128,13 +134,15 @@ def _of_runs(args: argparse.Namespace) -> tuple[str, "np.ndarray", dict[str, Any
 
     for option in ("weights", "data_root", "model_zoo", "config", "data"):
         if getattr(args, option):
-            raise ConfigError(f"--{option} is for --expid; the runs name their weights and files")
+            raise ConfigError(f"--{option} is for --expid; runs have their own weights and files")
     if is_one_of_several():
         raise ConfigError("--runs averages in one process; start it without torchrun")
     options = {option: getattr(args, option) for option in ("fit_weights", "stack", "name", "gpu")}
     run = ensemble(args.runs, args.root, average=args.average or "rank", single=not _given(args), **options)
     if not run.config.get("test_data"):
-        raise ConfigError(f"{run.path}: its dataset has no test_data; name one in dataset_config.yaml and train again")
+        raise ConfigError(
+            f"{run.path}: its dataset has no test_data; set test_data in dataset_config.yaml and train again"
+        )
     for line in describe(run):
         print(line)
     scores = run.predictions("test")[1]

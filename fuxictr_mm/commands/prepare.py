@@ -43,11 +43,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="a dataset of the list above, or a reader: package.module:Class")
     parser.add_argument("--source", required=True, type=Path, metavar="DIR", help="folder of the unpacked files")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write; run again to continue")
-    parser.add_argument("--max_len", type=int, metavar="N", help="newest items kept of a history (default: by dataset)")
+    parser.add_argument(
+        "--max_len", type=int, metavar="N", help="maximum number of newest items of a history (default: by dataset)"
+    )
     parser.add_argument(
         "--labels", nargs="+", metavar="NAME", help="labels to train on, of the kinds of feedback (default: the first)"
     )
-    parser.add_argument("--overwrite", action="store_true", help="begin again: delete what is in --out")
+    parser.add_argument("--overwrite", action="store_true", help="start again: delete the content of --out")
     add_output_options(parser)
     add_log_options(parser)
 
@@ -76,7 +78,7 @@ def main_from_args(args: argparse.Namespace) -> None:
     is_kept = (args.out / "dataset_config.yaml").exists() and not (args.overwrite and (args.out / MANIFEST).exists())
     if args.labels and is_kept and not reader.options:  # which are compared with those of the folder
         raise ConfigError(
-            f"--labels: {args.out / 'dataset_config.yaml'} is there already and is kept; change its label_col, or give "
+            f"--labels: {args.out / 'dataset_config.yaml'} already exists and is kept; change its label_col, or give "
             "--overwrite"
         )
     name = args.name.partition(":")[2] or args.name
@@ -97,7 +99,7 @@ def _write_later(args: argparse.Namespace) -> None:
     if args.max_len is not None:
         raise ConfigError(f"--max_len: with --like it is that of {like}; leave it out")
     if like.resolve() in (out.resolve(), *out.resolve().parents) or out.resolve() in like.resolve().parents:
-        raise ConfigError(f"--out {out}: lies in --like {like} or holds it; give another folder")
+        raise ConfigError(f"--out {out}: is inside --like {like} or contains it; give another folder")
     reader = LaterLog(args.source, out / ".scratch", LaterLog.history_len)
     reader.configure(given_options(args))
     summary = Writer(reader, "log", out, verbose=0 if args.quiet or args.json else 1).write(args.overwrite)

@@ -27,10 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "names", nargs="*", metavar="NAME", help="experiment id, name of a run, or folder of either (default: all runs)"
     )
-    parser.add_argument("--root", default="checkpoints", metavar="DIR", help="the model_root of the runs (checkpoints)")
-    parser.add_argument("--out", default="report.html", metavar="FILE", help="the page to write (report.html)")
+    parser.add_argument(
+        "--root", default="checkpoints", metavar="DIR", help="model_root of the runs (default: checkpoints)"
+    )
+    parser.add_argument("--out", default="report.html", metavar="FILE", help="page to write (default: report.html)")
     parser.add_argument("--dataset", metavar="ID", help="runs on this dataset only")
-    parser.add_argument("--label", metavar="NAME", help="the label to report on, of runs on several")
+    parser.add_argument("--label", metavar="NAME", help="label to report on, for runs with several labels")
     parser.add_argument("--title", metavar="TEXT", help="heading of the page")
     add_output_options(parser)
 

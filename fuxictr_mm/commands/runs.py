@@ -24,13 +24,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "fuxictr-mm runs --dataset tiny_mm --best AUC --last 5",
         "fuxictr-mm runs --expid DIN_MM_tiny --finished --json",
     )
-    parser.add_argument("--root", default="checkpoints", metavar="DIR", help="the model_root of the runs (checkpoints)")
+    parser.add_argument(
+        "--root", default="checkpoints", metavar="DIR", help="model_root of the runs (default: checkpoints)"
+    )
     parser.add_argument("--dataset", metavar="ID", help="runs on this dataset only")
     parser.add_argument("--model", metavar="NAME", help="runs of this model only")
     parser.add_argument("--expid", metavar="ID", help="runs of this experiment only")
     parser.add_argument("--finished", action="store_true", help="leave out unfinished and broken runs")
-    parser.add_argument("--best", metavar="METRIC", help="best on the validation rows first, such as AUC")
-    parser.add_argument("--last", type=int, metavar="N", help="the first N of the list only")
+    parser.add_argument(
+        "--best", metavar="METRIC", help="sort by this metric of the validation rows, best first, such as AUC"
+    )
+    parser.add_argument("--last", type=int, metavar="N", help="print only the first N")
     add_output_options(parser, quiet=False)
 
 
@@ -50,7 +54,7 @@ def main_from_args(args: argparse.Namespace) -> None:
 
 
 def best_first(runs: Sequence[Run], metric: str) -> list[Run]:
-    """Sort finished runs by a metric on the validation rows; those without it are left out.
+    """Return finished runs sorted by a metric of the validation rows, best first, without runs that lack it.
 
     Raises
     ------

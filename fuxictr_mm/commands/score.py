@@ -18,14 +18,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "fuxictr-mm score DIN_MM_tiny_export data/tiny_mm/test.parquet --out scores.parquet",
         "fuxictr-mm score DIN_MM_tiny_export data/tiny_mm/test.parquet --out scores.parquet     again: resumes",
     )
-    parser.add_argument("export", type=Path, metavar="DIR", help="folder by fuxictr-mm export")
+    parser.add_argument("export", type=Path, metavar="DIR", help="folder written by fuxictr-mm export")
     parser.add_argument("rows", type=Path, help="a Parquet file, or a folder of part files")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="Parquet file to write, column score")
-    parser.add_argument("--processes", type=int, default=1, metavar="N", help="processes that score (1)")
     parser.add_argument(
-        "--engine", choices=("processes", "ray"), default="processes", help="of this machine, or Ray Data (processes)"
+        "--processes", type=int, default=1, metavar="N", help="number of scoring processes (default: 1)"
     )
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads of each (1)")
+    parser.add_argument(
+        "--engine",
+        choices=("processes", "ray"),
+        default="processes",
+        help="local processes or Ray Data (default: processes)",
+    )
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads per process (default: 1)")
     add_output_options(parser)
 
 

@@ -13,7 +13,7 @@ SCRIPTS = {"train": "run_expid.py", "predict": "prediction.py", "tune": "run_par
 
 
 def run_script(command: str, file: str, description: str) -> None:
-    """Be the script ``file`` of a command."""
+    """Run a command as the script ``file``."""
     module = importlib.import_module(f"fuxictr_mm.commands.{command}")
     parser = Parser(description=description)
     module.add_arguments(parser)
@@ -23,7 +23,7 @@ def run_script(command: str, file: str, description: str) -> None:
 
 
 def command_of(parsed: argparse.ArgumentParser | argparse.Namespace, command: str) -> str:
-    """Return what to type for a command: of scripts where one of them was started."""
+    """Return the start of a command line: the script if a script was started, otherwise ``fuxictr-mm``."""
     started = parsed.prog if isinstance(parsed, argparse.ArgumentParser) else getattr(parsed, "started_as", "")
     return f"python {SCRIPTS[command]}" if str(started).endswith(".py") else f"fuxictr-mm {command}"
 

@@ -28,16 +28,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(config=None)
     parser.add_argument("--seed", type=int, help="replaces the experiment's seed")
     parser.add_argument(
-        "--seeds", type=int, nargs="+", metavar="N", help="train with each of these seeds, several at once"
+        "--seeds", type=int, nargs="+", metavar="N", help="train with each of these seeds, several in parallel"
     )
     parser.add_argument(
         "--folds", type=int, metavar="K", help="train K times, each time with another part of train and valid held out"
     )
     parser.add_argument(
-        "--fold_by", choices=("user", "row", "time"), default="user", help="what --folds holds out (user: of group_id)"
+        "--fold_by",
+        choices=("user", "row", "time"),
+        default="user",
+        help="what --folds holds out (default: user, by group_id)",
     )
     parser.add_argument(
-        "--jobs", type=int, metavar="N", help="of --seeds and --folds: most at once (one a core; on a GPU 1)"
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="for --seeds and --folds: parallel processes (default: one per core, on a GPU one)",
     )
     parser.add_argument("--fold", help=argparse.SUPPRESS)
     parser.add_argument("--beside", action="store_true", help=argparse.SUPPRESS)
@@ -78,7 +84,7 @@ def _train_seeds(experiment: "Experiment", config: Path, args: argparse.Namespac
     if args.seed is not None:
         raise ConfigError("--seed and --seeds exclude each other; keep one")
     if is_one_of_several():
-        raise ConfigError("--seeds starts processes of its own; start it without torchrun, or give one --seed")
+        raise ConfigError("--seeds starts its own processes; start it without torchrun, or give one --seed")
     options = {"jobs": args.jobs, "resume": args.resume, "extra_args": Source(args.data_root, args.model_zoo).arguments}
     print(table(train_seeds(experiment, args.seeds, config, script_of(args), **options)))
     print(f"average them: {_predict(args, args.expid, experiment.config.model_root)}")
@@ -92,7 +98,7 @@ def _train_folds(experiment: "Experiment", config: Path, args: argparse.Namespac
     from fuxictr_mm.tuning.source import Source
 
     if is_one_of_several():
-        raise ConfigError("--folds starts processes of its own; start it without torchrun")
+        raise ConfigError("--folds starts its own processes; start it without torchrun")
     seed = [] if args.seed is None else ["--seed", str(args.seed)]
     options = {"jobs": args.jobs, "resume": args.resume, "by": args.fold_by}
     options["extra_args"] = [*Source(args.data_root, args.model_zoo).arguments, *seed]

@@ -10,7 +10,7 @@ DESCRIPTION = """Run many experiments: the YAML names a base_expid and a tuner_s
 
 A grid (the default) runs every combination of the lists in tuner_space. With search: random or search: tpe, and
 trials: N, Optuna samples the points from lists and from ranges such as {low: 1.e-4, high: 1.e-2, log: True}.
-The same command resumes after a kill; on several machines with one storage: URL, it divides the trials among them."""
+The same command resumes an interrupted study; several machines with the same storage: URL share the trials."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser,
         f"{command} --config tuner.yaml                  one trial at a time on the CPU",
         f"{command} --config tuner.yaml --gpu 0 1        two at a time, one on each GPU",
-        f"{command} --config tuner.yaml --tag 001        of a grid, only the experiment ids with 001",
+        f"{command} --config tuner.yaml --tag 001        only the experiment ids of a grid with 001",
     )
     parser.add_argument("--config", type=Path, required=True, metavar="FILE.yaml", help="tuner file")
     parser.add_argument("--tag", help="run only the experiment ids of a grid that contain this, e.g. 001")

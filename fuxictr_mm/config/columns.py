@@ -170,7 +170,8 @@ class Columns:
         for name, role in ((ITEM_ID, "target"), (ITEM_SEQ, "history")):
             if name in self.used and name != getattr(roles, role):
                 problems[f"roles.{role}"] = (
-                    f"{where}: the feature '{name}' has not the role {role}, which {getattr(roles, role)} has, and "
+                    f"{where}: the feature '{name}' does not have the role {role}, which "
+                    f"{getattr(roles, role)} has, and "
                     "models give that this name; rename the column"
                 )
         earlier = set(self.wrong)
@@ -302,7 +303,7 @@ def _of_files(column: FeatureConfig) -> Iterator[tuple[str, str]]:
         elif key == "fill_na" and given is not None and not _is_finite(given):
             yield key, f"fill_na is {given!r}, expected a finite number for type: numeric"
     if column.normalizer is not None and column.in_item_dict:
-        reason = "in_item_dict is True, and the column is in files of both kinds; scale it in the files"
+        reason = "in_item_dict is True, so the column is in files of both kinds; scale it in the files"
         yield "in_item_dict", f"normalizer is {column.normalizer}, but {reason}"
 
 
@@ -316,7 +317,7 @@ def _of_roles(column: FeatureConfig, roles: Roles) -> Iterator[tuple[str, str]]:
         expected = f"expected a column with the role history or histories ({', '.join(histories)})"
         yield "history", f"history is {column.history}, {expected}"
     if name in roles.histories and kind != "meta":
-        yield "type", f"type is {kind}, a history has type: meta"
+        yield "type", f"type is {kind}, expected type: meta for a history"
 
 
 def _is_finite(value: Any) -> bool:

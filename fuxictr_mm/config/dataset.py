@@ -103,12 +103,12 @@ class DatasetConfig(Settings):
         return [label.name for label in self.labels]
 
     def require_one_label(self, command: str) -> str:
-        """Return the name of the label, and refuse a dataset with several or none.
+        """Return the name of the label of a dataset with one label.
 
         Raises
         ------
         ConfigError
-            It has several, or none.
+            The dataset has several labels, or none.
         """
         if self.label_col is None:
             raise ConfigError(f"{command}: label_col is missing; name the label, such as {LabelConfig.example}")
@@ -163,7 +163,10 @@ class DatasetConfig(Settings):
     def _check_size(cls, size: Number, info: ValidationInfo) -> Number:
         if size:
             split = str(info.field_name).split("_")[0]
-            raise ConfigError(f"{info.field_name}: {size}; splits are not cut here, name the file as {split}_data")
+            raise ConfigError(
+                f"{info.field_name}: {size}; expected 0, files are not split here; name the file of the "
+                f"split as {split}_data"
+            )
         return size
 
     @field_validator("item_info")

@@ -90,16 +90,17 @@ def _entry(path: Path, content: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def check_id(name: str, what: str) -> None:
-    """Refuse an id that is no name of a folder, which runs are written to and looked for in.
+    """Check that an id is a valid folder name, since runs are written to a folder of this name.
 
     Raises
     ------
     ConfigError
-        It is empty, ``..``, or holds a slash; ``what`` names it in the error.
+        The id is empty, ``..``, or contains a slash; ``what`` names it in the error.
     """
     if name in ("", "..") or Path(name).name != name:
         raise ConfigError(
-            f"{what} '{name}' is no name of a folder, which its runs are in; rename it, without '{os.sep}'"
+            f"{what} '{name}' is not a valid folder name, and its runs are in a folder of this name; rename "
+            f"it, without '{os.sep}'"
         )
 
 
@@ -119,8 +120,8 @@ def _find_entry(files: Mapping[Path, dict[str, Any]], name: str, kind: str) -> t
 def resolve_paths(paths: Any, folder: Path, root: Any, new_root: str | os.PathLike[str] | None) -> Any:
     """Return paths with another root, variables expanded, and looked up from ``folder`` where they exist only there.
 
-    Those below a root of ``./`` are looked up from ``folder`` first: what ``prepare`` wrote goes with its data, also
-    where the working directory has an ``items.parquet`` of its own.
+    Those below a root of ``./`` are looked up from ``folder`` first, as ``prepare`` writes them next to its data, also
+    if the working directory has its own ``items.parquet``.
     """
     if isinstance(paths, list):
         return [resolve_paths(path, folder, root, new_root) for path in paths]

@@ -158,8 +158,8 @@ class ExperimentConfig(ModelSettings):
         find_model : callable, optional
             Returns the class of a model by its name; the model's own settings are then checked as well.
         check_model : callable, optional
-            Returns what else is wrong with the class and those of the flat settings that are right by themselves, a
-            sentence for each key.
+            Returns further problems of the class and of the flat settings that are valid by themselves, one
+            sentence per key.
 
         Returns
         -------
@@ -170,7 +170,7 @@ class ExperimentConfig(ModelSettings):
         Raises
         ------
         ConfigError, MissingFileError
-            No such file or entry; or all that is wrong with the settings, in one line.
+            A file or an entry does not exist, or settings are invalid; one line lists all problems.
         """
         folder = Path(folder)
         if folder.is_file():
@@ -231,7 +231,7 @@ class ExperimentConfig(ModelSettings):
         Raises
         ------
         ConfigError
-            All that is wrong with them, in one line.
+            Settings are invalid; one line lists all problems.
         """
         expid = str(values.get("model_id", "experiment"))
         config, problems = cls._check(expid, {k: v for k, v in values.items() if k != "model_id"})
@@ -302,7 +302,7 @@ class ExperimentConfig(ModelSettings):
         Raises
         ------
         ConfigError
-            The dataset does not have it.
+            The dataset does not have this split.
         """
         path = self.dataset.path_of(split)
         if not path:

@@ -42,7 +42,7 @@ def optimizer_name(name: str) -> str:
     Raises
     ------
     ConfigError
-        There is none.
+        There is no such optimizer.
     """
     classes = {known.lower(): known for known in OPTIMIZERS}
     if name.lower() not in classes:
@@ -85,17 +85,17 @@ def parse_regularizer(value: Regularizer, name: str) -> list[tuple[int, float]]:
 
 
 def check_loss(task: str | Sequence[str], loss: str | Sequence[str]) -> None:
-    """Refuse a loss that a MultimodalModel does not train on.
+    """Check that a loss fits the task.
 
     Raises
     ------
     ConfigError
-        It is none of the task's.
+        The loss does not fit the task.
     """
     kind = kind_of_task(task)
     for name in [loss] if isinstance(loss, str) else loss:
         if name not in LOSSES[kind]:
-            raise ConfigError(f"loss: task: {kind} does not train on loss: {name}; write loss: {LOSSES[kind][0]}")
+            raise ConfigError(f"loss is {name}, which task: {kind} does not support; write loss: {LOSSES[kind][0]}")
 
 
 def kind_of_task(task: str | Sequence[str]) -> str:
@@ -258,12 +258,12 @@ class ModelSettings(Settings):
         return smoothing
 
     def check_labels(self, labels: Sequence[str]) -> None:
-        """Refuse settings of other labels than those of the dataset.
+        """Check the settings per label against the labels of the dataset.
 
         Raises
         ------
         ConfigError
-            A list ``task`` or ``loss`` of another length, a weight of no label or of one alone; all in one line.
+            ``task`` or ``loss`` is a list of another length, or ``task_weights`` does not fit the labels; one line.
         """
         problems, names = [], ", ".join(labels)
         for key in ("task", "loss"):

@@ -1,4 +1,4 @@
-"""Settings to begin with on data of some size."""
+"""Initial settings by the size of the training split."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arrow columns of the types that writers choose, in the types that the rest of the package knows."""
+"""Conversion of Arrow columns to the few types that the package supports."""
 
 from __future__ import annotations
 

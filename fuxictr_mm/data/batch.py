@@ -1,4 +1,4 @@
-"""A batch of interactions, and the batch formats that models of other libraries take.
+"""A batch of interactions, and its conversion to the batch formats of other libraries.
 
 Shape letters: B rows, N history items of all rows.
 """
@@ -21,7 +21,7 @@ from fuxictr_mm.jagged import Jagged
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows that are trained on or scored together.
+    """Rows that are trained on or scored in one step.
 
     Parameters
     ----------

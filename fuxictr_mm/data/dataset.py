@@ -67,12 +67,12 @@ def load_dataset(
     vocabularies : Vocabularies, optional
         Those of the run whose weights are used; built from the data by default, those of context from ``train_data``.
     shard : Shard, optional
-        The part that this process reads of every split; all of it by default.
+        The part of every split that this process reads; all rows by default.
 
     Raises
     ------
     ConfigError, DataError, MissingFileError
-        For anything in the files that would fail later.
+        The files contain something that would fail later.
     """
     started = time.perf_counter()
     shard = Shard() if shard is None else shard
@@ -91,7 +91,7 @@ def load_dataset(
     for split, needs_label in needs_labels.items():
         for name in config.dataset.label_names if needs_label is None else ():
             if files[split].has_column(name):
-                logger.info(f"{files[split].path}: {name} is not read, scoring needs no label")
+                logger.info(f"{files[split].path}: {name} is not read, because scoring needs no label")
     of_ids = [(file.path, f) for file in files.values() for f in file.columns_of_ids(ids == "vocabulary")]
     for path, feature in of_ids:
         _refuse_texts(path, feature, vocabularies)
@@ -193,7 +193,7 @@ def _log_splits(
         if split != "train" and summary.labels and summary.without_group:
             logger.warning(
                 f"{files[split].path}: {summary.without_group} of {summary.num_rows} rows have no "
-                f"{config.group_id}; they do not count in metrics within groups"
+                f"{config.group_id}; they are excluded from metrics within groups"
             )
 
 

@@ -74,7 +74,7 @@ def decode_positions(
 ) -> Positions:
     """Return a history without padding, with the positions that sequences along it are read at.
 
-    ``known`` is that of ``decode_target``. With a vocabulary, null, an empty text and a 0 that is no item are padding;
+    ``known`` is that of ``decode_target``. With a vocabulary, null, an empty text and 0 (unless an item) are padding;
     ``zero_ends`` is that of ``Encoding``.
     """
     if vocabulary is None:
@@ -108,7 +108,7 @@ def decode_along(array: pa.Array, where: str, row: int, feature: Feature, histor
     Raises
     ------
     DataError
-        A row has another number of entries than the list of its history; an entry is no number or id.
+        A row has another number of entries than the list of its history, or an entry is not a number or id.
     """
     flat, offsets = lists(array, where, row)
     wrong = np.flatnonzero(np.diff(offsets) != np.diff(history.lists))
@@ -116,7 +116,7 @@ def decode_along(array: pa.Array, where: str, row: int, feature: Feature, histor
         bad = int(wrong[0])
         found, expected = (int(ends[bad + 1] - ends[bad]) for ends in (offsets, history.lists))
         raise DataError(
-            f"{where}: row {row + bad} has {found} entries, expected {expected}, one for each of the list of "
+            f"{where}: row {row + bad} has {found} entries, expected {expected}, one for each entry of "
             f"{feature.history}, padding included"
         )
     entries = flat[history.kept]
@@ -287,7 +287,8 @@ def _no_number(array: pa.Array, row: int, floating: bool) -> str:
         fix = (
             "write seconds, pl.col(NAME).dt.epoch('s'), and set normalizer: StandardScaler"
             if floating
-            else "write what repeats as integers, such as pl.col(NAME).dt.hour() or .dt.weekday(), or seconds as type: "
+            else "write repeating values as integers, such as pl.col(NAME).dt.hour() or .dt.weekday(), or "
+            "seconds as type: "
             "numeric"
         )
         return f"holds {kind}, expected {'numbers' if floating else 'ids'}; {fix}"
@@ -420,7 +421,7 @@ def _fix_of_unknown(good: np.ndarray) -> str:
     """Return what to do about unknown items; of a column without a known one, it is probably another column."""
     if good.any():
         return "add the items or drop the rows"
-    return "no entry of these rows is an item: name the column of items in roles, or their files in item_info"
+    return "no entry of these rows is an item: set the column of items in roles, or the item files in item_info"
 
 
 def _check_numbers(
@@ -455,7 +456,7 @@ def _check_numbers(
 
 
 def is_zero_padded(path: str | os.PathLike[str], column: str) -> bool:
-    """Whether the first lists of integers of a dataset all have one length, and some have a 0 at an end.
+    """Whether the first lists of integers of a dataset all have the same length, and some have a 0 at an end.
 
     Empty lists and nulls do not count: padded files have them where a history is missing.
     """
@@ -487,10 +488,11 @@ def _check_zero_padding(entries: pa.Array, offsets: np.ndarray, where: str, row:
     if padded.any():
         fix = "write the histories without padding"
         if zero_ends == 1:
-            fix += ", or set ids: vocabulary in dataset_config.yaml if they have none, ids: as_is if 0 is no item"
+            fix += ", or set ids: vocabulary in dataset_config.yaml if they have none, ids: as_is if 0 is not an item"
         raise DataError(
             f"{where}: all {lengths.size} lists have {lengths[0]} entries, and that of row "
-            f"{row + int(np.flatnonzero(padded)[0])} has a 0 at an end: padding, or the item 0 of the item files? {fix}"
+            f"{row + int(np.flatnonzero(padded)[0])} has a 0 at an end, which may be padding or the item 0 "
+            f"of the item files; {fix}"
         )
 
 

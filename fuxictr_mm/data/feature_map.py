@@ -1,4 +1,4 @@
-"""The FeatureMap that FuxiCTR's layers read, made of the features of an experiment."""
+"""FuxiCTR's FeatureMap of the features of an experiment."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 def build_feature_map(features: Sequence[Feature], config: ExperimentConfig) -> FeatureMap:
     """Return FuxiCTR's FeatureMap of these features.
 
-    It is built for every run, so it never belongs to an older configuration.
+    It is built again for every run, so it cannot be of an older configuration.
     """
     dataset_id = config.dataset_id
     feature_map = FeatureMap(dataset_id, os.path.join(config.dataset.data_root or ".", dataset_id))
@@ -126,7 +126,9 @@ def unify_dims(feature_map: FeatureMap, dim: int) -> FeatureMap:
             dropped = ["emb_output_dim"] + (["feature_encoder"] if spec["type"] == "embedding" else [])
             for key in dropped:
                 if spec.pop(key, None) is not None:
-                    logger.warning(f"feature '{name}': {key} has no effect, every field of this model has dim {dim}")
+                    logger.warning(
+                        f"feature '{name}': {key} has no effect, because every field of this model has dim {dim}"
+                    )
             spec["embedding_dim"] = dim
         unified.features[name] = spec
     unified.default_emb_dim = dim

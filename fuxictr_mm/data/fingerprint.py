@@ -1,4 +1,4 @@
-"""Fingerprint of a dataset's files, by which a result, an interrupted run or a study knows that its data changed."""
+"""Fingerprint of a dataset's files, by which a result, a run or a study detects that its data has changed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BLOCK_BYTES, BLOCKS, FOLDER_BLOCKS, FEWEST_BLOCKS = 1 << 16, 1 << 12, 1 << 16, 1
 
 
 def data_hashes(params: Mapping[str, Any]) -> dict[str, str]:
-    """Return a hash of every data file or folder that a dataset names, by the setting; of one that is missing, none.
+    """Return the hash of every existing data file or folder of a dataset, by setting.
 
     Parameters
     ----------
@@ -36,9 +36,9 @@ def data_hashes(params: Mapping[str, Any]) -> dict[str, str]:
 
 
 def changed_data(before: Mapping[str, str] | None, params: Mapping[str, Any]) -> str | None:
-    """Return the first setting, with its path, whose files no longer have the hash of ``data_hashes``.
+    """Return the first setting, with its path, whose files differ from the hashes of ``data_hashes``.
 
-    Files that are gone have not changed; nor does anything count that an older version left no hash of.
+    Deleted files, and files without a saved hash (older versions), do not count as changed.
     """
     if not before:
         return None

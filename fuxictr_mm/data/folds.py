@@ -22,7 +22,7 @@ SEED = 0
 
 
 def with_fold(dataset: Dataset, fold: Fold) -> Dataset:
-    """Return a dataset whose rows of train and valid are dealt out again: one fold is valid, others are train.
+    """Return a dataset whose rows of train and valid are split again: one fold is valid, the others are train.
 
     Raises
     ------
@@ -31,7 +31,7 @@ def with_fold(dataset: Dataset, fold: Fold) -> Dataset:
     """
     tables = [dataset.splits[split] for split in ("train", "valid")]
     if not all(isinstance(table, InteractionTable) for table in tables):
-        raise ConfigError("fold: train or valid is streamed from disk; set resident: True")
+        raise ConfigError("fold: train or valid is streamed from disk, expected it in memory; set resident: True")
     table = concatenate([table for table in tables if isinstance(table, InteractionTable)])
     held_out = fold_of_rows(None if table.group is None else table.group.numpy(), len(table), fold)
     # Of rows in the order of time, a fold is validated on what comes after its training rows.
@@ -47,12 +47,12 @@ def with_fold(dataset: Dataset, fold: Fold) -> Dataset:
 
 
 def fold_of_rows(group: np.ndarray | None, rows: int, fold: Fold) -> np.ndarray:
-    """Return the fold ``(R,)`` that holds each row out, from 0; -1 for a row that none does.
+    """Return the fold ``(R,)`` in which each row is held out, from 0; -1 for a row that is never held out.
 
     Parameters
     ----------
     group : ndarray or None
-        ``(R,)``, the user of each row; a row without one is a user of its own.
+        ``(R,)``, the user of each row; a row without one counts as a separate user.
     rows : int
         R.
     fold : Fold
@@ -68,7 +68,7 @@ def fold_of_rows(group: np.ndarray | None, rows: int, fold: Fold) -> np.ndarray:
         found, available = np.arange(rows) * (fold.of + 1) // max(rows, 1) - 1, rows - 1
     else:
         if fold.by == "user" and group is None:
-            raise ConfigError("fold: by: user needs the column of users; set group_id, or by: row")
+            raise ConfigError("fold: by: user needs a user column, but group_id is not set; set group_id, or by: row")
         unit = number_users(group if fold.by == "user" else None, rows)
         available = int(unit.max()) + 1
         found = (np.random.default_rng(SEED).permutation(available) % fold.of)[unit]

@@ -1,4 +1,4 @@
-"""Groups of rows, usually by user, within which metrics such as gAUC are computed. A row may have none.
+"""Groups of rows, usually users, within which metrics such as gAUC are computed. A row may have no group.
 
 Shape letters: R rows.
 """
@@ -80,7 +80,7 @@ def partition_of(group: np.ndarray) -> np.ndarray:
 
 
 def number_users(group: np.ndarray | None, rows: int) -> np.ndarray:
-    """Return the user of each row ``(rows,)``, numbered from 0; a row without a group is a user of its own."""
+    """Return the user of each row ``(rows,)``, numbered from 0; a row without a group counts as a separate user."""
     if group is None:
         return np.arange(rows)
     user = number_groups(group)

@@ -1,4 +1,4 @@
-"""Ids of items and users, and the numbers that a command works with in their place.
+"""Ids of items and users, and the indices by which a command represents them.
 
 Ids are their own numbers where all are integers from 0 to 2**31 - 1, and 0 is padding; else a vocabulary gives the
 numbers from 1 on. Training, ``check-data`` and the stages of ``embed`` share this rule, and each adds to it:
@@ -31,7 +31,7 @@ from fuxictr_mm.errors import DataError
 
 
 def why_numbered(chunks: Iterable[pa.Array], ids: str, most: int = MAX_IDS) -> str | None:
-    """Return why a vocabulary numbers ids, None where they are their own numbers.
+    """Return the reason why ids are numbered by a vocabulary, None if they are used as they are.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ class Numbering:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Let the readers and writers of a command number ids so."""
+        """Use this numbering in the readers and writers of a command."""
         token = _active.set(self)
         try:
             yield
@@ -142,7 +142,7 @@ class Numbering:
 
     @property
     def metadata(self) -> dict[bytes, bytes]:
-        """Metadata of a file of items, by which training refuses it where they were numbered again since."""
+        """Metadata of a file of items, by which training detects that items were numbered again since."""
         return {} if self.digest is None else to_metadata({ITEM_ID: self.digest})
 
     @property

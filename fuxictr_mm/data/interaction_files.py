@@ -89,7 +89,7 @@ class InteractionFiles:
     both_classes : bool
         Of a binary label, both 0 and 1 must occur if ``needs_label``.
     encoding : Encoding
-        Names of the target's and the history's column, and the vocabularies of ids that are no numbers of items.
+        Names of the target's and the history's column, and the vocabularies of ids that are not numbers of items.
     has_items : bool
         False for a dataset without target and history.
     parts : sequence of slice, optional
@@ -126,7 +126,7 @@ class InteractionFiles:
 
     @property
     def metadata(self) -> dict[Path, dict[bytes, bytes]]:
-        """What the writer of each file noted in it."""
+        """Metadata of each file."""
         return {file: footer.metadata or {} for file, footer in self._footers.items()}
 
     @property
@@ -179,7 +179,7 @@ class InteractionFiles:
                 return False
         value = next(iter(found - {"null"}), "null")
         logger.warning(
-            f"{self.path}: {name} is {value} in all rows, which is treated as a placeholder; no test metrics"
+            f"{self.path}: {name} is {value} in all rows and is treated as a placeholder; no test metrics are computed"
         )
         return True
 
@@ -195,7 +195,7 @@ class InteractionFiles:
         return [name] if name and (self.needs_label or self.has_column(name)) else []
 
     def labels_and_groups(self) -> tuple[Tensor, Tensor | None]:
-        """Return what metrics are computed of, beside predictions; no other column is read."""
+        """Return labels and groups, which metrics need besides predictions; no other column is read."""
         labels = [torch.zeros((0, len(self.labels)) if len(self.labels) > 1 else 0)]
         groups = [torch.zeros(0, dtype=torch.int64)]
         for file, row, batch in self._read([*self.present_labels, *self._group_columns]):
@@ -352,7 +352,7 @@ class InteractionFiles:
         Raises
         ------
         DataError, MissingFileError
-            No such file or column; a value that is no finite number.
+            No such file or column; a value that is not a finite number.
         """
         found = Moments()
         for file, row, batch in self._read([feature.column]):
@@ -417,7 +417,9 @@ class InteractionFiles:
                 that = " that have it" if len(self.labels) > 1 else ""
                 what = f"{min(found):g} in all {rows} rows{that}" if found else f"missing in all {rows} rows"
                 expected = "both 0 and 1" if self.binary_label and self.both_classes else "numbers"
-                raise DataError(f"{self.path}: {name} is {what}, expected {expected}; nothing can be learned or ranked")
+                raise DataError(
+                    f"{self.path}: {name} is {what}, expected {expected}; a constant label cannot be learned or ranked"
+                )
         return Summary(rows, items, largest, tuple(map(frozenset, labels)), longest, without_group, moments)
 
 

@@ -73,7 +73,7 @@ class InteractionTable:
         return self.group is not None
 
     def labels_and_groups(self) -> tuple[Tensor, Tensor | None]:
-        """Return what metrics are computed of, beside predictions; there must be labels."""
+        """Return labels and groups, which metrics need besides predictions; labels must exist."""
         assert self.label is not None
         return self.label, self.group
 

@@ -21,7 +21,7 @@ CHUNK_ROWS = 65_536
 
 
 class InterleavedLoader(Loader):
-    """Shuffle interactions on disk in virtual streams, each with a shuffle buffer and a generator of its own.
+    """Shuffle interactions on disk in virtual streams, each with its own shuffle buffer and generator.
 
     The order depends on the seed, the epoch, the number of rows and streams, and ``buffer_rows``; not on the number of
     processes.

@@ -1,4 +1,4 @@
-"""The numbers of items: their ids, or those of a vocabulary, also in columns that hold ids of other items."""
+"""The indices of items: their ids, or those of a vocabulary, also in columns that hold ids of other items."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def why_vocabulary(
     vocabularies: Vocabularies,
     zero_is_padding: Callable[[], bool],
 ) -> str | None:
-    """Return why items are numbered by a vocabulary, None where their ids are their numbers."""
+    """Return the reason why items are numbered by a vocabulary, None if their ids are used as they are."""
     if ITEM_ID in vocabularies:
         return "of a run"
     if (reason := why_numbered((part.keys for part in parts), ids)) or ids != "auto":
@@ -47,7 +47,7 @@ def number_items(parts: Sequence[Part], found: Mapping[str, Sequence[Part]], ids
     with_zero = ids == "vocabulary" or _item_zero(found) is not None
     vocabulary = number_ids((part.keys for part in parts), parts[0].where, with_zero)
     if not len(vocabulary):
-        raise DataError(f"{parts[0].path}: no items but padding, expected one row per item")
+        raise DataError(f"{parts[0].path}: only padding, expected one row per item")
     logger.info(f"{parts[0].where}: {len(vocabulary)} ids are numbered by a vocabulary ({reason})")
     return vocabulary
 
@@ -106,13 +106,13 @@ def warn_of_item_zero(found: Mapping[str, Sequence[Part]]) -> None:
     if where := _item_zero(found):
         part, name = where
         logger.warning(
-            f"{part.path}: {part.key} 0 has a '{name}', but id 0 is padding: its features are set to zero and "
-            "it is dropped from histories; if it is a real item, set ids: vocabulary in dataset_config.yaml"
+            f"{part.path}: {part.key} 0 has a '{name}', but id 0 is padding, so its features are set to "
+            "zero and it is removed from histories; if it is a real item, set ids: vocabulary in dataset_config.yaml"
         )
 
 
 def infer_num_items(parts: Sequence[Part]) -> int:
-    """Return the largest id plus one; tables of that length must not be mostly empty."""
+    """Return the largest id plus one; raise an error if tables of that length would be mostly empty."""
     largest, part = max(((int(part.ids.max()), part) for part in parts), key=lambda pair: pair[0])
     count = sum(part.ids.size for part in parts)
     if largest >= MANY_ITEMS and largest >= MAX_GAP * count:
@@ -130,7 +130,7 @@ def decode_ids(
     items_of: Vocabulary | None,
     num_trained: int | None,
 ) -> None:
-    """Decode a column that was kept as it is until the items were numbered.
+    """Decode a column after the items have been numbered.
 
     Parameters
     ----------

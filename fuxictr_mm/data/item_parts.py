@@ -79,7 +79,7 @@ class Part:
 
 
 def read_part(path: Path, wanted: Mapping[str, Feature], target: str) -> Part:
-    """Return the requested columns of one file; a part file may have no rows."""
+    """Return the requested columns of one file; a part file may be empty."""
     schema = parquet.schema_of(path)
     present = schema.names
     key = key_of_items(target, present)
@@ -202,6 +202,6 @@ def _warn_of_zero_among_ids(flat: np.ndarray, offsets: np.ndarray, where: str, r
     beside = np.flatnonzero((zeros > 0) & (zeros < lengths))
     if beside.size:
         logger.warning(
-            f"{where}: row {int(beside[0])} holds the id 0 beside others, in lists of several lengths, but 0 is "
-            "padding and is not used; number the values from 1 on, or write them as texts"
+            f"{where}: row {int(beside[0])} holds the id 0 and others, in lists of several lengths, but 0 "
+            "is padding and is ignored; number the values from 1 on, or write them as texts"
         )

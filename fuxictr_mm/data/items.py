@@ -34,7 +34,7 @@ from fuxictr_mm.errors import DataError, MissingFileError
 logger = logging.getLogger(__name__)
 
 #: What is said of items that training did not have.
-WITHOUT_ID = "they have their features, and no embedding of their ids"
+WITHOUT_ID = "they have their features, but no embedding of their ids"
 
 
 class ItemTable(nn.Module):
@@ -85,7 +85,7 @@ class ItemTable(nn.Module):
         return column.float() * self.scales.get(name, 1.0) if column.dtype == torch.int8 else column
 
     def stored(self, name: str) -> Tensor:
-        """Return a column as it is kept: 8-bit integers are not decoded."""
+        """Return a column as it is stored: 8-bit integers are not decoded."""
         return self.get_buffer(f"column_{name}")
 
     def dim(self, name: str) -> int:
@@ -240,7 +240,7 @@ def _assemble(
         twice = np.flatnonzero(filled[part.ids])
         if twice.size:
             item = part.keys[int(twice[0])].as_py()
-            raise DataError(f"{part.where} {item} is in another part file as well, expected once")
+            raise DataError(f"{part.where} {item} is also in another part file, expected once")
         filled[part.ids] = ~np.isnan(column[:, 0]) if feature.type == "embedding" else True
         values[part.ids] = column if filled[part.ids].all() else np.nan_to_num(column)
     values[0] = 0

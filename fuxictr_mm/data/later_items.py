@@ -1,4 +1,4 @@
-"""Item files of a later log, which ``fuxictr-mm prepare log --like`` writes beside its rows."""
+"""Item files of a later log, which ``fuxictr-mm prepare log --like`` writes next to its rows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fuxictr_mm.files import read_json
 
 
 def folder_of_later_log(rows: str) -> Path | None:
-    """Return the folder of a file of rows, or of a folder of them, if it is a later log; None of all other rows."""
+    """Return the folder of a later log that a file or folder of rows belongs to; None for all other rows."""
     if is_remote(rows):
         return None
     for folder in list(Path(rows).absolute().parents)[:2]:
@@ -28,7 +28,7 @@ def folder_of_later_log(rows: str) -> Path | None:
 
 
 def item_files_of(rows: str, item_files: str | Sequence[str]) -> list[str]:
-    """Return the item files that rows are read with: of a later log its own, where it has one of the name.
+    """Return the item files to read rows with; a later log's own files replace those of the same name.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ def item_files_of(rows: str, item_files: str | Sequence[str]) -> list[str]:
 
 
 def of_unprepared(rows: str, item_files: str | Sequence[str] | None) -> str:
-    """Return how rows are prepared that ``prepare`` did not write, where it wrote those of training; else nothing."""
+    """Return advice on preparing rows if ``prepare`` wrote the training rows but not these; else an empty text."""
     if item_files is None or is_remote(rows):
         return ""
     try:
@@ -57,7 +57,7 @@ def of_unprepared(rows: str, item_files: str | Sequence[str] | None) -> str:
     folder = next((Path(file).parent for file in files if _is_of_log(Path(file))), None)
     if is_prepared or folder is None:
         return ""
-    return f"; prepare rows of your own with fuxictr-mm prepare log --like {quote(str(folder))}, and give their path"
+    return f"; prepare your own rows with fuxictr-mm prepare log --like {quote(str(folder))}, and give their path"
 
 
 def _is_of_log(item_file: Path) -> bool:

@@ -38,7 +38,7 @@ class Loader(ABC):
     seed : int
         Seed of the orders.
     stream : int, optional
-        Number of a virtual stream, which has orders of its own.
+        Number of a virtual stream, which has its own orders.
     view : callable, optional
         Converts a Batch to the batch format that the model takes; see ``fuxictr_mm.data.batch``.
     share : Shard, optional

@@ -1,4 +1,4 @@
-"""Which splits are kept in memory and which are streamed from disk."""
+"""Choice of the splits that are kept in memory; the others are streamed from disk."""
 
 from __future__ import annotations
 

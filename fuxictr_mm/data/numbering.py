@@ -1,4 +1,4 @@
-"""Digests of the numbers that ``fuxictr-mm prepare`` gave: weights score wrong rows if ids were numbered again since.
+"""Digests of the numbering by ``fuxictr-mm prepare``: weights do not fit ids that were numbered again since.
 
 They are in the metadata of its files, and are kept with the vocabularies of a run. A file without them, as other
 programs and earlier versions wrote it, is read as it is.
@@ -55,13 +55,13 @@ def digests_in(metadata: Mapping[bytes, bytes] | None) -> dict[str, str]:
 
 
 def to_later_metadata(digests: Mapping[str, str], known_items: int, all_items: str) -> dict[bytes, bytes]:
-    """Return the metadata of a file of a later log, whose items go on after ``known_items``, of which the digest is."""
+    """Return the metadata of a file of a later log: its new items follow ``known_items``, which the digest is of."""
     metadata = to_metadata({**digests, _ALL_ITEMS: all_items})
     return {**metadata, KNOWN_ITEMS.encode(): str(known_items).encode()}
 
 
 def known_items(metadata: Mapping[bytes, bytes]) -> int | None:
-    """Return how many items of a file were numbered before, None where it is not of a later log."""
+    """Return the number of earlier items of a file of a later log; None for other files."""
     found = metadata.get(KNOWN_ITEMS.encode())
     return None if found is None else int(found)
 
@@ -72,7 +72,7 @@ def check_numbering(
     features: Sequence[Feature],
     vocabularies: Vocabularies,
 ) -> None:
-    """Refuse files that number ids otherwise than one another, or than those that weights were trained with.
+    """Check that files number ids in the same way as each other and as the data that weights were trained with.
 
     Parameters
     ----------
@@ -96,7 +96,9 @@ def check_numbering(
         for name, digest in digests_in(metadata).items():
             first, where = found.setdefault(name, (digest, path))
             if digest != first and name in {ITEM_ID, _ALL_ITEMS, *trained}:
-                raise DataError(f"{path}: numbers '{name}' in another order than {where}; give files of one folder")
+                raise DataError(
+                    f"{path}: numbers '{name}' in another order than {where}; give files of the same folder"
+                )
     if vocabularies.path is None:
         if found:
             vocabularies.settings[NUMBERING] = {name: digest for name, (digest, _) in found.items()}

@@ -53,7 +53,7 @@ class Moments:
 
     @classmethod
     def of(cls, values: np.ndarray) -> Moments:
-        """Return those of finite numbers ``(R,)``."""
+        """Return the statistics of finite numbers ``(R,)``."""
         found = cls()
         for start in range(0, values.size, CHUNK):  # to bound the memory of the copies
             exact = values[start : start + CHUNK].astype(np.float64)
@@ -64,7 +64,7 @@ class Moments:
         return found
 
     def add(self, other: Moments) -> None:
-        """Add those of further numbers."""
+        """Add the statistics of further numbers."""
         if other.count == 0:
             return
         total = self.count + other.count
@@ -89,15 +89,16 @@ class Moments:
         return abs(self.mean) > MOST or self.deviation > MOST or largest > LARGEST or is_narrow
 
     def describe(self) -> str:
-        """Return mean, deviation and bounds as text."""
+        """Return mean, standard deviation and bounds as text."""
         return (
-            f"mean {self.mean:.4g}, deviation {self.deviation:.4g}, from {self.lowest:.4g} to {self.highest:.4g}"
+            f"mean {self.mean:.4g}, standard deviation {self.deviation:.4g}, from {self.lowest:.4g} to "
+            f"{self.highest:.4g}"
             if self.count
             else "no numbers"
         )
 
     def scale(self, normalizer: str, where: str) -> Scale:
-        """Return mean and deviation (``StandardScaler``) or minimum and range (``MinMaxScaler``), as FuxiCTR does.
+        """Return mean and standard deviation (``StandardScaler``) or minimum and range (``MinMaxScaler``), as FuxiCTR.
 
         A column that is constant is divided by 1.
 
@@ -136,12 +137,12 @@ def scales_of(vocabularies: Vocabularies) -> Mapping[str, Scale]:
 
 
 def scale_of(feature: Feature, vocabularies: Vocabularies, build: Callable[[], Moments], where: str) -> Scale:
-    """Return the scale of a feature with a ``normalizer``, built where these are not the vocabularies of a run.
+    """Return the scale of a feature with a ``normalizer``; it is built unless the vocabularies are a run's.
 
     Raises
     ------
     DataError
-        The run has none; or see ``Moments.scale``.
+        The run has no scale of this feature; or see ``Moments.scale``.
     """
     if feature.name not in scales_of(vocabularies):
         if vocabularies.path is not None:

@@ -57,10 +57,10 @@ def part_files(path: str | os.PathLike[str], suffix: str = ".parquet", *, strict
     Raises
     ------
     DataError
-        A folder holds rows in files of another ending as well, or compressed, which would be missing. Not where
+        A folder also holds rows in files with another ending, or compressed, which would be ignored. Not if
         ``strict`` is False.
     MissingFileError
-        There is no such file, or no file of the format in the folder.
+        The path does not exist, or the folder holds no file of the format.
     """
     path = path_of(path)
     if path.is_file():
@@ -72,7 +72,7 @@ def part_files(path: str | os.PathLike[str], suffix: str = ".parquet", *, strict
         for name, table in TABLE_FORMATS.items():
             if (path / name).is_dir():
                 raise DataError(
-                    f"{path}: is a {table} table, whose folder holds files of older versions as well; write its newest "
+                    f"{path}: is a {table} table, whose folder also holds files of older versions; write its newest "
                     "version as plain Parquet"
                 )
         files, others = _files_of_folder(path, suffix)
@@ -163,7 +163,8 @@ def open_parquet(path: Path, metadata: pq.FileMetaData | None = None) -> pq.Parq
             fix = "write it as Parquet, pl.read_csv(FILE).write_parquet(...)"
         elif kind := _kind_of_text(path):
             raise DataError(
-                f"{path}: is no Parquet file but {kind[0]}; write it as Parquet, pl.{kind[1]}(FILE).write_parquet(...)"
+                f"{path}: is {kind[0]}, expected a Parquet file; write it as Parquet, "
+                f"pl.{kind[1]}(FILE).write_parquet(...)"
             ) from None
         else:
             fix = "download or write it again"
@@ -206,7 +207,7 @@ def schema_of(path: Path, metadata: pq.FileMetaData | None = None, texts: Collec
 def read_rows(
     path: str | os.PathLike[str], columns: Sequence[str], max_rows: int | None = None
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Yield what ``read_chunks`` does of all part files of a dataset, whose rows are counted on."""
+    """Yield the chunks of ``read_chunks`` for all part files of a dataset, with consecutive row numbers."""
     first = 0
     for file in part_files(path):
         rows = 0
@@ -228,7 +229,7 @@ def require_columns(path: str | os.PathLike[str], present: Sequence[str], wanted
             is_parquet = path_of(path).suffix.lower() not in DATA_SUFFIXES.difference(SUFFIXES)
             if path_of(path).is_file() and is_parquet and name in _pandas_index(path_of(path)):
                 raise DataError(
-                    f"{path}: '{name}' is the index of a pandas frame, which is no column of the file; "
+                    f"{path}: '{name}' is the index of a pandas frame, which is not a column of the file; "
                     "write it with frame.reset_index().to_parquet(...)"
                 )
             raise DataError(f"{path}: no column '{name}'{nearest(name, present)} (columns: {', '.join(present)})")
@@ -275,7 +276,7 @@ class RowGroupRange:
 def split_row_groups(
     path: Path, metadata: pq.FileMetaData, max_rows: int, start: int = 0, stop: int | None = None
 ) -> list[RowGroupRange]:
-    """Split a file into ranges of at most ``max_rows`` rows; a larger row group is a range of its own.
+    """Split a file into ranges of at most ``max_rows`` rows; a larger row group is a separate range.
 
     With ``start`` and ``stop``, the ranges are of rows ``start`` to ``stop - 1`` of the file, and other row groups are
     in none.

@@ -1,4 +1,4 @@
-"""Background prefetching: the next item of an iterator is made in a thread while the current one is used."""
+"""Background prefetching: the next item of an iterator is computed in a thread while the current one is used."""
 
 from __future__ import annotations
 

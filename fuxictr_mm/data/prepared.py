@@ -9,7 +9,7 @@ ITEM_FILE = "items.parquet"
 #: Their column of the ids in the source.
 SOURCE_ID = "source_id"
 
-#: Columns of the rows of a log that are no features: the user's id in the source, the time, and the number of the row.
+#: Columns of the rows of a log that are not features: the user's id in the source, the time, and the number of the row.
 SOURCE_USER, SOURCE_TIME, SOURCE_ROW = "source_user", "source_time", "source_row"
 ROW_SOURCES = (SOURCE_USER, SOURCE_TIME, SOURCE_ROW)
 

@@ -66,7 +66,7 @@ class RemotePath(PurePosixPath):
         return SimpleNamespace(st_size=self._ask(self.store.size), st_mtime_ns=0)
 
     def open(self, mode: str = "rb") -> Any:
-        """Open a file for random reads: what is asked for is read, and nothing ahead."""
+        """Open a file for random reads, without read-ahead."""
         file = self._ask(self.store.open, mode=mode, cache_type="none")
         file.read = partial(self._try, type(file).read, file)
         return file

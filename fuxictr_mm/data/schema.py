@@ -1,4 +1,4 @@
-"""Features of an experiment, as its configuration and its files say."""
+"""Features of an experiment, from its configuration and its files."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ class Feature:
     norm : {"l2", "layer", "standard"}, optional
         How the stored embeddings are normalised.
     scale : float
-        What they are multiplied by after that.
+        Factor on the stored embeddings, applied after ``norm``.
     dropout : float
         Probability that the value is missing in training.
     of : str, optional
         The embedding that a similarity compares.
     statistics : tuple of str
-        What a similarity takes of the cosines.
+        Statistics of the cosines that a similarity returns.
     embedded : bool
         False for a column that only a similarity or a setting of the model reads, and for a sequence along a history.
     history : str, optional
@@ -157,7 +157,7 @@ def parse_features(columns: Columns) -> list[Feature]:
     Raises
     ------
     ConfigError
-        All that is wrong with the columns, in one line.
+        Columns are invalid; one line lists all problems.
     """
     if problems := columns.problems():
         raise ConfigError("; ".join(problems.values()))
@@ -249,7 +249,7 @@ def complete(features: Sequence[Feature], dims: Mapping[str, int], sizes: Mappin
 
 
 def why_no_layers(names: Sequence[str]) -> dict[str, str]:
-    """Return the names that no embedding layer can have, each with what its name does."""
+    """Return the names that cannot name an embedding layer, each with the reason."""
     from torch.nn import ModuleDict  # slow to import
 
     taken = ModuleDict()

@@ -1,4 +1,4 @@
-"""Which rows of a split each process reads.
+"""Division of the rows of a split among processes.
 
 To train, the rows of a split are dealt to V virtual streams, contiguous parts of equal length (the first ones may have
 one row more). Each stream is shuffled by itself, and the streams take turns: position p of the epoch is row ``p // V``
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fuxictr_mm.errors import ConfigError
 
-#: Streams of several processes, unless their number is no divisor; then the next multiple of it.
+#: Streams of several processes, unless their number is not a divisor; then the next multiple of it.
 STREAMS = 24
 
 
@@ -59,8 +59,8 @@ class Shard:
         if self.streams is not None and self.streams % self.size:
             fitting = ", ".join(str(w) for w in range(1, self.streams + 1) if self.streams % w == 0)
             raise ConfigError(
-                f"streams is {self.streams}, but there are {self.size} processes, which do not divide it; start one of "
-                f"{fitting} processes, or begin a run with streams: {default_streams(self.size)}"
+                f"streams is {self.streams}, but there are {self.size} processes, expected a divisor of "
+                f"streams; start {fitting} processes, or start a new run with streams: {default_streams(self.size)}"
             )
 
     def part(self, num_rows: int) -> slice:

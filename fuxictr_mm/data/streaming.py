@@ -71,12 +71,12 @@ class StreamingLoader(Loader):
             self.warn_of_large_row_groups(f"buffer_rows ({buffer_rows})", buffer_rows)
 
     def warn_of_large_row_groups(self, name: str, buffer_rows: int) -> bool:
-        """Warn if rows of a row group are mixed only with those near them, and return whether they are."""
+        """Warn if a row group is larger than the shuffle buffer; return whether it is."""
         largest = max((rows.num_rows for rows in self.ranges), default=0)
         if largest > buffer_rows:
             logger.warning(
-                f"{self.files.path}: a row group of {largest} rows is larger than {name}, so its rows are mixed only "
-                "with those near them; write smaller row groups or raise buffer_rows"
+                f"{self.files.path}: a row group of {largest} rows is larger than {name}, so its rows are "
+                "shuffled only with rows near them; write smaller row groups or raise buffer_rows"
             )
         return largest > buffer_rows
 

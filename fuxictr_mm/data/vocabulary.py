@@ -1,6 +1,6 @@
-"""Vocabularies: ids as people have them (texts, 64-bit hashes, ids far apart) to numbers 1 to N, and back.
+"""Vocabularies: external ids (texts, 64-bit hashes, sparse integers) to indices 1 to N, and back.
 
-Number 0 is no id: padding of a history, a value that is null, or one that training has not seen.
+Number 0 is not an id: padding of a history, a value that is null, or one that training has not seen.
 
 Shape letters: N ids of a vocabulary, M ids that are looked up.
 """
@@ -105,12 +105,12 @@ class Vocabulary:
         Returns
         -------
         ndarray
-            ``(M,)`` int64: 1 to N; 0 for null, and for an empty text or the integer 0 that is no id; ``UNKNOWN``.
+            ``(M,)`` int64: 1 to N; 0 for null, and for an empty text or the integer 0 that is not an id; ``UNKNOWN``.
 
         Raises
         ------
         DataError
-            Texts for a vocabulary of integers or the reverse; floating-point numbers that are no exact integers.
+            Texts for a vocabulary of integers or the reverse; floating-point numbers that are not exact integers.
         """
         if values.null_count == len(values):  # of any type, which writers choose where there is no value
             return np.zeros(len(values), dtype=np.int64)
@@ -177,9 +177,9 @@ class Vocabularies(dict[str, Vocabulary]):
     Parameters
     ----------
     found : mapping of str to Vocabulary
-        Those of a run; none where they are built from the data.
+        Vocabularies of a run; empty if they are built from the data.
     path : Path, optional
-        The file of a run. What it does not hold is not built: its numbers would not be those of the weights.
+        The file of a run. Missing vocabularies are not built, because their numbers would not match the weights.
     """
 
     def __init__(self, found: Mapping[str, Vocabulary] | None = None, path: Path | None = None) -> None:
@@ -192,14 +192,14 @@ class Vocabularies(dict[str, Vocabulary]):
         return bool(len(self) or self.settings)
 
     def of(self, name: str, build: Callable[[], Vocabulary], column: str = "", remedy: str = "") -> Vocabulary:
-        """Return the vocabulary of a feature, built where these are not those of a run.
+        """Return the vocabulary of a feature; without a run's vocabularies it is built from the data.
 
         ``column`` is its name on disk, ``remedy`` what else may be done without one; both are for the error.
 
         Raises
         ------
         MissingFileError
-            The run has none.
+            The run has no vocabulary of this feature.
         """
         if name not in self:
             if self.path is not None:
@@ -231,7 +231,7 @@ class Vocabularies(dict[str, Vocabulary]):
             pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
 
     def equal_file(self, path: Path) -> bool:
-        """Whether a file holds these vocabularies; one that is damaged or not there holds none of them."""
+        """Whether a file holds these vocabularies; False for a damaged or missing file."""
         try:
             others = Vocabularies.load(path)
         except DataError:
@@ -242,7 +242,7 @@ class Vocabularies(dict[str, Vocabulary]):
 
     @classmethod
     def load(cls, path: str | Path) -> Vocabularies:
-        """Read the file of a run; without one, none may be needed.
+        """Read the vocabularies of a run from its file; return empty ones if there is no file.
 
         Raises
         ------
@@ -264,11 +264,11 @@ class Vocabularies(dict[str, Vocabulary]):
             raise
         except (OSError, pa.ArrowException, KeyError, TypeError, ValueError, AttributeError) as error:
             reason = first_line(error)
-            raise DataError(f"{path}: is no vocabulary of a run or damaged ({reason}); {remedy}") from None
+            raise DataError(f"{path}: is not a vocabulary of a run, or is damaged ({reason}); {remedy}") from None
         for name, vocabulary in found.items():
             if vocabulary.values.null_count or pc.count_distinct(vocabulary.values).as_py() != sizes[name]:
                 raise DataError(
-                    f"{path}: '{name}' has not {sizes[name]} distinct ids, as many as its head says; {remedy}"
+                    f"{path}: '{name}' does not have {sizes[name]} distinct ids, the number in its header; {remedy}"
                 )
         vocabularies = cls(found, path)
         vocabularies.settings = content.get("settings", {})
@@ -277,7 +277,7 @@ class Vocabularies(dict[str, Vocabulary]):
 
 @dataclass
 class Encoding:
-    """How the columns of the interactions become numbers; by default as they are.
+    """How the columns of the interactions are converted to numbers; by default they are used as they are.
 
     Parameters
     ----------
@@ -289,7 +289,7 @@ class Encoding:
         So many zeros at an end of histories that all have one length are padding, where 0 is an item as well; see
         ``decoding``.
     scales : dict of str to pair of float
-        What is subtracted from a numeric column, and what it is then divided by, by feature.
+        What is subtracted from a numeric column, and what the result is divided by, by feature.
     """
 
     target: str = "item_id"
@@ -318,7 +318,7 @@ def plain(values: pa.Array, where: str) -> pa.Array:
     Raises
     ------
     DataError
-        Another type, or floating-point numbers that are no exact integers.
+        Another type, or floating-point numbers that are not exact integers.
     """
     if isinstance(values, pa.ExtensionArray):
         values = values.storage
@@ -346,7 +346,7 @@ def plain(values: pa.Array, where: str) -> pa.Array:
         if pc.any(wrong).as_py():
             bad = values.filter(wrong)[0]
             raise DataError(
-                f"{where}: holds {bad.as_py()} as {kind}, which is no exact integer; write ids as integers or texts"
+                f"{where}: holds {bad.as_py()} as {kind}, which is not an exact integer; write ids as integers or texts"
             )
         return values.cast(pa.int64())
     raise DataError(f"{where}: holds {kind}, expected ids: texts or integers")

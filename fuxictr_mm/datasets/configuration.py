@@ -1,4 +1,4 @@
-"""The configuration of a prepared dataset: its labels, its entry, and experiments to begin with."""
+"""The configuration of a prepared dataset: its labels, its entry, and initial experiments."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def choose_labels(name: str, reader: Reader, given: Sequence[str] | None) -> lis
     Raises
     ------
     ConfigError
-        The dataset has no such label, or one is given twice.
+        The dataset does not have a label, or one is given twice.
     """
     labels = list(given or [reader.label])
     known = [reader.label, *reader.other_labels]
@@ -49,7 +49,7 @@ def write_config(
 ) -> list[str]:
     """Write ``dataset_config.yaml`` and ``model_config.yaml`` for a prepared folder; return the experiment ids.
 
-    Files that are there already are kept: they may have been changed.
+    Existing files are kept, because they may have been changed.
     """
     from fuxictr_mm.files import atomic_path
     from fuxictr_mm.yaml_files import dump_yaml

@@ -4,11 +4,11 @@ Gao et al., KuaiRand: An Unbiased Sequential Recommendation Dataset with Randoml
 https://arxiv.org/abs/2208.08696
 
 The files are those of https://zenodo.org/records/10439422, unpacked: ``log_standard_*.csv``, ``user_features_*.csv``
-and ``video_features_basic_*.csv``. The label is ``is_click``; seven further kinds of feedback are written beside it. A
+and ``video_features_basic_*.csv``. The label is ``is_click``; seven further kinds of feedback are written as well. A
 history holds the videos that the user clicked at earlier times. The splits follow the days: the last days that hold at
 least a tenth of the rows are test, those before them valid. The logs of random exposure and the statistics of videos,
 which count what happens after a row's time as well, are not read. There are no embeddings; captions
-(``kuairand_video_captions.csv``, https://zenodo.org/records/18159199) become ``item_title`` where the file is there.
+(``kuairand_video_captions.csv``, https://zenodo.org/records/18159199) become ``item_title`` if the file exists.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A log of your own: files of interactions, items and users, with columns and ids of any name.
+"""Your own log: files of interactions, items and users, with columns and ids of any name.
 
 ``--interactions`` has a row per event: a user, an item, a time, one or several labels, and columns of context.
 ``--items`` and ``--users`` have a row each per item and user. The files are CSV (separated by commas, tabs, semicolons
@@ -6,7 +6,7 @@ or bars), Parquet or JSON lines. A history holds the items of the user's positiv
 strictly earlier times. The newest rows are test, those before them valid (``own.splits``). Columns become features by
 what they hold (``own.columns``); numbers are standardised by training rows, and by the items and users that these show.
 Rows without any label are not written. Items of the log that ``--items`` does not have are written without features. A
-log of positive events alone gets negatives: items that the user has no event of in splits up to that of the row, drawn
+log of only positive events gets negatives: items that the user has no event of in splits up to that of the row, drawn
 as often as they occur in its split (``negatives``).
 """
 
@@ -75,7 +75,7 @@ class Training:
 
 
 class Log(Reader):
-    """A log of your own: files of interactions, items and users, with columns and ids of any name."""
+    """Your own log: files of interactions, items and users, with columns and ids of any name."""
 
     asked = LogOptions()
     row_sources = ROW_SOURCES
@@ -150,7 +150,7 @@ class Log(Reader):
         return pl.read_parquet(self._buckets[number]).with_columns(self._source.is_positive.alias(":positive"))
 
     def _bucket(self, number: int) -> pl.DataFrame:
-        """Return the events of a file of users, sorted by user and time; those without a label have no split."""
+        """Return the events of a chunk of users, sorted by user and time; events without a label have no split."""
         frame = self._unsorted(number).with_columns(pl.col(":user").rank("dense").alias(":code"))
         frame = frame.sort(":code", ":time", maintain_order=True).with_row_index(":row")
         return frame.join(self._splits_of(frame), on=":row", how="left", maintain_order="left")
@@ -221,7 +221,7 @@ class Log(Reader):
             if total >= KNOWN_ROWS and known < KNOWN * total:
                 found[column.source] = known / total
                 logger.warning(
-                    f"{self._source.log.paths[0]}: {column.source} is left out, {_unknown(known / total)}; "
+                    f"{self._source.log.paths[0]}: {column.source} is excluded, {_unknown(known / total)}; "
                     f"--roles group={column.source} makes it the group of gAUC, and "
                     f"--types {column.source}=categorical keeps it"
                 )
@@ -231,20 +231,21 @@ class Log(Reader):
         if self.asked.negatives:
             for column in of_items(train, columns):
                 logger.warning(
-                    f"{self._source.log.paths[0]}: each item has one value of {column.source}, and "
-                    "negatives copy that of the item that was clicked; move it to --items, or leave it out: "
+                    f"{self._source.log.paths[0]}: each item has one value of {column.source}, but "
+                    "negatives copy the value of the clicked item; move the column to --items, or exclude it: "
                     f"--types {column.source}=none"
                 )
             return
         for column, rows, value in find_leaks(train, columns, self.label):
             logger.warning(
                 f"{self._source.log.paths[0]}: all {rows} training rows with {column.source} {value} have "
-                f"{self.label} 1; if it is known only after that, leave it out: --types {column.source}=none"
+                f"{self.label} 1; if the value is known only after the click, exclude the column: --types "
+                f"{column.source}=none"
             )
 
     @cached_property
     def _user_rows(self) -> pl.DataFrame:
-        """Return the table of users; it has no rows where there is none."""
+        """Return the table of users; it is empty if there is no file of users."""
         table = self._source.users
         if table is None:
             return pl.DataFrame()
@@ -257,9 +258,9 @@ class Log(Reader):
         missing = seen.filter(~seen.is_in(rows[column].implode()))
         if len(missing):
             count = f"{len(missing)} of {len(seen)} {what} of the log"
-            found = f"{table.paths[0]}: {count} are not there, such as {missing[0]!r}"
+            found = f"{table.paths[0]}: {count} are missing, such as {missing[0]!r}"
             if len(missing) == len(seen):
-                raise DataError(f"{found}; {column} has to hold the same ids in both")
+                raise DataError(f"{found}; {column} must hold the same ids in both")
             logger.warning(f"{found}; they are written without features")
         return missing
 
@@ -341,8 +342,8 @@ class Log(Reader):
         items[~is_positive], failed = sample_negatives(users, codes, splits, len(known), rows[~is_positive], draws)
         if failed is not None:
             raise DataError(
-                f"{self._source.log.paths[0]}: the user {columns['user_id'][failed]!r} has events of nearly every item "
-                f"of {splits[failed]}; there is no negative to sample"
+                f"{self._source.log.paths[0]}: the user {columns['user_id'][failed]!r} has events of nearly "
+                f"every item of {splits[failed]}, so no negative can be sampled"
             )
         label = pl.Series("label", is_positive.astype(np.float32))
         of_source = pl.when(pl.Series(is_positive)).then(SOURCE_ROW).alias(SOURCE_ROW)
@@ -366,7 +367,7 @@ class Log(Reader):
         return columns, pl.concat([written, pl.DataFrame({"item_id": missing})], how="diagonal")
 
     def items(self) -> pl.DataFrame:
-        """Return the items of their table in its order, then those of the log alone."""
+        """Return the items of their table in its order, then those that are only in the log."""
         return self._written_items[1]
 
     def embeddings(self) -> dict[str, Embeddings]:
@@ -382,7 +383,7 @@ class Log(Reader):
     # What is written beside the rows
 
     def facts(self) -> dict[str, Any]:
-        """Return what became of the columns of each file."""
+        """Return how the columns of each file were used."""
         log, users = self._context_columns
         written = {"interactions": log, "users": users, "items": self._written_items[0]}
         facts: dict[str, Any] = {
@@ -400,7 +401,7 @@ class Log(Reader):
         return {"log": notes.as_json()}
 
     def embeds_users(self, summary: Summary) -> bool:
-        """Return whether users have rows enough in training."""
+        """Return whether users have enough rows in training."""
         return users_recur(summary)
 
     def experiments(self, summary: Summary) -> dict[str, dict[str, Any]]:
@@ -414,4 +415,4 @@ class Log(Reader):
 
 
 def _unknown(known: float) -> str:
-    return f"training shows the value of {known:.1%} of the rows of valid and test"
+    return f"only {known:.1%} of the rows of valid and test have a value that occurs in training"

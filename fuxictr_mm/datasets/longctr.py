@@ -6,7 +6,7 @@ reads them (https://github.com/reczoo/LongCTR): ``train|valid|test.parquet`` wit
 ``user_index`` holds the user's whole sequence ``full_item_seq`` of item indexes; and ``item_info.parquet``, whose row
 ``item_index`` holds the features of an item, row 0 those of the padding. A row's history is the first ``seq_len`` items
 of its user's sequence. ``item_id`` or ``article_id`` of the items is a code that rare items share: it becomes the
-feature ``item_code``, and the number of the item itself is no feature.
+feature ``item_code``, and the number of the item itself is not a feature.
 
 Item columns become categorical or sequence features by their type, and lists of decimals embeddings. Codes are kept as
 values and numbered again.
@@ -115,7 +115,7 @@ class LongCTR(Reader):
             lists = lists.filter(pa.array(kept))
             dims = np.unique(lists.value_lengths().to_numpy(zero_copy_only=False))
             if len(dims) > 1:
-                raise DataError(f"{path}: {name} has lists of {dims.tolist()} numbers, expected one length")
+                raise DataError(f"{path}: {name} has lists of {dims.tolist()} numbers, expected lists of one length")
             if len(dims):
                 values = lists.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
                 yield pl.Series(rows[kept]), values.reshape(-1, int(dims[0]))

@@ -5,7 +5,7 @@ Ni et al., A Content-Driven Micro-Video Recommendation Dataset at Scale, 2023, h
 The files are those of https://recsys.westlake.edu.cn: ``*_pairs.csv`` (columns ``user``, ``item``, ``timestamp``),
 ``*_title*.csv`` (item and title, without a header), ``*_likes_and_views.txt`` (item, likes, views; tabs), and a
 ``.npy`` per modality in ``extracted_modality_features``, whose row ``i - 1`` belongs to item ``i``. Titles, likes and
-embeddings are read where they are there.
+embeddings are read if they exist.
 
 The last interaction of a user goes to test, the one before to valid, the others to train (users with one or two
 interactions: to train). The data are interactions without impressions, so negatives are sampled: each interaction gets
@@ -166,8 +166,8 @@ class MicroLens(Reader):
         negatives, failed = sample_negatives(codes, items, splits, num_items, np.arange(len(items)), draws)
         if failed is not None:
             raise DataError(
-                f"{self.source}: the user {users[failed]} interacts with nearly every item of {splits[failed]}; there "
-                "is no negative to sample"
+                f"{self.source}: the user {users[failed]} interacts with nearly every item of "
+                f"{splits[failed]}, so no negative can be sampled"
             )
         return negatives
 

@@ -78,7 +78,7 @@ class Mind(Reader):
 
     @cached_property
     def _last_day(self) -> object:
-        """Return the last day of ``_train``, which is valid where there is no ``_test``."""
+        """Return the last day of ``_train``, which is valid without ``_test``."""
         return self._behaviors["train"]["time"].max().date()  # type: ignore[union-attr]
 
     def _splits(self, kind: str) -> pl.Expr:
@@ -157,5 +157,7 @@ def _read_behaviors(path: Path) -> pl.DataFrame:
     time = frame["time"].str.to_datetime(TIME_FORMAT, strict=False)
     if time.null_count():
         row = int(time.is_null().arg_true()[0])
-        raise DataError(f"{path}: time, row {row}: {frame['time'][row]!r}, expected such as 11/15/2019 10:22:32 AM")
+        raise DataError(
+            f"{path}: time, row {row}: {frame['time'][row]!r}, expected a time such as 11/15/2019 10:22:32 AM"
+        )
     return frame.with_columns(time.alias("time"), pl.col("history").fill_null(""))

@@ -1,4 +1,4 @@
-"""Negatives of logs that hold positive events alone.
+"""Negatives of logs that hold only positive events.
 
 Shape letters: E events, S negatives.
 """

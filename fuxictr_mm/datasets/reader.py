@@ -87,9 +87,9 @@ class Reader(ABC):
     #: The label, and further labels that are written beside it.
     label: str = "label"
     other_labels: tuple[str, ...] = ()
-    #: Whether the number of an item is a feature of it, with an embedding of its own.
+    #: Whether the number of an item is a feature of it, with its own embedding.
     embed_item_id: bool = True
-    #: Columns of rows that are written as they are and are no features, such as those that predictions are joined by.
+    #: Columns of rows that are written as they are and are not features, such as those that predictions are joined by.
     row_sources: tuple[str, ...] = ()
     #: Of a later log: items up to this number were numbered before, and weights have no parameters of the others.
     known_items: int | None = None
@@ -102,7 +102,7 @@ class Reader(ABC):
         self.options: dict[str, Any] = {}
 
     def configure(self, given: Mapping[str, Any]) -> None:
-        """Take the options of ``prepare`` that are of this reader alone, and ``labels``.
+        """Set the options of ``prepare`` that only this reader has, and ``labels``.
 
         Raises
         ------
@@ -111,7 +111,7 @@ class Reader(ABC):
         """
         for name in given:
             if name != "labels":
-                raise ConfigError(f"--{name}: is an option of 'fuxictr-mm prepare log' alone; leave it out")
+                raise ConfigError(f"--{name}: is an option only of 'fuxictr-mm prepare log'; remove it")
 
     @property
     def context(self) -> Mapping[str, Kind]:
@@ -130,7 +130,7 @@ class Reader(ABC):
         Raises
         ------
         MissingFileError
-            One of them is not there.
+            One of them does not exist.
         """
 
     @abstractmethod
@@ -141,7 +141,7 @@ class Reader(ABC):
     def values(self, name: str) -> pl.Series:
         """Return the distinct values that a categorical context column has in training, or all users (``user_id``).
 
-        Users are no feature but groups of metrics, so those of every split count: rows of users that are not among them
+        Users are groups of metrics, not a feature, so those of every split count: rows of users that are not among them
         would be of one and the same user.
         """
 
@@ -173,7 +173,7 @@ class Reader(ABC):
         return {"DIN": {}, **({"DIN_MM": {"num_heads": 4}} if summary.coverage else {})}
 
     def embeds_users(self, summary: Summary) -> bool:
-        """Return whether the number of a user is a feature, with an embedding of its own."""
+        """Return whether the number of a user is a feature with its own embedding."""
         return False
 
     def advice(self, summary: Summary) -> list[str]:
@@ -203,8 +203,8 @@ class Reader(ABC):
                 present = sorted(p.name for p in self.source.rglob("*") if p.is_file())
                 listing = ", ".join(present[:8]) or "no file"
                 raise MissingFileError(
-                    f"{self.source}: no file {name}{nearest(name, present)} (it holds: {listing}); --source takes the "
-                    "folder of the owner's files, unpacked"
+                    f"{self.source}: no file {name}{nearest(name, present)} (it holds: {listing}); --source "
+                    "is the folder of the owner's unpacked files"
                 )
             found += paths
         return found
@@ -215,7 +215,7 @@ class Reader(ABC):
         Raises
         ------
         MissingFileError, ConfigError
-            There is none, or several, as in a folder with two datasets.
+            The file does not exist, or there are several, as in a folder with two datasets.
         """
         path, *others = self.find(name)
         if others:
@@ -252,8 +252,8 @@ def load_reader(name: str) -> type[Reader]:
     known = list_readers()
     if name not in known:
         raise ConfigError(
-            f"'{name}': no reader of this name{nearest(name, known)} (there are: {', '.join(known)}; or give one of "
-            "yours as package.module:Class)"
+            f"'{name}': no reader of this name{nearest(name, known)} (there are: {', '.join(known)}; or "
+            "give your own as package.module:Class)"
         )
     module = importlib.import_module(f"fuxictr_mm.datasets.{name.replace('-', '_')}")
     return next(
@@ -269,7 +269,7 @@ def _from_module(target: str) -> type[Reader]:
     module_name, _, class_name = target.partition(":")
     found = getattr(import_module(module_name, f"reader '{target}'"), class_name, None)
     if not inspect.isclass(found) or not issubclass(found, Reader):
-        raise ConfigError(f"'{target}': is no subclass of fuxictr_mm.datasets.reader.Reader")
+        raise ConfigError(f"'{target}': is not a subclass of fuxictr_mm.datasets.reader.Reader")
     return found
 
 

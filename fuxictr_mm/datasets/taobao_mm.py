@@ -74,7 +74,7 @@ class TaobaoMM(Reader):
         Raises
         ------
         MissingFileError, ConfigError
-            There is none, or several folders have it, or there is a file beside shards.
+            The file does not exist, is in several folders, or exists next to shards of it.
         """
         shard = re.compile(rf"{re.escape(name)}[-_.](part[-_.]?)?\d[-_.\w]*")
         folders = (name, f"{name}.parquet")
@@ -109,7 +109,9 @@ class TaobaoMM(Reader):
                 values = batch.column(EMBEDDING)
                 dims = np.unique(values.value_lengths().to_numpy(zero_copy_only=False))
                 if len(dims) != 1 or int(dims[0]) != (known or int(dims[0])):
-                    raise DataError(f"{path}: {EMBEDDING} has lists of {dims.tolist()} numbers, expected one length")
+                    raise DataError(
+                        f"{path}: {EMBEDDING} has lists of {dims.tolist()} numbers, expected lists of one length"
+                    )
                 known = int(dims[0])
                 yield pl.Series(batch.column(ITEM)), values.flatten().to_numpy().reshape(-1, known)
 
@@ -158,7 +160,9 @@ class TaobaoMM(Reader):
         unknown = int((~frame[USER].is_in(self._users[split].implode())).sum())
         if unknown:
             features = _shown(self._files(f"{split}_user_features"))
-            logger.warning(f"{_shown(files)}: {unknown} samples are left out: {features} lacks their users")
+            logger.warning(
+                f"{_shown(files)}: {unknown} samples are dropped, because {features} does not have their users"
+            )
         return frame.drop("classes").sort(USER, maintain_order=True)
 
     def rows(self, chunk: str) -> Iterator[Rows]:

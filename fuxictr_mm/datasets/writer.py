@@ -1,4 +1,4 @@
-"""Write what a reader gives as this library's layout: item files, a folder of part files per split, a configuration.
+"""Write the data of a reader in this library's layout: item files, a folder of part files per split, a configuration.
 
 Every file is written atomically, and a chunk that is finished is not read again by another start of the same command.
 
@@ -57,7 +57,7 @@ class SplitSummary:
     unknown_items : int
         History items that are in no item file; they are dropped.
     cold : int
-        Rows whose target is no target of a training row.
+        Rows whose target is not a target of a training row.
     """
 
     rows: int = 0
@@ -116,7 +116,7 @@ class Writer:
             self.origin["options"] = reader.options
 
     def write(self, overwrite: bool = False) -> Summary:
-        """Write all that is not there yet; ``overwrite`` deletes an earlier dataset of the folder first.
+        """Write everything that does not exist yet; ``overwrite`` deletes an earlier dataset of the folder first.
 
         Raises
         ------
@@ -126,7 +126,9 @@ class Writer:
         """
         overwrite = overwrite and (self.folder / MANIFEST).exists()
         if overwrite and self.folder.resolve() in (self.reader.source / "x").resolve().parents:
-            raise ConfigError(f"--overwrite: would delete {self.reader.source}, which lies in {self.folder}")
+            raise ConfigError(
+                f"--overwrite: would delete {self.reader.source}, which is inside {self.folder}; give another folder"
+            )
         if not overwrite:
             self._check_folder()
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -137,17 +139,19 @@ class Writer:
                     self._clear()
                 return self._write()
         except Timeout:
-            raise ConfigError(f"{self.folder}: another process writes it now; wait for its end") from None
+            raise ConfigError(f"{self.folder}: another process is writing this folder; wait until it ends") from None
         except (pl.exceptions.PolarsError, pa.ArrowException) as error:
             reason = first_line(error)
             if is_disk_full(error):
-                raise UserError(f"{self.folder}: {reason}; then run the same command again to go on") from error
+                raise UserError(f"{self.folder}: {reason}; then run the same command again to continue") from error
             raise DataError(f"{self.reader.source}: cannot be read ({reason})") from error
         except UserError:
             raise
         except OSError as error:
             where = error.filename or self.folder
-            raise UserError(f"{where}: {error.strerror or error}; then run the same command again to go on") from error
+            raise UserError(
+                f"{where}: {error.strerror or error}; then run the same command again to continue"
+            ) from error
 
     def _clear(self) -> None:
         """Delete all but the lock, the manifest last: without it the folder would be that of others."""
@@ -176,14 +180,14 @@ class Writer:
             changed = next(key for key in {**self.origin, **origin} if origin.get(key) != self.origin.get(key))
             what = f"other {changed}" if changed in ("files", "options") else f"another {changed}"
             raise ConfigError(
-                f"{self.folder}: was begun with {what}; give another folder with --out, or add --overwrite"
+                f"{self.folder}: was started with {what}; give another folder with --out, or add --overwrite"
             )
 
     def _write(self) -> Summary:
         done: dict[str, Any] = {"origin": self.origin, "chunks": {}}
         if (self.folder / MANIFEST).exists():
             done = read_json(self.folder / MANIFEST)
-            logger.info(f"{self.folder}: continues, {len(done['chunks'])} chunks are there")
+            logger.info(f"{self.folder}: resuming, {len(done['chunks'])} chunks are finished")
         else:
             shutil.rmtree(self.reader.scratch, ignore_errors=True)  # of another source, whose manifest was deleted
             write_json(self.folder / MANIFEST, done)
@@ -430,7 +434,7 @@ class Writer:
             yield split, table.take(pa.array(kept)), summary
 
     def _count_cold(self, splits: dict[str, SplitSummary]) -> None:
-        """Count the rows of each split whose target is no target in training, or of a later log a new item."""
+        """Count the rows of each split whose target is not a target in training, or of a later log a new item."""
         seen = np.zeros(len(self._items) + 1, dtype=bool)
         seen[: 1 + (self.reader.known_items or 0)] = True
         for split in splits:

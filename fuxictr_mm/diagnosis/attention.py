@@ -239,7 +239,7 @@ def describe(recording: RecordedAttention) -> dict[str, Any]:
 
 
 def measure_heads(scorer: Scorer, recording: RecordedAttention) -> dict[str, Any]:
-    """Return how the heads differ, and the AUC drop without each of them and with each alone."""
+    """Return how the heads differ, and the AUC drop without each of them and with only each of them."""
     hooks, norms = recording.hooks, recording.output_norms
     everything = range(hooks.num_heads)
 
@@ -322,7 +322,7 @@ def _drop(entry: Mapping[str, Any], change: str) -> str:
 
 
 def findings(result: Mapping[str, Any]) -> Iterator[Finding]:
-    """Yield what is wrong with attention modules and their heads."""
+    """Yield findings on attention modules and their heads."""
     uniform_modules = set()
     for entry in result.get("attention", []):
         name, ratio, drop, noise = (entry[k] for k in ("name", "entropy_ratio", "uniform_auc_lost", "uniform_noise"))
@@ -335,10 +335,10 @@ def findings(result: Mapping[str, Any]) -> Iterator[Finding]:
                 name,
                 f"{name} attends uniformly: its weights have {ratio:.1%} of the entropy of uniform ones, and uniform "
                 f"weights cost {drop:.4f} AUC (noise {noise:.4f})",
-                "it does what a mean would do: train longer or with a higher learning rate, use fewer heads or a "
-                "larger attention_dim, or take interest: mean",
+                "it is equivalent to a mean: train longer or with a higher learning rate, use fewer heads "
+                "or a larger attention_dim, or set interest: mean",
             )
-        yield from find_harmful("attention", name, "giving all items the mean of its weights", drop, noise)
+        yield from find_harmful("attention", name, "replacing its weights by uniform ones", drop, noise)
     for entry in result.get("heads", []):
         yield from _findings_of_heads(entry, is_uniform=entry["attention"] in uniform_modules)
 
@@ -355,7 +355,7 @@ def _findings_of_heads(entry: Mapping[str, Any], is_uniform: bool) -> Iterator[F
                 "silent_head",
                 f"{name} head {number}",
                 f"head {number} of {name} is inactive: removing it costs {drop:.4f} AUC; its output is {output}",
-                "if it was not set to zero by hand, use fewer heads or less weight decay on the attention",
+                "unless it was set to zero deliberately, use fewer heads or less weight decay on the attention",
             )
         if entry["num_heads"] > 1:
             yield from find_harmful("heads", f"{name} head {number}", "removing it", drop, head["removed_noise"])
@@ -365,8 +365,8 @@ def _findings_of_heads(entry: Mapping[str, Any], is_uniform: bool) -> Iterator[F
             "heads",
             "heads_alike",
             name,
-            f"the heads of {name} attend to the same: their weights differ by {entry['divergence']:.5f} of 1 bit",
-            "fewer heads, or one, may do as well",
+            f"the heads of {name} attend to the same items: their weights differ by {entry['divergence']:.5f} of 1 bit",
+            "fewer heads, or one, may be sufficient",
         )
     drop, noise = entry["all_removed_auc_lost"], entry["all_removed_noise"]
     yield from find_harmful("heads", name, "removing its output", drop, noise)
@@ -377,5 +377,5 @@ def _findings_of_heads(entry: Mapping[str, Any], is_uniform: bool) -> Iterator[F
             "attention_does_nothing",
             name,
             f"{name} has no measurable effect: without its output the model loses {drop:.4f} AUC (noise {noise:.4f})",
-            "see what permuting the history costs; another path from the history to the logit may do the work",
+            "see the AUC drop of permuting the history; the model may use another path from the history to the logit",
         )

@@ -1,4 +1,4 @@
-"""Section on calibration: whether clicks are as frequent as predicted.
+"""Section on calibration: predicted and observed click rates.
 
 Shape letters: R examples, K bins.
 """
@@ -140,7 +140,7 @@ def tables(result: Mapping[str, Any]) -> list[str]:
 
 
 def findings(result: Mapping[str, Any]) -> Iterator[Finding]:
-    """Yield whether predictions are miscalibrated, overconfident or underconfident."""
+    """Yield findings on miscalibrated, overconfident or underconfident predictions."""
     entry = result["calibration"]
     error, noise, slope = entry["expected_calibration_error"], entry["noise"], entry["slope"]
     if error > max(CALIBRATION_ERROR, noise):
@@ -183,7 +183,8 @@ def _findings_by_popularity(buckets: Sequence[Mapping[str, Any]], command: str) 
             bucket["name"],
             f"on {bucket['rows']} rows of items {which} the mean prediction is {bucket['mean_prediction']:.3f}, "
             f"the click rate {bucket['rate']:.3f} ({bucket['low']:.3f} to {bucket['high']:.3f})",
-            f"{command} corrects all rows alike; what is left by popularity needs embeddings that say more than ids",
+            f"{command} corrects all rows in the same way; a remaining error by popularity needs more "
+            "informative embeddings than ids",
         )
 
 

@@ -36,9 +36,9 @@ ABSENT = {
     "attention": "the model has no attention whose weights can be read",
     "heads": "the model has no attention whose weights can be read",
     "senet": "the model has no SENet",
-    "popularity": "no training file to count clicks in",
-    "vectors": "the model reads no embedding of items",
-    "neighbours": "the model reads no embedding of items",
+    "popularity": "there is no training file to count clicks in",
+    "vectors": "the model does not read item embeddings",
+    "neighbours": "the model does not read item embeddings",
 }
 
 
@@ -102,7 +102,7 @@ def _findings_of_training(trained: Trained) -> Iterator[Finding]:
             "best_epoch_was_last",
             trained.run or "run",
             f"the best epoch was the last allowed one, {epochs} of {epochs}",
-            "train with more epochs: early stopping ends them when nothing is gained",
+            "train with more epochs: early stopping ends training without improvement",
         )
 
 
@@ -270,9 +270,9 @@ def _findings_of_metrics(result: Mapping[str, Any]) -> Iterator[Finding]:
             "metrics",
             "ranks_backwards",
             "model",
-            f"positives are ranked behind the others: AUC {metrics['auc']:.4f}, and its 95 % interval "
+            f"positives are ranked below negatives: AUC {metrics['auc']:.4f}, and its 95 % interval "
             f"({metrics['low']:.4f} to {metrics['high']:.4f}) is below 0.5",
-            "see whether the label means the same in train and in these rows: fuxictr-mm check-data",
+            "check with fuxictr-mm check-data that the label means the same in train and in these rows",
         )
     constant = constant_logloss(metrics["rate"])
     if round(metrics["logloss"] - constant, 4) > 0:

@@ -72,10 +72,10 @@ def is_negligible(auc_drop: float, noise: float) -> bool:
 
 
 def find_harmful(section: str, subject: str, change: str, auc_drop: float, noise: float) -> Iterator[Finding]:
-    """Yield a warning where a change of the model or of its input raises the AUC."""
+    """Yield a warning if a change of the model or of its input raises the AUC."""
     if auc_drop < -max(2 * noise, NEGLIGIBLE_AUC):  # twice: many parts are looked at
         text = f"{subject} is harmful: {change} raises the AUC by {-auc_drop:.4f} (noise {noise:.4f})"
-        advice = "it may fit the training examples only: train without it, or with more regularization, and compare"
+        advice = "it may overfit the training examples: train without it, or with more regularization, and compare"
         yield Finding(WARNING, section, "harmful", subject, text, advice)
 
 

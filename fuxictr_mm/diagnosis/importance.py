@@ -1,4 +1,4 @@
-"""Section on fields: the AUC drop when fields are permuted, alone and in groups, and the weights that SENet gives them.
+"""Section on fields: the AUC drop when fields are permuted, singly and in groups, and the weights by SENet.
 
 Shape letters: I items, R examples, F fields.
 """
@@ -81,7 +81,7 @@ def modality_of(name: str, kind: str) -> str | None:
 
 
 def context_fields(features: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return the context columns among the features of a feature map; computed features have no column."""
+    """Return the context columns among the features of a feature map, without computed features."""
     return [
         name
         for name, spec in features.items()
@@ -347,7 +347,7 @@ def tables(result: Mapping[str, Any]) -> list[str]:
 
 
 def findings(result: Mapping[str, Any]) -> Iterator[Finding]:
-    """Yield what is wrong with SENets, fields and groups."""
+    """Yield findings on SENets, fields and groups."""
     yield from _findings_of_senets(result.get("senet", []))
     groups, fields = result["importance"]["groups"], result["importance"]["fields"]
     covered: set[str] = set()
@@ -384,7 +384,7 @@ def _findings_of_senets(senets: Sequence[Mapping[str, Any]]) -> Iterator[Finding
                 "senet_constant",
                 entry["name"],
                 f"{entry['name']} gives every field the same weight ({mean:.3f}, standard deviation {deviation:.4f})",
-                "it has no effect: train longer, or leave it out (senet: False)",
+                "it has no effect: train longer, or remove it (senet: False)",
             )
         for field in entry["fields"]:
             if field["high"] <= CLOSED_GATE * largest:
@@ -414,8 +414,8 @@ def _imbalance(modalities: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
             weakest["name"],
             f"the {strongest['name']} dominates the {weakest['name']}: permuting it costs {strongest['auc_lost']:.4f} "
             f"AUC against {weakest['auc_lost']:.4f}",
-            "reduce each modality separately (strategy V4) and scale them alike; train each alone to see what it is "
-            "worth",
+            "reduce each modality separately (strategy V4) and scale them alike; train with each alone to "
+            "measure its contribution",
         )
 
 
@@ -434,8 +434,8 @@ def _not_read(entry: Mapping[str, Any]) -> Finding:
         "importance",
         "not_read",
         entry["name"],
-        f"the model does not read {_who(entry)}: permuting changes no prediction's rank",
-        "if it should, use a model that does; else leave it out",
+        f"the model does not read {_who(entry)}: permuting does not change the ranking",
+        "if it should, use a model that reads it; otherwise remove it",
     )
 
 
@@ -445,8 +445,8 @@ def _no_effect(entry: Mapping[str, Any]) -> Finding:
     advice = "train without it and compare"
     if kind == "modality":
         advice = (
-            "its embeddings may be noise, those of other items, or dominated by another field: run "
-            "fuxictr-mm check-data, look at the neighbours of items, train without it"
+            "its embeddings may be noise, assigned to the wrong items, or dominated by another field: "
+            "run fuxictr-mm check-data, inspect the neighbours of items, train without it"
         )
     text = f"no measurable effect of {_who(entry)}: permuting costs {entry['auc_lost']:.4f} AUC"
     text += f" (noise {entry['noise']:.4f})"

@@ -139,7 +139,7 @@ def tables(result: Mapping[str, Any]) -> list[str]:
 
 
 def findings(result: Mapping[str, Any]) -> Iterator[Finding]:
-    """Yield weak buckets: cold items, and of the others in each section the weakest."""
+    """Yield findings on weak buckets: cold items, and the weakest of the others in each section."""
     overall = result["metrics"]["auc"]
     for section, counted in COUNTED.items():
         weak = [e for e in result.get(section, []) if e["auc"] is not None and e["high"] < overall - WEAK_BUCKET]
@@ -152,8 +152,8 @@ def findings(result: Mapping[str, Any]) -> Iterator[Finding]:
                     "weak_on_cold_items",
                     entry["name"],
                     _weak(entry, "of items without training examples", overall),
-                    "their embeddings should carry them: see the AUC drop of each modality, and try embeddings without "
-                    "ids",
+                    "their score depends on their embeddings: see the AUC drop of each modality, and try "
+                    "embeddings without ids",
                 )
         if others:
             entry = min(others, key=lambda e: e["high"])

@@ -72,7 +72,7 @@ def find_trained(
         settings = {k: v for k, v in found.config.items() if k not in (*PATH_KEYS, *OWN_KEYS)}
         experiment = Experiment.load(expid, **where, **{**settings, **own})
     if weights is not None:
-        path, remedy = Path(weights), "give a file that fuxictr-mm train wrote"
+        path, remedy = Path(weights), "give a file written by fuxictr-mm train"
     elif found is not None:
         path, remedy = found.weights, "the weights of this run were deleted; give others by --weights"
     else:
@@ -109,5 +109,5 @@ def _find_run(paths: RunPaths, name: str | None) -> Run | None:
     if run.problem:
         raise ConfigError(f"--run {name}: {run.problem}")
     if run.expid != expid:
-        raise ConfigError(f"--run {name}: is a run of {run.expid}, expected one of {expid}; give --expid {run.expid}")
+        raise ConfigError(f"--run {name}: is a run of {run.expid}, expected a run of {expid}; give --expid {run.expid}")
     return run

@@ -44,7 +44,7 @@ COLLAPSED_RANK = 2.0
 
 @dataclass(frozen=True)
 class ItemNames:
-    """How items are named in the item files: the key, and the vocabulary if ids are no numbers of items."""
+    """How items are named in the item files: the key, and the vocabulary if ids are not numbers of items."""
 
     key: str = ITEM_ID
     vocabulary: Vocabulary | None = None
@@ -155,7 +155,7 @@ def participation_ratio(variances: np.ndarray) -> float:
 
 
 def find_reduction(column: str, item_files: Sequence[str]) -> dict[str, Any] | None:
-    """Return what ``fuxictr-mm embed reduce`` kept of the variance, None without a reducer next to the column's file.
+    """Return the variance that ``fuxictr-mm embed reduce`` kept, None without a reducer next to the column's file.
 
     Returns
     -------
@@ -171,7 +171,7 @@ def find_reduction(column: str, item_files: Sequence[str]) -> dict[str, Any] | N
     try:
         reducer = Reducer.load(path)
     except UserError as error:
-        logger.warning(f"{error}; what it kept is left out")
+        logger.warning(f"{error}; the kept variance is left out")
         return None
     for entry in summarize(reducer, "")["strategies"]:
         if column.endswith(entry["column"]):
@@ -312,7 +312,7 @@ def _title(item: Mapping[str, Any]) -> str:
 
 
 def findings(result: Mapping[str, Any]) -> Iterator[Finding]:
-    """Yield missing and collapsed embeddings."""
+    """Yield findings on missing and collapsed embeddings."""
     for entry in result.get("vectors", []):
         column, rank = entry["column"], entry["effective_rank"]
         if entry["zero_share"] > MISSING_EMBEDDINGS:
@@ -322,7 +322,7 @@ def findings(result: Mapping[str, Any]) -> Iterator[Finding]:
                 "vectors_missing",
                 column,
                 f"{entry['zero_share']:.1%} of {entry['items']} items have no {column} (all zeros)",
-                "encode the missing titles or images; until then the model knows these items by their ids only",
+                "encode the missing titles or images; until then the model represents these items only by their ids",
             )
         if entry["width"] > COLLAPSED_RANK and 0 < rank < COLLAPSED_RANK:
             yield Finding(

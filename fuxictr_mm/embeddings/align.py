@@ -1,6 +1,6 @@
 """Embeddings aligned with clicks, by Swing and contrastive heads.
 
-The heads are functions of content alone, so items without clicks get aligned embeddings as well.
+The heads are functions of content only, so items without clicks get aligned embeddings as well.
 
 Shapes: I items, P principal components of all modalities.
 """
@@ -31,14 +31,14 @@ class AlignOptions(Settings):
     """The heads and their training."""
 
     dim: PositiveInt = Field(128, description="dim of the aligned embeddings, divided evenly among the modalities")
-    components: PositiveInt = Field(256, description="largest number of principal components of a modality")
+    components: PositiveInt = Field(256, description="maximum number of principal components of a modality")
     hidden: NonNegativeInt = Field(256, description="hidden dim of the residual MLP; 0 for a linear projection")
-    per_modality: bool = Field(False, description="train a head for each modality as well")
+    per_modality: bool = Field(False, description="also train a head for each modality")
     temperature: float = Field(0.3, gt=0, allow_inf_nan=False, description="temperature of the contrastive loss")
-    batch_size: PositiveInt = Field(512, description="pairs of a step")
-    steps: PositiveInt = Field(2000, description="largest number of steps")
+    batch_size: PositiveInt = Field(512, description="pairs per batch")
+    steps: PositiveInt = Field(2000, description="maximum number of steps")
     evaluate_every: PositiveInt = Field(50, description="steps between evaluations")
-    patience: PositiveInt = Field(5, description="evaluations without a better recall after which training stops")
+    patience: PositiveInt = Field(5, description="evaluations without a better recall before training stops")
     learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False, description="learning rate of AdamW")
     weight_decay: float = Field(3.0, ge=0, allow_inf_nan=False, description="weight decay, towards the PCA")
     held_out: float = Field(0.1, gt=0, lt=1, description="fraction of items whose pairs are held out for evaluation")
@@ -93,7 +93,7 @@ def align(
 
     options = options or AlignOptions()
     if any(source.name == JOINT for source in sources):
-        raise ConfigError(f"a modality has the name '{JOINT}', which means all of them; choose another name")
+        raise ConfigError(f"a modality has the name '{JOINT}', which is reserved for all of them; use another name")
     with JoinedEmbeddings(sources) as joined:
         parts = fit_inputs(joined, options.components)
         check_dims({part.name: len(part.components) for part in parts}, options)
@@ -124,7 +124,7 @@ def _mean_squares(x: Tensor) -> Tensor:
 
 
 def check_dims(available: Mapping[str, int], options: AlignOptions) -> None:
-    """Raise a ConfigError if a head needs more components of a modality than there are, or none."""
+    """Raise a ConfigError if a head needs more components of a modality than there are, or if it gets none."""
     if options.dim < len(available):
         raise ConfigError(f"align: dim is {options.dim}, expected at least {len(available)}: one for each modality")
     heads = [list(available), *([name] for name in available if options.per_modality)]
@@ -133,9 +133,9 @@ def check_dims(available: Mapping[str, int], options: AlignOptions) -> None:
             if needed > available[name]:
                 most = len(names) * min(available[n] for n in names)
                 raise ConfigError(
-                    f"align: dim is {options.dim}, of which '{name}' gives {needed}, but it has no more than "
-                    f"{available[name]} components (the least of its dim, its items less one, and --components "
-                    f"{options.components}); expected a dim of at most {most}"
+                    f"align: dim is {options.dim}, of which '{name}' gives {needed}, but it has only "
+                    f"{available[name]} components (the minimum of its dim, its items minus one, and "
+                    f"--components {options.components}); expected a dim of at most {most}"
                 )
 
 
@@ -147,7 +147,7 @@ def write_aligned(
     Raises
     ------
     ConfigError, DataError, MissingFileError, UserError
-        Names or dims are not those of the training; embeddings are wrong; the file exists or cannot be written.
+        Names or dims are not those of the training; embeddings are invalid; the file exists or is not writable.
     """
     check_outputs([out], [source.path for source in sources], overwrite)
     schema = {name: embedding_type(dim) for name, dim in alignment.columns.items()}

@@ -229,7 +229,7 @@ class Codebook:
         return self.space.inverse_transform(last)
 
     def semantic_ids(self, codes: Codes) -> Codes:
-        """Return ``1 + l C + c`` of the code c at level l: one embedding table with rows of its own for every level."""
+        """Return ``1 + l C + c`` of the code c at level l: one embedding table with separate rows for every level."""
         return codes + 1 + np.arange(self.levels) * self.codes
 
 
@@ -284,7 +284,7 @@ def fit_codebook(method: str, space: Space, z: Floats, levels: int, codes: int, 
     if dim % levels:
         fitting = [str(n) for n in range(2, min(dim, 64) + 1) if dim % n == 0]
         raise ConfigError(
-            f"--levels {levels} does not divide the dim {dim} of the embeddings, as PQ and OPQ need; "
+            f"--levels {levels} does not divide the dim {dim} of the embeddings, which PQ and OPQ require; "
             f"use one of {', '.join(fitting[:8]) or 1}"
         )
     quantizer, rotation = _with_kmeans(faiss.ProductQuantizer(dim, levels, bits), seed), None

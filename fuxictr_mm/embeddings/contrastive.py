@@ -1,4 +1,4 @@
-r"""Contrastive alignment: a projection of item embeddings under which items that the same users click are close.
+r"""Contrastive alignment: a projection of item embeddings in which items clicked by the same users are close.
 
 .. math::
     \mathcal{L}_{a \to b} = -\log
@@ -163,8 +163,8 @@ class NeighborPairs:
         train = ~(np.isin(anchors, self.held) | np.isin(others, self.held))
         if not len(self.held) or not train.any():
             raise DataError(
-                f"{len(self.candidates)} items have both embeddings and neighbors: too few to train on some and hold "
-                "out others; check that the ids of the two are the same, or give more interactions"
+                f"{len(self.candidates)} items have both embeddings and neighbors: too few for training and "
+                "held-out items; check that both use the same ids, or give more interactions"
             )
         matrix = sparse.csr_array((np.ones(len(anchors), dtype=bool), (anchors, others)), shape=(len(item_ids),) * 2)
         self.known = (matrix + matrix.T).tocsr()
@@ -286,7 +286,7 @@ def train_head(
             embeddings = _project(head, inputs)
             if not torch.isfinite(embeddings).all():
                 raise UserError(
-                    f"{what}: embeddings are not finite at step {step}; lower --learning-rate or --weight-decay"
+                    f"{what}: embeddings are not finite at step {step}; reduce --learning-rate or --weight-decay"
                 )
             recall = pairs.recall(embeddings, options.recall_at)
             result.history.append(recall)

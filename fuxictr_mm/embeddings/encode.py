@@ -47,7 +47,7 @@ class EncodeReport:
     width: int  #: D.
     items: int  #: Rows, without the padding.
     missing: dict[Any, str]  #: The reason of each zero embedding, by item.
-    skipped: list[str] = field(default_factory=list)  #: Files that are no image of a requested item.
+    skipped: list[str] = field(default_factory=list)  #: Files that are not an image of a requested item.
     prompt: str = ""  #: Default prompt of the model, put before every text.
 
     def lines(self) -> Iterator[str]:
@@ -59,7 +59,7 @@ class EncodeReport:
             ids = [str(item) for item, why in self.missing.items() if why == reason]
             yield f"  {len(ids)} without an embedding, {reason}: {listed(ids, FEW)}"
         if self.skipped:
-            yield f"  {len(self.skipped)} files left out: {listed(self.skipped, FEW)}"
+            yield f"  {len(self.skipped)} files skipped: {listed(self.skipped, FEW)}"
 
 
 def encode_texts(
@@ -97,7 +97,7 @@ def encode_texts(
     restart : bool
         Discard the finished chunks of a run that was killed, instead of resuming.
     report : str or path, optional
-        A JSON file to write with all that is missing.
+        A JSON file to write with all missing items.
     verbose : int
         0 shows no progress.
     **options
@@ -106,7 +106,7 @@ def encode_texts(
     Raises
     ------
     ConfigError, DataError, MissingFileError
-        An option, an input or a model is wrong.
+        An option, an input or a model is invalid.
     """
     job = _Job(out, [path], column, "txt", model, chunk_rows, overwrite, restart, report, verbose)
     template = default_template(path) if template is None else template
@@ -161,10 +161,12 @@ def encode_images(
     Raises
     ------
     ConfigError, DataError, MissingFileError
-        An option, an input or a model that cannot be used; not for single images.
+        An option, an input or a model is invalid; broken single images are no error.
     """
     if image_column is not None and items is None:
-        raise ConfigError(f"image_column {image_column}: is a column of the file of --items, which is missing; name it")
+        raise ConfigError(
+            f"image_column {image_column}: is a column of the file of --items, which is missing; give --items FILE"
+        )
     job = _Job(out, [path, items], column, "img", model, chunk_rows, overwrite, restart, report, verbose)
     names = None if items is None or image_column is None else ImageNames(items, image_column)
     with ImageFiles(path, names) as images:
@@ -175,7 +177,7 @@ def encode_images(
             skipped += [f"{item} (an item that is not in {items})" for item in np.setdiff1d(images.ids, wanted)]
             images.keep(wanted)
             if not images.ids.size:
-                raise DataError(f"{path}: holds an image of none of the {wanted.size} items of {items}")
+                raise DataError(f"{path}: holds no image of the {wanted.size} items of {items}")
         require_extra("transformers", "PIL")
         encoder = ImageEncoder(model, **options)
         starts = range(0, len(images.ids), chunk_rows)
@@ -241,13 +243,13 @@ class _Job:
                     bad = np.flatnonzero(~np.isfinite(embeddings).all(1))
                     if bad.size:
                         raise DataError(
-                            f"{self.column}: the model gives NaN or infinite numbers for "
+                            f"{self.column}: the model returns NaN or infinite numbers for "
                             f"{numbering().name(ids[number * self._rows + bad[0]])}; try --precision fp32 or another "
                             "model"
                         )
                     store.save(number, embeddings, broken)
         except KeyboardInterrupt:
-            kept = f"{len(store.finished)} of {len(numbers)} chunks are kept in {store.folder}"
+            kept = f"{len(store.finished)} of {len(numbers)} chunks are saved in {store.folder}"
             raise Interrupted(f"stopped; {kept}: the same command resumes", signal.SIGINT) from None
 
     def finish(
@@ -296,7 +298,7 @@ class _Job:
 
 
 def begun_outputs(folder: Path) -> set[Path]:
-    """Return the files that a killed run had begun to write from its finished chunks."""
+    """Return the output files that an interrupted run had started to write from its finished chunks."""
     file = folder / "outputs.json"
     return {Path(name) for name in read_json(file)["files"]} if file.is_file() else set()
 
@@ -317,7 +319,7 @@ class ChunkStore:
         else:
             # Chunks are written after the manifest: a folder without one is not ours.
             if folder.exists() and (not folder.is_dir() or any(folder.glob("[!.]*"))):
-                raise ConfigError(f"{folder}: exists and holds no chunks; move it or name another output")
+                raise ConfigError(f"{folder}: exists and holds no chunks; move it, or give another --out")
             write_json(manifest, settings)
         self.finished = {int(file.stem) for file in folder.glob("*.npy") if re.fullmatch(r"[0-9]+", file.stem)}
 
@@ -332,7 +334,7 @@ class ChunkStore:
             )
 
     def save(self, number: int, embeddings: np.ndarray, broken: Mapping[int, str]) -> None:
-        """Keep a chunk: embeddings ``(n, D)``, and by its row why an item has none."""
+        """Save a chunk: embeddings ``(n, D)``, and by row the reason why an item has none."""
         write_json(self.folder / f"{number:08d}.json", {str(row): reason for row, reason in sorted(broken.items())})
         # The embeddings come last: where they are, the chunk is complete.
         write_beside(self.folder / f"{number:08d}.npy", lambda stream: np.save(stream, embeddings, allow_pickle=False))
@@ -345,12 +347,12 @@ class ChunkStore:
             return np.load(file, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
             raise DataError(
-                f"{file}: cannot be read ({first_line(error)}); did another run with the same output end? "
-                "start again with --restart"
+                f"{file}: cannot be read ({first_line(error)}); perhaps another run with the same output "
+                "has removed it; start again with --restart"
             ) from None
 
     def broken(self, number: int) -> dict[int, str]:
-        """Return by its row why an item of a finished chunk has no embedding."""
+        """Return by row the reason why an item of a finished chunk has no embedding."""
         return {int(row): reason for row, reason in read_json(self.folder / f"{number:08d}.json").items()}
 
     def begin_outputs(self, outputs: Iterable[Path]) -> None:
@@ -367,4 +369,4 @@ class ChunkStore:
                 self.folder.rename(going)
                 shutil.rmtree(going)
         except OSError as error:
-            raise UserError(f"{self.folder}: cannot be removed ({error.strerror}); remove it by hand") from None
+            raise UserError(f"{self.folder}: cannot be removed ({error.strerror}); remove it manually") from None

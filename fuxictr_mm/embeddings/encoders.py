@@ -62,7 +62,7 @@ class TextOptions(EncoderOptions):
 
     pooling: Literal["cls", "mean", "max", "last"] | None = Field(None, description="instead of the model's own")
     max_tokens: int | None = Field(
-        None, description="texts: cut to so many tokens, special ones included (default: the model's limit)"
+        None, description="texts: maximum length in tokens, including special ones (default: the model's limit)"
     )
 
 
@@ -106,7 +106,7 @@ class TextEncoder:
     Raises
     ------
     ConfigError, DataError, MissingFileError
-        An option that the model cannot honour; a folder that does not hold such a model.
+        The model does not support an option, or the folder does not hold such a model.
     """
 
     def __init__(self, model: str, **settings: Any) -> None:
@@ -171,7 +171,7 @@ class TextEncoder:
         layer = next((module for module in self._model if isinstance(module, Pooling)), None)
         if layer is None:
             if asked:
-                raise ConfigError(f"model '{model}': it projects to an embedding itself; leave --pooling out")
+                raise ConfigError(f"model '{model}': it has its own projection to an embedding; remove --pooling")
             return None
         if pooling is not None:
             layer.pooling_mode = "lasttoken" if pooling == "last" else pooling
@@ -196,11 +196,11 @@ class TextEncoder:
         positions = getattr(transformer.config.get_text_config(), "max_position_embeddings", None)
         most = min(n for n in (limit, positions, 10**6) if isinstance(n, int) and n > 0)
         if asked is not None and not 3 <= asked <= most:
-            raise ConfigError(f"max_tokens {asked}, expected 3 to {most}, what model '{model}' can take")
+            raise ConfigError(f"max_tokens {asked}, expected 3 to {most}, the limit of model '{model}'")
         if transformer.config.model_type.startswith("siglip"):
             # It was trained on texts padded to one length, without a mask, and pools the last position.
             if asked not in (None, most):
-                raise ConfigError(f"max_tokens {asked}: model '{model}' always takes {most}; leave --max-tokens out")
+                raise ConfigError(f"max_tokens {asked}: model '{model}' always uses {most}; remove --max-tokens")
             transformer.processing_kwargs = {"text": {"padding": "max_length", "return_attention_mask": False}}
             asked = most
         elif "attention_mask" not in tokenizer.model_input_names:
@@ -284,7 +284,7 @@ def decode_image(data: bytes) -> Image | BrokenImage:
                 return BrokenImage(f"{image.width} x {image.height} pixels, more than {Image.MAX_IMAGE_PIXELS}")
             return to_rgb(ImageOps.exif_transpose(image))
     except UnidentifiedImageError:
-        return BrokenImage("no JPEG, PNG or WebP image" if data else "empty file")
+        return BrokenImage("not a JPEG, PNG or WebP image" if data else "empty file")
     except Exception as error:
         return BrokenImage(f"cannot be decoded ({first_line(error)})")
 
@@ -351,9 +351,9 @@ class ImageEncoder:
             network: Any = AutoModel.from_pretrained(str(folder), use_safetensors=True, dtype=torch.float32).eval()
         self._projects = hasattr(network, "get_image_features")
         if self._projects and options.pooling is not None:
-            raise ConfigError(f"model '{model}': it projects to an embedding itself; leave --pooling out")
+            raise ConfigError(f"model '{model}': it has its own projection to an embedding; remove --pooling")
         if not self._projects and getattr(network, "main_input_name", "") != "pixel_values":
-            raise ConfigError(f"model '{model}' takes no images, expected a vision model or one like CLIP")
+            raise ConfigError(f"model '{model}' does not take images, expected a vision model or one like CLIP")
         missing = refuse_missing(network, model, pooler=self._projects)
         self.pooling = options.pooling or ("cls" if missing else None)
         with loading("the image processor", model):
@@ -363,7 +363,9 @@ class ImageEncoder:
         with loading("the model", model):
             square, wide = (self._prepare(Image.new("RGB", size)) for size in ((32, 32), (64, 32)))
             if isinstance(square, BrokenImage) or isinstance(wide, BrokenImage):
-                raise ConfigError(f"model '{model}': its image processor takes no images; see preprocessor_config.json")
+                raise ConfigError(
+                    f"model '{model}': its image processor does not take images; see preprocessor_config.json"
+                )
             if any(wide[key].shape != values.shape for key, values in square.items()):
                 raise ConfigError(
                     f"model '{model}': its image processor keeps the aspect ratio of images, expected one that crops "

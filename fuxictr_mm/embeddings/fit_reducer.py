@@ -37,12 +37,12 @@ class ReduceOptions(Settings):
     scaling: Literal["none", "l2", "standard"] = Field(
         "none", description="before the PCA: none, l2 per row, standard per column"
     )
-    balance: bool = Field(True, description="bring the modalities' parts of v4 (apart) to one scale")
+    balance: bool = Field(True, description="scale the modalities' parts of v4 (apart) to the same variance")
     whiten: bool = Field(False, description="give each component the variance 1")
     strategies: Sequence[str] | None = Field(
-        None, description="v1 to v4 for two modalities, else their names, joint and apart (default: all)"
+        None, description="v1 to v4 for two modalities, otherwise their names, joint and apart (default: all)"
     )
-    memory: float = Field(CHUNK_BYTES, gt=0, description="bytes of embeddings held at a time; at most the default")
+    memory: float = Field(CHUNK_BYTES, gt=0, description="bytes of embeddings in memory at a time; at most the default")
 
     @field_validator("variance")
     @classmethod
@@ -92,8 +92,8 @@ def fit_reducer(
             if not part.any():
                 others = ",".join(text for text, kind in choose_strategies(names) if kind != JOINT)
                 raise DataError(
-                    f"all modalities: {together.count} items have an embedding of each, expected at least 2 with "
-                    f"different ones of '{name}'; leave the joint PCA out by --strategies {others}"
+                    f"all modalities: {together.count} items have an embedding of each, expected at least 2 "
+                    f"with different embeddings of '{name}'; exclude the joint PCA by --strategies {others}"
                 )
         all_divisors = np.concatenate(list(divisors.values()))
         pcas[JOINT] = together.components(all_divisors if divide else None)
@@ -227,7 +227,7 @@ def _plan(
         most, of = pcas[part].components.shape
         if components > most:
             raise ConfigError(
-                f"{name} takes {components} components of '{part}', which has no more than {most} "
-                f"(embeddings of dim {of}, {pcas[part].count} items); lower dim"
+                f"{name} takes {components} components of '{part}', which has only {most} (embeddings of "
+                f"dim {of}, {pcas[part].count} items); reduce dim"
             )
     return Strategy(name, kind if kind in (JOINT, APART) else "single", dims)

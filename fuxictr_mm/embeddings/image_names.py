@@ -38,7 +38,7 @@ class ImageNames:
     Raises
     ------
     DataError, MissingFileError
-        A column that is missing or holds no texts, an id twice, or a name that leads out of the folder.
+        A column that is missing or holds no texts, an id twice, or a path outside of the folder.
     """
 
     def __init__(self, path: str | os.PathLike[str], column: str) -> None:

@@ -66,7 +66,7 @@ class ImageFiles:
     ids : ndarray
         ``(I,)`` int64, in the order in which images are read fastest.
     others : list of str
-        Names of files that are no ``ID.jpg`` (or .jpeg, .png, .webp), or not in ``names``.
+        Names of files that are not ``ID.jpg`` (or .jpeg, .png, .webp), or not in ``names``.
 
     Raises
     ------
@@ -94,7 +94,7 @@ class ImageFiles:
                 for item in items:
                     if item in found:
                         both = f"'{found[item].name}' and '{member.name}'"
-                        raise DataError(f"{path}: item {numbering().show(item)} has two images, {both}; leave one")
+                        raise DataError(f"{path}: item {numbering().show(item)} has two images, {both}; remove one")
                     found[item] = member
         except (zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError) as error:
             if isinstance(error, UserError):
@@ -115,7 +115,7 @@ class ImageFiles:
             self._archive.close()
 
     def keep(self, wanted: np.ndarray) -> None:
-        """Leave out the images of other items."""
+        """Drop the images of other items."""
         kept = np.isin(self.ids, wanted)
         self.ids = self.ids[kept]
         self._found = [member for member, keep in zip(self._found, kept, strict=True) if keep]
@@ -214,7 +214,7 @@ def _item_id(name: str) -> int | None:
 
 
 def _item_number(name: str) -> int | None:
-    """Return the number of the item ID in ``folder/ID.jpg``; None for any other name, and for one that is no item."""
+    """Return the number of the item ID in ``folder/ID.jpg``; None for other names and for ids that are not items."""
     items = numbering().items
     assert items is not None
     stem, dot, ending = re.split(r"[/\\]", name)[-1].rpartition(".")

@@ -63,7 +63,7 @@ class Source:
         path, _, column = (tail if named else text).rpartition(":")
         if not path or not column or re.search(r"[/\\]", column):
             raise ConfigError(
-                f"'{text}' names no column of a file; expected NAME=FILE:COLUMN, "
+                f"'{text}' is not a column of a file; expected NAME=FILE:COLUMN, "
                 "such as text=item_feature.parquet:txt_emb_BERT"
             )
         if named and not re.fullmatch(r"[A-Za-z0-9_]+", head):
@@ -264,8 +264,8 @@ class JoinedEmbeddings:
                     stream.write(bytes(4 * shape[1] * min(CHUNK_ROWS, shape[0] - start)))
         except OSError as error:
             raise UserError(
-                f"{self._folder}: no room for {4 * shape[0] * shape[1] / 1e9:.1f} GB of sorted embeddings "
-                f"({error.strerror}); set TMPDIR to a folder with room"
+                f"{self._folder}: not enough space for {4 * shape[0] * shape[1] / 1e9:.1f} GB of sorted embeddings "
+                f"({error.strerror}); set TMPDIR to a folder with enough space"
             ) from None
         for ids, embeddings in read_embeddings(source):
             # Mapped once per chunk: pages that were written do not add up in our memory.

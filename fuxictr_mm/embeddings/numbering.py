@@ -64,7 +64,9 @@ def _digest_of(paths: Sequence[StrPath]) -> str | None:
             found.setdefault(digest, file)
             if len(found) > 1:
                 first = next(iter(found.values()))
-                raise DataError(f"{file}: numbers '{ITEM_ID}' in another order than {first}; give files of one folder")
+                raise DataError(
+                    f"{file}: numbers '{ITEM_ID}' in another order than {first}; give files of the same folder"
+                )
     return next(iter(found), None)
 
 

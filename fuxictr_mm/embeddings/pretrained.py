@@ -50,19 +50,19 @@ def find_model(name: str, revision: str | None = None) -> Path:
     MissingFileError
         No such folder, and the hub cannot be reached or has no such model.
     DataError
-        The weights are missing, or there only as a pickle.
+        The weights are missing, or only exist as a pickle.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise MissingFileError(f"{folder}: holds no config.json, expected a folder of save_pretrained")
+            raise MissingFileError(f"{folder}: holds no config.json, expected a folder written by save_pretrained")
     elif re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name):
         folder = _download(name, revision)
     else:
-        raise MissingFileError(f"model '{name}': no such folder, and no id of the Hugging Face hub (OWNER/NAME)")
+        raise MissingFileError(f"model '{name}': not a folder, and not an id of the Hugging Face hub (OWNER/NAME)")
     pickled = [f for f in sorted(folder.rglob("pytorch_model*.bin")) if not any(f.parent.glob("*.safetensors"))]
     if pickled or not any(folder.rglob("*.safetensors")):
-        found = f"only {pickled[0].name}, which is a pickle and is not loaded" if pickled else "no weights"
+        found = f"only {pickled[0].name}, which is a pickle, which is not loaded" if pickled else "no weights"
         raise DataError(
             f"{pickled[0].parent if pickled else folder}: holds {found}; expected model.safetensors (written by "
             "save_pretrained, or found on the hub under --revision refs/pr/NUMBER of a conversion)"
@@ -99,7 +99,7 @@ def folder_digest(folder: Path) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep progress bars and logs of the libraries off the terminal; errors are raised by this module."""
+    """Disable progress bars and logs of the libraries; errors are raised by this module."""
     from transformers.utils import logging as hf_logging
 
     bars = hf_logging.is_progress_bar_enabled()
@@ -130,7 +130,7 @@ def loading(part: str, model: str) -> Iterator[None]:
 
 
 def refuse_missing(network: nn.Module, model: str, pooler: bool = True) -> bool:
-    """Refuse a model whose file does not have all parameters, which transformers initializes at random.
+    """Check that a model's file has all parameters; transformers would initialize missing ones at random.
 
     Parameters
     ----------
@@ -151,7 +151,7 @@ def refuse_missing(network: nn.Module, model: str, pooler: bool = True) -> bool:
     needed = [name for name in missing if pooler or "pooler" not in name]
     if needed:
         raise DataError(
-            f"model '{model}': its file does not have {len(needed)} parameters, first '{needed[0]}', which would be "
+            f"model '{model}': its file lacks {len(needed)} parameters, first '{needed[0]}', which would be "
             "random; expected a file that fits its config.json"
         )
     return bool(missing)

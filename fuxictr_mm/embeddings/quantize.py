@@ -64,7 +64,7 @@ class QuantizeOptions(Settings):
     fit_items: PositiveInt = Field(65_536, description="fit on a sample of at most this many items; bounds the memory")
     seed: int = Field(2025, ge=0, lt=2**31, description="seed of sample and method")
     steps: PositiveInt | None = Field(None, description="vqvae: batches (default 5000)")
-    batch_size: PositiveInt | None = Field(None, description="vqvae: items of a batch (default 256)")
+    batch_size: PositiveInt | None = Field(None, description="vqvae: items per batch (default 256)")
     latent_dim: PositiveInt | None = Field(None, description="vqvae: dim of the latent space (default 32)")
     hidden_units: Sequence[PositiveInt] | None = Field(
         None, description="vqvae: hidden dims of the encoder (default 256 128)"
@@ -84,7 +84,7 @@ class QuantizeOptions(Settings):
     @classmethod
     def _check_levels(cls, levels: int | None, info: ValidationInfo) -> int | None:
         if info.data.get("method") == "vq" and levels not in (None, 1):
-            raise ValueError(f"levels is {levels}, but method vq has one level; use method rq for several")
+            raise ValueError(f"levels is {levels}, but method vq has one level; use method rq for several levels")
         return levels
 
     @field_validator("fit_items")
@@ -98,7 +98,7 @@ class QuantizeOptions(Settings):
     @classmethod
     def _check_network(cls, value: Any, info: ValidationInfo) -> Any:
         if value is not None and info.data.get("method") != "vqvae":
-            raise ValueError(f"{info.field_name} is of method vqvae only; leave it out")
+            raise ValueError(f"{info.field_name} is only for method vqvae; remove it")
         return value
 
     @property
@@ -133,7 +133,7 @@ def quantize(
     options : QuantizeOptions, optional
         How to fit.
     apply : path, optional
-        Saved codebooks to use instead of fitting any; without neighbors, this needs neither faiss nor torch.
+        Saved codebooks to apply instead of fitting new ones; without neighbors, this needs neither faiss nor torch.
     among : sequence of Source
         With ``apply`` and ``neighbors``: the items to search, with the modalities of ``sources``: those of the fit, on
         which a model has been trained.
@@ -160,7 +160,7 @@ def quantize(
     Raises
     ------
     UserError
-        Options, embeddings or files are wrong, or faiss is not installed.
+        Options, embeddings or files are invalid, or faiss is not installed.
     """
     options = options or QuantizeOptions()
     books = load_codebooks(apply) if apply is not None else {}
@@ -170,12 +170,12 @@ def quantize(
         raise ConfigError(f"--neighbors {neighbors}, expected 0 or more")
     if bool(among) != bool(apply is not None and neighbors):
         raise ConfigError(
-            "--among NAME=FILE:COLUMN, the items of the fit, goes with --apply and --neighbors, to be searched; "
-            "a fit searches its own items"
+            "--among NAME=FILE:COLUMN, the items of the fit, needs --apply and --neighbors; without "
+            "--apply, the items of the fit itself are searched"
         )
     for method in {book.method for book in books.values()} or {options.method}:
         if neighbors and method != "vq":
-            raise ConfigError(f"--neighbors goes with --method vq, not with {method}; use two commands")
+            raise ConfigError(f"--neighbors needs --method vq, found {method}; use two commands")
     check_outputs([out, save, report], [*(source.path for source in (*sources, *among)), apply], overwrite)
     with JoinedEmbeddings(sources) as joined, ExitStack() as stack:
         catalogue = stack.enter_context(JoinedEmbeddings(among)) if among else joined

@@ -121,7 +121,7 @@ def describe(report: Mapping[str, Mapping[str, Any]]) -> str:
         ]
         lines += [f"  {line}" for line in format_table(header, rows, right=header).splitlines()]
         lines.append(
-            f"  {values['colliding_items']} items share all their codes with another item, "
-            f"at most {values['largest_collision']} the same"
+            f"  {values['colliding_items']} items share all their codes with another item; the largest "
+            f"group has {values['largest_collision']} items"
         )
     return "\n".join(lines)

@@ -79,7 +79,7 @@ def reduce_vectors(
     Raises
     ------
     UserError
-        Settings, files or embeddings are wrong. No file is left incomplete.
+        Settings, files or embeddings are invalid. Incomplete files are removed.
     """
     if not prefix.isidentifier():
         raise ConfigError(f"prefix '{prefix}', expected a name of letters, digits and _ such as item_emb")
@@ -93,7 +93,7 @@ def reduce_vectors(
     outputs = [out, None if apply else save, report, *h5_files.values()]
     check_outputs(outputs, [*(source.path for source in sources), apply], overwrite)
     if h5 and numbering().items is not None:
-        raise ConfigError("--h5: holds items as integers, and the ids of these items are none; leave it out")
+        raise ConfigError("--h5: needs integer item ids, but these ids are not integers; remove it")
     with JoinedEmbeddings(sources) as joined:
         if reducer is None:
             with item_bar(len(joined.ids), "fitting", int(progress)) as bar:

@@ -200,7 +200,7 @@ def fit_rqvae(
             loss, chosen, residuals = model.loss(batch, depth)
             used[torch.arange(levels), chosen] = True
         if not torch.isfinite(loss):
-            raise UserError(f"VQ-VAE: the loss is {loss.item()} at step {step}; lower --learning-rate")
+            raise UserError(f"VQ-VAE: the loss is {loss.item()} at step {step}; reduce --learning-rate")
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -126,7 +126,7 @@ class Clicks:
                 distinct, chunks = np.unique(np.concatenate([distinct, *chunks])), []
         distinct = np.unique(np.concatenate([distinct, *chunks]))
         if not len(distinct):
-            raise DataError(f"{path}: no clicks (no item in item_seq, no {label} of 1), expected some")
+            raise DataError(f"{path}: no clicks (no item in item_seq, no {label} of 1), expected at least one")
         return cls._from_keys(distinct)
 
 
@@ -224,7 +224,7 @@ class Neighbors:
         """
         chunks = [chunk for file in parquet.part_files(path) for chunk in _read_neighbors(file)]
         if not sum(len(neighbors) for *_, neighbors, _ in chunks):
-            raise DataError(f"{path}: no neighbors, expected some")
+            raise DataError(f"{path}: no neighbors, expected at least one")
         ids, lengths, neighbors, scores = (np.concatenate(part) for part in zip(*chunks, strict=True))
         require_unique(ids, str(path))
         return cls(*_best(np.repeat(ids, lengths), neighbors, scores))
@@ -259,7 +259,7 @@ class SwingOptions(Settings):
     user_weight: float = Field(
         0.5, ge=0, allow_inf_nan=False, description="beta: a user of n clicks has the weight n^-beta"
     )
-    top_k: PositiveInt = Field(50, description="neighbors kept of an item; of equal scores, those of smaller ids")
+    top_k: PositiveInt = Field(50, description="neighbors kept per item; ties go to smaller ids")
     users_per_item: int = Field(500, ge=2, description="score an item over a random sample of at most this many users")
     items_per_user: int = Field(100, ge=2, description="use a random sample of at most this many clicks of a user")
     seed: NonNegativeInt = Field(0, description="seed of both samples")

@@ -110,8 +110,8 @@ def default_template(path: str | os.PathLike[str]) -> str:
     title = next((name for name in ("item_title", "title") if name in names), None)
     if title is None:
         raise DataError(
-            f"{path}: no column 'item_title' or 'title' (columns: {', '.join(names)}); name the columns of the text, "
-            "such as --template '{name}. {category}'"
+            f"{path}: no column 'item_title' or 'title' (columns: {', '.join(names)}); give the columns of "
+            "the text, such as --template '{name}. {category}'"
         )
     return f"{{{title}}}"
 
@@ -136,9 +136,9 @@ def parse_template(template: str) -> list[tuple[str, str | None]]:
         raise ConfigError(f"template '{template}': {error}; {expected}") from None
     for _, name, form, conversion in parts:
         if name is not None and (not name or form or conversion or set(name) & set("[]")):
-            raise ConfigError(f"template '{template}': '{{{name}}}' is no column; {expected}")
+            raise ConfigError(f"template '{template}': '{{{name}}}' is not a column; {expected}")
     if all(name is None for _, name, _, _ in parts):
-        raise ConfigError(f"template '{template}': names no column; {expected}")
+        raise ConfigError(f"template '{template}': contains no column; {expected}")
     return [(text, name) for text, name, _, _ in parts]
 
 
@@ -154,7 +154,7 @@ def _as_texts(array: pa.Array, where: str) -> list[str]:
     try:
         values = array.to_pylist()
     except UnicodeDecodeError:
-        raise DataError(f"{where}: holds bytes that are no UTF-8; write the texts again") from None
+        raise DataError(f"{where}: holds bytes that are not UTF-8; write the texts in UTF-8") from None
     if in_lists:
         return [", ".join(str(text) for text in row or () if text is not None).strip() for row in values]
     return [_as_text(value) for value in values]

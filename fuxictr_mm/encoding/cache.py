@@ -1,4 +1,4 @@
-"""Where encoded splits are kept: ``DATA_ROOT/DATASET_ID/encoded-FINGERPRINT``.
+"""The cache of encoded splits: ``DATA_ROOT/DATASET_ID/encoded-FINGERPRINT``.
 
 The fingerprint is that of the settings that decide the encoding and of the contents of the files that it was made from
 (``fuxictr_mm.data.fingerprint``), so that a change of either is another folder. A folder holds::
@@ -58,12 +58,12 @@ class Cache:
 
     @classmethod
     def find(cls, root: Path, settings: Mapping[str, Any], any_of_several: bool = False) -> Cache | None:
-        """Return the cache with some settings, whatever files it was made from; None if there is none.
+        """Return the cache with the given settings, whatever files it was made from; None if there is none.
 
         Raises
         ------
         UserError
-            There are several.
+            Several caches have these settings.
         """
         found = []
         for path in sorted(root.glob("encoded-*/manifest.json")):
@@ -76,13 +76,14 @@ class Cache:
         if len(found) > 1 and not any_of_several:
             names = ", ".join(cache.folder.name for cache in found)
             raise UserError(
-                f"{root}: {names} are of these settings and of other training files each; keep the one of the weights"
+                f"{root}: {names} have the same settings but different training files; keep only the one "
+                "that the weights were trained on"
             )
         return found[0] if found else None
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes from writing; what one of them left half-written is deleted.
+        """Lock the folder against other processes; incomplete files of earlier ones are deleted.
 
         Raises
         ------
@@ -99,8 +100,8 @@ class Cache:
             raise
         except OSError as error:
             raise UserError(
-                f"{self.folder}: encoded files could not be written ({error.strerror or error}); give a data_root that "
-                "can be written"
+                f"{self.folder}: encoded files could not be written ({error.strerror or error}); set a "
+                "data_root that is writable"
             ) from error
 
     def _acquired(self) -> AbstractContextManager[Any]:
@@ -108,7 +109,7 @@ class Cache:
         try:
             return lock.acquire(timeout=1)
         except Timeout:
-            logger.info(f"{self.root}: another process writes encoded files there; waiting for it")
+            logger.info(f"{self.root}: another process is writing encoded files there; waiting for it")
             return lock.acquire()
 
     def split_path(self, split: str, content: str) -> Path:
@@ -116,12 +117,12 @@ class Cache:
         return self.folder / f"{split}-{content[:12]}.parquet"
 
     def write(self, path: Path, write: Callable[[Path], None]) -> None:
-        """Let ``write`` write a file under another name, then rename it."""
+        """Write a file by ``write`` under a temporary name, then rename it."""
         with atomic_path(path) as temporary:
             write(temporary)
 
     def load(self) -> Encoding | None:
-        """Return the encoding, None if it is not here or not whole."""
+        """Return the encoding, None if it is missing or incomplete."""
         try:
             manifest = read_json(self.folder / "manifest.json")
             if manifest["made_from"] != as_json(self.made_from):

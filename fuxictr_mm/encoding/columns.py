@@ -97,8 +97,8 @@ class Column:
         copied = re.fullmatch(r"copy_from\(([^()]+)\)", preprocess)
         if copied is None:
             raise ConfigError(
-                f"feature '{self.name}': preprocess: {preprocess}; functions of a FeatureProcessor of yours are not "
-                "called, only copy_from(COLUMN) is known; write the column into the files instead"
+                f"feature '{self.name}': preprocess: {preprocess}; only copy_from(COLUMN) is supported, "
+                "functions of your own FeatureProcessor are not called; write the column into the files instead"
             )
         return copied[1].strip()
 
@@ -132,12 +132,12 @@ class Column:
         return self.spec.splitter or "^"
 
     def check(self) -> None:
-        """Refuse what FuxiCTR 2.3.10 cannot do either, or does wrong.
+        """Raise an error for settings that FuxiCTR 2.3.10 does not support or computes wrongly.
 
         Raises
         ------
         ConfigError
-            With the feature and the key.
+            A setting is not supported; the error names the feature and the key.
         """
         where = f"feature '{self.name}'"
         if self.spec.category_processor:
@@ -244,7 +244,7 @@ class RawFiles:
         return hash_files(self.path, f".{self.form}")
 
     def scan(self, columns: Sequence[Column], needs_label: bool | None) -> tuple[pl.LazyFrame, list[Column]]:
-        """Return the columns with missing values filled, lazily, and which ones there are.
+        """Return the columns with missing values filled, lazily, and the names of those that exist.
 
         Unless a label is needed, the label and ``meta`` columns may be missing, and a label of texts is left out. With
         None, no label is read.
@@ -309,7 +309,8 @@ class RawFiles:
             found |= has_text
         if found:
             logger.warning(
-                f"{self.path}: {label.source} is text in all rows, which is treated as a placeholder; no test metrics"
+                f"{self.path}: {label.source} is text in all rows and is treated as a placeholder; no test "
+                "metrics are computed"
             )
         return found
 
@@ -339,8 +340,8 @@ class RawFiles:
             total += count
         if total:
             logger.warning(
-                f"{self.path}: {total} rows have fewer fields than the header, first {first}; the fields "
-                "that are not there are missing values"
+                f"{self.path}: {total} rows have fewer fields than the header, first {first}; the missing "
+                "fields become missing values"
             )
 
     def _schema(self, file: Path) -> dict[str, Any]:
@@ -389,7 +390,7 @@ class RawFiles:
             )
 
     def check_finite(self, column: Column) -> None:
-        """Raise a DataError for the first number of a column that is infinite or no number."""
+        """Raise a DataError for the first value of a column that is infinite or not a number."""
         for file in self.files:
             frame = self._scan(file)
             value = pl.col(column.source)
@@ -426,7 +427,10 @@ def _refused(column: Column, source: pl.DataType) -> Iterator[tuple[pl.Expr, str
     value = pl.col(column.source)
     kind = pl.Float64 if column.is_number else TYPES.get(column.copied or column.dtype, pl.String)
     if column.merges_integers(source):
-        expected = "expected integers below 2^53 (dtype: float), above which several are one; write dtype: str for it"
+        expected = (
+            "expected integers below 2^53 (dtype: float), above which different integers become "
+            "equal; write dtype: str for the column"
+        )
         yield _merged(value, source), expected
     if source.is_float() and column.dtype == "int":
         is_bad = value.cast(kind, strict=False).cast(source).ne_missing(value)
@@ -469,16 +473,16 @@ def _refuse_merged(values: pl.Series) -> pl.Series:
 
 
 def _check_is_text(file: Path) -> None:
-    """Refuse a file that is no text in UTF-8, by its ends: polars reads some of these, but no line of them."""
+    """Refuse a file that is not text in UTF-8, by its ends: polars reads some of these, but no line of them."""
     with file.open("rb") as stream:
         start = stream.read(1 << 16)
         stream.seek(max(len(start), file.stat().st_size - 4))
         ends = start + stream.read()
     for magic, (what, fix) in NO_TEXT.items():
         if re.match(magic, ends, re.DOTALL):
-            raise DataError(f"{file}: is {what}, expected text in UTF-8; {fix}")
+            raise DataError(f"{file}: is {what}, expected a text file in UTF-8; {fix}")
     if b"\r" in start[:-1] and b"\n" not in start:
-        raise DataError(f"{file}: its lines end in CR alone; save it with line ends LF or CR LF")
+        raise DataError(f"{file}: its lines end in CR; save it with line ends LF or CR LF")
 
 
 def _reason(error: Exception) -> str:

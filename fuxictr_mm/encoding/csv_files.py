@@ -63,7 +63,7 @@ def plain_numbers(texts: pl.Expr) -> pl.Expr:
 
 
 def to_numbers(texts: pl.Expr, kind: type[pl.DataType]) -> pl.Expr:
-    """Return ``plain_numbers`` as numbers; texts that are none are an error."""
+    """Return ``plain_numbers`` as numbers; other texts are an error."""
 
     def cast(values: pl.Series) -> pl.Series:
         found = values.cast(kind, strict=False)
@@ -77,7 +77,7 @@ def to_numbers(texts: pl.Expr, kind: type[pl.DataType]) -> pl.Expr:
 def find_stray_quote(file: Path, separator: str) -> int:
     """Return the line, from 1, where a row begins that has a quote inside a text or one that is not closed; 0 if none.
 
-    The first line of several; it is found by Python's reader, as polars names none.
+    It is the first such line, found by Python's CSV reader, because errors of polars do not name it.
     """
     quotes = 0
 
@@ -134,7 +134,7 @@ def count_short_rows(file: Path, separator: str) -> tuple[int, int]:
     line = pl.col("line")
     has_quotes = line.str.contains('"', literal=True)
     if lines.select(has_quotes.any()).collect(engine="streaming").item():
-        # Commas in quotes are no separators; a field may begin on one line and end on another.
+        # Commas in quotes are not separators; a field may begin on one line and end on another.
         lines = lines.with_columns(line.str.replace_all(r'"[^"]*"', ""))
         if lines.select(has_quotes.any()).collect(engine="streaming").item():
             return _count_by_rows(file, separator)

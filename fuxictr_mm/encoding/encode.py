@@ -80,7 +80,7 @@ class Split:
 
 
 class Encoding:
-    """What the training split decides: vocabularies, lengths of sequences, scales of numbers.
+    """What is built from the training split: vocabularies, lengths of sequences, scales of numbers.
 
     Parameters
     ----------
@@ -112,7 +112,7 @@ class Encoding:
         keys: Mapping[str, pl.Series],
         roles: Roles | None = None,
     ) -> Encoding:
-        """Build vocabularies and statistics; warn of histories whose entries seem to be no items.
+        """Build vocabularies and statistics; warn about histories whose entries do not seem to be items.
 
         Parameters
         ----------
@@ -168,7 +168,7 @@ class Encoding:
         return cls(vocabularies, lengths, scales)
 
     def keep(self, columns: Sequence[Column], vocabularies: Vocabularies) -> None:
-        """Add what the weights depend on to the vocabularies of a run; no model reads meta columns, they are groups."""
+        """Add what the weights depend on to the vocabularies of a run, without meta columns, which no model reads."""
         for name in _numbered(columns):
             tokens = self.vocabularies[name].tokens.to_arrow()
             vocabularies[RAW + name] = Vocabulary(tokens.cast(pa.large_string()))
@@ -190,7 +190,7 @@ class Encoding:
         """
         found: dict[str, Any] = {part: vocabularies.settings.get(part) for part in ("oov", "lengths", "scales")}
         if not all(isinstance(part, dict) for part in found.values()):
-            raise DataError(f"{vocabularies.path}: keeps no scales of raw columns; train again")
+            raise DataError(f"{vocabularies.path}: holds no scales of raw columns; train again")
         words = dict(self.vocabularies)
         shared = {c.spec.share_embedding for c in columns} | {c.name for c in columns if c.spec.share_embedding}
         is_of_texts = of_texts and "copied" not in vocabularies.settings
@@ -273,7 +273,7 @@ def _owner(column: Column, columns: Sequence[Column]) -> Column:
             raise ConfigError(f"{where}; expected an active feature that is listed before it")
         if by_name[name][1].dtype != owner.dtype:
             raise ConfigError(
-                f"{where}; the one is read as {by_name[name][1].dtype}, the other as {owner.dtype}, so that no value "
+                f"{where}; one is read as {by_name[name][1].dtype}, the other as {owner.dtype}, so no value "
                 "would be shared; write dtype: str for both"
             )
         owner = by_name[name][1]

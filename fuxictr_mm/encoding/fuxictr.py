@@ -37,7 +37,7 @@ def load_dataset(
     scratch: Path | None = None,
     shard: Shard | None = None,
 ) -> Dataset:
-    """Read and check a dataset of any layout; one without item files is encoded first, where it holds raw columns.
+    """Read and check a dataset of any layout; raw columns of a dataset without item files are encoded first.
 
     Parameters
     ----------
@@ -52,14 +52,14 @@ def load_dataset(
     test_data : str, optional
         Read in place of the dataset's test split, with the same vocabularies.
     scratch : Path, optional
-        Folder for what is encoded of ``test_data``.
+        Folder for the encoded ``test_data``.
     shard : Shard, optional
-        The part that this process reads of every split; all of it by default.
+        The part of every split that this process reads; all rows by default.
 
     Raises
     ------
     ConfigError, DataError, MissingFileError
-        Anything that is wrong with settings or files.
+        Settings or files are invalid.
     """
     given = config if test_data is None else config.with_dataset(test_data=test_data)
     if config.dataset.item_info is not None:
@@ -67,7 +67,7 @@ def load_dataset(
     paths = {split: given.require_split(split) for split in needs_labels}
     if config.dataset.data_format != "parquet" or config.dataset.rebuild_dataset:
         for path in filter(is_remote, paths.values()):
-            raise ConfigError(f"{path}: is encoded first, and so must be on a disk; copy it there")
+            raise ConfigError(f"{path}: must be on a local disk, because it is encoded first; copy it to a disk")
     vocabularies = Vocabularies() if vocabularies is None else vocabularies
     read, folder = as_integers(config, paths, needs_labels, vocabularies, None if test_data is None else scratch)
     read = _without_items(read) if flat else _with_items(read)
@@ -98,12 +98,12 @@ def as_integers(
     paths : mapping of str to str
         The splits.
     scratch : Path, optional
-        Given if the test split is none of the dataset's own: where it is written to.
+        Folder for the encoded test split, if it is not one of the dataset's own files.
 
     Returns
     -------
     read : ExperimentConfig
-        That reads the result.
+        The configuration that reads the result.
     folder : Path
         Where it is.
     """
@@ -143,15 +143,15 @@ def _described(config: ExperimentConfig, folder: Path) -> dict[str, Any]:
     Raises
     ------
     MissingFileError, DataError
-        There is no such file, or it is none of FuxiCTR's.
+        The file does not exist, or is not one of FuxiCTR's.
     """
     if config.dataset.feature_cols and config.dataset.label_col:
         return {}
     path = folder / "feature_map.json"
     if not path.is_file():
         raise MissingFileError(
-            f"{path}: no such file; dataset {config.dataset_id} has no feature_cols and label_col, name them or "
-            "write FuxiCTR's feature_map.json"
+            f"{path}: no such file; dataset {config.dataset_id} has no feature_cols and label_col; set "
+            "them, or write FuxiCTR's feature_map.json"
         )
     content = read_json(path)
     try:
@@ -176,7 +176,7 @@ def _described(config: ExperimentConfig, folder: Path) -> dict[str, Any]:
 
 
 def _without_items(config: ExperimentConfig) -> ExperimentConfig:
-    """Return the configuration without roles; a sequence of numbers is no feature of FuxiCTR's models."""
+    """Return the configuration without roles; a sequence of numbers is not a feature of FuxiCTR's models."""
     columns = [c for c in config.dataset.feature_cols or () if not (c.history and c.dtype == "float")]
     return config.with_dataset(feature_cols=columns, roles=Roles())
 
@@ -187,7 +187,7 @@ def _with_items(config: ExperimentConfig) -> ExperimentConfig:
     Raises
     ------
     ConfigError
-        A role that is missing, or is no column with the vocabulary that it needs.
+        A role is missing, or its column does not have the vocabulary that it needs.
     """
     where, roles = f"dataset {config.dataset_id}", config.dataset.roles
     columns = {
@@ -203,7 +203,7 @@ def _with_items(config: ExperimentConfig) -> ExperimentConfig:
     for name in (roles.history, *roles.histories):
         if columns[name].share_embedding != roles.target:
             raise ConfigError(
-                f"{where}: roles: {name} and {roles.target} have vocabularies of their own; write "
+                f"{where}: roles: {name} and {roles.target} have separate vocabularies; write "
                 f"share_embedding: {roles.target} for {name}"
             )
     columns[roles.target] = columns[roles.target].model_copy(update={"source": ITEM_SOURCE})

@@ -1,4 +1,4 @@
-"""Warnings of histories whose entries are no items: another separator, or ids that are written in another way."""
+"""Warnings about histories whose entries are not items: another separator, or ids written in another form."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FEW = 0.1
 
 
 def history_problem(history: pl.DataFrame, targets: pl.DataFrame, splitter: str | None) -> str:
-    """Return what is wrong with the entries of a history and what to do, or an empty text.
+    """Return the problem of the entries of a history with its fix, or an empty text.
 
     Parameters
     ----------
@@ -40,12 +40,14 @@ def history_problem(history: pl.DataFrame, targets: pl.DataFrame, splitter: str 
             example = history.filter(holds)["value"].min()
             return (
                 f"{fraction:.0%} of its entries, such as {example!r}, hold {separator!r}, which targets do not; write "
-                f"splitter: {json.dumps(separator)} for the column, or ids alone with {splitter!r} between them"
+                f"splitter: {json.dumps(separator)} for the column, or write only ids, with {splitter!r} between them"
             )
     known = _fraction(history, pl.col("value").is_in(targets["value"].implode()))
     if known < FEW:
         examples = f"{history['value'].min()!r} and {targets['value'].min()!r}"
-        return f"{known:.1%} of its entries are targets of the split ({examples}); write the ids of both in one way"
+        return (
+            f"{known:.1%} of its entries are targets of the split ({examples}); write the ids of both in the same form"
+        )
     return ""
 
 

@@ -1,4 +1,4 @@
-"""Encode the splits of a dataset, or take them from the cache."""
+"""Encode the splits of a dataset, or read them from the cache."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ def encode(
     root : Path
         The dataset's folder, for the cache.
     scratch : Path, optional
-        Given if the test split is none of the dataset's own: where it is written to.
+        Folder for the encoded test split, if it is not one of the dataset's own files.
     vocabularies : Vocabularies, optional
-        Those of the run whose weights are used, which then decide the encoding; else it is added to them.
+        Those of the run whose weights are used, which determine the encoding; otherwise it is added to them.
 
     Returns
     -------
@@ -109,7 +109,7 @@ def encode(
                 target = cache.split_path(f"unlabelled-{split}", files.hash)
             changes[f"{split}_data"] = str(target)
             if target.exists():
-                logger.info(f"{path}: encoded before, {target} is used")
+                logger.info(f"{path}: already encoded, {target} is used")
                 continue
             started = time.perf_counter()
             source = parse("other" if of_user else split, files, needs_labels[split])
@@ -154,7 +154,7 @@ def _find_cache(
         kept = None if trains else Cache.find(root, settings, has_run)
         if kept is None:
             raise
-        logger.info(f"{kept.folder}: its vocabularies are used, a file that they were made from is missing")
+        logger.info(f"{kept.folder}: its vocabularies are used, although a file that they were built from is missing")
         return kept
 
 
@@ -176,14 +176,14 @@ def _as_trained(
     """Return the encoding of the run whose vocabularies are given, else this one, which is added to them."""
     has_run, of_texts = bool(vocabularies.settings), dataset.data_format == "csv"
     if has_run and not (trained := encoding.of_run(columns, vocabularies, of_texts=of_texts)).equals(encoding):
-        logger.info(f"{path}: has changed since training; {vocabularies.path} is used")
+        logger.info(f"{path}: has changed since training; the vocabularies of {vocabularies.path} are used")
         encoding, cache = trained, _cache_of_run(cache, vocabularies)
         _write_pretrained(cache, encoding, keys, dataset.roles.target)
     elif vocabularies.path is None:
         encoding.keep(columns, vocabularies)
     elif not has_run:  # of an earlier version
         logger.warning(
-            f"{vocabularies.path}: keeps no vocabularies of raw columns; they are built from {path}, and the scores "
+            f"{vocabularies.path}: holds no vocabularies of raw columns; they are built from {path}, and the scores "
             "are wrong if it has changed since training"
         )
     return encoding, cache
@@ -263,7 +263,7 @@ def _write_pretrained(cache: Cache, encoding: Encoding, keys: Mapping[str, Path]
 
 
 def convert(paths: Mapping[str, str], root: Path) -> dict[str, Any]:
-    """Convert the arrays of .npz files to Parquet, unless that was done before; return the splits' new paths."""
+    """Convert the arrays of .npz files to Parquet, unless they are already converted; return the splits' new paths."""
     changes = {}
     cache = Cache(root, {"data_format": "npz"})
     with cache.locked():
@@ -273,7 +273,7 @@ def convert(paths: Mapping[str, str], root: Path) -> dict[str, Any]:
             target = cache.split_path(split, hash_files(path, ".npz"))
             changes[f"{split}_data"] = str(target)
             if target.exists():
-                logger.info(f"{path}: converted before, {target} is used")
+                logger.info(f"{path}: already converted, {target} is used")
                 continue
             cache.write(target, partial(_write_arrays, part_files(path, ".npz")))
             logger.info(f"{path}: converted to {target}")
@@ -300,7 +300,8 @@ def _write_arrays(files: Sequence[Path], target: Path) -> None:
         joined = pl.concat(frames, how="vertical_relaxed")
     except pl.exceptions.PolarsError as error:
         raise DataError(
-            f"{files[0].parent}: the part files have arrays of other types ({first_line(error)}); write them alike"
+            f"{files[0].parent}: the part files have arrays of different types ({first_line(error)}); write "
+            "them with the same types"
         ) from None
     joined.write_parquet(target, row_group_size=ROW_GROUP)
 

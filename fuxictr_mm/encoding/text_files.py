@@ -61,7 +61,7 @@ def schema_of(path: Path) -> dict[str, pl.DataType]:
             return dict(pl.scan_ndjson(path, infer_schema_length=None).collect_schema())
         header = _header(path)  # of a compressed file, polars would unpack all into memory
         if "\0" in header:
-            raise DataError(f"{path}: is no text in UTF-8, perhaps one in UTF-16; convert the file")
+            raise DataError(f"{path}: is not a text file in UTF-8, perhaps in UTF-16; convert the file to UTF-8")
         if "\r" in re.sub(r'"[^"]*"', "", header).rstrip("\r\n"):
             raise DataError(f"{path}: its lines end in CR, expected LF or CR LF; convert the file")
         schema = pl.read_csv(io.BytesIO(header.encode()), separator=separator_of(header), infer_schema=False).schema
@@ -75,7 +75,7 @@ def schema_of(path: Path) -> dict[str, pl.DataType]:
 def scanned(path: Path, folder: Path | None = None, warn: bool = False) -> Iterator[pl.LazyFrame]:
     """Yield the rows of a file, lazily; its types are those of ``schema_of``, and blank lines are skipped.
 
-    A compressed file is unpacked for the time being, into ``folder`` or that of temporary files. ``warn`` logs rows of
+    A compressed file is unpacked temporarily, into ``folder`` or the folder of temporary files. ``warn`` logs rows of
     fewer fields than the header, whose last columns are missing values.
 
     Raises
@@ -140,5 +140,5 @@ def _find_damage(path: Path) -> str:
                 (name for name, text in row.items() if any("\udc80" <= c <= "\udcff" for c in text or "")), None
             )
             if wrong is not None:
-                return f"row {number}: {wrong} is no text in UTF-8; convert the file"
+                return f"row {number}: {wrong} is not text in UTF-8; convert the file to UTF-8"
     return ""

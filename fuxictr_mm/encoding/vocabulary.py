@@ -1,6 +1,6 @@
 """Vocabularies by FuxiCTR's rules: the id of every value of a column.
 
-Id 0 is padding, ids from 1 on are the values of the training split, the next one is that of all other values (OOV),
+Id 0 is padding, ids from 1 on are the values of the training split, the next one is for all other values (OOV),
 and the keys of a file of embeddings follow. Texts are ordered by falling count, then by code points; numbers by value.
 """
 

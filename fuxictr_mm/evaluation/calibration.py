@@ -84,9 +84,9 @@ def fit(method: str, label: np.ndarray, prediction: np.ndarray) -> Calibrator:
     Raises
     ------
     ConfigError
-        There is no such method.
+        The method is unknown.
     DataError
-        Predictions are not from 0 to 1, or there is one class only.
+        Predictions are not from 0 to 1, or there is only one class.
     """
     if method not in METHODS:
         raise ConfigError(f"calibrate: there is no method '{method}', expected one of {', '.join(METHODS)}")
@@ -137,7 +137,7 @@ def folds(label: np.ndarray, group: np.ndarray | None) -> np.ndarray:
     Raises
     ------
     DataError
-        Without a fold, the rows are of one class, or there are none.
+        Without some fold, the rows are of one class, or there are no rows.
     """
     from fuxictr_mm.data.groups import group_keys, number_users
 
@@ -196,7 +196,7 @@ def calibrate_run(run: Run) -> dict[str, Any]:
     Raises
     ------
     MissingFileError, DataError
-        The run has no validation predictions, they are no probabilities, or there are too few users to cross-fit.
+        The run has no validation predictions, they are not probabilities, or there are too few users to cross-fit.
     """
     label, prediction, group = run.predictions()
     fold = folds(label, group)
@@ -236,7 +236,7 @@ def describe(found: Mapping[str, Any], method: str) -> str:
     if min(after["logloss"], before["logloss"]) > found["methods"][best]["logloss"] + 1e-4 and best != method:
         line += f"; {best} reaches {found['methods'][best]['logloss']:.4f}"
     elif after["logloss"] > before["logloss"]:
-        line += "; no better than without"
+        line += "; not better than the uncalibrated predictions"
     if calibrator_of(found, method).is_constant:
-        line += "; not applied, since no slope is positive, and all scores would be the same"
+        line += "; not applied, because no slope is positive and all scores would be equal"
     return line

@@ -1,4 +1,4 @@
-"""The predictions of several runs become one: averages, fitted weights, and a stack of trees.
+"""Combination of the predictions of several runs: averages, fitted weights, and a stack of trees.
 
 Shape letters: n examples, M runs.
 """
@@ -61,7 +61,7 @@ def transform(predictions: np.ndarray, average: str) -> np.ndarray:
     Raises
     ------
     DataError
-        Logits of predictions that are no probabilities.
+        Logits of predictions that are not probabilities.
 
     Examples
     --------
@@ -76,7 +76,9 @@ def transform(predictions: np.ndarray, average: str) -> np.ndarray:
 
         return rankdata(values, axis=1) / values.shape[1]
     if values.min() < 0 or values.max() > 1:
-        raise DataError(f"predictions are {values.min():g} to {values.max():g}, no probabilities; use --average rank")
+        raise DataError(
+            f"predictions are {values.min():g} to {values.max():g}, expected probabilities; use --average rank"
+        )
     clipped = values.clip(MARGIN, 1 - MARGIN)
     return np.log(clipped) - np.log1p(-clipped)
 

@@ -83,7 +83,7 @@ class Comparison:
     samples : int
         Bootstrap samples with both classes.
     notes : list of str
-        What was selected, and what limits the conclusions.
+        Which runs were selected, and limits of the conclusions.
     split : {"valid", "test"}
         Where the examples are from.
     """
@@ -118,9 +118,9 @@ def compare(
     root : path
         The ``model_root`` of the runs.
     split : {"valid", "test"}
-        Examples to compare on. What is chosen by its result on test is no longer measured by it.
+        Examples to compare on. Do not select by the result on test: it would no longer be an unbiased estimate.
     task : str, optional
-        The label to compare on, of runs on several.
+        The label to compare on, for runs with several labels.
     samples, seed : int
         Bootstrap samples of users, and their seed.
     quiet : bool
@@ -145,13 +145,15 @@ def compare(
             path = run.path.resolve()
             if path in owner:
                 raise ConfigError(
-                    f"the run {run.run} is on both sides, of {owner[path]} and of {label}; "
+                    f"the run {run.run} is on both sides, {owner[path]} and {label}; "
                     "give two different experiments or runs"
                 )
             owner[path] = label
         groups[label] = group
     if len(files) == len(names):
-        raise ConfigError(f"compare: '{files[0]}' and the others are files; give one run or more that knows the labels")
+        raise ConfigError(
+            f"compare: '{files[0]}' and the others are files, which have no labels; give at least one run"
+        )
     runs = [run for group in groups.values() for run in group]
     for name in files:
         groups[label := _label(name, names)] = [read := read_file(name, runs[0], split, task)]
@@ -212,12 +214,12 @@ def runs_of_one_configuration(runs: Sequence[Run], name: str, notes: list[str], 
     kept: dict[int | None, Run] = {}
     for run in same:
         kept.setdefault(run.seed, run)
-    found = f"{len(kept)} of {plural(len(usable), 'run')} {'is' if len(kept) == 1 else 'are'} taken"
+    found = f"{len(kept)} of {plural(len(usable), 'run')} {'is' if len(kept) == 1 else 'are'} used"
     what = differences(usable) or [TEST_DATA] * (len(same) < len(usable))
     if what:
         notes.append(f"{name}: its runs differ in {listed(what)}; {found}, like {first.run} of {first.started_at}")
     elif len(kept) < len(usable):
-        notes.append(f"{name}: of runs with the same seed the newest is taken ({found})")
+        notes.append(f"{name}: the newest of the runs with the same seed is used ({found})")
     return list(kept.values())
 
 
@@ -259,7 +261,7 @@ def compare_groups(
     samples, seed : int
         Bootstrap samples of users, and their seed.
     task : str, optional
-        The label to compare on, of runs on several.
+        The label to compare on, for runs with several labels.
     track : callable
         Wraps the iterable of chunks of samples, for a progress bar.
     on_problem : callable
@@ -341,8 +343,8 @@ def _has_examples(entry: _Predictions, rows: Rows, on_problem: OnProblem) -> boo
     """Whether a run was evaluated on these examples; ``on_problem`` is called if not."""
     reason = entry.rows.difference(rows)
     if reason:
-        message = f"{entry.run.path}: evaluated on other examples than the other runs: {reason}"
-        on_problem(entry.name, entry.run, DataError(f"{message}; compare runs of one file"))
+        message = f"{entry.run.path}: evaluated on different examples than the other runs: {reason}"
+        on_problem(entry.name, entry.run, DataError(f"{message}; compare runs on the same file"))
     return not reason
 
 
@@ -357,7 +359,7 @@ def _users(group: np.ndarray | None, rows: int) -> tuple[np.ndarray, list[str]]:
     if user.max() + 1 < MIN_USERS:
         raise DataError(f"examples of {user.max() + 1} users; the bootstrap needs {MIN_USERS} or more")
     alone = int((group == NO_GROUP).sum())
-    return user, [f"{alone} of {rows} rows have no group, and count as a user each"] if alone else []
+    return user, [f"{alone} of {rows} rows have no group, and each counts as a user"] if alone else []
 
 
 def _other_seeds(

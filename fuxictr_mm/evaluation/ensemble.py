@@ -124,7 +124,7 @@ def ensemble(
     if average not in AVERAGES:
         raise ConfigError(f"--average is '{average}', expected one of {', '.join(AVERAGES)}")
     if stack and fit_weights:
-        raise ConfigError("--stack fits to the validation rows already; leave --fit-weights out")
+        raise ConfigError("--stack is already fitted to the validation rows; remove --fit-weights")
     if name is not None:
         check_id(name, "--name:")
     if stack:
@@ -133,11 +133,11 @@ def ensemble(
     _check_ensembles(runs, "logit" if stack else average)
     if len(runs) == 1 and not single:
         raise ConfigError(
-            f"{runs[0].path}: a single run, nothing is averaged; name several, or leave --average, --fit-weights, "
-            "--stack and --name out"
+            f"{runs[0].path}: a single run, so nothing is averaged; give several, or remove --average, "
+            "--fit-weights, --stack and --name"
         )
     if len(runs) == 1 and not _has_another_test_file(runs[0]):
-        logger.info(f"{runs[0].path}: a single run, nothing to average")
+        logger.info(f"{runs[0].path}: a single run, so nothing is averaged")
         read_test_predictions(runs, gpu)
         return runs[0]
     if name is None:
@@ -154,7 +154,7 @@ def ensemble(
 
 
 def check_is_free(paths: RunPaths) -> None:
-    """Refuse the name of an experiment for an ensemble.
+    """Check that the name of an ensemble is not that of an experiment.
 
     Raises
     ------
@@ -188,7 +188,7 @@ def combined_run(
     paths : RunPaths
         Where it is written, and its experiment id.
     description : str
-        A line on it.
+        One line that describes it.
     how : str
         One of ``AVERAGES``, or ``stack``.
     valid, test : tuple of Examples and ndarray
@@ -243,7 +243,9 @@ def _members(names: Sequence[str | os.PathLike[str]], root: str | os.PathLike[st
     for note in [*notes, *different_files(named)]:
         logger.warning(note)
     if datasets := {run.dataset_id for run in runs} - {runs[0].dataset_id}:
-        raise ConfigError(f"runs on several datasets, {runs[0].dataset_id} and {datasets.pop()}; average those of one")
+        raise ConfigError(
+            f"runs on several datasets, {runs[0].dataset_id} and {datasets.pop()}; average runs on one dataset"
+        )
     return runs
 
 
@@ -262,8 +264,8 @@ def _check_ensembles(runs: Sequence[Run], average: str) -> None:
             )
         if len(runs) > 1 and average != "rank" and run.config.get("average") == "rank":
             raise ConfigError(
-                f"{run.path}: its predictions are ranks, no probabilities, which --average {average} needs; add its "
-                f"runs instead, --runs {members}, or --average rank"
+                f"{run.path}: its predictions are ranks, but --average {average} needs probabilities; give "
+                f"its runs instead, --runs {members}, or --average rank"
             )
 
 
@@ -293,7 +295,7 @@ def read_test_predictions(runs: Sequence[Run], gpu: int = -1) -> Examples | None
     files = {file: run for run in runs if (file := _test_file(run))}
     if len(files) > 1:  # as one with labels, and one without
         names = ", ".join(f"{run.config[TEST_DATA]} of {run.path}" for run in files.values())
-        logger.warning(f"test files differ; their rows are taken for the same, in the same order: {names}")
+        logger.warning(f"test files differ; their rows are assumed to be the same, in the same order: {names}")
     rows: list[tuple[np.ndarray | None, np.ndarray, np.ndarray | None]] = []
     for run in runs:
         saved = run.path / PREDICTIONS["test"]
@@ -327,8 +329,8 @@ def _align(
     for run, (labels, prediction, groups) in zip(runs, rows, strict=True):
         if reason := Rows(len(prediction), labels, groups).difference(expected):
             raise DataError(
-                f"{run.path}: its {split} rows are others than those of {runs[0].path}: {reason}; average runs of one "
-                "file"
+                f"{run.path}: its {split} rows differ from those of {runs[0].path}: {reason}; average runs "
+                "on the same file"
             )
     return Examples(label, group, np.stack([prediction for _, prediction, _ in rows]))
 
@@ -371,12 +373,12 @@ def _write(
 
 
 def refuse_ensemble(expid: str, root: str | os.PathLike[str] = "checkpoints") -> None:
-    """Refuse the name of an ensemble where an experiment is needed.
+    """Raise an error if an experiment id is that of an ensemble.
 
     Raises
     ------
     ConfigError
-        It has no weights; the best of its experiments is named, with the folder of its configuration.
+        It is an ensemble, which has no weights; the error names the best of its experiments and its configuration.
     """
     run = next((run for run in find_runs(root, expid=expid) if run.model == ENSEMBLE and run.is_usable), None)
     members = [read_run(path) for path in run.config.get("members", [])] if run else []
@@ -388,18 +390,18 @@ def refuse_ensemble(expid: str, root: str | os.PathLike[str] = "checkpoints") ->
     words = [str(word) for word in best.environment.get("command") or []]
     where = next((f" --config {quote(b)}" for a, b in itertools.pairwise(words) if a == "--config"), "")  # of a trial
     raise ConfigError(
-        f"{expid}: an ensemble of {len(members)} runs, which has no weights of its own; take one of its experiments, "
-        f"the best of which is --expid {quote(best.expid)}{where}"
+        f"{expid}: an ensemble of {len(members)} runs, which has no weights; use one of its "
+        f"experiments, such as the best: --expid {quote(best.expid)}{where}"
     )
 
 
 def describe(run: Run) -> list[str]:
-    """Return lines on an ensemble: the validation AUC of the runs, their weights, and that of the ensemble.
+    """Return the summary of an ensemble: the validation AUC of the runs, their weights, and that of the ensemble.
 
     Raises
     ------
     UserError
-        Files of its runs are gone.
+        Files of its runs are missing.
     """
     from fuxictr_mm.files import read_json
     from fuxictr_mm.terminal import format_table
@@ -430,7 +432,7 @@ def describe(run: Run) -> list[str]:
         by = "users" if examples.group is not None else "rows"
         lines.append(
             f"cross-fitted by {by}: valid {metric} {run.valid[metric]:.4f}, with equal weights {plain[metric]:.4f}"
-            + ("" if gain > 0 else "; equal weights are no worse, so prefer them")
+            + ("" if gain > 0 else "; equal weights are not worse, so prefer them")
         )
     return lines
 

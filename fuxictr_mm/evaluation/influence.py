@@ -162,7 +162,7 @@ def find_last_layer(model: Any, batch: Any, name: str | None = None) -> str:
     Raises
     ------
     ConfigError
-        There is none.
+        The model has no such layer.
     """
     from torch import nn
 
@@ -170,7 +170,7 @@ def find_last_layer(model: Any, batch: Any, name: str | None = None) -> str:
     there = ", ".join(linears) or "none"
     if name is not None and name not in linears:
         raise ConfigError(
-            f"--layer {name}: {model.model_id} has no such nn.Linear of one output{nearest(name, linears)} "
+            f"--layer {name}: {model.model_id} has no such nn.Linear with one output{nearest(name, linears)} "
             f"(there are: {there})"
         )
     for candidate in [name] if name is not None else reversed(linears):

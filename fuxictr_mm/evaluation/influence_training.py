@@ -67,7 +67,7 @@ def train_keeping_checkpoints(
     keeper = _CheckpointKeeper(model, valid, folder)
     history = loop.fit(model, train, config.epochs, keeper, config.max_gradient_norm)
     if config.save_best_only:
-        # Steps after the best weights have no part in the model.
+        # Steps after the best weights do not affect the model.
         values = [model._monitor.get_value(entry) for entry in history]
         del keeper.kept[values.index(model._best_metric) + 1 :]
     metrics = {"valid": loop.evaluate(model, valid, config.metrics)}
@@ -110,16 +110,19 @@ def number_of_worst(dataset: Dataset, percent: float) -> int:
     Raises
     ------
     ConfigError
-        None, or the split is streamed from disk.
+        No example, or the split is streamed from disk.
     """
     from fuxictr_mm.data.interactions import InteractionTable
 
     table = dataset.splits["train"]
     if not isinstance(table, InteractionTable):
-        raise ConfigError("--drop-worst: train is streamed from disk; set resident: True in dataset_config.yaml")
+        raise ConfigError(
+            "--drop-worst: train is streamed from disk, expected it in memory; set resident: True in "
+            "dataset_config.yaml"
+        )
     number = int(len(table) * percent / 100)
     if number < 1:
-        raise ConfigError(f"--drop-worst {percent:g}: is less than one of {len(table)} examples; raise it")
+        raise ConfigError(f"--drop-worst {percent:g}: fewer than one of {len(table)} examples; increase it")
     return number
 
 

@@ -70,7 +70,7 @@ def read_file(name: str | os.PathLike[str], like: Run, split: str = "valid", tas
     split : {"valid", "test"}
         Which of its examples.
     task : str, optional
-        The label, of a run on several.
+        The label, for a run with several labels.
 
     Raises
     ------
@@ -97,7 +97,7 @@ def read_file(name: str | os.PathLike[str], like: Run, split: str = "valid", tas
         found = table[label_name].to_numpy()[order]
         if not np.array_equal(found[known], label[known]):
             raise DataError(
-                f"{path}: {label_name}: differs from that of {like.run}, first in row "
+                f"{path}: {label_name}: differs from the label of {like.run}, first in row "
                 f"{int(np.argmax(known & (found != label)))} of {split}; give predictions of the same file in its "
                 "order, or ids"
             )
@@ -175,7 +175,8 @@ def _keys_of(
             return {}
         reason = first_line(error)
         raise DataError(
-            f"{path}: {', '.join(unknown)}: cannot be looked up ({reason}); write the scores alone, in order"
+            f"{path}: {', '.join(unknown)}: cannot be looked up ({reason}); write only the scores, in the "
+            "order of the rows"
         ) from None
     kinds = (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string)
     shared = [f.name for f in table.schema if f.name != label_name and any(kind(f.type) for kind in kinds)]
@@ -184,13 +185,13 @@ def _keys_of(
     if shared and not (len(theirs) == len(label) and np.array_equal(theirs[known], label[known])):
         raise DataError(
             f"{path}: {', '.join(shared)}: cannot be looked up, {like.config[f'{split}_data']} does not hold the rows "
-            f"that {like.run} was evaluated on; write the scores alone, in the order of the run"
+            f"that {like.run} was evaluated on; write only the scores, in the order of the run"
         )
     return {name: table[name] for name in shared}
 
 
 def _with_types_of(path: Path, table: pa.Table, keys: Mapping[str, pa.ChunkedArray]) -> pa.Table:
-    """Return a table with the columns of a CSV file, which has no types, as the types of others, where they can be."""
+    """Return a table with the columns of a CSV file, which has no types, cast to other types where possible."""
     import pyarrow as pa
     from pyarrow import csv
 
@@ -266,7 +267,9 @@ def _order(
     order = np.argsort(found, kind="stable")
     named = numbers or "the column without a name"
     if not np.array_equal(found[order], np.arange(rows)):
-        raise DataError(f"{path}: {named}: is no numbering of {rows} rows from 0; leave it out for row order")
+        raise DataError(
+            f"{path}: {named}: does not number {rows} rows from 0; remove it if the rows are in the order of the file"
+        )
     return order, f"ordered by {named}"
 
 
@@ -282,7 +285,9 @@ def _join(path: Path, ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray], 
     wanted, found = code[:rows], code[rows:]
     for what, codes in (("the data file", wanted), (str(path), found)):
         if len(np.unique(codes)) < len(codes):
-            raise DataError(f"{path}: {by} repeat in {what}, so they do not tell rows apart; write all rows in order")
+            raise DataError(
+                f"{path}: {by} repeat in {what}, so they do not identify rows; write all rows in the order of the file"
+            )
     order = np.argsort(found, kind="stable")
     place = np.searchsorted(found[order], wanted).clip(max=len(found) - 1)
     missing = found[order][place] != wanted

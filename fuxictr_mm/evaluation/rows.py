@@ -10,7 +10,7 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Rows of a split, as far as a run knows them.
+    """Rows of a split, from the files of a run.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ class Rows:
         return None if self.keys is None else partition_of(self.keys)
 
     def difference(self, other: Rows) -> str:
-        """Return how these rows differ from others; an empty text where nothing that both know does."""
+        """Return how these rows differ from others; an empty text if nothing known of both differs."""
         if self.count != other.count:
             return f"{self.count} against {other.count}"
         if self.label is not None and other.label is not None and not np.array_equal(self.label, other.label):

@@ -384,7 +384,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def fixed(value: float, sign: str = "") -> str:
-    """Return four decimals, with ``sign="+"`` a plus as well; zero has no minus.
+    """Return four decimals, with ``sign="+"`` a plus as well; zero has no sign.
 
     Examples
     --------
@@ -427,9 +427,9 @@ def conclude(first: Side, second: Side, found: Difference, p_value: float | None
         here = f"no significant difference: the weights of {better.name} rank these examples better than those of"
         here += f" {worse.name} by {size}"
         if low > 0 and lone:
-            return f"{here}, but other seeds of {lone} may differ as much: run at least 3 of each{same}"
+            return f"{here}, but other seeds of {lone} may differ by as much: run at least 3 seeds of each{same}"
         return f"{here}; with these examples {limit}, and {unknown}{same}"
     source = "examples" if found.rows_reach >= found.seeds_reach else "seeds"
     corrected = "; corrected for several tests" if p_value is not None and found.p_value < ALPHA else ""
-    ahead = f"{better.name} is ahead of {worse.name} by {size}{corrected}"
-    return f"no significant difference: {ahead}; with these {source} {limit}{same}"
+    higher = f"the AUC of {better.name} is higher than that of {worse.name} by {size}{corrected}"
+    return f"no significant difference: {higher}; with these {source} {limit}{same}"

@@ -37,7 +37,7 @@ class BilinearInteraction(fuxictr_layers.BilinearInteraction):
     Raises
     ------
     ValueError
-        Another ``bilinear_type``, or fewer than two fields.
+        ``bilinear_type`` is unknown, or there are fewer than two fields.
 
     Examples
     --------

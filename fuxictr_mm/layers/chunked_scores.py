@@ -27,14 +27,14 @@ CHUNK = 1024
 
 @dataclass(frozen=True)
 class ReLULayers:
-    """The layers behind the first linear layer of an MLP whose activations are all ReLU.
+    """The layers after the first linear layer of an MLP whose activations are all ReLU.
 
     Parameters
     ----------
     dropouts : list of float
-        Probability after each ReLU, 0 where there is no dropout.
+        Probability after each ReLU, 0 without dropout.
     linears : list of nn.Linear
-        The linear layer behind each ReLU; the last one has a single output.
+        The linear layer after each ReLU; the last one has a single output.
     output : nn.Sequential
         What follows the last linear layer.
     """
@@ -45,7 +45,7 @@ class ReLULayers:
 
 
 def relu_layers(modules: nn.Sequential) -> ReLULayers | None:
-    """Return the modules behind a first linear layer as ``ReLULayers``, or None where they are others."""
+    """Return the modules after a first linear layer as ``ReLULayers``; None for other modules."""
     rest = list(modules)
     dropouts: list[float] = []
     linears: list[nn.Linear] = []
@@ -86,7 +86,7 @@ def chunked_scores(
     weight : Tensor
         ``(A, D)`` W.
     layers : ReLULayers
-        The layers behind the first linear layer.
+        The layers after the first linear layer.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Attention and statistics that know how similar the content of an item is to the target's.
+"""Attention and statistics that use the similarity of an item's content to the target's.
 
 Shape letters: B rows, N history items of a batch, D input dim, A attention dim, H heads, K tiers.
 """
@@ -48,7 +48,7 @@ class SimTier(nn.Module):
 
     .. math:: f_{b, j} = w_j \, \log(1 + |\{n \in b : \mathrm{tier}(r_n) = j\}|)
 
-    A model that takes the histogram as it is needs no layer: ``type: similarity`` has ``histogram_K``.
+    A model that uses the histogram directly needs no layer: ``type: similarity`` has ``histogram_K``.
 
     Parameters
     ----------
@@ -188,7 +188,7 @@ class BucketAttention(nn.Module):
         k_n = W_k s_n + E_k[\mathrm{tier}(r_n)], \quad v_n = W_v s_n + E_v[\mathrm{tier}(r_n)], \quad
         o_b = \sum_{n \in b} \mathrm{softmax}_{n \in b} \Big(\frac{(W_q t_b) \cdot k_n}{\sqrt{A / H}}\Big) v_n
 
-    with the cosine r of the contents. The sums are never made per entry: a row has a product with each tier, and a
+    with the cosine r of the contents. The sums are not computed per entry: a row has a product with each tier, and a
     weight of each tier.
 
     Parameters

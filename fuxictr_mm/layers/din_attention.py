@@ -120,7 +120,7 @@ class DINAttention(nn.Module):
         return weighted_sum(history, self.weights(weights_N))
 
     def keys(self, history: Tensor) -> Tensor:
-        """Return the part of the first layer that depends on the history ``(L, D)`` of one user alone, ``(L, A)``."""
+        """Return the part of the first layer that depends only on the history ``(L, D)`` of one user, ``(L, A)``."""
         _, weight_s, weight_d, _ = self.attention_layer.mlp[0].weight.chunk(4, dim=1)
         return F.linear(history, weight_s - weight_d)
 

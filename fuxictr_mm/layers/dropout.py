@@ -11,7 +11,7 @@ class Dropout(nn.Dropout):
     """Dropout whose mask on the CPU is sampled four entries at a time.
 
     PyTorch samples one 32-bit number per entry, one after the other; in a small network that takes longer than the
-    matrix products. Here each 64-bit number of the generator gives four masks of 16 bits, so that ``p`` is met to
+    matrix products. Here each 64-bit number of the generator gives four masks of 16 bits, so ``p`` is exact to
     1 / 65536; kept entries are scaled by the exact expected fraction. On other devices PyTorch's kernel runs.
 
     Srivastava et al., "Dropout", JMLR 2014, https://jmlr.org/papers/v15/srivastava14a.html

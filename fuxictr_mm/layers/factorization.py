@@ -31,7 +31,7 @@ class Factorization(nn.Module):
     def __init__(self, dim: int, num_tasks: int = 1) -> None:
         super().__init__()
         if dim < num_tasks:
-            raise ConfigError(f"the dim of a factorization is {dim}, expected {num_tasks} or more, a bias a label")
+            raise ConfigError(f"the dim of a factorization is {dim}, expected {num_tasks} or more, one bias per label")
         self.bias = nn.Parameter(torch.zeros(num_tasks))
         self.weights = nn.Parameter(torch.ones(num_tasks, dim - num_tasks)) if num_tasks > 1 else None
 

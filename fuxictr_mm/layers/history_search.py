@@ -78,7 +78,7 @@ class EqualCodes:
         return equal_RLM.sum(2) if self.weights is None else _weighted(equal_RLM.unbind(2), self.weights)
 
     def of_all(self) -> Tensor:
-        """Return the scores of all items for all rows, ``(B, U)``; nothing of ``(B, U, M)`` is made."""
+        """Return the scores of all items for all rows, ``(B, U)``; no tensor ``(B, U, M)`` is allocated."""
         codes = self.codes.masked_fill(self.codes == 0, -1)
         weights = torch.ones(codes.shape[1], device=codes.device) if self.weights is None else self.weights
         columns = zip(codes.unbind(1), self.of_target.split(1, dim=1), strict=True)
@@ -115,7 +115,7 @@ class SameCategory:
         return (equal & (of_items_RLT != 0).unsqueeze(3)).flatten(2).any(dim=2)
 
     def of_all(self) -> Tensor:
-        """Return whether items may be found by rows, ``(B, U)`` bool; nothing of ``(B, U, T, T)`` is made."""
+        """Return whether items may be found by rows, ``(B, U)`` bool; no tensor ``(B, U, T, T)`` is allocated."""
         categories = self.categories.masked_fill(self.categories == 0, -1)
         columns = product(categories.unbind(1), self.of_target.split(1, dim=1))
         return reduce(torch.logical_or, (of_items == of_target for of_items, of_target in columns))
@@ -207,7 +207,7 @@ def _search_at_once(history: Jagged, score: Score | None, top_k: int, allowed: S
 
 @torch.no_grad()
 def search_user(scores: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
-    """Find what ``search`` does, for the candidates of one user in its history, the newest entry first.
+    """Find the entries of ``search`` for the candidates of one user in its history, the newest entry first.
 
     Parameters
     ----------
@@ -239,7 +239,7 @@ def search_user(scores: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
 
 
 def softmax_of_found(scores: Tensor, found: Tensor) -> Tensor:
-    """Return the softmax over the entries ``(.., L)`` that are found; zeros elsewhere, and where none is.
+    """Return the softmax over the entries ``(.., L)`` that are found; zeros elsewhere, and for rows without any.
 
     Examples
     --------

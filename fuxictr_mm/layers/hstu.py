@@ -25,7 +25,7 @@ class HSTULayer(nn.Module):
         a_{ij} = \frac{1}{n} \mathrm{SiLU}(q_i \cdot k_j + b_{i - j}), \; j \le i, \qquad
         y_i = x_i + W_2 \Big(\mathrm{LN}\big(\textstyle\sum_j a_{ij} v_j\big) \odot u_i\Big) + b
 
-    The norms have no parameters; the bias of distances is shared by the heads. n is a constant, the most tokens of a
+    The norms have no parameters; the bias of distances is shared by the heads. n is a constant, the largest length of a
     row, so that weights of a row do not sum to one and long histories count as such.
 
     Parameters

@@ -13,7 +13,7 @@ GROUPS = ("fields", "history", "tasks")
 
 
 class History(NamedTuple):
-    """Items s ``(.., W)`` of rows with a scale and a shift ``(B, W)``: stands for ``s * scale + shift``.
+    """Items s ``(.., W)`` of rows with a scale and a shift ``(B, W)``: represents ``s * scale + shift``.
 
     With ``shared``, all rows have the items of the only row of ``items``.
     """

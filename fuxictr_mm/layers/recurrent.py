@@ -161,7 +161,7 @@ def scan_gru(gru: nn.GRU, inputs: Tensor) -> Tensor:
 
 
 def padded_steps(history: Jagged) -> tuple[Tensor, Tensor]:
-    """Return the entry at each step of each row ``(T, B)``, N at padding, and the place of each entry in it ``(N,)``.
+    """Return the entry at each step of each row ``(T, B)``, N at padding, and each entry's position in it ``(N,)``.
 
     Examples
     --------

@@ -30,7 +30,7 @@ class SENet(SqueezeExcitation):
     Raises
     ------
     ValueError
-        Another ``excitation_activation``.
+        ``excitation_activation`` is unknown.
 
     Examples
     --------

@@ -136,7 +136,7 @@ def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 def block_linear(x: Tensor, linear: nn.Linear, blocks: Sequence[Block]) -> Tensor:
-    r"""Return ``linear(x)`` where the blocks have outputs, and the bias alone where they have none.
+    r"""Return ``linear(x)`` where the blocks have outputs, and only the bias elsewhere.
 
     The gradient of an input that no block reads is zero.
 
@@ -285,7 +285,7 @@ def padding_items(history: Jagged, num_slots: int, max_len: int, *, every: bool)
     """Attend to the padding instead of the items, as an inverted mask does.
 
     Of a history left-padded to ``max_len``, the padding (id 0) is attended to and fills the slots where it is among the
-    last K. Of a history without padding, the newest item alone is attended to, in the last slot.
+    last K. In a history without padding, only the newest item is attended to, in the last slot.
 
     Parameters
     ----------

@@ -178,7 +178,7 @@ class MultiHeadTargetAttention(nn.Module):
     def attend(self, target: Tensor, keys: Tensor, values: Tensor, found: Tensor | None = None) -> Tensor:
         """Return ``forward`` of many targets ``(M, D)`` and one history by ``keys_and_values``, ``(M, D)``.
 
-        With ``found``, ``(M, L)`` bool, each target attends to its entries alone.
+        With ``found``, ``(M, L)`` bool, each target attends only to its entries.
         """
         pooled_MA = (self.weights_of(target, keys, found) @ values).transpose(0, 1).flatten(1)
         return self.W_o(pooled_MA) if self.use_qkvo else pooled_MA

@@ -1,4 +1,4 @@
-"""Layers on a fixed number of tokens, each with weights of its own.
+"""Layers on a fixed number of tokens, each with its own weights.
 
 Shape letters: B rows, T tokens, I and O dims of a token before and after, W dim of a token.
 """
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 
 class PerTokenLinear(nn.Module):
-    r"""A linear of its own for each token, :math:`y_t = W_t x_t + b_t`, in one product.
+    r"""A separate linear layer for each token, :math:`y_t = W_t x_t + b_t`, in one product.
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ class SliceTokens(nn.Module):
 
 
 class TokenMixing(nn.Module):
-    r"""Mix tokens without parameters, then transform each by an MLP of its own.
+    r"""Mix tokens without parameters, then transform each by its own MLP.
 
     Zhu et al., "RankMixer: Scaling Up Ranking Models in Industrial Recommenders", 2025,
     https://arxiv.org/abs/2507.15551

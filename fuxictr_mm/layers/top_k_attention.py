@@ -1,4 +1,4 @@
-"""Attention of TWIN to the items of its own largest scores.
+"""Attention of TWIN to the items with its own largest scores.
 
 Shape letters: B rows, U distinct items, D input dim, H heads, K dim of a head, M candidates of a user, L items of its
 history.
@@ -17,7 +17,7 @@ from fuxictr_mm.layers.history_search import InnerProduct, search_user, softmax_
 
 
 class TopKAttention(nn.Module):
-    """Attention of each head to the items of its own largest scores; fields of ``dims`` (D in all) may be crossed."""
+    """Attention of each head to the items with its own largest scores; fields of ``dims`` (sum D) may be crossed."""
 
     def __init__(self, dims: Sequence[int], crossed: Sequence[bool], dim: int, num_heads: int, dropout: float) -> None:
         super().__init__()

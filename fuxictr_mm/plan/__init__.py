@@ -1,1 +1,1 @@
-"""What a run would take in memory, before it runs."""
+"""Memory plan of a run, before it runs."""

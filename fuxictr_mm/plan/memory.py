@@ -1,4 +1,4 @@
-"""The memory that an experiment would take, without reading its rows or making its tables."""
+"""The memory that an experiment needs, without reading its rows or allocating its tables."""
 
 from __future__ import annotations
 
@@ -109,14 +109,17 @@ def _check(experiment: Experiment, gpus: int | None, memory: float | None) -> No
 
     config = experiment.config
     if is_third_party(experiment.model_class):
-        raise ConfigError(f"plan: {config.model} is no MultimodalModel, expected one; its memory is not known before")
+        raise ConfigError(
+            f"plan: {config.model} is not a MultimodalModel, so its memory cannot be estimated; expected a "
+            "model of this library"
+        )
     if not config.dataset.item_files:
         raise ConfigError(
-            f"plan: dataset {config.dataset_id} has no item_info; plan reads the sizes of tables from item files, and "
-            "takes no dataset without them, of whatever roles"
+            f"plan: dataset {config.dataset_id} has no item_info; plan reads the sizes of tables from item "
+            "files, and does not support datasets without them"
         )
     if not config.dataset.train_data:
-        raise ConfigError(f"plan: dataset {config.dataset_id}: train_data is missing; name the split's file")
+        raise ConfigError(f"plan: dataset {config.dataset_id}: train_data is missing; set it to the file of the split")
     for name, value in (("--gpus", gpus), ("--memory", memory)):
         if value is not None and not 0 < value < math.inf:
             raise ConfigError(f"{name} is {value}, expected a number above 0")
@@ -206,9 +209,9 @@ def _batch(run: _Run) -> dict[str, Any]:
     data, rows, ids = run.data, run.batch_size, run.batch_ids
     size: float = 9 * data.num_items if data.num_items <= FLAGS_PER_ID * ids else 40 * ids  # to find distinct items
     if run.model.activations is None:
-        return _part("batch", size, "not known for a network of this size")
+        return _part("batch", size, "unknown for a network of this size")
     fixed, per_row = run.model.activations
-    note = f"approximate: of {rows:,} rows, with {data.history} history items each, what the forward pass keeps"
+    note = f"approximate: saved by the forward pass of {rows:,} rows with {data.history} history items each"
     return _part("batch", size + fixed + per_row * rows, note)
 
 

@@ -39,7 +39,7 @@ class Table:
     rows, dim : int
         Its shape.
     kind : {"dense", "touched", "sharded"}
-        Whether a step updates all rows, or those of its batch alone; of a sharded table, each process has a part.
+        Whether a step updates all rows, or only those of its batch; of a sharded table, each process has a part.
     state : float
         Numbers of the optimizer per weight.
     sharding : str
@@ -60,7 +60,7 @@ class Table:
 
     @property
     def touched(self) -> bool:
-        """Whether a step updates the rows of its batch alone."""
+        """Whether a step updates only the rows of its batch."""
         return self.kind != "dense"
 
 
@@ -116,8 +116,8 @@ def measure_model(experiment: Experiment, features: Sequence[Feature], num_items
             model = _build(experiment, features, num_items)
     except (NotImplementedError, RuntimeError) as error:  # of torch, for values of a tensor that has none
         raise ConfigError(
-            f"plan: {experiment.config.model} reads item features while it is built ({describe_error(error)}), so its "
-            "memory is not known before"
+            f"plan: {experiment.config.model} reads item features while it is built "
+            f"({describe_error(error)}), so its memory cannot be estimated"
         ) from error
     settings = model._settings
     kinds = {id(p): "touched" for p in touched_parameters(model)}

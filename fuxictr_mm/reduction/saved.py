@@ -44,7 +44,7 @@ class SavedFormat:
     def load(
         self, path: str | os.PathLike[str], build: Callable[[dict[str, Any], dict[str, np.ndarray]], Built]
     ) -> Built:
-        """Return what ``build`` makes of the content and the arrays of a file.
+        """Return the result of ``build`` for the content and the arrays of a file.
 
         Raises MissingFileError, or DataError where the file is damaged or of another kind or version.
         """
@@ -62,13 +62,14 @@ class SavedFormat:
                 metadata = file.metadata() or {}
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
             if self.key not in metadata:
-                raise DataError(f"{path}: is no {self.what}; expected a file of `fuxictr-mm embed {self.stage}`")
+                raise DataError(f"{path}: is not a {self.what}; expected a file of `fuxictr-mm embed {self.stage}`")
             if metadata.get("sha256") != checksum(metadata[self.key], arrays):
-                raise ValueError("its checksum is not that of its contents")
+                raise ValueError("its checksum does not match its contents")
             content = json.loads(metadata[self.key])
             if content["format"] != self.version:
                 raise DataError(
-                    f"{path}: has the format {content['format']}, expected {self.version}; make the {self.what} again"
+                    f"{path}: has the format {content['format']}, expected {self.version}; compute the "
+                    f"{self.what} again"
                 )
             return build(content, arrays)
         except UserError:
@@ -79,7 +80,7 @@ class SavedFormat:
         ) as error:
             reason = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
             raise DataError(
-                f"{path}: is damaged as a {self.what} ({' '.join(reason.split())}); copy it or make it again"
+                f"{path}: is a damaged {self.what} ({' '.join(reason.split())}); copy it again, or compute it again"
             ) from None
 
 
@@ -101,7 +102,7 @@ def check_modalities(
     for name in given:
         if name not in fitted:
             raise ConfigError(
-                f"{what}: modality '{name}' is unknown{nearest(name, fitted)} ({known}); name it as NAME=FILE:COLUMN"
+                f"{what}: modality '{name}' is unknown{nearest(name, fitted)} ({known}); give it as NAME=FILE:COLUMN"
             )
     for name, dim in fitted.items():
         if name not in given:

@@ -1,4 +1,4 @@
-"""What the strategies of a reducer keep of the variance, and modalities that dominate others."""
+"""Variance that the strategies of a reducer keep, and modalities that dominate others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the page shows of a diagnosis: a figure for each section, findings, neighbours."""
+"""Content of the page from a diagnosis: a figure for each section, findings, neighbours."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def _drop(name: str, drop: float, noise: float, colour: str) -> Dot:
 
 
 def _without_gain(drops: Sequence[tuple[str, float, float]], harmful: Sequence[str]) -> str:
-    """Return which of these, each with its AUC drop and noise, have no effect, and which findings call harmful."""
+    """Return a sentence on parts without an effect, and on harmful ones, given the AUC drop and noise of each."""
     idle = [name for name, drop, noise in drops if abs(drop) <= noise]
     found = [f"No more than noise: {listed(idle)}."] if idle else []
     found += [f"Harmful, the AUC rises: {listed(harmful)}."] if harmful else []
-    return " ".join(found) or ("Each costs more than noise." if all(drop > 0 for _, drop, _ in drops) else "")
+    return " ".join(found) or ("Each has an effect above noise." if all(drop > 0 for _, drop, _ in drops) else "")
 
 
 def _harmful(diagnosis: Mapping[str, Any], section: str, subjects: Mapping[str, str]) -> list[str]:

@@ -21,7 +21,7 @@ from fuxictr_mm.terminal import DASH, MINUS, listed, number, plural, printable
 
 @dataclass(frozen=True)
 class Experiment:
-    """Runs that differ in their seed only.
+    """Runs that differ only in their seed.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ class Gathered:
     experiments : list of Experiment
         In the order of their names.
     notes : list of str
-        Omissions, with the reason.
+        What is omitted, with the reason.
     """
 
     dataset_id: str
@@ -157,7 +157,7 @@ def _of_experiment(expid: str, runs: Sequence[Run], asked: set[str], notes: list
         found.append(Experiment(name, list(by_seed.values())))
         if others := len(found[-1].runs) - len(found[-1].of_one_test_file):
             notes.append(
-                f"{name}: its runs have different test files; test metrics are without those of "
+                f"{name}: its runs have different test files; test metrics exclude those of "
                 f"{plural(others, 'run')} of another test file than {kept[0].run}"
             )
     return found
@@ -199,7 +199,7 @@ def of_label(metrics: Mapping[str, Any], label: str) -> dict[str, Any]:
 
 
 def average(values: Sequence[float]) -> float | None:
-    """Return the mean, None of nothing."""
+    """Return the mean, None without values."""
     return statistics.fmean(values) if values else None
 
 
@@ -375,7 +375,7 @@ class Against:
     shown : bool
         Whether it is significant, corrected for the number of pairs.
     seeds_known : bool
-        Whether there are enough seeds to estimate their spread; without, no difference is significant.
+        Whether there are enough seeds to estimate their spread; otherwise no difference is significant.
     sentence : str
         The conclusion of ``fuxictr-mm compare``.
     """
@@ -444,7 +444,7 @@ def compare_experiments(
     track : callable
         Wraps the iterable of chunks of bootstrap samples, to show progress.
     task : str, optional
-        The label to compare on, of runs on several.
+        The label to compare on, for runs with several labels.
     """
     notes: list[str] = []
     if not experiments:

@@ -72,7 +72,9 @@ def plot_differences(comparisons: Comparisons, order: Sequence[Experiment]) -> P
         f"Against {named[0]}: {lost}. {result} Whiskers: 95 % interval of the difference, over users and, where there "
         "are several, seeds; one that crosses the dashed line at 0 may be noise."
     )
-    caption += " With one seed per experiment, other seeds may differ as much: run three of each." if alone else ""
+    caption += (
+        " With one seed per experiment, other seeds may differ by as much: run three seeds of each." if alone else ""
+    )
     caption += _cut(order)
     return dots(f"Difference to {named[0]}", caption, rows, "difference in AUC", reference=0.0)
 

@@ -105,7 +105,7 @@ def leaderboard(experiments: Sequence[Experiment], comparisons: Comparisons) -> 
 
 
 def lead(rows: Sequence[Row]) -> list[str]:
-    """Return sentences on which experiment is best, and by how much it is ahead of the next."""
+    """Return sentences on which experiment is best, and its difference to the next."""
     metrics = metrics_of([row.experiment for row in rows])
     if not rows or not metrics:
         return ["No finished run yet."]
@@ -166,4 +166,4 @@ def costliest(name: str, diagnosis: Mapping[str, Any]) -> Reason | None:
     if not known:
         return None
     lost, what = max(known)
-    return Reason(f"Of what {name} reads, {what} costs most when permuted, {decimal(lost, 3)}", "diagnosis")
+    return Reason(f"Of the inputs of {name}, permuting {what} costs most, {decimal(lost, 3)}", "diagnosis")

@@ -93,7 +93,7 @@ def describe(
     track : callable
         Wraps the chunks of bootstrap samples, to show progress.
     task : str, optional
-        The label to compare on, of runs on several.
+        The label to compare on, for runs with several labels.
     """
     comparisons = compare_experiments(gathered.experiments, known, track=track, task=task)
     rows = leaderboard(gathered.experiments, comparisons)

@@ -40,7 +40,7 @@ def report(
     dataset : str, optional
         Keeps runs on this dataset only.
     label : str, optional
-        Of runs on several labels, the one whose metrics and predictions are compared.
+        For runs with several labels, the one whose metrics and predictions are compared.
     title : str, optional
         Heading.
     intro : sequence of str
@@ -75,7 +75,7 @@ def report(
 
 
 def check_packages() -> None:
-    """Refuse to go on without the packages that draw the page.
+    """Check that the packages that draw the page are installed.
 
     Raises
     ------

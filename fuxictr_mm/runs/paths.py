@@ -44,7 +44,7 @@ RUN_NAME = re.compile(r"(?P<stamp>\d{8}-\d{6})-seed(?P<seed>\d+)(-(?P<number>\d+
 class RunPaths:
     """Paths of the files of an experiment, defined only here.
 
-    ``EXPID.model``, ``.log`` and ``.json`` are those of its newest run. Every run also has a folder of its own,
+    ``EXPID.model``, ``.log`` and ``.json`` are those of its newest run. Every run also has its own folder,
     ``EXPID/RUN``, which holds the files that this module names.
 
     Parameters
@@ -54,7 +54,7 @@ class RunPaths:
     dataset_id, expid : str
         Names of the dataset and of the experiment.
     suffix : str
-        Follows the experiment id in the names of the files; ``.seed3`` of a seed that trains beside others.
+        Follows the experiment id in the names of the files; ``.seed3`` for a seed that is trained in parallel.
     """
 
     model_root: Path
@@ -150,11 +150,11 @@ class RunPaths:
 
 def unwritable(path: Path, error: OSError) -> ConfigError:
     """Return the error of a ``model_root`` that cannot be written."""
-    return ConfigError(f"{path}: cannot be written ({error.strerror}); set model_root to a folder of yours")
+    return ConfigError(f"{path}: cannot be written ({error.strerror}); set model_root to a writable folder")
 
 
 def vocabulary_of_weights(weights: Path) -> Path:
-    """Return the file of the vocabularies that belong to weights; there is none where ids are numbers of items."""
+    """Return the file of the vocabularies of weights; it does not exist if ids are used as they are."""
     if weights.is_dir():
         return weights / VOCABULARY
     named = weights.name in (WEIGHTS, HUB_WEIGHTS)

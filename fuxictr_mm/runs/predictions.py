@@ -22,7 +22,7 @@ def write_predictions(
     group: np.ndarray | pa.ChunkedArray | None = None,
     tasks: Sequence[str] = (),
 ) -> None:
-    """Write predictions ``(rows,)`` and, where they are known, labels and groups, by an atomic write.
+    """Write predictions ``(rows,)`` and, if they are known, labels and groups, by an atomic write.
 
     Groups are integers, of which ``NO_GROUP`` becomes null, or texts.
 

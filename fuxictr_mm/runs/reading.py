@@ -52,7 +52,7 @@ def load_run(folder: str | os.PathLike[str], *, model_zoo: str | os.PathLike[str
     elif path.is_dir():
         run = resolve_one(path, ())[0]
     else:
-        raise MissingFileError(f"{folder}: no such folder; give that of a run, ROOT/DATASET/EXPID/RUN")
+        raise MissingFileError(f"{folder}: no such folder; give the folder of a run, ROOT/DATASET/EXPID/RUN")
     return replace(run, model_zoo=model_zoo)
 
 
@@ -89,7 +89,7 @@ def run_of_weights(paths: RunPaths, weights: Path) -> Run:
     Raises
     ------
     MissingFileError
-        They are of no run with a folder.
+        The weights belong to no run with a folder.
     """
     for run in runs_of(paths):
         # One file under two names; a copy of the folder holds it twice.
@@ -98,7 +98,8 @@ def run_of_weights(paths: RunPaths, weights: Path) -> Run:
         if run.weights.samefile(weights) or filecmp.cmp(run.weights, weights, shallow=False):
             return run
     raise MissingFileError(
-        f"{weights}: of no finished run with a folder (record: False?), so there are no validation predictions; train "
+        f"{weights}: belongs to no finished run with a folder (record: False?), so there are no "
+        "validation predictions; train "
         "again"
     )
 
@@ -178,7 +179,7 @@ def resolve_one(
     Raises
     ------
     MissingFileError
-        There is no such run.
+        No run has this name.
     ConfigError
         The name means runs of several experiments or datasets.
     """
@@ -199,13 +200,16 @@ def resolve_one(
     if folder.is_dir():
         inside = sorted((read_run(path) for path in folder.iterdir() if is_run(path)), key=_age, reverse=True)
         if not inside:
-            raise MissingFileError(f"{name}: a folder without runs; give that of an experiment, ROOT/DATASET/EXPID")
+            raise MissingFileError(
+                f"{name}: the folder holds no runs; give the folder of an experiment, ROOT/DATASET/EXPID"
+            )
         return _finished(inside, name)
     known = [*dict.fromkeys(run.expid for run in runs), *(run.run for run in runs)]
     none = "none yet; train first: fuxictr-mm train --expid NAME, or give --root"
     there = ", ".join(sorted({run.expid for run in runs})) or none
     raise MissingFileError(
-        f"'{name}': no experiment id, run or folder of a run below {root}{nearest(name, known)} (there are: {there})"
+        f"'{name}': is not an experiment id, a run or a folder of a run below "
+        f"{root}{nearest(name, known)} (there are: {there})"
     )
 
 

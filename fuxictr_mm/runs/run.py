@@ -28,7 +28,7 @@ TEST_DATA = "test_data"
 class Run:
     """A run of an experiment: its configuration, its metrics, and predictions with its weights.
 
-    It is a path, too: whatever takes the folder of a run takes a ``Run``.
+    It is also a path: a ``Run`` is accepted wherever the folder of a run is.
 
     Parameters
     ----------
@@ -106,7 +106,7 @@ class Run:
 
     @property
     def sources(self) -> dict[str, str | None]:
-        """Hashes of what seeds have in common: ``settings``, ``model file``, and data by setting but the test file.
+        """Hashes that seeds have in common: ``settings``, ``model file``, and data by setting except the test file.
 
         Settings are those without seed, names and paths of output.
         """
@@ -165,14 +165,14 @@ class Run:
         split : {"valid", "test"}
             Runs of version 0.1 have no predictions of the test rows; ``predict`` computes them.
         task : str, optional
-            The label, of a run on several.
+            The label, for a run with several labels.
 
         Raises
         ------
         ConfigError
-            The run has not this label, or has several and none is named.
+            The run does not have this label, or has several and none is named.
         MissingFileError, DataError
-            The file is not there or damaged, labels are not 0 and 1, or predictions are not finite numbers.
+            The file is missing or damaged, labels are not 0 and 1, or predictions are not finite numbers.
         """
         if split == "valid":
             return self.examples(split, task)
@@ -182,7 +182,7 @@ class Run:
     def examples(
         self, split: str = "valid", task: str | None = None
     ) -> tuple[np.ndarray | None, np.ndarray, np.ndarray | None]:
-        """Return what ``predictions`` does, of either split without the rows that do not have the label."""
+        """Return the result of ``predictions``, for both splits without the rows that do not have the label."""
         label, prediction, group = self.all_rows(split, task)
         if label is None or (known := label == label).all():
             return label, prediction, group
@@ -191,16 +191,16 @@ class Run:
     def all_rows(
         self, split: str = "valid", task: str | None = None
     ) -> tuple[np.ndarray | None, np.ndarray, np.ndarray | None]:
-        """Return what ``predictions`` does, of all rows; the label is float64, with NaN, where some do not have it."""
+        """Return the result of ``predictions`` for all rows; a label that some rows lack is float64 with NaN."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         path = self.path / PREDICTIONS[split]
         if not path.is_file():
-            state = "it is unfinished" if not self.finished else "train it again"
+            state = "the run is unfinished" if not self.finished else "train it again"
             if self.finished and split == "test":
                 command = f"fuxictr-mm predict --runs {quote(str(self.path))}"
-                state = f"trained without test_data, or by an older version: {command}"
+                state = f"trained without test_data, or by an older version; compute them: {command}"
             raise MissingFileError(f"{path}: no predictions of this run; {state}")
         try:
             table = pq.read_table(path)
@@ -211,7 +211,7 @@ class Run:
             if prediction is None or (label is None and split == "valid"):
                 raise KeyError("prediction" if prediction is None else "label")
         except (OSError, pa.ArrowException, KeyError) as error:
-            raise DataError(f"{path}: no predictions of a run ({error}); train it again") from error
+            raise DataError(f"{path}: is not a file of predictions of a run ({error}); train it again") from error
         known = label
         if suffix and label is not None:  # those of a column with nulls are NaN
             known = label[label == label]
@@ -232,8 +232,8 @@ class Run:
         if task not in tasks:
             found = "has" if task is None else f"has no label '{task}'{nearest(task, tasks)}; it has"
             raise ConfigError(
-                f"{self.path}: the run {found} the labels {', '.join(tasks)}; name one (compare --label {tasks[0]}), "
-                "ensembles and calibration are of runs on one label"
+                f"{self.path}: the run {found} the labels {', '.join(tasks)}; name one (compare --label "
+                f"{tasks[0]}); ensembles and calibration need runs with one label"
             )
         return f"_{task}"
 
@@ -257,13 +257,13 @@ class Run:
         Raises
         ------
         UserError
-            The run has no weights, its model or item files are not there, or anything is wrong with the data.
+            The run has no weights, its model or item files are missing, or the data is invalid.
         """
         from fuxictr_mm.experiment import Experiment
 
         return Experiment.of_run(self, gpu=gpu).predict_of_run(self, data)
 
     def diagnosis(self) -> dict[str, Any] | None:
-        """Return what ``fuxictr-mm diagnose`` found, None where it has not been run."""
+        """Return the result of ``fuxictr-mm diagnose``, None if it has not been run."""
         path = self.path / DIAGNOSIS
         return read_json(path) if path.exists() else None

@@ -1,4 +1,4 @@
-"""Which of several runs are taken: those of the data as it is now, before newer ones of other data."""
+"""Selection among runs: runs on the present data are preferred to newer runs on other data."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ def present_first(runs: Sequence[Run]) -> list[Run]:
 
 
 def is_present(run: Run) -> bool:
-    """Whether the files that decide a run's weights are there, and have the hashes that are known of them."""
+    """Whether the files that determine a run's weights exist and have the saved hashes."""
     return any(run.data.get(name) for name in _paths(run) if name != TEST_DATA) and not outdated(run)
 
 
 def outdated(run: Run, *, test: bool = False) -> str:
-    """Return the first file of a known hash that has changed or is not there, of the test file or of all others."""
+    """Return the first file of a known hash that has changed or is missing, among the test file or of all others."""
     now = data_hashes(run.config)
     for name, path in _paths(run).items():
         if (name == TEST_DATA) == test and run.data.get(name) not in (None, now.get(name)):
-            return f"{name}: {path} {'changed since' if name in now else 'is not there'}"
+            return f"{name}: {path} {'changed since' if name in now else 'is missing'}"
     return ""
 
 
@@ -63,9 +63,7 @@ def left_out(runs: Sequence[Run], first: Run) -> str:
         return ""
     reasons = dict.fromkeys(found for run in newer if (found := outdated(run) or outdated(run, test=True)))
     reason = " and ".join(reasons) or "their data is not known"
-    return (
-        f"runs of the data as it is now are taken before newer ones ({', '.join(run.run for run in newer)}: {reason})"
-    )
+    return f"runs on the present data are preferred to newer ones ({', '.join(run.run for run in newer)}: {reason})"
 
 
 def different_files(runs: Mapping[str, Run], split: str = "valid") -> list[str]:

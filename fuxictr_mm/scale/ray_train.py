@@ -74,7 +74,9 @@ def train_on_ray(
         raise UserError(f"{expid}: a worker of Ray has failed ({reason[-1]}); its log has the reason") from error
     result = experiment.result()
     if result is None:
-        raise UserError(f"{experiment.paths.result}: not written; model_root must be on a disk that all workers see")
+        raise UserError(
+            f"{experiment.paths.result}: not written; set model_root to a folder on a disk that all workers share"
+        )
     return result
 
 
@@ -94,9 +96,15 @@ def main() -> None:
     parser = Parser(prog="python -m fuxictr_mm.scale.ray_train", description="Train an experiment on a Ray cluster.")
     add_examples(parser, "python -m fuxictr_mm.scale.ray_train --expid DIN_MM_tiny --workers 2")
     add_experiment_options(parser)
-    parser.add_argument("--workers", type=int, default=2, metavar="N", help="number of processes (2)")
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="number of processes (default: 2)")
     parser.add_argument("--gpus", action="store_true", help="give each process a GPU")
-    parser.add_argument("--max-failures", type=int, default=3, metavar="N", help="how often a lost one is replaced (3)")
+    parser.add_argument(
+        "--max-failures",
+        type=int,
+        default=3,
+        metavar="N",
+        help="maximum number of restarts of a lost process (default: 3)",
+    )
     add_debug(parser)
     args = parser.parse_args()
     options = {k: v for k in ("data_root", "model_zoo") if (v := getattr(args, k)) is not None}

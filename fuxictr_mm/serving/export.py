@@ -160,15 +160,15 @@ def _choose_parts(experiment: Experiment, format: str, precision: str) -> Callab
     if missing := [name for name in PACKAGES[format] if importlib.util.find_spec(name) is None]:
         raise UserError(f"export needs {', '.join(missing)}: pip install 'fuxictr-mm[export]'")
     if format == "pt2" and precision == "int8-weights":
-        raise UserError("--precision int8-weights quantizes graphs of ONNX; leave out --format pt2, or the precision")
+        raise UserError("--precision int8-weights quantizes ONNX graphs; remove --format pt2, or the precision")
     if experiment.config.dataset.item_info is None:
         raise ConfigError(f"dataset {experiment.config.dataset_id}: item_info is missing; an export needs item files")
     if not is_third_party(experiment.model_class):
         return zoo_parts
     if precision in ("fp16", "int8-tables"):
         raise UserError(
-            f"--precision {precision}: {experiment.config.model} is no MultimodalModel, and its graph reads tables as "
-            "float32; leave it out, or take int8-weights"
+            f"--precision {precision}: {experiment.config.model} is not a MultimodalModel, so its graph "
+            "reads tables as float32; remove --precision, or use int8-weights"
         )
     return fuxictr_parts
 

@@ -1,4 +1,4 @@
-"""What ``fuxictr-mm prepare`` wrote beside the numbers of a dataset: the owner's ids, and how numbers were scaled."""
+"""Data of ``fuxictr-mm prepare`` besides the dataset: the owner's ids, and how numbers were scaled."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Prepared:
 
     @classmethod
     def of(cls, dataset: Dataset, item_files: Sequence[str], columns: Mapping[str, int]) -> Prepared | None:
-        """Return what was written beside a dataset, None for one that was not prepared or has vocabularies of its own.
+        """Return the data next to a dataset, None for one that was not prepared or has its own vocabularies.
 
         Parameters
         ----------

@@ -1,4 +1,4 @@
-r"""Exponential moving average of a table that does the work of a step's rows alone."""
+r"""Exponential moving average of a table whose update costs only the rows of a step."""
 
 from __future__ import annotations
 

@@ -49,8 +49,8 @@ def touched_rows(table: nn.Parameter) -> tuple[Tensor, Tensor]:
     assert table.grad is not None
     if not table.grad.is_sparse:
         raise ConfigError(
-            f"a table of {tuple(table.shape)} with table: touched has a gradient in all rows, because the model uses "
-            "its weight as a whole; set table: dense"
+            f"a table of {tuple(table.shape)} with table: touched has a gradient for all rows, because the "
+            "model uses the whole weight; set table: dense"
         )
     if not table.grad.is_coalesced():
         table.grad = table.grad.coalesce()

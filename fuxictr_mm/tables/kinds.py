@@ -45,7 +45,10 @@ def choose_kinds(
     for name, module in tables:
         kind = features[name].get("table", "auto")
         if kind == "sharded" and name in sharded:
-            raise ConfigError(f"feature '{name}': table is sharded, but the model has a second one; set table: touched")
+            raise ConfigError(
+                f"feature '{name}': table is sharded, but the model has a second table of the feature; set "
+                "table: touched"
+            )
         if kind == "sharded":
             sharded.add(name)
         for table in [m for m in module.modules() if isinstance(m, nn.Embedding)]:
@@ -62,8 +65,11 @@ def choose_kinds(
             if kind == "touched" or (large and obstacle is None and doubt is None):
                 table.sparse = True
                 why = f", from {AUTO_ROWS:,} rows on by table: auto" if large else ""
-                logger.info(f"feature '{name}': table of {len(table.weight):,} rows, touched ones are updated{why}")
+                logger.info(
+                    f"feature '{name}': table of {len(table.weight):,} rows, only touched rows are updated{why}"
+                )
             elif large:
                 logger.info(
-                    f"feature '{name}': table of {len(table.weight):,} rows, all are updated, as {obstacle or doubt}"
+                    f"feature '{name}': table of {len(table.weight):,} rows, all rows are updated, because "
+                    f"{obstacle or doubt}"
                 )

@@ -184,7 +184,7 @@ class Optimizers:
         """
         if state.keys() != self.parts.keys():
             raise UserError(
-                "the training checkpoint has tables of another kind than this run (table: dense, touched, sharded or "
+                "the training checkpoint has another kind of tables than this run (table: dense, touched, sharded or "
                 "auto); restore that setting, or start again without --resume"
             )
         for name, part in self.parts.items():

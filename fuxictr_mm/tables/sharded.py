@@ -54,7 +54,7 @@ def is_distributed(value: Tensor) -> bool:
 
 @torch.no_grad()
 def initialize(weight: Tensor, part: Part, dim: int, number: int, padding_idx: int | None) -> None:
-    """Draw the initial weights of a part of table ``number`` of a model; they depend on the seed and on that alone.
+    """Sample the initial weights of a part of table ``number`` of a model; they depend only on the seed and on it.
 
     The global generator is not used, so that the weights of the other layers do not depend on the parts either.
     """
@@ -191,8 +191,8 @@ class ShardedTable(nn.Module):
                 if self.is_looked_up:
                     raise ConfigError(
                         f"a table of {self.num_embeddings:,} rows is sharded, but looked up twice in a step (by a "
-                        f"feature with share_embedding, or by the model), which table_optimizer: {self.group['rule']} "
-                        "does not take; set table_optimizer: sgd, or table: touched"
+                        "feature with share_embedding, or by the model), which table_optimizer: "
+                        f"{self.group['rule']} does not support; set table_optimizer: sgd, or table: touched"
                     )
                 self.is_looked_up = True
             optimizer = self._engine[0].fused_optimizer
@@ -241,7 +241,7 @@ class ShardedTable(nn.Module):
         Raises
         ------
         UserError
-            The disk has no room for the file.
+            There is not enough disk space for the file.
         """
         if dist.get_rank():
             for piece in part.split(BLOCK) if len(part) else ():
@@ -256,7 +256,8 @@ class ShardedTable(nn.Module):
             except OSError as error:
                 if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # others: it cannot reserve
                     raise UserError(
-                        f"{self.folder}: has no room for a file of the whole table of {shape[0]:,} x {shape[1]} "
+                        f"{self.folder}: not enough disk space for a file of the whole table of "
+                        f"{shape[0]:,} x {shape[1]} "
                         f"({error.strerror}), from which the weights are written; free disk space"
                     ) from error
             # The mapping stays valid when the file is deleted.
@@ -335,12 +336,12 @@ def optimizer_group(
     rule : str or None
         How touched rows are updated, see ``TouchedOptimizer``.
     obstacle : str, optional
-        A reason for which tables cannot be sharded.
+        A reason why tables cannot be sharded.
 
     Raises
     ------
     ConfigError
-        All settings that cannot be combined with an update in the backward pass, in one line.
+        Settings cannot be combined with an update in the backward pass; one line lists all of them.
     """
     obstacles = [] if obstacle is None else [obstacle]
     if rule not in SHARDED_RULES:
@@ -353,7 +354,7 @@ def optimizer_group(
     name = next((n for n, sharding in shardings.items() if sharding == "column"), next(iter(shardings)))
     if shardings[name] == "column" and rule == "rowwise_adagrad":
         obstacles.append(
-            "by columns, of which each process would have a sum of its own for rowwise_adagrad; set sharding: row"
+            "sharded by columns, for which rowwise_adagrad would keep a separate sum in each process; set sharding: row"
         )
     if obstacles:
         raise ConfigError(f"feature '{name}': table is sharded, but {', and '.join(obstacles)}; or set table: touched")
@@ -379,7 +380,7 @@ def place_tables(
 ) -> None:
     """Replace the tables of the features ``names`` in ``layers``, and of those that share them, by sharded ones.
 
-    One process gets whole ones. The global generator is left as it is, so that the other layers start from the same
+    One process gets whole ones. The global generator is not changed, so that the other layers start from the same
     weights for every number of processes and every layout.
     """
     found: dict[str, Any] = {name: layers[name] for name in names}
@@ -429,12 +430,12 @@ def _make_tables(
 
 
 def check_torchrec() -> None:
-    """Refuse a pair of TorchRec and fbgemm that is missing or does not fit.
+    """Check that TorchRec and fbgemm are installed in the right versions.
 
     Raises
     ------
     UserError
-        With the command that installs it.
+        They are not; the error has the command that installs them.
     """
     install = "python -m pip install --no-deps -r requirements-scale-cpu.txt (GPUs: pip install 'fuxictr-mm[scale]')"
     found = {}
@@ -490,7 +491,7 @@ class ShardedOptimizer:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take this process's rows of a state."""
+        """Load this process's rows of a state."""
         self.param_groups[0].update({k: v for k, v in state["param_groups"][0].items() if k != "params"})
         for index, table in enumerate(self.tables):
             if table.sums is not None:

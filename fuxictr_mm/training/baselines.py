@@ -1,4 +1,4 @@
-"""Warnings of a trained model whose validation metrics are worse than those of a constant."""
+"""Warnings about a trained model whose validation metrics are worse than those of a constant."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fuxictr_mm.metrics import auc_noise, constant_logloss
 
 logger = logging.getLogger(__name__)
 
-#: An AUC this many standard deviations of random scores below 0.5 is no chance; rows of a user are not independent.
+#: An AUC this many standard deviations of random scores below 0.5 is significant; rows of a user are not independent.
 SURE = 3
 
 #: What lowers a logloss that is too high, as docs/choosing_settings.md measured it.
@@ -19,12 +19,12 @@ REGULARIZE = "train with more regularization, such as a larger embedding_regular
 
 
 def warn_of_baselines(metrics: Mapping[str, float], label: torch.Tensor, tasks: Sequence[str], calibrate: str) -> None:
-    """Warn of a logloss above that of predicting the positive rate for all rows, and of an AUC below 0.5.
+    """Warn if the logloss is above that of predicting the positive rate for all rows, or the AUC below 0.5.
 
     Parameters
     ----------
     metrics : mapping
-        Of the validation rows; what is not among them is not looked at.
+        Metrics of the validation rows; missing ones are not checked.
     label : Tensor
         ``(rows,)`` labels 0 and 1, or ``(rows, T)`` of T labels, NaN for one that is missing.
     tasks : sequence of str
@@ -44,13 +44,14 @@ def warn_of_baselines(metrics: Mapping[str, float], label: torch.Tensor, tasks: 
         if name is not None and round(metrics[name] - constant, 4) > 0:
             fix = REGULARIZE if task else f"calibrate, which keeps the ranking: {calibrate}; or {REGULARIZE}"
             logger.warning(
-                f"valid: {name} {metrics[name]:.4f} is worse than {constant:.4f}, that of predicting the positive rate "
-                f"{rate:.4f} for all rows; {fix}"
+                f"valid: {name} {metrics[name]:.4f} is worse than {constant:.4f}, the value of predicting "
+                f"the positive rate {rate:.4f} for all rows; {fix}"
             )
         noise = auc_noise(positives, len(known) - positives)
         auc = metrics.get(f"{of}AUC", 0.5)
         if auc < 0.5 - SURE * noise:
             logger.warning(
-                f"valid: {of}AUC {auc:.4f} is below 0.5, by more than noise ({noise:.4f}): positives are ranked behind "
-                "the others; see whether the label means the same in train and valid: fuxictr-mm check-data"
+                f"valid: {of}AUC {auc:.4f} is below 0.5 by more than noise ({noise:.4f}): positives are "
+                "ranked below negatives; check with fuxictr-mm check-data that the label means the same in "
+                "train and valid"
             )

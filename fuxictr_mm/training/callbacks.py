@@ -51,10 +51,10 @@ logger = logging.getLogger(__name__)
 
 
 class Callback(Protocol):
-    """Receives the progress of a run and does not change it; only the main process has callbacks."""
+    """Receives the progress of a run without changing it; only the main process has callbacks."""
 
     def begin(self, step: int) -> None:
-        """Begin after ``step`` steps, 0 for a new run; evaluations of later steps are repeated."""
+        """Start after ``step`` steps, 0 for a new run; evaluations of later steps are repeated."""
 
     def add_training(self, step: int, values: Mapping[str, float]) -> None:
         """Receive a value between two evaluations: ``loss``."""
@@ -71,7 +71,7 @@ class Callback(Protocol):
         step : int
             Steps done since the beginning.
         training : mapping
-            ``loss``, the mean since the last evaluation; ``learning_rate``; ``rows_per_second``, of training alone.
+            ``loss``, the mean since the last evaluation; ``learning_rate``; ``rows_per_second``, of training only.
         metrics : mapping
             The monitored metrics on the validation rows.
         """
@@ -111,7 +111,7 @@ class RunWriter:
         resume: bool = False,
         sources: Mapping[str, Any] | None = None,
     ) -> RunWriter:
-        """Create a folder for a run, or take that of the interrupted one of the same configuration and sources.
+        """Create a folder for a run, or return that of the interrupted run with the same configuration and sources.
 
         ``sources`` are the hashes of the model's file and of the data, by ``MODEL_CODE`` and ``DATA``.
 
@@ -142,7 +142,7 @@ class RunWriter:
         return self._seconds_before + time.perf_counter() - self._started
 
     def begin(self, step: int) -> None:
-        """Begin after ``step`` steps: drop later evaluations, and an incomplete line."""
+        """Start after ``step`` steps: remove later evaluations and an incomplete line."""
         path = self.path / METRICS
         kept = [line for line in read_lines(path) if line["step"] <= step] if path.exists() else []
         text = "".join(json.dumps(line) + "\n" for line in kept)
@@ -319,7 +319,7 @@ class TensorBoardLogger:
     Parameters
     ----------
     folder : Path
-        Folder of this run alone.
+        Folder of only this run.
 
     Raises
     ------
@@ -334,7 +334,7 @@ class TensorBoardLogger:
         self._writer: Any = None
 
     def begin(self, step: int) -> None:
-        """Begin after ``step`` steps; later entries of an earlier run are hidden, for 0 deleted.
+        """Start after ``step`` steps; later entries of an earlier run are hidden, for 0 deleted.
 
         Raises
         ------
@@ -378,4 +378,6 @@ class TensorBoardLogger:
                 logger.warning(self._unwritable(error))
 
     def _unwritable(self, error: OSError) -> UserError:
-        return UserError(f"{self.folder}: cannot be written ({error.strerror}); or set tensorboard: False")
+        return UserError(
+            f"{self.folder}: cannot be written ({error.strerror}); make it writable, or set tensorboard: False"
+        )

@@ -1,4 +1,4 @@
-"""Weights on disk: atomic writes, reads that run no code, checks before a tensor is taken."""
+"""Weights on disk: atomic writes, reads that do not execute code, and checks before loading."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ AVERAGE_COUNT = "n_averaged"
 
 
 def save_state_dict(state: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
-    """Write a state dict; an older file stays until the new one is complete."""
+    """Write a state dict atomically: an older file is replaced once the new one is complete."""
     write_beside(path, lambda stream: torch.save(dict(state), stream))
 
 
@@ -67,7 +67,7 @@ def load_state_dict(model: nn.Module, path: str | os.PathLike[str]) -> None:
     MissingFileError
         There is no such file.
     UserError
-        It is no state dict, or its parameters are not the model's: missing, unexpected and mis-shaped ones are named,
+        It is not a state dict, or its parameters are not the model's; missing, unexpected and mis-shaped ones are named
         and the settings that differ.
     """
     path = Path(path)
@@ -139,7 +139,7 @@ def hub_weights(folder: Path) -> Path:
     Raises
     ------
     MissingFileError
-        There are none; a pickled ``pytorch_model.bin`` is not used instead.
+        The folder has no such weights; a pickled ``pytorch_model.bin`` is not read instead.
     """
     path = folder / HUB_WEIGHTS
     if not path.is_file():
@@ -255,8 +255,8 @@ def read_tensors(path: Path, mmap: bool = False) -> Any:
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path}: is not a file of plain tensors, and nothing else is loaded, because it could run code; "
-            "expected a state dict by torch.save"
+            f"{path}: is not a file of plain tensors, and other files are not loaded, because they could "
+            "execute code; expected a state dict by torch.save"
         ) from error
     except Exception as error:  # a damaged file can end in any of a dozen errors of the reader
         reason = first_line(error)
@@ -302,7 +302,7 @@ def describe_features(feature_map: FeatureMap) -> dict[str, Any]:
 
 
 def check_features(folder: Path, feature_map: FeatureMap | None) -> None:
-    """Refuse weights of other features than a model's: in another order they would load, with wrong scores.
+    """Check that weights are of the model's features: in another order they would load and give wrong scores.
 
     Raises
     ------
@@ -312,7 +312,7 @@ def check_features(folder: Path, feature_map: FeatureMap | None) -> None:
     path = folder / HUB_FEATURES
     entries = read_json(path).get("features")
     if not isinstance(entries, list) or not all(isinstance(e, dict) and len(e) == 1 for e in entries):
-        raise UserError(f"{path}: its 'features' are no list of {{name: settings}}; export the folder again")
+        raise UserError(f"{path}: its 'features' are not a list of {{name: settings}}; export the folder again")
     if feature_map is None:
         return
     theirs = _layer_settings({name: spec for entry in entries for name, spec in entry.items()})

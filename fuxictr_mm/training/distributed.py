@@ -36,7 +36,7 @@ from fuxictr_mm.tables.sharded import is_distributed
 class SyncBatchNorm(_BatchNorm):
     """``nn.BatchNorm1d`` with mean and variance over all ranks; a rank may have one sample, or none.
 
-    Where all ranks together have fewer than two, the running statistics stay as they are.
+    Where all ranks together have fewer than two, the running statistics are unchanged.
 
     Parameters
     ----------
@@ -181,8 +181,8 @@ def process_group(gpu: int) -> Iterator[None]:
 
 def _lost() -> UserError:
     return UserError(
-        "lost the other processes: one of them ended, and its message has the reason; "
-        "once that is fixed, the same command with --resume continues"
+        "lost the connection to the other processes: one of them ended, and its own message has the "
+        "reason; after fixing it, the same command with --resume continues"
     )
 
 
@@ -206,7 +206,7 @@ def distribute(model: nn.Module) -> None:
 
 
 class Replicas:
-    """A model on several ranks, whose gradients ``DistributedDataParallel`` averages while the backward pass goes on.
+    """A model on several ranks, whose gradients ``DistributedDataParallel`` averages during the backward pass.
 
     Buckets keep their order (as ``find_unused_parameters`` has it), so that a resumed run adds up in the same order as
     one that was not interrupted. A parameter that no rank uses in a step has no gradient, as for one process. Tables

@@ -94,7 +94,7 @@ def fit(
         if checkpoint is not None:
             checkpoint.end()
     if model._stop_training:
-        logger.info(f"Stopped early: no better for {model._early_stop_patience} evaluations")
+        logger.info(f"Stopped early: no improvement for {model._early_stop_patience} evaluations")
     if not fitting.progress.saved:
         with _averaged(model):
             _save_weights(model)
@@ -155,13 +155,13 @@ class _Fitting:
             if found is not None:
                 if found.streams != streams:
                     raise UserError(
-                        f"{self.checkpoint.path}: its samples come from streams: {found.streams}, those of this run "
-                        f"from streams: {streams}; restore that setting, or start again without --resume"
+                        f"{self.checkpoint.path}: is of a run with streams: {found.streams}, but this run "
+                        f"has streams: {streams}; restore that setting, or start again without --resume"
                     )
                 self.progress = found
                 if found.global_size not in (None, self.train.global_size):
                     self.train.global_size = found.global_size
-                    logger.info(f"{found.global_size} rows a step, as before the interruption")
+                    logger.info(f"{found.global_size} rows per step, as before the interruption")
                 self.train.start_at(found.epoch, found.row)
                 self.batches = found.batch + len(self.train.sizes(found.row))
                 logger.info(f"Resumed at epoch {found.epoch + 1}, batch {found.batch} of {self.batches}")
@@ -262,19 +262,21 @@ class _Fitting:
 
 
 def without_effect(model: BaseModel) -> list[str]:
-    """Return a line for each setting of training that a run of the planned steps does not reach."""
+    """Return a line for each training setting that has no effect within the planned steps."""
     if not isinstance(settings := getattr(model, "_settings", None), ModelSettings):
         return []
     steps, found = model._planned_steps, []
     if settings.eval_steps is not None and settings.eval_steps > steps:
         found.append(
-            f"eval_steps is {settings.eval_steps}, of {steps} steps: nothing is evaluated in training, and the last "
-            "weights are kept"
+            f"eval_steps is {settings.eval_steps}, but training has {steps} steps: there is no evaluation "
+            "during training, and the last weights are kept"
         )
     if settings.warmup_steps >= steps:
-        found.append(f"warmup_steps is {settings.warmup_steps}, of {steps} steps: the learning rate only rises")
+        found.append(
+            f"warmup_steps is {settings.warmup_steps}, but training has {steps} steps: the learning rate only increases"
+        )
     if settings.swa_start is not None and settings.swa_start >= (updates := steps // settings.accumulation_steps):
-        found.append(f"swa_start is {settings.swa_start}, of {updates} updates: no weights are averaged")
+        found.append(f"swa_start is {settings.swa_start}, but training has {updates} updates: no weights are averaged")
     if 1 < settings.plateau_patience >= settings.early_stop_patience:
         found.append(
             f"plateau_patience is {settings.plateau_patience}, but training stops after early_stop_patience: "
@@ -292,8 +294,9 @@ def _reported(epoch: int, index: int) -> Iterator[None]:
         if "more than 1 value per channel" not in str(error):
             raise
         raise DataError(
-            f"epoch {epoch + 1}, batch {index + 1}: batch norm has one value of each channel (one row, or one item in "
-            "all histories), of which it has no variance; set a larger batch_size, or another activation than Dice"
+            f"epoch {epoch + 1}, batch {index + 1}: batch norm has one value per channel (one row, or one "
+            "item in all histories), whose variance is undefined; set a larger batch_size, or another "
+            "activation than Dice"
         ) from error
 
 
@@ -346,10 +349,12 @@ def _keep_best(model: BaseModel, metrics: dict[str, float], num_evaluations: int
     """
     missing = [name for name in model._monitor.get_metrics() if name not in metrics]
     if missing:  # counts as 0 for FuxiCTR, and the first weights would stay the best
-        raise UserError(f"monitor: there is no {missing[0]} of the validation rows ({metrics}); set another monitor")
+        raise UserError(f"monitor: {missing[0]} is not among the validation metrics ({metrics}); set another monitor")
     value = model._monitor.get_value(metrics)
     if not math.isfinite(value):
-        raise UserError(f"the monitored value is {value} ({metrics}); it cannot choose the best weights")
+        raise UserError(
+            f"the monitored value is {value} ({metrics}); expected a finite number, to select the best weights"
+        )
     if type(model).checkpoint_and_earlystop is not BaseModel.checkpoint_and_earlystop:
         # A FuxiCTR model with a method of its own, for example to reduce the learning rate by another factor.
         before = model._best_metric
@@ -367,7 +372,7 @@ def _keep_best(model: BaseModel, metrics: dict[str, float], num_evaluations: int
         if model._reduce_lr_on_plateau and model._stopping_steps % getattr(model, "plateau_patience", 1) == 0:
             is_early = num_evaluations <= EARLY and getattr(model, "plateau_patience", None) == 1
             hint = "; plateau_patience: 2 with early_stop_patience: 3 waits longer" if is_early else ""
-            logger.info(f"Learning rate lowered to {model.lr_decay():.2e}{hint}")
+            logger.info(f"Learning rate reduced to {model.lr_decay():.2e}{hint}")
         model._stop_training = model._stopping_steps >= model._early_stop_patience
     save = better or not model._save_best_only
     if save:

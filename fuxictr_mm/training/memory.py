@@ -1,4 +1,4 @@
-"""A warning while a model is built whose parameters are too large for the memory."""
+"""Warning about parameters that are too large for the free memory, logged while the model is built."""
 
 from __future__ import annotations
 

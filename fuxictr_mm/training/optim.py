@@ -38,11 +38,11 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
     Raises
     ------
     ConfigError
-        There is none.
+        torch has no such optimizer.
     """
     found = getattr(torch.optim, optimizer_name(name), None)
     if found is None:
-        raise ConfigError(f"optimizer: torch {torch.__version__} has no '{name}'; use another such as adam")
+        raise ConfigError(f"optimizer: torch {torch.__version__} has no optimizer '{name}'; use another such as adam")
     return cast(type[torch.optim.Optimizer], found)
 
 
@@ -94,7 +94,7 @@ def make_optimizer(
     Raises
     ------
     ConfigError
-        There is no optimizer of this name, or it does not take this model.
+        There is no optimizer of this name, or it does not support this model.
     """
     chosen: Any = optimizer_class(name)
     touched = list(touched)
@@ -122,7 +122,7 @@ def make_optimizer(
         dense = _uncompiled(chosen)(trainable, lr=learning_rate, **fused)
     except ValueError as error:
         raise ConfigError(
-            f"optimizer: {chosen.__name__} does not take this model ({error}); use another such as adam"
+            f"optimizer: {chosen.__name__} does not support this model ({error}); use another such as adam"
         ) from error
     if not touched:
         return dense
@@ -205,7 +205,7 @@ class Schedule:
     def decay(self, factor: float, least: float) -> float:
         """Multiply the learning rates by ``factor``, down to ``least``, and return the last one, as FuxiCTR does.
 
-        One below ``least`` stays as it is; FuxiCTR would raise it.
+        A learning rate below ``least`` is not changed; FuxiCTR would increase it.
         """
         for group in self.optimizer.param_groups:
             for key in {"lr", "base_lr"} & group.keys():
@@ -255,7 +255,7 @@ class WeightAverage:
         self._reached: dict[str, Tensor] = {}
 
     def before_update(self) -> None:
-        """Note the rows of sparse gradients, before the optimizer takes its step."""
+        """Record the rows of sparse gradients before the optimizer step."""
         self._reached = {}
         for name, rows in self._rows.items():
             table = self._touched[rows.weight.data_ptr()]
@@ -265,7 +265,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the weights after an update."""
+        """Update the average with the current weights."""
         self.updates += 1
         if self.decay is not None:
             decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
@@ -279,7 +279,7 @@ class WeightAverage:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Give the model the average for the duration of a block."""
+        """Replace the weights by the average within a context."""
         weights = {k: v.clone() for k, v in self._weights.items()}
         self._copy(self._average | {name: rows.complete() for name, rows in self._rows.items()}, self._weights)
         try:

@@ -1,4 +1,4 @@
-"""Training checkpoints: the state of a run on disk, from which a killed run resumes to the same weights."""
+"""Training checkpoints: the state of a run on disk, from which an interrupted run resumes to the same weights."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class TrainingCheckpoint:
     keep : int
         How many are kept, the newest ones.
     in_background : bool
-        Write while training goes on, from a copy.
+        Write during training, from a copy.
     data : mapping of str to str
         Hashes of the files that decide the weights, by their paths; a checkpoint of others is refused.
     """
@@ -195,14 +195,14 @@ class TrainingCheckpoint:
             self._tensors.wait()
 
     def end(self) -> None:
-        """Wait for what is written in the background when the run has taken its last step. All processes call it.
+        """Wait for the background write after the last step of the run. All processes call it.
 
-        A checkpoint that could not be written is only warned of: nothing is to be resumed.
+        A failed write is only a warning: the run is complete and is not resumed.
         """
         try:
             self.wait()
         except UserError as error:
-            logger.warning(f"{error}; the run has taken its last step and does not need this checkpoint")
+            logger.warning(f"{error}; training is complete, so this checkpoint is not needed")
 
     def check(self, model: str) -> dict[str, Any] | None:
         """Return all but the tensors of the newest checkpoint of the class ``model``, None if there is none.
@@ -223,8 +223,8 @@ class TrainingCheckpoint:
             )
         if content.get("model_code", self.model_code) != self.model_code:
             raise UserError(
-                f"{self.path}: is a training checkpoint of another file of the model {model}, or of one "
-                "that has changed since; restore that file, or start again without --resume"
+                f"{self.path}: is a training checkpoint of another version of the file of the model "
+                f"{model}; restore that file, or start again without --resume"
             )
         theirs = content.get("data", self.data)
         if changed := [path for path in self.data if theirs.get(path) != self.data[path]]:
@@ -244,7 +244,9 @@ class TrainingCheckpoint:
         """
         folder = newest_checkpoint(self.path)
         if distributed.total(folder is not None) not in (0, distributed.size()):
-            raise UserError(f"{self.path}: not there for all processes; model_root must be on a disk that they share")
+            raise UserError(
+                f"{self.path}: is not visible to all processes; set model_root to a folder on a shared disk"
+            )
         content = self.check(type(model).__name__)
         if folder is None or content is None:
             return None
@@ -343,7 +345,9 @@ def _gradient(parameter: nn.Parameter, parts: Any) -> Tensor:
 
 
 def _of_another_version(path: Path) -> UserError:
-    return UserError(f"{path}: no training checkpoint of this version; delete it and start again without --resume")
+    return UserError(
+        f"{path}: is not a training checkpoint of this version; delete it and start again without --resume"
+    )
 
 
 def _progress(values: dict[str, Any]) -> Progress:

@@ -130,7 +130,7 @@ class TrainingRun:
         experiment = self.experiment
         if (result := experiment.result()) is None:
             return None
-        logger.info(f"{self.paths.result}: finished already, with {result['valid']}")
+        logger.info(f"{self.paths.result}: already finished, with {result['valid']}")
         finished = experiment.finished_runs()
         return experiment.run_of(result, finished[0].path if finished else None)
 
@@ -208,7 +208,7 @@ class TrainingRun:
         what = "; ".join(differences) or ("paths of its files" if same_file else f"the file of {self.config.model}")
         if differences and all(phrase.split()[0] in LENGTH_KEYS for phrase in differences):
             raise UserError(
-                f"{finished.path}: has finished ({what}) and keeps no training checkpoint to resume from; restore its "
+                f"{finished.path}: has finished ({what}) and has no training checkpoint to resume from; restore its "
                 "settings, or train from the start, without --resume"
             )
         logger.warning(f"{finished.path}: has finished with other settings ({what}); training from the start")
@@ -228,9 +228,9 @@ class TrainingRun:
             self.paths.result.unlink(missing_ok=True)
         if distributed.size() > 1:
             rows = distributed.size() * config.batch_size
-            logger.info(f"{distributed.size()} processes with batches of {config.batch_size}: {rows} rows a step")
+            logger.info(f"{distributed.size()} processes with batches of {config.batch_size}: {rows} rows per step")
         if shard.streams is not None:
-            logger.info(f"train: {shard.streams} streams, {shard.streams // shard.size} of each process")
+            logger.info(f"train: {shard.streams} streams, {shard.streams // shard.size} per process")
         callbacks = self._callbacks(writer)
         history = loop.fit(
             model, train, config.epochs, valid, config.max_gradient_norm, checkpoint, self.resume, callbacks
@@ -324,13 +324,14 @@ class TrainingRun:
         if kind_of_task(self.config.task) == "binary_classification" and all(len(v) < 2 for v in summary.labels):
             values = ", ".join(f"{min(v):g}" if v else "missing" for v in summary.labels)
             logger.warning(
-                f"{self.config.dataset.test_data}: the label is {values} in all {summary.num_rows} rows, which is "
-                "treated as a placeholder; no test metrics"
+                f"{self.config.dataset.test_data}: the label is {values} in all {summary.num_rows} rows and "
+                "is treated as a placeholder; no test metrics are computed"
             )
             return False
         if (value := self._number_beyond_classes(dataset, "test")) is not None:
             logger.warning(
-                f"{self.config.dataset.test_data}: a label is {value:g}, but metrics need 0 and 1; no test metrics"
+                f"{self.config.dataset.test_data}: a label is {value:g}, but metrics need 0 and 1; no test "
+                "metrics are computed"
             )
             return False
         return True
@@ -399,7 +400,7 @@ def _warn_of_unscaled(dataset: Dataset, config: DatasetConfig) -> None:
     fix = "set normalizer: StandardScaler, and " if is_read else "scale them in the files, and "
     logger.warning(
         f"numeric features are far from mean 0 and standard deviation 1: {listing}; such inputs often make a "
-        f"model much worse: {'' if found.keys() <= scaled else fix}write the log of a column with a long tail"
+        f"model much worse: {'' if found.keys() <= scaled else fix}replace a column with a long tail by its logarithm"
     )
 
 
@@ -412,7 +413,8 @@ def _locked(paths: RunPaths) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise ConfigError(
-            f"{paths.expid}: another process writes to {paths.folder}; wait for its end, or set another model_root"
+            f"{paths.expid}: another process is writing to {paths.folder}; wait until it ends, or set "
+            "another model_root"
         ) from None
     except OSError as error:
         raise unwritable(paths.folder, error) from error
@@ -441,9 +443,9 @@ def _publish(paths: RunPaths) -> None:
 
 
 def remove_leftover(experiment: Experiment) -> None:
-    """Delete what a process left that was killed after the folder of its run was complete and before it ended.
+    """Delete the files left by a process that was killed after its run was complete and before the process ended.
 
-    That is its training checkpoint, and all files of a seed that trained beside others. They stay while another process
+    That is its training checkpoint, and all files of a seed trained in parallel. They are kept while another process
     trains the experiment, and where its newest run is to be resumed.
     """
     paths = experiment.paths
@@ -463,7 +465,7 @@ def remove_leftover(experiment: Experiment) -> None:
 def _check_writable(path: Path) -> None:
     """Refuse a file that cannot be appended to, before the run."""
     if not os.access(path if path.exists() else path.absolute().parent, os.W_OK) or path.is_dir():
-        raise ConfigError(f"{path}: cannot be appended to; run in another folder")
+        raise ConfigError(f"{path}: is not writable; run in another folder")
 
 
 def append_result(result: Mapping[str, Any], dataset_id: str, path: Path) -> None:

@@ -55,7 +55,7 @@ class TensorFiles:
         finish : callable
             The main process calls it with the hash of every file, by its name, when all of them are complete.
         in_background : bool
-            Copy the tensors, and write while the process goes on; ``wait`` or the next ``save`` has the errors.
+            Copy the tensors, and write in a thread; ``wait`` or the next ``save`` raises its errors.
 
         Raises
         ------
@@ -132,8 +132,8 @@ class TensorFiles:
 def damaged(folder: Path, reason: str) -> UserError:
     """Return the error of a training checkpoint that cannot be read, with what to do."""
     return UserError(
-        f"{folder}: the training checkpoint is damaged ({reason}); delete this folder: --resume then takes the one "
-        "before it, if it was kept, else start again"
+        f"{folder}: the training checkpoint is damaged ({reason}); delete this folder: --resume then "
+        "uses the one before it, if it was kept; otherwise start again"
     )
 
 
@@ -174,7 +174,7 @@ def _make_writer(folder: Path, finish: Callable[[Mapping[str, str]], None]) -> A
     from torch.distributed.checkpoint._hf_utils import CUSTOM_METADATA_KEY, SAVED_OFFSETS_KEY
 
     class Writer(HuggingFaceStorageWriter):
-        """Writes without a copy of all tensors in memory, which torch makes, and then calls ``finish``."""
+        """Writes without torch's copy of all tensors in memory, and then calls ``finish``."""
 
         def write_data(self, plan: Any, planner: Any) -> Any:
             tensors = {item.index.fqn: planner.resolve_data(item) for item in plan.items}
@@ -207,7 +207,7 @@ def _reported(folder: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        # CheckpointException of several processes is no Exception; a lost process is no matter of the folder.
+        # CheckpointException is not an Exception; the loss of a process is not an error of the folder.
         if not (isinstance(error, OSError | SafetensorError) or hasattr(error, "failures")):
             raise
         raise UserError(f"{folder}: could not be written ({_reason(error)})") from error

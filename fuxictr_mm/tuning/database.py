@@ -34,7 +34,7 @@ def open_storage(tuner: Tuner) -> RDBStorage:
     Raises
     ------
     ConfigError
-        It cannot be opened.
+        The database cannot be opened.
     """
     from optuna.storages import RDBStorage
     from sqlalchemy.engine import make_url
@@ -60,14 +60,14 @@ def open_storage(tuner: Tuner) -> RDBStorage:
 
 
 def open_study(tuner: Tuner, storage: RDBStorage, model_zoo: Path | None, data: Mapping[str, str]) -> Study:
-    """Create the study, or load one that was begun with the same tuner file and data.
+    """Create the study, or load one that was started with the same tuner file and data.
 
     ``data`` are the hashes of the data, by the settings that name it.
 
     Raises
     ------
     ConfigError
-        It was begun with another one.
+        The study was begun with another tuner file or other data.
     """
     import optuna
 
@@ -92,13 +92,15 @@ def open_study(tuner: Tuner, storage: RDBStorage, model_zoo: Path | None, data: 
     }
     theirs = study.user_attrs.get("tuner", None if study.get_trials(deepcopy=False) else ours)
     if theirs is None:
-        raise ConfigError(f"{tuner.path}: {tuner.study} is a study of another program; give another name, study: NAME")
+        raise ConfigError(
+            f"{tuner.path}: {tuner.study} is a study of another program; give the study another name, study: NAME"
+        )
     # A study begun by an older version does not name the files of its models and data.
     known = {key: value for key, value in ours.items() if key in theirs or key not in files}
     changed = [key for key in {**theirs, **known} if theirs.get(key) != known.get(key)]
     if changed:
         raise ConfigError(
-            f"{tuner.path}: {changed[0]} has changed since the study '{tuner.study}' was begun; undo the change, or "
+            f"{tuner.path}: {changed[0]} has changed since the study '{tuner.study}' was started; undo the change, or "
             "start another study (study: NAME; of autopilot: another --out)"
         )
     study.set_user_attr("tuner", ours)

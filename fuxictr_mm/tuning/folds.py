@@ -57,7 +57,7 @@ def train_folds(
     Returns
     -------
     runs : list of Run
-        Those of the folds.
+        The runs of the folds.
     combined : Run
         ``EXPID_folds``, saved like an ensemble: its validation predictions are out-of-fold, for every row that a fold
         holds out, in the order of train and valid; its test predictions the average over the folds.
@@ -65,7 +65,7 @@ def train_folds(
     Raises
     ------
     ConfigError
-        Folds that cannot be made, or runs leave no folder.
+        The folds cannot be built, or ``record`` is False.
     UserError
         A fold failed; the others have been trained.
     """
@@ -74,7 +74,9 @@ def train_folds(
     if count < 2:
         raise ConfigError(f"--folds is {count}, expected 2 or more")
     if len(config.dataset.label_names) > 1 or config.task != "binary_classification":
-        raise ConfigError(f"{config.expid}: --folds takes one binary label; out-of-fold predictions are probabilities")
+        raise ConfigError(
+            f"{config.expid}: --folds needs one binary label, because out-of-fold predictions are probabilities"
+        )
     paths = replace(experiment.paths, expid=f"{config.expid}_folds")
     check_is_free(paths)
     folds = [Fold(number=number + 1, of=count, by=by) for number in range(count)]
@@ -101,7 +103,7 @@ def train_folds(
     for number, run in enumerate(runs):
         found_label, found, _ = run.predictions()
         if not np.array_equal(found_label, label[held_out == number]):
-            raise UserError(f"{run.path}: its validation rows are not those of fold {number + 1}; train it again")
+            raise UserError(f"{run.path}: its validation rows are not those of fold {number + 1}; train the fold again")
         predictions[held_out == number] = found
     rows = held_out >= 0
     valid = Examples(label[rows], None if group is None else group[rows], predictions[rows][None])

@@ -168,7 +168,7 @@ def _is_interrupted(trial: Trial) -> bool:
         return False
     data = hashes_of_data(trial.params, data_hashes(trial.params))
     hashes = [checkpoint_hash(trial.params, in_memory) for in_memory in (True, False)]
-    # What a checkpoint does not tell is no difference, as for the run that resumes from it.
+    # What a checkpoint does not contain is not compared, as in the run that resumes from it.
     is_same = found["config_hash"] in hashes and found.get("model_code", trial.model_code) == trial.model_code
     theirs = found.get("data", data)
     return is_same and all(theirs.get(path) == value for path, value in data.items())

@@ -1,4 +1,4 @@
-"""Several seeds of an experiment, a process each, several at once."""
+"""Training of several seeds of an experiment in parallel processes."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def train_seeds(
     config_dir, script : Path
         Folder of the configuration, and the script that trains; None for ``fuxictr-mm train``.
     jobs : int, optional
-        Most seeds at once; one for each core by default, on a GPU one.
+        Maximum number of parallel processes; by default one per core, on a GPU one.
     resume : bool
-        Leave alone the seeds that have finished, continue those that were interrupted.
+        Skip finished seeds and continue interrupted ones.
     extra_args : sequence of str
         More arguments for the script.
     quiet : bool
@@ -56,7 +56,7 @@ def train_seeds(
     Raises
     ------
     ConfigError
-        A seed is given twice, or runs leave no folder.
+        A seed is given twice, or ``record`` is False.
     UserError
         A seed failed; the others have been trained.
     KeyboardInterrupt, SystemExit
@@ -105,7 +105,9 @@ def train_side_by_side(
     if jobs is not None and jobs < 1:
         raise ConfigError(f"--jobs is {jobs}, expected 1 or more")
     if not experiment.config.record:
-        raise ConfigError(f"{experiment.config.expid}: record is False, so {what}s would leave no runs; leave it out")
+        raise ConfigError(
+            f"{experiment.config.expid}: record is False, but the {what}s need the folders of their runs; remove it"
+        )
     gpu = experiment.config.gpu
     at_once = jobs or (1 if gpu >= 0 else os.cpu_count() or 1)
     if resume:

@@ -1,4 +1,4 @@
-"""Where trials take data and model files from, other than the configuration says."""
+"""Folders of data and model files that override those of the configuration."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def run_study(
     Parameters
     ----------
     tuner : Tuner
-        With ``search: random`` or ``tpe``. Its folder gets each trial's configuration and, in ``logs``, its output.
+        With ``search: random`` or ``tpe``. Its folder receives each trial's configuration and, in ``logs``, its output.
     gpus : sequence of int
         Device of each worker, -1 for the CPU; repeat an entry for several workers on one device.
     script : Path
@@ -96,15 +96,17 @@ def run_study(
     try:
         trials = _StudyTrials(tuner, source, data, until)
         if trials.total < tuner.trials and not quiet:
-            print(f"{tuner.path}: trials is {tuner.trials}, the space has {trials.total} points", file=sys.stderr)
+            print(
+                f"{tuner.path}: trials is {tuner.trials}, but the space has only {trials.total} points", file=sys.stderr
+            )
         extra_args = ["--resume", *source.arguments]
         run_trials(trials, tuner.folder, gpus, script, extra_args, quiet)
         return trials.results(), trials.importance()
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         reason = first_line(getattr(error, "orig", None) or error.__cause__ or error)
         raise UserError(
-            f"{shown_url(tuner)}: the study's database failed ({reason}); nothing that finished is lost, "
-            "run the same command again"
+            f"{shown_url(tuner)}: the study's database failed ({reason}); results of finished trials are "
+            "kept; run the same command again"
         ) from error
 
 
@@ -112,7 +114,7 @@ def _check_settings(tuner: Tuner, source: Source) -> dict[str, str]:
     """Return hashes of the data; refuse, before anything is written, a value of the space that would fail later."""
     if (tuner.folder / "model_config.yaml").exists():
         raise ConfigError(
-            f"{tuner.folder}: holds model_config.yaml, of a grid perhaps; give the study another name, study: NAME"
+            f"{tuner.folder}: holds model_config.yaml, perhaps of a grid; give the study another name, study: NAME"
         )
     found: dict[str, set[str]] = {}
     with tempfile.TemporaryDirectory() as folder:

@@ -122,7 +122,7 @@ def report(
         print(format_table(results))
         if importance:
             print("importance: " + ", ".join(f"{key} {fraction:.2f}" for key, fraction in importance.items()))
-        print(f"{len(results)} trials, {skipped} of them run before or elsewhere; written to {table}")
+        print(f"{len(results)} trials, {skipped} of them run earlier or by another process; written to {table}")
     failed = [result for result in results if result.error is not None]
     if failed:
         first = failed[0]

@@ -1,4 +1,4 @@
-"""A trial, its result, and where trials come from."""
+"""A trial, its result, and sources of trials."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ class TrialResult:
 
     @property
     def reached(self) -> float:
-        """The monitored metric, or weighted sum of metrics, on valid; NaN where there is none."""
+        """The monitored metric, or weighted sum of metrics, on valid; NaN if it is missing."""
         return monitored(self.params, self.valid)
 
     @property
     def score(self) -> float:
-        """``reached``, such that higher is better; -inf where there is none."""
+        """``reached``, such that higher is better; -inf if it is missing."""
         value = self.reached
         return -math.inf if math.isnan(value) else -value if self.params["monitor_mode"] == "min" else value
 
@@ -86,7 +86,7 @@ class Trial:
     arguments : tuple of str
         More arguments for the script.
     name : str
-        Of its log; the experiment id if empty.
+        Name of its log; the experiment id if empty.
     model_code : str
         Hash of the model's file.
     """
@@ -101,7 +101,7 @@ class Trial:
     model_code: str = ""
 
     def result(self, skipped: bool = False) -> TrialResult | None:
-        """Return the result on disk, None if there is none of exactly these parameters, model file and data."""
+        """Return the result on disk; None if there is none with exactly these parameters, model file and data."""
         found = self._result_of_settings()
         if found is None or changed_data(found.get(DATA), self.params):
             return None
@@ -133,7 +133,7 @@ def load_each(names: Iterable[str], load: Callable[[str], Loaded], where: str) -
     Raises
     ------
     ConfigError
-        All that is wrong with their settings, in one line: each problem once, with the first trial that has it.
+        Settings are invalid; one line lists each problem once, with the first trial that has it.
     """
     loaded, problems = list[Loaded](), dict[str, str]()
     for name in names:
@@ -149,7 +149,7 @@ def load_each(names: Iterable[str], load: Callable[[str], Loaded], where: str) -
 def warn_of_changed_data(changed: Iterable[str | None], what: str) -> None:
     """Print which data has changed since trials (``what``: trial, seed or fold) were trained, a line each."""
     for path in sorted({path for path in changed if path is not None}):
-        print(f"{path} has changed since {what}s were trained, which are trained again", file=sys.stderr)
+        print(f"{path} has changed since {what}s were trained; they are trained again", file=sys.stderr)
 
 
 class Trials(Protocol):

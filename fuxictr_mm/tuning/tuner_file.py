@@ -177,7 +177,7 @@ def _read_study(tuner_yaml: Path, tuner: Mapping[str, Any]) -> dict[str, Any]:
     settings = StudySettings.read(given, str(tuner_yaml))
     study = settings.study or tuner_yaml.stem
     if not re.fullmatch(r"\w[\w.-]*", study):
-        raise ConfigError(f"{tuner_yaml}: study is '{study}', expected letters, digits, '_', '-': it names a folder")
+        raise ConfigError(f"{tuner_yaml}: study is '{study}', expected letters, digits, '_', '-': it is a folder name")
     return {
         "search": search,
         "trials": settings.trials,
@@ -230,7 +230,9 @@ def _read_base(tuner_yaml: Path, tuner: Mapping[str, Any]) -> tuple[dict[str, An
         entry = _mapping(tuner_yaml, f"model_config: {name}", _entry(tuner_yaml, "base_expid", name, entries))
         model = {**(entries.get("Base") or {}), **entry}
     elif not base_folder.is_dir():
-        raise ConfigError(f"{tuner_yaml}: base_config: {base_folder}: no such folder; it holds model_config.yaml")
+        raise ConfigError(
+            f"{tuner_yaml}: base_config: {base_folder}: no such folder; expected one that holds model_config.yaml"
+        )
     else:
         model = load_model_config(base_folder, name)
     if not isinstance(model.get("model"), str):
@@ -302,14 +304,17 @@ def _read_space(
         if key not in base and key not in schema:
             known = {**base, **schema}
             raise ConfigError(
-                f"{where}: neither the base experiment, its dataset nor its model has it{nearest(key, known)}"
+                f"{where}: not a setting of the base experiment, its dataset or its model{nearest(key, known)}"
             )
         if isinstance(values, dict) and (
             set(values) & {*RangeSettings.model_fields} or not matches(values, annotation)
         ):
             found[key] = read_range(values, annotation, where)
             if search == "grid":
-                raise ConfigError(f"{where}: {values} is a range; for search: grid write a list, or search: tpe")
+                raise ConfigError(
+                    f"{where}: {values} is a range, which search: grid does not support; write a list, or "
+                    "set search: tpe"
+                )
         elif isinstance(values, list):
             _check_list(where, values, base.get(key), annotation)
             found[key] = values
@@ -322,7 +327,9 @@ def _check_list(where: str, values: list[Any], base_value: Any, annotation: Any)
     if not values:
         raise ConfigError(f"{where}: an empty list; expected at least one value")
     if _is_flat_list(values, base_value, annotation):
-        raise ConfigError(f"{where}: {values} is one value that is a list; for a grid of one write [{values}]")
+        raise ConfigError(
+            f"{where}: {values} is a single value that is a list; for a grid of one value write [{values}]"
+        )
     texts = [json.dumps(value, sort_keys=True, default=str) for value in values]
     twice = next((text for text in texts if texts.count(text) > 1), None)
     if twice is not None:

@@ -319,7 +319,7 @@ def test_a_damaged_file_is_an_error(folder, content):
         (lambda text: b"\x04\x22\x4d\x18" + text.encode(), ["lz4"]),
         (lambda text: b"\xff\x06\x00\x00sNaPpY" + text.encode(), ["snappy"]),
         (lambda text: b"\n<!DOCTYPE html><html>", ["web page"]),
-        (lambda text: text.replace("\n", "\r").encode(), ["CR alone"]),
+        (lambda text: text.replace("\n", "\r").encode(), ["end in CR"]),
         (lambda text: text.encode("cp1252", errors="replace"), ["UTF-8"]),
         (lambda text: text.replace(",", ";").encode(), ['sep: ";"']),
         (lambda text: text.replace(",", "\t").encode(), ['sep: "\\t"']),

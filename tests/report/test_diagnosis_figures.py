@@ -11,7 +11,7 @@ from fuxictr_mm.report.diagnosis_figures import plot_diagnosis
         (-0.05, True, "Harmful"),
         (-0.015, False, None),  # more than its noise, which is expected of some of many parts
         (-0.001, False, "No more than noise"),
-        (0.05, False, "Each costs"),
+        (0.05, False, "Each has an effect"),
     ],
 )
 def test_captions_say_what_the_findings_say(drop, warned, said):
@@ -31,5 +31,5 @@ def test_captions_say_what_the_findings_say(drop, warned, said):
     plots, notes = plot_diagnosis(diagnosis)
     assert (len(plots), notes) == (2, [])
     for plot in plots:
-        claims = [claim for claim in ("Harmful", "No more than noise", "Each costs") if claim in plot.caption]
+        claims = [claim for claim in ("Harmful", "No more than noise", "Each has an effect") if claim in plot.caption]
         assert claims == ([said] if said else [])

@@ -127,7 +127,7 @@ def test_the_best_comes_first_with_its_lead_over_the_next(written: Any) -> None:
     assert [row.experiment.name for row in rows] == ["BEST", "NEXT", "WORST"]
     assert [row.conclusion for row in rows] == ["best", "no significant difference", "worse"]
     assert sections[0].lead[0].startswith("BEST has the highest validation AUC: ")
-    assert "BEST is ahead of NEXT" in sections[0].lead[1]
+    assert "AUC of BEST is higher than that of NEXT" in sections[0].lead[1]
 
 
 def test_page_is_well_formed_and_accessible(written: Any) -> None:
@@ -433,7 +433,7 @@ def test_the_first_sentences_say_why(written: Any) -> None:
     lost = section.rows[0].experiment.mean("AUC") - section.rows[2].experiment.mean("AUC")
     assert [reason.text for reason in section.reasons] == [
         f"Without txt_emb, img_emb (WORST) it loses {lost:.3f}",
-        "Of what BEST reads, text costs most when permuted, 0.110",
+        "Of the inputs of BEST, permuting text costs most, 0.110",
     ]
     text = written.path.read_text(encoding="utf-8")
     assert "(WORST) it loses" in text

@@ -172,7 +172,7 @@ def test_killed_in_a_step_and_in_a_checkpoint_and_resumed_by_any_number_of_proce
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
     shutil.copytree(folder / "kept", checkpoints)
-    assert "512 rows a step, as before" in die("kill 39", 3, "--resume")
+    assert "512 rows per step, as before" in die("kill 39", 3, "--resume")
     assert steps() == [32, 35]
     found, measured = finish(1)
     assert measured == pytest.approx(metrics, abs=1e-5)

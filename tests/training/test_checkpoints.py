@@ -1,4 +1,4 @@
-"""Weights on disk: atomic writes, reads that run no code, checks before a tensor is taken."""
+"""Weights on disk: atomic writes, reads that do not execute code, and checks before loading."""
 
 import errno
 import os

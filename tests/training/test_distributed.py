@@ -229,8 +229,8 @@ def test_killed_and_resumed_with_as_many_processes_or_fewer(dying):
     record.unlink()
     shutil.copytree(folder / "kept", checkpoint)
     alone = run("--resume", processes=1)
-    assert "Resumed at epoch 1, batch 16 of 32" in alone.stderr  # with the rows a step of the run that was killed
-    assert "24 streams, 24 of each process" in alone.stderr  # those of the run that was killed
+    assert "Resumed at epoch 1, batch 16 of 32" in alone.stderr  # with the rows per step of the run that was killed
+    assert "24 streams, 24 per process" in alone.stderr  # those of the run that was killed
     assert abs(json.loads(record.read_text())["valid"]["AUC"] - metrics["AUC"]) < 0.05
 
     # What one process measures with the weights of two is what the two measured.

@@ -101,7 +101,7 @@ def test_a_lost_host_and_its_return(tmp_path):
     text = "".join(path.read_text() for path in tmp_path.glob("host*.txt"))
     assert text.count("Resumed at epoch") == 2
     assert text.count("2 processes with batches of 256") == 2
-    assert "512 rows a step, as before" in text
+    assert "512 rows per step, as before" in text
     found = torch.load(checkpoints.with_suffix(".model"), weights_only=True)
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-3, atol=2e-5, msg=name)

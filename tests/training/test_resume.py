@@ -350,4 +350,4 @@ def test_kill_9_at_random_moments(tmp_path):
     assert all(torch.equal(found[name], value) for name, value in expected.items())
     assert not weights.with_suffix(".snapshot").exists()
     again = start("--resume")
-    assert "finished already" in again.communicate()[1]
+    assert "already finished" in again.communicate()[1]

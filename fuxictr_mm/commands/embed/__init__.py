@@ -19,7 +19,7 @@ STAGES = {
     "encode": "turn titles and images into embeddings by a text or an image model",
     "reduce": "reduce and join embeddings by PCA: the strategies V1 to V4, for any modalities",
     "quantize": "turn embeddings into codes: VQ, RQ, PQ, OPQ, VQ-VAE",
-    "align": "train embeddings in which items that the same users click are close",
+    "align": "train embeddings in which items clicked by the same users are close",
 }
 
 

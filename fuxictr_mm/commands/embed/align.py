@@ -29,10 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--train", metavar="FILE", help="training split, from which Swing takes the clicks")
     parser.add_argument("--label", default="label", metavar="NAME", help="column of the label (default: label)")
     parser.add_argument(
-        "--neighbors", metavar="FILE", help="with --train: write the Swing neighbors; without: read them"
+        "--neighbors", metavar="FILE", help="file of Swing neighbors: written with --train, otherwise read"
     )
     parser.add_argument("--save", metavar="FILE", help="write the trained head, a safetensors file")
-    parser.add_argument("--apply", metavar="FILE", help="use this head instead of training one: for new items")
+    parser.add_argument("--apply", metavar="FILE", help="apply this saved head to new items instead of training one")
     add_output(parser)
     add_settings(parser.add_argument_group("Swing, with --train"), SwingOptions, without=["seed"])
     add_settings(parser.add_argument_group("heads and training"), AlignOptions)

@@ -32,12 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--items", metavar="FILE", help="images: Parquet, CSV or JSON lines file with the items to write"
     )
-    parser.add_argument("--image-column", metavar="COLUMN", help="images: column of --items with names of files")
+    parser.add_argument("--image-column", metavar="COLUMN", help="images: column of --items with file names")
     add_settings(parser, TextOptions)
     add_settings(parser, ImageOptions, without=list(TextOptions.model_fields))
     parser.add_argument("--chunk-rows", type=int, default=CHUNK_ROWS, help="items between checkpoints (default: 1024)")
     parser.add_argument("--report", metavar="FILE", help="JSON file to write with all items without an embedding")
-    parser.add_argument("--restart", action="store_true", help="discard the chunks of a run that was killed")
+    parser.add_argument("--restart", action="store_true", help="discard the chunks of an interrupted run")
     add_output(parser)
 
 
@@ -47,7 +47,7 @@ def main_from_args(parsed: argparse.Namespace) -> None:
     kind, other = ("texts", "images") if parsed.texts is not None else ("images", "texts")
     for name in own[other]:
         if getattr(parsed, name) is not None:
-            raise ConfigError(f"{flag(name)} is for --{other}, and --{kind} was given; leave it out")
+            raise ConfigError(f"{flag(name)} is for --{other}, but --{kind} was given; leave it out")
     names = ("model", "column", "chunk_rows", "overwrite", "restart", "report", "template", "items", "image_column")
     options = {name: value for name in names if (value := getattr(parsed, name)) is not None}
     options |= given_settings(parsed, TextOptions if kind == "texts" else ImageOptions)

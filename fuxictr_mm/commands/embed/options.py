@@ -65,5 +65,8 @@ def given_settings(arguments: argparse.Namespace, settings: type[Settings]) -> d
 def add_sources(parser: argparse.ArgumentParser) -> None:
     """Add the positional argument ``sources`` of a stage that reads embeddings; see ``Source.parse``."""
     parser.add_argument(
-        "sources", nargs="+", metavar="NAME=FILE:COLUMN", help="a modality: its name, and the embeddings' file, column"
+        "sources",
+        nargs="+",
+        metavar="NAME=FILE:COLUMN",
+        help="a modality: its name, and the file and column of its embeddings",
     )

@@ -29,17 +29,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_sources(parser)
     parser.add_argument("--out", required=True, metavar="FILE", help="item file to write")
     add_settings(parser, QuantizeOptions)
-    parser.add_argument("--neighbors", type=int, default=0, metavar="K", help="with vq: write the K nearest items too")
+    parser.add_argument("--neighbors", type=int, default=0, metavar="K", help="with vq: also write the K nearest items")
     parser.add_argument(
         "--among",
         nargs="+",
         metavar="NAME=FILE:COLUMN",
-        help="with --apply and --neighbors: the items to search, those of the fit",
+        help="with --apply and --neighbors: the items to search (those of the fit)",
     )
     parser.add_argument("--metric", choices=METRICS, default="l2", help="distance between items (default l2)")
-    parser.add_argument("--decoded", action="store_true", help="write the reconstructed embeddings too")
+    parser.add_argument("--decoded", action="store_true", help="also write the reconstructed embeddings")
     parser.add_argument("--save", metavar="FILE", help="write the codebooks, a safetensors file")
-    parser.add_argument("--apply", metavar="FILE", help="use these codebooks instead of fitting any")
+    parser.add_argument("--apply", metavar="FILE", help="apply these saved codebooks instead of fitting new ones")
     parser.add_argument("--report", metavar="FILE", help="write the report as JSON")
     add_output(parser)
 
@@ -49,7 +49,7 @@ def main_from_args(arguments: argparse.Namespace) -> None:
     given = given_settings(arguments, QuantizeOptions)
     if arguments.apply is not None and (given or arguments.save is not None):
         useless = flag(next(iter([*given, "save"])))
-        raise ConfigError(f"{useless} has no effect with --apply, where the codebook decides it; leave it out")
+        raise ConfigError(f"{useless} has no effect with --apply, because the codebook determines it; leave it out")
     sources = [Source.parse(text) for text in arguments.sources]
     among = [Source.parse(text) for text in arguments.among or ()]
     options = QuantizeOptions.read(given, "quantize")

@@ -28,11 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_settings(parser, ReduceOptions, without=["strategies", "memory"])
     parser.add_argument("--strategies", metavar="NAME,...", help=ReduceOptions.model_fields["strategies"].description)
     parser.add_argument("--prefix", default="item_emb", help="prefix of the columns (default: item_emb)")
-    parser.add_argument("--save", metavar="FILE", help="the fitted reducer (default: OUT.reducer.safetensors)")
-    parser.add_argument("--apply", metavar="FILE", help="reduce by a saved reducer instead of fitting one")
-    parser.add_argument("--report", metavar="FILE", help="write the report as JSON as well")
-    parser.add_argument("--h5", metavar="PREFIX", help="write PREFIX_v1.h5, ... for FuxiCTR's pretrained_emb as well")
-    parser.add_argument("--memory", type=float, metavar="GB", help="embeddings held at a time (default, most: 0.033)")
+    parser.add_argument("--save", metavar="FILE", help="file for the fitted reducer (default: OUT.reducer.safetensors)")
+    parser.add_argument("--apply", metavar="FILE", help="apply a saved reducer instead of fitting one")
+    parser.add_argument("--report", metavar="FILE", help="also write the report as JSON")
+    parser.add_argument("--h5", metavar="PREFIX", help="also write PREFIX_v1.h5, ... for FuxiCTR's pretrained_emb")
+    parser.add_argument("--memory", type=float, metavar="GB", help="memory for embeddings (default and maximum: 0.033)")
     add_output(parser)
 
 
@@ -48,7 +48,7 @@ def main_from_args(args: argparse.Namespace) -> None:
     if args.apply:
         for name in [*given, *(["save"] if args.save else [])]:
             option = flag("no_balance" if name == "balance" else name)
-            raise ConfigError(f"{option} is a setting of the fit, and --apply fits nothing; leave one of them out")
+            raise ConfigError(f"{option} is a setting of the fit, but --apply does not fit; leave one of them out")
     files = {name: getattr(args, name) for name in ("apply", "save", "report", "h5", "prefix", "overwrite")}
     sources = [Source.parse(text) for text in args.sources]
     _, report = reduce_vectors(sources, args.out, **files, progress=not args.quiet, **given)
@@ -77,7 +77,7 @@ def format_report(report: dict[str, Any]) -> str:
 
 
 def format_applied(report: dict[str, Any]) -> str:
-    """Return what a saved reducer was applied to; what it kept is that of its own fit."""
+    """Return the summary of applying a saved reducer, with the variance that its fit kept."""
     fit = report["fit"]
     lines = [f"{report['items']} items reduced by {report['applied']}"]
     lines += [f"  {count} without an embedding of {name}" for name, count in report["missing"].items() if count]

@@ -31,14 +31,16 @@ class SyntheticSpec:
     """
 
     users: int = _option(2000, "users, with ids from 1")
-    items: int = _option(1000, "items, with ids from 1; row 0 is padding and not counted")
-    tags: int = _option(200, "size of the tag vocabulary, the padding 0 counted")
-    topics: int = _option(8, "latent topics: one half shows in the text only, the other in the image only")
+    items: int = _option(1000, "items, with ids from 1; row 0 is padding and excluded")
+    tags: int = _option(200, "size of the tag vocabulary, including the padding 0")
+    topics: int = _option(8, "latent topics: one half is visible only in the text, the other only in the image")
     train_rows: int = _option(16000, "rows of train.parquet")
     valid_rows: int = _option(3000, "rows of valid.parquet")
     test_rows: int = _option(3000, "rows of test.parquet")
-    seq_len: int = _option(20, "length of item_seq: the most recent ids that a row may show")
-    history_mean: float = _option(10.0, "mean number of items that a user liked; train rows show half to all of them")
+    seq_len: int = _option(20, "length of item_seq: the maximum number of most recent ids of a row")
+    history_mean: float = _option(
+        10.0, "mean number of items that a user liked; train rows contain half to all of them"
+    )
     history_shape: float = _option(1.2, "shape of the gamma distribution of history lengths: smaller is more skewed")
     history_candidates: int = _option(24, "items that a user compares before liking one of them")
     history_preference: float = _option(4.0, "weight of the taste in choosing among them; 0 is pure popularity")
@@ -46,9 +48,9 @@ class SyntheticSpec:
     image_dim: int = _option(48, "dimension of img_emb_CLIPRN50")
     emb_dim: int = _option(16, "dimension D of the reduced embeddings item_emb_dD_v1 to _v3 and _e4; even")
     emb_bits: int = _option(32, "8 stores the reduced embeddings as 8-bit integers, 16 times their value")
-    emb_items: float = _option(1.0, "fraction of items in item_feature and item_emb; the others are in item_info alone")
-    text_noise: float = _option(0.2, "standard deviation of the noise on a text value, that of a topic being 1")
-    image_noise: float = _option(0.2, "standard deviation of the noise on an image value, that of a topic being 1")
+    emb_items: float = _option(1.0, "fraction of items in item_feature and item_emb; the others are only in item_info")
+    text_noise: float = _option(0.2, "standard deviation of the noise on a text value, relative to that of a topic")
+    image_noise: float = _option(0.2, "standard deviation of the noise on an image value, relative to that of a topic")
     text_scale: float = _option(1.0, "factor on all text values")
     image_scale: float = _option(10.0, "factor on all image values; v3 is a poor fusion if the scales differ")
     text_effect: float = _option(1.4, "logit per standard deviation of taste times text topics")
@@ -57,19 +59,23 @@ class SyntheticSpec:
     context_effect: float = _option(0.3, "logit per standard deviation of likes_level, and of views_level")
     bias: float = _option(-0.5, "logit of an average pair of user and item")
     topic_sharpness: float = _option(3.0, "weight of the main topic in an item's mixture; 0 gives equal weights")
-    zipf_exponent: float = _option(0.8, "how fast the exposure of items falls with their rank in popularity")
+    zipf_exponent: float = _option(0.8, "how fast the exposure of items decreases with their rank in popularity")
     popular_share: float = _option(0.5, "fraction of targets sampled by popularity; the rest are sampled uniformly")
-    cold_items: float = _option(0.3, "fraction of items that no history and no training row shows")
+    cold_items: float = _option(0.3, "fraction of items that occur in no history and no training row")
     cold_share: float = _option(0.4, "fraction of valid and test rows whose target is such an item")
     tag_signal: float = _option(0.1, "fraction of tags that name a main topic of the item; the rest are noise")
-    taste_topics: int = _option(0, "topics of each half that a user likes, equally; 0: all of them, more or less")
-    taste_share: float = _option(0.0, "fraction of targets that are chosen by taste, as what a user liked was")
-    history_noise: float = _option(0.0, "fraction of a history that is chosen whatever the taste")
-    recent_noise: int = _option(0, "newest items of a row's history that are sampled uniformly, whatever the taste")
+    taste_topics: int = _option(
+        0, "topics of each half that a user likes, equally; 0: all of them, to different degrees"
+    )
+    taste_share: float = _option(0.0, "fraction of targets that are chosen by taste, like the liked items")
+    history_noise: float = _option(0.0, "fraction of a history that is chosen independently of the taste")
+    recent_noise: int = _option(
+        0, "newest items of a row's history that are sampled uniformly, independently of the taste"
+    )
     second_context: float = _option(
         0.0, "factor on popularity and levels in the logit of a second label, like; 0: there is no second label"
     )
-    like_after_click: int = _option(0, "1: only rows with a click may have the like, so that the labels are a path")
+    like_after_click: int = _option(0, "1: only rows with a click may have the like, so the labels form a path")
     seed: int = _option(7, "same seed, same bytes")
 
     def __post_init__(self) -> None:

@@ -81,13 +81,15 @@ def _check_target(folder: Path, overwrite: bool) -> None:
     if not folder.exists():
         return
     if not folder.is_dir():
-        raise DataError(f"{folder} is a file; expected a folder that is empty or not there yet")
+        raise DataError(f"{folder} is a file; expected a folder that is empty or does not exist")
     found = sorted(path.name for path in folder.iterdir())
     if found and not overwrite:
-        raise DataError(f"{folder} is not empty (it holds {found[0]}); name another folder or pass --overwrite")
+        raise DataError(f"{folder} is not empty (it holds {found[0]}); give another folder, or --overwrite")
     others = sorted(set(found) - FILES)
     if others:
-        raise DataError(f"{folder} holds {others[0]}, which is no part of a dataset; remove it or name another folder")
+        raise DataError(
+            f"{folder} holds {others[0]}, which is not part of a dataset; remove it, or give another folder"
+        )
 
 
 def _write_items(world: World, folder: Path, progress: bool) -> None:

@@ -1,1 +1,1 @@
-"""Reading a log of one's own: the parts of the reader ``log``."""
+"""Reading of the user's own log: the parts of the reader ``log``."""

@@ -72,11 +72,13 @@ class Base:
         self.folder = folder
         path = folder / MANIFEST
         if not path.is_file():
-            raise ConfigError(f"--like {folder}: has no {MANIFEST}; expected a folder of fuxictr-mm prepare log")
+            raise ConfigError(
+                f"--like {folder}: has no {MANIFEST}; expected a folder written by fuxictr-mm prepare log"
+            )
         manifest = read_json(path)
         origin = manifest.get("origin") or {}
         if origin.get("reader") != "log":
-            raise ConfigError(f"--like {folder}: is of the reader {origin.get('reader')}, expected log")
+            raise ConfigError(f"--like {folder}: was written by the reader {origin.get('reader')}, expected log")
         if "log" not in manifest:
             has_ended = "columns" in manifest
             fix = (

@@ -19,12 +19,12 @@ from fuxictr_mm.errors import ConfigError
 #: Integers of more distinct values are numbers, unless their column is named as one of ids.
 FEW_VALUES = 100
 
-#: Texts with more distinct values than this fraction of the rows name the row, and are no category.
+#: Texts with more distinct values than this fraction of the rows name the row, and are not categories.
 OWN_VALUE = 0.5
 
 #: ISO dates, with or without a time; new ones come with time, so that a category of them is unknown later.
 DATE = r"^\s*\d{4}-\d{2}-\d{2}(?:[T ]\d{2}:\d{2}[\d:.]*\s?(?:Z|z|UTC|[+-]\d{2}:?(?:\d{2})?)?)?\s*$"
-DATES = "it holds dates; to use them, write numbers, such as hours of the day or days of age"
+DATES = "it holds dates; convert them to numbers, such as hours of the day or days of age"
 
 #: A column of texts is one of lists if so many hold the separator.
 LISTS = 0.1
@@ -110,7 +110,7 @@ def choose_columns(
     facts = _count(table.frame, schema)
     columns, left_out = [], {}
     for source, dtype in schema.items():
-        kind, reason = types.get(source, ""), "as --types says"
+        kind, reason = types.get(source, ""), "set by --types"
         if not kind:
             kind, reason = _kind_of(source, dtype, *facts[source], is_item=prefix == "item_")
         elif not _is_possible(kind, dtype, prefix == "item_"):
@@ -170,7 +170,7 @@ def _kind_of(
         if distinct < 2:
             return "none", "it has one value"
         if not is_item and distinct > FEW_VALUES and distinct > 0.9 * count:
-            return "none", "nearly every row has a value of its own"
+            return "none", "nearly every row has a different value"
         return ("categorical" if distinct <= FEW_VALUES or name.lower().endswith("id") else "numeric"), ""
     if kind == pl.String:
         if lists > LISTS * count and is_item:
@@ -178,7 +178,7 @@ def _kind_of(
         if distinct < 2:
             return "none", "it has one value"
         if distinct > FEW_VALUES // 5 and distinct > OWN_VALUE * count:
-            return ("text", "") if is_item else ("none", "most rows have a value of their own")
+            return ("text", "") if is_item else ("none", "most rows have different values")
         return "categorical", ""
     if is_item and isinstance(kind, pl.List) and (kind.inner == pl.String or kind.inner.is_integer()):
         return "sequence", ""

@@ -67,8 +67,8 @@ def explain(summary: Summary) -> list[str]:
         split, part = _newest_cold(summary)
         fix = f"DIN_MM has dropout: {COLD_DROPOUT} of {ITEM_ID}"
         if not summary.coverage:
-            fix = "their ids tell nothing; add embeddings of titles or images: fuxictr-mm embed encode"
-        lines.append(f"{part:.0%} of the {split} rows are of items that training does not show: {fix}")
+            fix = "their ids are not trained; add embeddings of titles or images: fuxictr-mm embed encode"
+        lines.append(f"{part:.0%} of the {split} rows are of items that do not occur in training: {fix}")
     return lines
 
 

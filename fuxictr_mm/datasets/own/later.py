@@ -1,4 +1,4 @@
-"""A log that goes on where a prepared one ended: ``fuxictr-mm prepare log --like``.
+"""A log that continues a prepared one: ``fuxictr-mm prepare log --like``.
 
 Rows later than the newest labelled row of the earlier folder are written, as ``test``, with or without a label.
 Options, columns, vocabularies and scales are those of the folder, and histories begin with those of its users. So rows
@@ -54,7 +54,7 @@ class LaterSource(LogSource):
     Raises
     ------
     ConfigError, MissingFileError
-        A file or a column that is not there.
+        A file or a column does not exist.
     """
 
     def __init__(self, asked: LogOptions, source: Path, scratch: Path, base: Base, given: Mapping[str, Any]) -> None:
@@ -62,7 +62,9 @@ class LaterSource(LogSource):
         super().__init__(asked, source, scratch)
         if self.written("users") and self.users is None:
             columns = ", ".join(column.source for column in self.written("users"))
-            raise MissingFileError(f"{source}: no file of users, of which {base.folder} has {columns}; add it")
+            raise MissingFileError(
+                f"{source}: no file of users, but {base.folder} has the columns {columns} of users; add the file"
+            )
         for table in self.tables:
             for column in self.written(table.option):
                 table.check(column.source, f"--like {base.folder}")
@@ -81,7 +83,7 @@ class LaterSource(LogSource):
 
     @property
     def is_labelled(self) -> pl.Expr:
-        """Whether a row has a label, or is a click of a log of clicks alone."""
+        """Whether a row has a label, or is a click of a log of only clicks."""
         if not self.base.notes.labels:
             return pl.lit(True)
         return pl.any_horizontal(pl.col(name).is_not_null() for name in self.labels) if self.labels else pl.lit(False)
@@ -149,7 +151,9 @@ class LaterSource(LogSource):
         if not kept:
             raise DataError(f"{self.log.paths[0]}: none of {rows} rows is later than {newest}")
         if kept < rows:
-            logger.warning(f"{self.log.paths[0]}: {rows - kept} of {rows} rows are not later than {newest}; left out")
+            logger.warning(
+                f"{self.log.paths[0]}: {rows - kept} of {rows} rows are not later than {newest}; they are dropped"
+            )
 
     def rows_by_id(self, table: Table, role: str) -> pl.DataFrame:
         """Return a table of items or users, a row each."""
@@ -158,7 +162,7 @@ class LaterSource(LogSource):
 
 
 class LaterLog(Log):
-    """A log that goes on where a prepared one ended."""
+    """A log that continues a prepared one."""
 
     def configure(self, given: Mapping[str, Any]) -> None:
         """Take the folder of the earlier log and the names of files."""

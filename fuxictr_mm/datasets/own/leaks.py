@@ -1,4 +1,4 @@
-"""Columns of a log that say what the label is: known only after the click, or of the item that was clicked."""
+"""Columns of a log that leak the label: known only after the click, or copied from the clicked item."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fuxictr_mm.datasets.own.columns import Column
 #: Numbers are compared in so many bins of as many rows.
 BINS = 5
 
-#: Probability below which it is no chance that all rows of a value are positive.
+#: Significance level for all rows of a value being positive.
 CHANCE = 1e-9
 
 
@@ -20,7 +20,7 @@ def find_leaks(rows: pl.DataFrame, columns: Sequence[Column], label: str) -> Ite
 
     Of numbers it is the range of a bin.
 
-    Values that all rows of no click have are no such sign: what is shown at the end of a page is seldom clicked.
+    Values of only negative rows are not reported: items at the end of a page are seldom clicked.
     """
     rows = rows.filter(pl.col(label).is_not_null())
     rate = float(rows[label].mean() or 0)  # type: ignore[arg-type]

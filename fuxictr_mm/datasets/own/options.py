@@ -27,7 +27,7 @@ class LogOptions:
     ----------
     interactions, items, users : str, optional
         Files of the source by name, pattern or folder; by default ``interactions.*``, and ``items.*`` and ``users.*``
-        where they are there.
+        if they exist.
     embeddings : tuple of str
         Parquet files with the items' ids and a list column of numbers.
     user, item, time : str
@@ -98,7 +98,7 @@ class LogOptions:
         others = [name for name in ("labels", "positive_from") if values.get(name) is not None]
         if options.negatives and others:
             raise ConfigError(
-                f"--negatives: is for a log of positive events alone; leave out --{others[0]}, or --negatives"
+                f"--negatives: is for a log of only positive events; remove --{others[0]}, or --negatives"
             )
         return options
 
@@ -117,17 +117,20 @@ class LogOptions:
 
 def add_log_options(parser: argparse.ArgumentParser) -> None:
     """Add the options, all without a default, so that other readers can refuse them."""
-    group = parser.add_argument_group("options of log, for a log of your own")
+    group = parser.add_argument_group("options of log, for your own log")
     group.add_argument(
         "--like",
         metavar="DIR",
         help="log: an earlier log's folder; rows later than its newest, with its options, numbers, scales, histories",
     )
     group.add_argument("--interactions", metavar="FILE", help="log: file or pattern (default: interactions.*)")
-    group.add_argument("--items", metavar="FILE", help="log: a row per item (default: items.*, if it is there)")
-    group.add_argument("--users", metavar="FILE", help="log: a row per user (default: users.*, if it is there)")
+    group.add_argument("--items", metavar="FILE", help="log: one row per item (default: items.*, if it exists)")
+    group.add_argument("--users", metavar="FILE", help="log: one row per user (default: users.*, if it exists)")
     group.add_argument(
-        "--embeddings", nargs="+", metavar="FILE", help="log: Parquet files of the items' ids and a list of numbers"
+        "--embeddings",
+        nargs="+",
+        metavar="FILE",
+        help="log: Parquet files with the item ids and a column of lists of numbers",
     )
     group.add_argument(
         "--roles",
@@ -139,7 +142,7 @@ def add_log_options(parser: argparse.ArgumentParser) -> None:
         "--types",
         nargs="+",
         metavar="COLUMN=TYPE",
-        help=f"log: types of columns that differ from what is found: {', '.join(TYPES)}",
+        help=f"log: types of columns that override the detected ones: {', '.join(TYPES)}",
     )
     group.add_argument(
         "--split", nargs=3, type=float, metavar=("TRAIN", "VALID", "TEST"), help="log: fractions (default: 0.8 0.1 0.1)"
@@ -148,10 +151,13 @@ def add_log_options(parser: argparse.ArgumentParser) -> None:
         "--split_by", choices=("time", "user"), help="log: of all rows by time (default), or of each user's rows"
     )
     group.add_argument(
-        "--negatives", type=int, metavar="N", help="log: items sampled for each row, where all rows are positive"
+        "--negatives", type=int, metavar="N", help="log: items sampled for each row, if all rows are positive"
     )
     group.add_argument(
-        "--positive_from", type=float, metavar="X", help="log: labels are 1 from X on, else 0, as of ratings from 4 on"
+        "--positive_from",
+        type=float,
+        metavar="X",
+        help="log: labels are 1 from X on, otherwise 0, for example for ratings from 4 on",
     )
 
 

@@ -64,7 +64,7 @@ class LogSource:
     Raises
     ------
     ConfigError, MissingFileError
-        A file, a column or a label that is not there.
+        A file, a column or a label does not exist.
     """
 
     def __init__(self, asked: LogOptions, source: Path, scratch: Path) -> None:
@@ -107,7 +107,7 @@ class LogSource:
 
     @property
     def tables(self) -> list[Table]:
-        """The tables that are there."""
+        """The tables that exist."""
         return [table for table in (self.log, self.items, self.users) if table is not None]
 
     @property
@@ -149,7 +149,9 @@ class LogSource:
         kind = self.log.frame.collect_schema()[source]
         if not (kind == pl.String or kind.is_integer()) or source in self.labels:
             found = "is a label" if source in self.labels else f"holds {kind}"
-            raise ConfigError(f"--roles group={source}: {self.log.paths[0]}: it {found}, expected texts or integers")
+            raise ConfigError(
+                f"--roles group={source}: {self.log.paths[0]}: the column {found}, expected texts or integers"
+            )
         return Column(source, free_name(source.replace(".", "_"), taken, "context_"), "group")
 
     def written(self, option: str) -> list[Column]:
@@ -186,7 +188,7 @@ class LogSource:
     def _check_events(self, path: Path) -> None:
         rows = pl.scan_parquet(path).select((~self.is_labelled).sum()).collect().item()
         if rows:
-            logger.warning(f"{self.log.paths[0]}: {rows} rows have no label; they are not written")
+            logger.warning(f"{self.log.paths[0]}: {rows} rows have no label; they are dropped")
 
     @cached_property
     def time_unit(self) -> Unit:
@@ -241,8 +243,8 @@ class LogSource:
         number, bound = label.cast(pl.Float64, strict=False).fill_nan(None), self.asked.positive_from
         is_known = number.is_in([0, 1]) if bound is None else number.is_not_null()
         wrong = label.is_not_null() & ~is_known.fill_null(False) & (label.cast(pl.String) != "NaN")
-        others = "0 or 1, or nothing; of ratings, add --positive_from 4, or another bound"
-        table.refuse(wrong, column, others if bound is None else "a number, or nothing")
+        others = "0, 1 or null; for ratings, add --positive_from 4 or another threshold"
+        table.refuse(wrong, column, others if bound is None else "a number or null")
         number = (number if bound is None else number >= bound).cast(pl.Float32)
         self._check_both(column, number)
         return number.alias(column)

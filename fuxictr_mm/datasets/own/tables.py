@@ -68,7 +68,7 @@ class Table:
         return {name: kind for name, kind, _ in _fields(schema, self.paths[0])}
 
     def check(self, column: str, what: str) -> None:
-        """Raise a ConfigError where a column is not there."""
+        """Raise a ConfigError if a column does not exist."""
         if column not in self.schema:
             raise ConfigError(
                 f"{what}: {self.paths[0]} has no column '{column}'{nearest(column, self.schema)} (it has: "
@@ -106,7 +106,7 @@ class Table:
             kinds = {"integer": is_integer(text), "digits": digits, "float": text.str.contains(FLOAT)}
             tests += [(is_missing | test).all().alias(f"{kind} {name}") for kind, test in kinds.items()]
         found = frame.select(tests).collect(engine="streaming").row(0, named=True) if tests else {}
-        # Digits alone that are no integers of 64 bits are ids, of which a float would take two for one.
+        # Digits alone that are not integers of 64 bits are ids, of which a float would take two for one.
         numbers = [n for n in names if found[f"float {n}"] and found[f"digits {n}"] == found[f"integer {n}"]]
         types = {name: pl.Int64 if found[f"integer {name}"] else pl.Float64 for name in numbers}
         return [pl.col(name).str.strip_chars().cast(kind, strict=False) for name, kind in types.items()]

@@ -23,7 +23,7 @@ def vector_columns(path: Path, item: str, taken: Collection[str]) -> list[str]:
     Raises
     ------
     ConfigError
-        There is none, it has a name that is taken, or the column of the item is missing.
+        There is no such column, its name is taken, or the column of the item is missing.
     """
     if path.suffix.lower() not in parquet.SUFFIXES:
         raise ConfigError(f"--embeddings {path}: expected a Parquet file")
@@ -35,7 +35,7 @@ def vector_columns(path: Path, item: str, taken: Collection[str]) -> list[str]:
         raise ConfigError(f"--embeddings {path}: no column is a list of numbers (it has: {', '.join(table.schema)})")
     twice = next((name for name in names if name in taken), None)
     if twice is not None:
-        raise ConfigError(f"--embeddings {path}: another file has the column '{twice}' as well; rename one")
+        raise ConfigError(f"--embeddings {path}: another file also has the column '{twice}'; rename one")
     return names
 
 
