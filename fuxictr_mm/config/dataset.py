@@ -146,8 +146,10 @@ class DatasetConfig(Settings):
     @classmethod
     def _check_labels(cls, given: Any) -> Any:
         entries = given if isinstance(given, list) else [given]
-        if given is None or not entries:
+        if given is None:
             return given
+        if not entries:
+            raise ConfigError(f"label_col: is an empty list, expected {describe(LabelConfig)} or a list of these")
         labels: list[LabelConfig] = []
         for entry in entries:
             if not isinstance(entry, dict | LabelConfig):

@@ -130,8 +130,7 @@ class Mind(Reader):
                 f"{self._folders[kind] / 'behaviors.tsv'}: row {int(first) + wrong['which'][0]}: impressions hold "
                 f"{wrong['shown'][0]!r}, expected a news and its label, such as N129416-0; correct or drop the row"
             )
-        without = ["which", "shown"] if shown["label"].count() else ["which", "shown", "label"]
-        yield Rows(shown.drop(without), histories.to_series().to_arrow(), shown["which"].to_numpy())
+        yield Rows(shown.drop("which", "shown"), histories.to_series().to_arrow(), shown["which"].to_numpy())
 
 
 def _read_tsv(path: Path, names: list[str]) -> pl.DataFrame:

@@ -431,7 +431,11 @@ class Writer:
                 left_out=int(in_split.sum()) - int(kept.size),
                 unknown_items=int(unknown[which[kept]].sum()),
             )
-            yield split, table.take(pa.array(kept)), summary
+            part = table.take(pa.array(kept))
+            # All part files of a later log have the columns of the labels that it has.
+            if reader.known_items is None and len(label) and np.isnan(label).all():
+                part = part.drop_columns([reader.label])
+            yield split, part, summary
 
     def _count_cold(self, splits: dict[str, SplitSummary]) -> None:
         """Count the rows of each split whose target is not a target in training, or of a later log a new item."""

@@ -304,6 +304,7 @@ def test_a_tab_needs_no_double_quotes():
         ("label_col: {name: label, dtype: float}", "label_col: [{name: a}, {name: a}]", ["'a'"]),
         ("label_col: {name: label, dtype: float}", "label_col: [{name: a}, {nam: b}]", ["'nam'"]),
         ("label_col: {name: label, dtype: float}", "label_col: [a, b]", ["label_col", "'a'"]),
+        ("label_col: {name: label, dtype: float}", "label_col: []", ["label_col", "empty"]),
         ("    label_col: {name: label, dtype: float}\n", "", ["label_col is missing"]),
         ("item_info: ./data/d/item_info.parquet", "item_info: []", ["item_info is []"]),
         ("        - {name: user_id, active: True, dtype: int, type: meta}", "        - user_id", ["'user_id'"]),

@@ -2,6 +2,7 @@ import json
 import shutil
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from fuxictr_mm.cli import main
@@ -131,12 +132,15 @@ class Shop(Reader):
         return ["all"]
 
     def rows(self, chunk):
-        clicks = pl.read_csv(self.files()[0]).with_columns(pl.lit(chunk).replace("all", "train").alias("split"))
+        split = pl.when(pl.col("label").is_null()).then(pl.lit("test")).otherwise(pl.lit("train"))
+        clicks = pl.read_csv(self.files()[0]).with_columns(split.alias("split"))
         yield Rows(clicks, pl.Series([["B00Y"]] * len(clicks)).to_arrow())
 '''
     )
-    (tmp_path / "clicks.csv").write_text("user_id,item_id,label\nann,B00X,1\nbob,B00Y,0\nbob,B00Z,1\n")
+    (tmp_path / "clicks.csv").write_text("user_id,item_id,label\nann,B00X,1\nbob,B00Y,0\nbob,B00Z,1\nann,B00Y,\n")
     monkeypatch.chdir(tmp_path)
     assert run("shop:Shop", "--source", tmp_path, "--out", tmp_path / "out", "--json") == 0
     split = json.loads(capsys.readouterr().out)["splits"]["train"]
     assert (split["rows"], split["left_out"], split["history_items"]) == (2, 1, 2)
+    has_label = {split: "label" in pl.read_parquet(tmp_path / "out" / split).columns for split in ("train", "test")}
+    assert has_label == {"train": True, "test": False}
