@@ -145,7 +145,7 @@ def load_model_class(name: str, model_zoo: str | Path | None = None) -> type:
 def code_hash(model_class: type) -> str:
     """Return a hash of the file of a model's class and of the files next to it that it imports; empty without a file.
 
-    Comments do not count.
+    Comments and docstrings are ignored.
     """
     # By a function of the class: the module of its name may be another file, imported later.
     part = next((value for value in vars(model_class).values() if inspect.isfunction(value)), model_class)
@@ -159,7 +159,7 @@ def code_hash(model_class: type) -> str:
 
 
 def _code_of(file: Path) -> dict[Path, str]:
-    """Return the code, without comments, of a file and of the files next to it that it imports."""
+    """Return the code, without comments and docstrings, of a file and of the files next to it that it imports."""
     seen: dict[Path, str] = {}
     waiting = [file]
     while waiting:
@@ -174,9 +174,19 @@ def _code_of(file: Path) -> dict[Path, str]:
                 raise
             seen[path] = hashlib.sha256(content).hexdigest()  # perhaps it is never imported
             continue
-        seen[path] = ast.unparse(tree)
+        seen[path] = ast.unparse(_without_docstrings(tree))
         waiting += [path.with_name(f"{name}.py") for name in _imported(tree)]
     return seen
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    """Remove the docstrings of a module in place, and return it."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return tree
 
 
 def source_of(cls: type) -> str:

@@ -81,7 +81,7 @@ def test_an_edited_file_is_imported_again(zoo):
     assert (second.value, kept.value, copy.deepcopy(kept).value) == (2, 1, 1)
     assert code_hash(second) != before == code_hash(first)
     assert pickle.dumps(second())
-    (zoo / "Edited.py").write_text("# a comment\n" + (zoo / "Edited.py").read_text())
+    (zoo / "Edited.py").write_text('"""A docstring."""\n# a comment\n' + (zoo / "Edited.py").read_text())
     assert load_model_class("Edited") is second
     drop(zoo, "Edited", before="x = 1 / 0")
     check_names(refused("Edited"), zoo / "Edited.py", "ZeroDivisionError")
