@@ -65,12 +65,13 @@ class OneTransBlock(nn.Module):
         count, size = tokens.shape[1], tokens.shape[2] // self.num_heads
         qkv = self.token_qkv(self.norm1(tokens)).unflatten(2, (3, self.num_heads, -1))
         query, own_keys, own_values = qkv.permute(2, 3, 0, 1, 4)  # (H, B, M, E) each
+        query = query * size**-0.5  # rather than the scores, of which there are B M L for each head
         keys, values = (x.unflatten(1, (self.num_heads, size)).transpose(0, 1) for x in (keys, values))
         # One product for all rows: a product of each would read the keys again.
         of_history = (query.flatten(1, 2) @ keys.transpose(1, 2)).unflatten(1, (-1, count))
         later = torch.ones(count, count, dtype=torch.bool, device=tokens.device).triu(1)
         own = (query @ own_keys.transpose(2, 3)).masked_fill(later, -torch.inf)
-        weights = (torch.cat([own, of_history], dim=3) * size**-0.5).softmax(dim=3)
+        weights = torch.cat([own, of_history], dim=3).softmax(dim=3)
         seen = (weights[..., count:].flatten(1, 2) @ values).unflatten(1, (-1, count))
         attended = weights[..., :count] @ own_values + seen
         return self._transform(tokens + self.output(attended.permute(1, 2, 0, 3).flatten(2)), self.token_ffn)
