@@ -3,9 +3,9 @@
 import pytest
 import torch
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from fuxictr_mm.layers import OneTransBlock
+from tests.sizes import LargestTensor
 
 
 def own(layer, x):
@@ -52,20 +52,9 @@ def test_order_counts(order_counts):
     assert order_counts("OneTrans_tiny")
 
 
-class Largest(TorchDispatchMode):
-    """Records the most numbers that a tensor of an operation has."""
-
-    count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        found = func(*args, **(kwargs or {}))
-        self.count = max(self.count, found.numel() if isinstance(found, torch.Tensor) else 0)
-        return found
-
-
 def test_candidates_of_a_long_history_take_memory_of_one_head():
     block = OneTransBlock(2, 8, 4, 8, last=True)
-    keys, values = torch.randn(2, 300, 8).unbind(0)
-    with torch.no_grad(), Largest() as largest:
+    keys, values = torch.randn(300, 8), torch.randn(300, 8)
+    with torch.no_grad(), LargestTensor() as largest:
         block.attend(torch.randn(5, 2, 8), keys, values)
     assert largest.count == 5 * 2 * (2 + 300)
