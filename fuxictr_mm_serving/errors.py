@@ -14,6 +14,10 @@ class DamagedError(ServingError):
     """A file of an export differs from its checksum."""
 
 
+class UnknownItemError(ServingError):
+    """A row holds an item that the export does not hold."""
+
+
 @contextmanager
 def refused(what: str) -> Iterator[None]:
     """Raise whatever goes wrong within as an error of an export: its files may hold anything.

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from fuxictr_mm_serving.deadline import check_deadline
-from fuxictr_mm_serving.errors import ServingError, refused
+from fuxictr_mm_serving.errors import ServingError, UnknownItemError, refused
 from fuxictr_mm_serving.features import Column, ContextField, Items, check_types
 from fuxictr_mm_serving.graphs import Graph, OnnxGraph
 from fuxictr_mm_serving.manifest import Files
@@ -177,11 +177,10 @@ class Export:
         column = columns[self.target]
         target = self.items.numbers(column, what(self.target))
         if (unknown := np.flatnonzero(target <= 0)).size:
-            value = column[int(unknown[0])]
-            raise ServingError(
-                f"{what(self.target)}: row {first + int(unknown[0])} holds the item {value}, "
-                f"which is {'padding' if target[unknown[0]] == 0 else 'not in the item files'}"
-            )
+            place = f"{what(self.target)}: row {first + int(unknown[0])} holds the item {column[int(unknown[0])]}"
+            if target[unknown[0]] == 0:
+                raise ServingError(f"{place}, which is padding")
+            raise UnknownItemError(f"{place}, which is not in the item files")
         history, offsets = self.items.histories(columns[self.history], what(self.history), strict=True, first=first)
         context = self._context(columns, np.diff(offsets), what)
         return self._score(context, target, history, offsets)

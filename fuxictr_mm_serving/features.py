@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from fuxictr_mm_serving.errors import ServingError
+from fuxictr_mm_serving.errors import ServingError, UnknownItemError
 from fuxictr_mm_serving.manifest import FieldEntry, Files
 from fuxictr_mm_serving.tables import UNKNOWN, Ids, Table, integers
 
@@ -203,7 +203,7 @@ class Items:
         flat, offsets = _lists(column, what)
         numbers = self.numbers(flat, what)
         if strict and (unknown := np.flatnonzero(numbers == UNKNOWN)).size:
-            raise ServingError(
+            raise UnknownItemError(
                 f"{what}: row {first + int(np.searchsorted(offsets, unknown[0], 'right')) - 1} holds the item "
                 f"{flat[int(unknown[0])]}, which is not in the item files"
             )

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from glob import escape
 from itertools import islice
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
@@ -42,6 +43,12 @@ NUMBERING = b"fuxictr_mm.numbering"
 
 #: The column under which the digest of the items is.
 ITEM_ID = "item_id"
+
+#: The digest of all items of a later log (``prepare log --like``), new ones included, has this name.
+ALL_ITEMS = "item_id and new items"
+
+#: Columns of users in the rows of a log: their numbers, and their ids as the owner has them.
+USER_ID, SOURCE_USER = "user_id", "source_user"
 
 #: Folders of rows that it writes.
 SPLITS = ("train", "valid", "test")
@@ -109,17 +116,36 @@ def check_numbering(export: Export, file: Path, *columns: str) -> None:
     ServingError
         They have.
     """
-    try:
-        given = json.loads(_metadata(file).get(NUMBERING, b"{}"))
-    except ValueError:
-        raise ServingError(f"{file}: its metadata {NUMBERING.decode()} are no JSON; prepare it again") from None
-    expected = export.manifest.numbering
+    given, expected = _digests(file), export.manifest.numbering
     for name in sorted({ITEM_ID, *columns} & given.keys() & expected.keys()):
         if given[name] != expected[name]:
             raise ServingError(
                 f"{file}: '{name}' was numbered in another order than for the export (digest {str(given[name])[:8]}, "
                 f"expected {expected[name][:8]}); give files of the folder that it was trained on, or with source ids"
             )
+    if ALL_ITEMS in given and expected.get(ALL_ITEMS, given[ALL_ITEMS]) != given[ALL_ITEMS]:
+        raise ServingError(
+            f"{file}: is of another later log than the items of the export (digest {str(given[ALL_ITEMS])[:8]}, "
+            f"expected {expected[ALL_ITEMS][:8]}); {_export_with_items(file)}"
+        )
+
+
+def how_to_score_new_items(file: Path) -> str:
+    """Return what to do where a file holds items that the export does not; nothing unless it is of a later log."""
+    return f"; {_export_with_items(file)}" if ALL_ITEMS in _digests(file) else ""
+
+
+def _export_with_items(file: Path) -> str:
+    folder = next((f for f in list(file.parents)[:2] if (f / "items.parquet").is_file()), "DIR")
+    return f"export again with --items {quote(str(folder))}, which has these items"
+
+
+def _digests(file: Path) -> dict[str, str]:
+    try:
+        found: dict[str, str] = json.loads(_metadata(file).get(NUMBERING, b"{}"))
+    except ValueError:
+        raise ServingError(f"{file}: its metadata {NUMBERING.decode()} are no JSON; prepare it again") from None
+    return found
 
 
 def _metadata(file: str | os.PathLike[str]) -> dict[bytes, bytes]:
@@ -295,6 +321,9 @@ class Users:
                 "not; give files of one kind"
             )
         (self._is_numbered,) = of_files
+        has_source = self._is_numbered and column == USER_ID
+        if has_source and all(SOURCE_USER in pq.read_schema(file).names for file in files):
+            column = SOURCE_USER  # a user whom training has not seen has no number
         self._export, of_file = export, export.of_numbers if self._is_numbered else export
         self._wanted = [name for name in of_file.columns if name != export.target]
         tables = [_read(file, [column, *self._wanted], "users") for file in files]

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from fuxictr_mm_serving.errors import ServingError
+from fuxictr_mm_serving.errors import ServingError, UnknownItemError
 from fuxictr_mm_serving.export import Export
 from fuxictr_mm_serving.manifest import MANIFEST, checksum, read_manifest
-from fuxictr_mm_serving.parquet import Part, for_file, pa, pq, read_part, split
+from fuxictr_mm_serving.parquet import Part, for_file, how_to_score_new_items, pa, pq, read_part, split
 from fuxictr_mm_serving.processes import end_with_parent, reason_of, start
 
 logger = logging.getLogger("fuxictr_mm_serving")
@@ -286,6 +286,8 @@ def _score_part(export: Export, part: Part, file: Path) -> int:
         for columns in read_part(part, export.columns, texts=export.texts):
             scores.append(export.score_rows(columns, str(part.file), first))
             first += len(scores[-1])
+    except UnknownItemError as error:
+        raise RefusedRowsError(f"{error}{how_to_score_new_items(part.file)}") from None
     except ServingError as error:
         raise RefusedRowsError(str(error)) from None
     joined = np.concatenate(scores) if scores else np.zeros(0, np.float32)

@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "fuxictr-mm export --expid DIN_MM_tiny --out DIN_MM_tiny_export",
         "fuxictr-mm export --expid DIN_MM_tiny --out DIN_MM_tiny_export --precision int8-tables --overwrite",
         "fuxictr-mm export --expid DIN_MM_tiny --out triton_models --format triton",
+        "fuxictr-mm export --config data/shop --expid DIN_MM_shop --items data/shop_new --out shop_export",
     )
     add_experiment_options(parser)
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write")
@@ -41,6 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="source",
         help="in requests, of what fuxictr-mm prepare numbered: those of its source, or its numbers (source)",
     )
+    parser.add_argument(
+        "--items",
+        type=Path,
+        metavar="DIR",
+        help="folder by fuxictr-mm prepare log --like, whose items are exported, new ones included",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a folder that an earlier export wrote")
     add_output_options(parser)
 
@@ -57,9 +64,8 @@ def main_from_args(args: argparse.Namespace) -> None:
     except ConfigError:
         refuse_ensemble(args.expid)
         raise
-    options = {
-        name: getattr(args, name) for name in ("format", "weights", "precision", "tolerance", "overwrite", "ids")
-    }
+    names = ("format", "weights", "precision", "tolerance", "overwrite", "ids", "items")
+    options = {name: getattr(args, name) for name in names}
     parity = export(experiment, args.out, **options)
     summary = f"{args.out}: " + _summary(parity["largest_difference"], parity["rows"], parity["auc"])
     if "auc_folded" in parity:

@@ -12,7 +12,7 @@ from fuxictr_mm.data.numbering import NUMBERING, known_items
 from fuxictr_mm.data.parquet import part_files
 from fuxictr_mm.data.prepared import ITEM_FILE, MANIFEST
 from fuxictr_mm.data.remote import is_remote
-from fuxictr_mm.errors import UserError
+from fuxictr_mm.errors import ConfigError, MissingFileError, UserError
 from fuxictr_mm.files import read_json
 
 
@@ -39,10 +39,28 @@ def item_files_of(rows: str, item_files: str | Sequence[str]) -> list[str]:
     """
     files = [item_files] if isinstance(item_files, str) else list(item_files)
     folder = folder_of_later_log(rows)
-    if folder is None:
-        return files
-    own = [folder / Path(file).name for file in files]
-    return [str(mine) if mine.exists() else file for mine, file in zip(own, files, strict=True)]
+    return files if folder is None else _of_folder(folder, files)
+
+
+def item_files_of_later_log(folder: Path, item_files: Sequence[str]) -> list[str]:
+    """Return the item files of a later log, and those of the dataset that it has not.
+
+    Raises
+    ------
+    MissingFileError, ConfigError
+        The folder holds no items, or those of no later log.
+    """
+    items = folder / ITEM_FILE
+    if not items.is_file():
+        raise MissingFileError(f"{items}: no such file; expected a folder of fuxictr-mm prepare log --like")
+    if known_items(pq.read_metadata(items).metadata or {}) is None:
+        raise ConfigError(f"{items}: holds items of no later log, expected those of fuxictr-mm prepare log --like")
+    return _of_folder(folder, item_files)
+
+
+def _of_folder(folder: Path, item_files: Sequence[str]) -> list[str]:
+    own = [folder / Path(file).name for file in item_files]
+    return [str(mine) if mine.exists() else file for mine, file in zip(own, item_files, strict=True)]
 
 
 def of_unprepared(rows: str, item_files: str | Sequence[str] | None) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from fuxictr_mm.data import parquet
+from fuxictr_mm.data.prepared import ITEM_FILE
 from fuxictr_mm.data.remote import path_of
 from fuxictr_mm.data.schema import ITEM_ID, Feature
 from fuxictr_mm.data.vocabulary import Vocabularies, Vocabulary
@@ -58,6 +59,12 @@ def to_later_metadata(digests: Mapping[str, str], known_items: int, all_items: s
     """Return the metadata of a file of a later log: its new items follow ``known_items``, which the digest is of."""
     metadata = to_metadata({**digests, _ALL_ITEMS: all_items})
     return {**metadata, KNOWN_ITEMS.encode(): str(known_items).encode()}
+
+
+def all_items_in(folder: Path) -> dict[str, str]:
+    """Return the digest of all items of the folder of a later log, new ones included, as its files have it."""
+    digests = digests_in(parquet.open_parquet(folder / ITEM_FILE).metadata.metadata)
+    return {_ALL_ITEMS: digests[_ALL_ITEMS]} if _ALL_ITEMS in digests else {}
 
 
 def known_items(metadata: Mapping[bytes, bytes]) -> int | None:

@@ -62,18 +62,14 @@ class OneTransBlock(nn.Module):
 
     def attend(self, tokens: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Return the feature tokens ``(B, M, W)`` after the layer, behind one history of ``(L, W)`` by ``encode``."""
-        count, size = tokens.shape[1], tokens.shape[2] // self.num_heads
-        qkv = self.token_qkv(self.norm1(tokens)).unflatten(2, (3, self.num_heads, -1))
-        query, own_keys, own_values = qkv.permute(2, 3, 0, 1, 4)  # (H, B, M, E) each
-        keys, values = (x.unflatten(1, (self.num_heads, size)).transpose(0, 1) for x in (keys, values))
-        # One product for all rows: a product of each would read the keys again.
-        of_history = (query.flatten(1, 2) @ keys.transpose(1, 2)).unflatten(1, (-1, count))
-        later = torch.ones(count, count, dtype=torch.bool, device=tokens.device).triu(1)
-        own = (query @ own_keys.transpose(2, 3)).masked_fill(later, -torch.inf)
-        weights = (torch.cat([own, of_history], dim=3) * size**-0.5).softmax(dim=3)
-        seen = (weights[..., count:].flatten(1, 2) @ values).unflatten(1, (-1, count))
-        attended = weights[..., :count] @ own_values + seen
-        return self._transform(tokens + self.output(attended.permute(1, 2, 0, 3).flatten(2)), self.token_ffn)
+        size = tokens.shape[2] // self.num_heads
+        qkv = self.token_qkv(self.norm1(tokens)).unflatten(2, (3, self.num_heads, size)).permute(2, 3, 0, 1, 4)
+        heads = zip(
+            *qkv, *(x.unflatten(1, (self.num_heads, size)).transpose(0, 1) for x in (keys, values)), strict=True
+        )
+        # Head by head, which bounds the memory: the scores of one are (B, M, L).
+        attended = torch.cat([_attend_head(*head) for head in heads], dim=2)
+        return self._transform(tokens + self.output(attended), self.token_ffn)
 
     def _attend(self, joined: Jagged, count: int) -> Tensor:
         """Return what the last ``count`` tokens of each row see, themselves and those before, row after row."""
@@ -95,3 +91,15 @@ class OneTransBlock(nn.Module):
             parts.append((weights @ value).transpose(1, 2).flatten(2).flatten(0, 1).index_select(0, real))
             entries.append(token.gather(1, place_RQ).flatten().index_select(0, real))
         return torch.cat(parts).index_select(0, torch.cat(entries).argsort())
+
+
+def _attend_head(query: Tensor, own_keys: Tensor, own_values: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Return what feature tokens ``(B, M, E)`` see: themselves, those before, and one history ``(L, E)``."""
+    count, query = query.shape[1], query * query.shape[2] ** -0.5
+    # One product for all rows: a product of each would read the keys again.
+    of_history = (query.flatten(0, 1) @ keys.t()).unflatten(0, (-1, count))
+    later = torch.ones(count, count, dtype=torch.bool, device=query.device).triu(1)
+    own = (query @ own_keys.transpose(1, 2)).masked_fill(later, -torch.inf)
+    weights = torch.cat([own, of_history], dim=2).softmax(dim=2)
+    seen = (weights[..., count:].flatten(0, 1) @ values).unflatten(0, (-1, count))
+    return weights[..., :count] @ own_values + seen

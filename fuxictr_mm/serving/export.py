@@ -7,6 +7,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from copy import copy
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,7 @@ def export(
     tolerance: float | None = None,
     overwrite: bool = False,
     ids: str = "source",
+    items: Path | None = None,
 ) -> dict[str, Any]:
     """Write a trained experiment as a folder that scores without torch.
 
@@ -68,6 +70,9 @@ def export(
     ids : {"source", "numbers"}
         What stands for items, users and categories in requests where ``fuxictr-mm prepare`` numbered them: the ids of
         its source, with numbers before they were scaled, or what it wrote.
+    items : path, optional
+        Folder of a later log (``fuxictr-mm prepare log --like``), whose items are exported instead of those of the
+        dataset: new ones have their features, and no embedding of their ids.
 
     Returns
     -------
@@ -80,6 +85,7 @@ def export(
         A package is missing; no such weights; a model that cannot be exported; scores that differ from the model's;
         the folder exists already or cannot be written.
     """
+    from fuxictr_mm.data.numbering import all_items_in
     from fuxictr_mm.serving import tables
     from fuxictr_mm.serving.prepared import Prepared
     from fuxictr_mm_serving.manifest import MANIFEST
@@ -88,6 +94,7 @@ def export(
     check_folder_to_write(out, [MANIFEST], overwrite)
     checkpoint = experiment.find_weights(weights)
     experiment.prepare_process()
+    experiment = experiment if items is None else _with_items(experiment, items)
     dataset = experiment.load_dataset({"valid": True}, checkpoint)
     model = experiment.build_model(dataset)
     model.load_weights(checkpoint)
@@ -116,6 +123,8 @@ def export(
             for name in files.keys() & {"rows", "candidates"}:
                 quantize_weights(folder / files[name])
         manifest = _describe(experiment, parts, dataset, files, precision)
+        if items is not None:
+            manifest["numbering"] |= all_items_in(items)
         if opened is not None:  # graphs of ONNX have names
             manifest["ports"] = {name: {"inputs": g.inputs, "outputs": g.outputs} for name, g in opened.items()}
         tables.write_tables(parts, dataset, folder, manifest, precision)
@@ -143,6 +152,16 @@ def export(
 
     write_folder(out, write_repository if format == "triton" else write)
     return parity
+
+
+def _with_items(experiment: Experiment, folder: Path) -> Experiment:
+    """Return the experiment with the items of a later log."""
+    from fuxictr_mm.data.later_items import item_files_of_later_log
+
+    found = copy(experiment)
+    files = item_files_of_later_log(folder, experiment.config.dataset.item_files)
+    found.config = experiment.config.with_dataset(item_info=files)
+    return found
 
 
 def _sizes(dataset: Dataset, names: list[str]) -> dict[str, int]:

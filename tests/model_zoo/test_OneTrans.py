@@ -4,6 +4,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from fuxictr_mm.layers import OneTransBlock
+from tests.sizes import LargestTensor
+
 
 def own(layer, x):
     out = torch.stack([token @ weight for token, weight in zip(x, layer.weight, strict=True)])
@@ -47,3 +50,11 @@ def test_the_pyramid(build):
 
 def test_order_counts(order_counts):
     assert order_counts("OneTrans_tiny")
+
+
+def test_candidates_of_a_long_history_take_memory_of_one_head():
+    block = OneTransBlock(2, 8, 4, 8, last=True)
+    keys, values = torch.randn(300, 8), torch.randn(300, 8)
+    with torch.no_grad(), LargestTensor() as largest:
+        block.attend(torch.randn(5, 2, 8), keys, values)
+    assert largest.count == 5 * 2 * (2 + 300)
