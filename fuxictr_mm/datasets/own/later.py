@@ -293,5 +293,6 @@ class LaterLog(Log):
             self.base.notes,
             newest=self._source.since if newest is None else newest,
             unit=self._source.time_unit,
+            trained=str(self.base.trained),
         )
         return {"log": notes.as_json()}

@@ -174,6 +174,24 @@ def test_histories_go_on_from_day_to_day(prepare, tmp_path):
         assert found == expected
 
 
+def test_the_command_to_score_names_the_folder_of_the_experiments(tmp_path, capsys):
+    """Also the day after tomorrow, when ``--like`` is a folder without experiments; the rate is of rows with a label."""
+    log, items, users = make_log(4)
+    bounds = [START - 1, START + 70, START + 110, START + 150]
+    days = [log.filter(pl.col("time") > first, pl.col("time") <= last) for first, last in pairwise(bounds)]
+    days[2] = days[2].with_columns(click=pl.when(pl.col("click") == 1).then(1))
+    sources = [write_source(tmp_path / f"day{n}", day, items, users) for n, day in enumerate(days)]
+    out = [tmp_path / f"shop{n}" for n in range(3)]
+    assert run("log", "--source", sources[0], "--out", out[0], "--roles", *ROLES, "--interactions", "inter*") == 0
+    for number in (1, 2):
+        capsys.readouterr()
+        assert run("log", "--source", sources[number], "--like", out[number - 1], "--out", out[number]) == 0
+        printed = capsys.readouterr().out
+        assert f"--config {out[0]} " in printed
+        assert str(out[number] / "test") in printed
+    assert "100.0%" in printed
+
+
 def test_rows_without_labels_are_written(prepare, tmp_path):
     log, items, users = make_log(5)
     late = START + 110
@@ -260,6 +278,8 @@ def test_weights_score_a_later_log_with_new_items(tmp_path, capsys, monkeypatch)
     # As a table that is joined to the log by the number of the row.
     monkeypatch.chdir(tmp_path)
     words = ["--expid", "DIN_MM_shop", "--config", str(base), "--weights", str(trained.weights)]
+    with raises_naming(DataError, later, later / "test"):
+        trained.predict(later)
     main(["predict", *words, "--data", str(later / "test"), "--out", "table.parquet"])
     table = pl.read_parquet("table.parquet")
     assert table["prediction"].to_list() == scores.tolist()
