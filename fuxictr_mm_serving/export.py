@@ -19,7 +19,7 @@ import numpy as np
 
 from fuxictr_mm_serving.deadline import check_deadline
 from fuxictr_mm_serving.errors import ServingError, refused
-from fuxictr_mm_serving.features import Column, ContextField, Items, check_types
+from fuxictr_mm_serving.features import NOT_EXPORTED, Column, ContextField, Items, check_types
 from fuxictr_mm_serving.graphs import Graph, OnnxGraph
 from fuxictr_mm_serving.manifest import Files
 from fuxictr_mm_serving.new_items import ItemRows, NewItem, NewItems
@@ -180,7 +180,7 @@ class Export:
             value = column[int(unknown[0])]
             raise ServingError(
                 f"{what(self.target)}: row {first + int(unknown[0])} holds the item {value}, "
-                f"which is {'padding' if target[unknown[0]] == 0 else 'not in the item files'}"
+                f"which is {'padding' if target[unknown[0]] == 0 else NOT_EXPORTED}"
             )
         history, offsets = self.items.histories(columns[self.history], what(self.history), strict=True, first=first)
         context = self._context(columns, np.diff(offsets), what)

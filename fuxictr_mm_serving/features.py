@@ -17,6 +17,11 @@ from fuxictr_mm_serving.errors import ServingError
 from fuxictr_mm_serving.manifest import FieldEntry, Files
 from fuxictr_mm_serving.tables import UNKNOWN, Ids, Table, integers
 
+#: What an item of a file is that came after the export.
+NOT_EXPORTED = (
+    "not in the item files of the export; fuxictr-mm predict scores new items, and so do requests with new_items"
+)
+
 #: Values of a file, or of a request.
 Flat: TypeAlias = Sequence[Any] | np.ndarray
 
@@ -205,7 +210,7 @@ class Items:
         if strict and (unknown := np.flatnonzero(numbers == UNKNOWN)).size:
             raise ServingError(
                 f"{what}: row {first + int(np.searchsorted(offsets, unknown[0], 'right')) - 1} holds the item "
-                f"{flat[int(unknown[0])]}, which is not in the item files"
+                f"{flat[int(unknown[0])]}, which is {NOT_EXPORTED}"
             )
         kept = np.flatnonzero(numbers > 0)
         ends = np.searchsorted(kept, offsets)

@@ -43,6 +43,9 @@ NUMBERING = b"fuxictr_mm.numbering"
 #: The column under which the digest of the items is.
 ITEM_ID = "item_id"
 
+#: The column of users' numbers, and that of the owner's ids beside it.
+USER_ID, SOURCE_USER = "user_id", "source_user"
+
 #: Folders of rows that it writes.
 SPLITS = ("train", "valid", "test")
 
@@ -297,14 +300,19 @@ class Users:
         (self._is_numbered,) = of_files
         self._export, of_file = export, export.of_numbers if self._is_numbered else export
         self._wanted = [name for name in of_file.columns if name != export.target]
+        # Numbers are 0 of all users that training does not have, who are in the rows of later logs.
+        is_named = (
+            self._is_numbered and column == USER_ID and all(SOURCE_USER in pq.read_schema(f).names for f in files)
+        )
+        column = SOURCE_USER if is_named else column
         tables = [_read(file, [column, *self._wanted], "users") for file in files]
         try:
             self._table = pa.concat_tables(tables, promote_options="permissive")
         except pa.ArrowException as error:
             raise ServingError(f"{path}: its files have columns of other types ({error})") from None
         users = self._table[column].to_pylist()
-        users = export.source_users(users, column) if self._is_numbered else users
-        self._row = {user: row for row, user in enumerate(users)}
+        users = export.source_users(users, column) if self._is_numbered and not is_named else users
+        self._row = {user: row for row, user in enumerate(users) if user is not None or not is_named}
         if wrong := [row for user, row in self._row.items() if type(user) not in (int, str)]:
             kind = type(self._table[column][wrong[0]].as_py()).__name__  # the value is of a user, and this is logged
             found = "null" if kind == "NoneType" else f"a {kind}"
