@@ -105,7 +105,9 @@ def _write_later(args: argparse.Namespace) -> None:
     document = {"folder": str(out), "like": str(like), "new_items": new_items, **asdict(summary)}
     lines = [_format_splits(summary, "new item"), "", f"{new_items} new items"]
     lines += ["", f"{out}: rows written. To score them:"]
-    score = f"fuxictr-mm predict --config {quote(str(reader.base.trained))} --expid EXPID --data {quote(str(out / 'test'))}"
+    score = (
+        f"fuxictr-mm predict --config {quote(str(reader.base.trained))} --expid EXPID --data {quote(str(out / 'test'))}"
+    )
     show(args, document, "\n".join([*lines, f"  {score} --out predictions.parquet"]))
 
 

@@ -150,6 +150,7 @@ class LaterSource(LogSource):
             raise DataError(f"{self.log.paths[0]}: none of {rows} rows is later than {newest}")
         if kept < rows:
             logger.warning(f"{self.log.paths[0]}: {rows - kept} of {rows} rows are not later than {newest}; left out")
+        self._check_users(path)
 
     def rows_by_id(self, table: Table, role: str) -> pl.DataFrame:
         """Return a table of items or users, a row each."""
@@ -231,7 +232,8 @@ class LaterLog(Log):
 
     def values(self, name: str) -> pl.Series:
         """Return the users of the log; all else is numbered."""
-        return self._scan().select(":user").unique(maintain_order=True).collect(engine="streaming")[":user"]
+        users = self._scan().select(":user").drop_nulls().unique(maintain_order=True)
+        return users.collect(engine="streaming")[":user"]
 
     def _warn_of_unknown(self, columns: list[Column]) -> None:
         for column in columns:
