@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=Path("submission"),
         metavar="PATH",
-        help="folder of the submission (default: submission); or a .parquet or .csv: ids, label, prediction of rows",
+        help="folder of the submission (default: submission); or a table, .parquet or .csv: ids, label, prediction",
     )
     parser.add_argument("--calibrate", choices=("platt", "beta", "isotonic"), help="calibrate on the validation rows")
     parser.add_argument("--average", choices=("rank", "logit", "mean"), help="of --runs: what is averaged (rank)")
