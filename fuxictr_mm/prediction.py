@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fuxictr_mm.data.later_items import item_files_of, of_unprepared
+from fuxictr_mm.data.later_items import item_files_of, of_unprepared, refuse_folder_of_splits
 from fuxictr_mm.data.vocabulary import Vocabularies
 from fuxictr_mm.encoding.fuxictr import load_dataset
 from fuxictr_mm.errors import DataError, MissingFileError, UserError, first_line
@@ -47,6 +47,8 @@ def _predict_file(experiment: Experiment, path: str | None, weights: Path, logs:
         LogFiles() as files,
         tempfile.TemporaryDirectory() as scratch,
     ):
+        if path:
+            refuse_folder_of_splits(path)
         experiment.prepare_process()
         vocabularies = Vocabularies.load(vocabulary_of_weights(weights))
         other = None if path == experiment.config.dataset.test_data else path

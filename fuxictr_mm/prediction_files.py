@@ -30,7 +30,7 @@ from fuxictr_mm_serving.parquet import is_numbered
 #: Endings of the files that can be written.
 SUFFIXES = (".parquet", ".csv")
 
-PREDICTION = "prediction"
+PREDICTION, LABEL = "prediction", "label"
 
 #: Number of a row in its file or folder, from 0.
 ROW = "row"
@@ -87,11 +87,13 @@ class JoinColumn:
     def of(self, batch: pa.RecordBatch) -> pa.Array:
         """Return the column of some rows."""
         array = batch.column(self.source)
+        if pa.types.is_floating(array.type):  # a label that is missing is NaN in the rows
+            array = pa.array(array.to_numpy(zero_copy_only=False), from_pandas=True)
         return array if self.values is None else self.values.decode(array.to_numpy())
 
 
 def join_columns(rows: str, settings: Mapping[str, Any]) -> list[JoinColumn]:
-    """Return the columns of user, item, time and row of the source that a file of rows has.
+    """Return the columns of user, item, time, row of the source and labels that a file of rows has.
 
     Parameters
     ----------
@@ -103,9 +105,10 @@ def join_columns(rows: str, settings: Mapping[str, Any]) -> list[JoinColumn]:
     file = parquet.part_files(rows)[0]
     present, roles = parquet.schema_of(file).names, Roles.read(settings.get("roles") or {}, "roles")
     folder = _prepared_folder(file)
+    labels = [column for column in _label_columns(settings) if column.source in present]
     if folder is None:
         names = [name for name in (roles.user, roles.target, roles.time or "") if name in present]
-        return [JoinColumn(name, name) for name in dict.fromkeys(names)]
+        return [*(JoinColumn(name, name) for name in dict.fromkeys(names)), *labels]
     items = pq.read_table(folder / ITEM_FILE, columns=["item_id", SOURCE_ID]).sort_by("item_id")
     found = [JoinColumn("item_id", "item_id", Vocabulary(items[SOURCE_ID].combine_chunks()))]
     users = folder / VOCABULARIES / "user_id.parquet"
@@ -114,7 +117,13 @@ def join_columns(rows: str, settings: Mapping[str, Any]) -> list[JoinColumn]:
     elif users.is_file():
         values = pq.read_table(users).sort_by("code")["value"].combine_chunks()
         found.insert(0, JoinColumn("user_id", "user_id", Vocabulary(values)))
-    return found + [JoinColumn(name, name) for name in (SOURCE_TIME, SOURCE_ROW) if name in present]
+    return [*found, *(JoinColumn(name, name) for name in (SOURCE_TIME, SOURCE_ROW) if name in present), *labels]
+
+
+def _label_columns(settings: Mapping[str, Any]) -> list[JoinColumn]:
+    """Return ``label``, or ``label_NAME`` of each of several labels: those that ``prediction`` is compared with."""
+    names = label_names(settings) if settings.get("label_col") else []
+    return [JoinColumn(f"{LABEL}_{name}" if len(names) > 1 else LABEL, name) for name in names]
 
 
 def _prepared_folder(file: Path) -> Path | None:

@@ -321,19 +321,21 @@ class Users:
                 "not; give files of one kind"
             )
         (self._is_numbered,) = of_files
-        has_source = self._is_numbered and column == USER_ID
-        if has_source and all(SOURCE_USER in pq.read_schema(file).names for file in files):
-            column = SOURCE_USER  # a user whom training has not seen has no number
         self._export, of_file = export, export.of_numbers if self._is_numbered else export
         self._wanted = [name for name in of_file.columns if name != export.target]
+        # Users of later logs who are not in the training data all have the number 0.
+        is_named = (
+            self._is_numbered and column == USER_ID and all(SOURCE_USER in pq.read_schema(f).names for f in files)
+        )
+        column = SOURCE_USER if is_named else column
         tables = [_read(file, [column, *self._wanted], "users") for file in files]
         try:
             self._table = pa.concat_tables(tables, promote_options="permissive")
         except pa.ArrowException as error:
             raise ServingError(f"{path}: its files have columns of other types ({error})") from None
         users = self._table[column].to_pylist()
-        users = export.source_users(users, column) if self._is_numbered else users
-        self._row = {user: row for row, user in enumerate(users)}
+        users = export.source_users(users, column) if self._is_numbered and not is_named else users
+        self._row = {user: row for row, user in enumerate(users) if user is not None or not is_named}
         if wrong := [row for user, row in self._row.items() if type(user) not in (int, str)]:
             kind = type(self._table[column][wrong[0]].as_py()).__name__  # the value is of a user, and this is logged
             found = "null" if kind == "NoneType" else f"a {kind}"

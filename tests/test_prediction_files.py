@@ -40,7 +40,8 @@ def test_rows_have_their_ids_and_numbers(suffix, rows, tmp_path, monkeypatch):
     for _ in range(2):  # replaces a table of its own
         write_predictions(out, str(rows), scores, SETTINGS)
     found = read(out)
-    assert found.columns == ["row", "who", "asin", "at", "prediction"]
+    assert found.columns == ["row", "who", "asin", "at", "label", "prediction"]
+    assert found["label"].to_list() == [0, 1, 0, 0, 1, 1]
     assert found["row"].to_list() == list(range(6))
     assert found["who"].to_list() == ["a", "b", "c"] * 2
     assert found["at"].to_list() == [0, 0, 0, 1, 1, 1]
@@ -50,7 +51,7 @@ def test_rows_have_their_ids_and_numbers(suffix, rows, tmp_path, monkeypatch):
 def test_several_labels_and_other_files(rows, tmp_path):
     several = {**SETTINGS, "label_col": [{"name": "click"}, {"name": "like"}]}
     write_predictions(tmp_path / "two.csv", str(rows), np.zeros((6, 2), np.float32), several)
-    assert read(tmp_path / "two.csv").columns[-2:] == ["prediction_click", "prediction_like"]
+    assert read(tmp_path / "two.csv").columns[-3:] == ["label_click", "prediction_click", "prediction_like"]
     write_predictions(tmp_path / "raw.csv", "rows.csv", np.zeros(4), {**SETTINGS, "data_format": "csv"})
     assert read(tmp_path / "raw.csv").columns == ["row", "prediction"]
     (tmp_path / "notes.csv").write_text("a,b\n1,2\n")
@@ -74,6 +75,7 @@ def test_prepared_rows_have_the_ids_of_the_owner(is_later, tmp_path):
     columns = {"user_id": [2, 0], "item_id": [1, 2]}
     if is_later:
         columns |= {"source_user": ["u-2", "u-9"], "source_time": [5, 6], "source_row": [1, 0]}
+        columns["click"] = np.array([1, np.nan], np.float32)
     table = pa.table(columns).replace_schema_metadata(NUMBERED)
     pq.write_table(table, folder / "test" / "part-00000.parquet")
     write_predictions(tmp_path / "scores.parquet", str(folder / "test"), np.zeros(2), {"label_col": {"name": "click"}})
@@ -81,6 +83,7 @@ def test_prepared_rows_have_the_ids_of_the_owner(is_later, tmp_path):
     expected = {"user_id": ["u-2", None], "item_id": ["B1", "B2"], "row": [0, 1]}
     if is_later:
         expected = {"user_id": ["u-2", "u-9"], "item_id": ["B1", "B2"], "source_time": [5, 6], "source_row": [1, 0]}
+        expected["label"] = [1.0, None]
     assert found == expected
 
 

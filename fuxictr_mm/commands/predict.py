@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=Path("submission"),
         metavar="PATH",
-        help="folder of the submission (default: submission); or a table, .parquet or .csv: ids and prediction of rows",
+        help="folder of the submission (default: submission); or a table, .parquet or .csv: ids, label, prediction",
     )
     parser.add_argument("--calibrate", choices=("platt", "beta", "isotonic"), help="calibrate on the validation rows")
     parser.add_argument(

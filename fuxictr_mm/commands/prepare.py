@@ -107,7 +107,9 @@ def _write_later(args: argparse.Namespace) -> None:
     document = {"folder": str(out), "like": str(like), "new_items": new_items, **asdict(summary)}
     lines = [_format_splits(summary, "new item"), "", f"{new_items} new items"]
     lines += ["", f"{out}: rows written. To score them:"]
-    score = f"fuxictr-mm predict --config {quote(str(like))} --expid EXPID --data {quote(str(out / 'test'))}"
+    score = (
+        f"fuxictr-mm predict --config {quote(str(reader.base.trained))} --expid EXPID --data {quote(str(out / 'test'))}"
+    )
     show(args, document, "\n".join([*lines, f"  {score} --out predictions.parquet"]))
 
 
@@ -135,8 +137,8 @@ def _format_splits(summary: Summary, cold: str) -> str:
     header = ["split", "rows", "positive", "history", "no history", cold, "left out"]
     rows = []
     for name, split in summary.splits.items():
-        parts = [split.positives / split.rows, split.without_history / split.rows, split.cold / split.rows]
-        positive, empty, cold = (f"{part:.1%}" for part in parts)
+        positive = f"{split.positives / split.labelled:.1%}" if split.labelled else "-"
+        empty, cold = (f"{part / split.rows:.1%}" for part in (split.without_history, split.cold))
         mean = f"{split.history_items / split.rows:.1f}"
         rows.append([name, grouped(split.rows), positive, mean, empty, cold, grouped(split.left_out)])
     return format_table(header, rows, right=header[1:])

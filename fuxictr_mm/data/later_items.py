@@ -12,7 +12,7 @@ from fuxictr_mm.data.numbering import NUMBERING, known_items
 from fuxictr_mm.data.parquet import part_files
 from fuxictr_mm.data.prepared import ITEM_FILE, MANIFEST
 from fuxictr_mm.data.remote import is_remote
-from fuxictr_mm.errors import ConfigError, MissingFileError, UserError
+from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, UserError
 from fuxictr_mm.files import read_json
 
 
@@ -25,6 +25,21 @@ def folder_of_later_log(rows: str) -> Path | None:
         if items.is_file() and known_items(pq.read_metadata(items).metadata or {}) is not None:
             return folder
     return None
+
+
+def refuse_folder_of_splits(rows: str) -> None:
+    """Refuse the folder of a prepared dataset, whose rows are in folders of their own.
+
+    Raises
+    ------
+    DataError
+        ``fuxictr-mm prepare`` wrote it.
+    """
+    if is_remote(rows) or not (Path(rows) / MANIFEST).is_file():
+        return
+    splits = [str(Path(rows) / split) for split in ("test", "valid", "train") if (Path(rows) / split).is_dir()]
+    if splits and (Path(rows) / ITEM_FILE).is_file():
+        raise DataError(f"{rows}: is the folder of a prepared dataset; give that of its rows: {' or '.join(splits)}")
 
 
 def item_files_of(rows: str, item_files: str | Sequence[str]) -> list[str]:

@@ -61,6 +61,15 @@ SEED = 2025
 #: By which the users are dealt to files.
 HASH = (pl.col(":user").hash(0) // 2).cast(pl.Int64).alias(":hash")
 
+#: Of anonymous rows that of the row, so that they are spread over all files.
+HASH_OF_ROW = (
+    pl.when(pl.col(":user").is_null())
+    .then(pl.col(":source_row").hash(0) // 2)
+    .otherwise(pl.col(":user").hash(0) // 2)
+    .cast(pl.Int64)
+    .alias(":hash")
+)
+
 
 @dataclass(frozen=True)
 class Training:
@@ -143,7 +152,7 @@ class Log(Reader):
 
     def _events(self) -> Iterator[pl.DataFrame]:
         for batch in pq.ParquetFile(self._source.path).iter_batches(READ_ROWS):
-            yield pl.DataFrame(batch).with_columns(HASH)
+            yield pl.DataFrame(batch).with_columns(HASH_OF_ROW)
 
     def _unsorted(self, number: int) -> pl.DataFrame:
         """Return the events of a file of users, and which enter later histories."""
@@ -151,7 +160,7 @@ class Log(Reader):
 
     def _bucket(self, number: int) -> pl.DataFrame:
         """Return the events of a chunk of users, sorted by user and time; events without a label have no split."""
-        frame = self._unsorted(number).with_columns(pl.col(":user").rank("dense").alias(":code"))
+        frame = self._unsorted(number).with_columns(_code_of_user(":user", ":source_row").alias(":code"))
         frame = frame.sort(":code", ":time", maintain_order=True).with_row_index(":row")
         return frame.join(self._splits_of(frame), on=":row", how="left", maintain_order="left")
 
@@ -166,7 +175,8 @@ class Log(Reader):
 
     def newest_histories(self, chunk: str) -> pl.DataFrame:
         """Return what the users of a file have clicked last."""
-        clicks = self._unsorted(int(chunk.split()[1])).filter(":positive").sort(":time", maintain_order=True)
+        clicks = self._unsorted(int(chunk.split()[1])).filter(":positive").drop_nulls(":user")
+        clicks = clicks.sort(":time", maintain_order=True)
         newest = clicks.group_by(":user", maintain_order=True).agg(pl.col(":item").tail(self.max_len))
         return newest.rename({":user": SOURCE_USER, ":item": "item_seq"})
 
@@ -272,7 +282,8 @@ class Log(Reader):
     def values(self, name: str) -> pl.Series:
         """Return all users, or the values of training."""
         if name == "user_id":
-            return self._scan().select(":user").unique(maintain_order=True).collect(engine="streaming")[":user"]
+            users = self._scan().select(":user").drop_nulls().unique(maintain_order=True)
+            return users.collect(engine="streaming")[":user"]
         column = next((column for column in self._source.written("users") if column.name == name), None)
         if column is None:
             return self._training.values[name]
@@ -332,7 +343,7 @@ class Log(Reader):
             return np.searchsorted(totals, generator.integers(totals[-1], size=size), side="right")
 
         codes = columns["item_id"].replace_strict(known, np.arange(len(known)), return_dtype=pl.Int64).to_numpy()
-        users = columns["user_id"].rank("dense").to_numpy().astype(np.int64)
+        users = columns.select(_code_of_user("user_id", SOURCE_ROW)).to_series().to_numpy()
         splits = columns["split"].to_numpy()
         copies = self.asked.negatives + 1
         rows = np.repeat(np.arange(len(columns)), copies)
@@ -412,6 +423,12 @@ class Log(Reader):
     def advice(self, summary: Summary) -> list[str]:
         """Return what follows from how often users recur, and from how many targets are cold."""
         return explain(summary)
+
+
+def _code_of_user(user: str, row: str) -> pl.Expr:
+    """Return a number for each user from 1, and one for each row without a user."""
+    code = pl.col(user).rank("dense").cast(pl.Int64)
+    return code.fill_null(code.max().fill_null(0) + 1 + pl.col(row))
 
 
 def _unknown(known: float) -> str:

@@ -48,8 +48,8 @@ class SplitSummary:
 
     Parameters
     ----------
-    rows, positives : int
-        Rows, and those whose label is above 0.
+    rows, labelled, positives : int
+        Rows, those that have the first label, and those whose label is above 0.
     without_history, history_items : int
         Rows with an empty history, and items of all histories.
     left_out : int
@@ -61,6 +61,7 @@ class SplitSummary:
     """
 
     rows: int = 0
+    labelled: int = 0
     positives: int = 0
     without_history: int = 0
     history_items: int = 0
@@ -179,6 +180,12 @@ class Writer:
         if origin != self.origin and not self._is_barely_begun():
             changed = next(key for key in {**self.origin, **origin} if origin.get(key) != self.origin.get(key))
             what = f"other {changed}" if changed in ("files", "options") else f"another {changed}"
+            if changed == "version":
+                raise ConfigError(
+                    f"{self.folder}: an earlier or later version of fuxictr-mm wrote it (layout {origin['version']}, "
+                    f"expected {VERSION}); train and predict still read it if it is complete; to write it again, add "
+                    "--overwrite, or give another folder with --out"
+                )
             raise ConfigError(
                 f"{self.folder}: was started with {what}; give another folder with --out, or add --overwrite"
             )
@@ -425,6 +432,7 @@ class Writer:
             label = data[reader.label][kept] if reader.label in data else np.zeros(0)
             summary = SplitSummary(
                 rows=int(kept.size),
+                labelled=int((~np.isnan(label)).sum()),
                 positives=int((label > 0).sum()),
                 without_history=int((lengths[kept] == 0).sum()),
                 history_items=int(lengths[kept].sum()),

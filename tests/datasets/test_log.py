@@ -494,7 +494,7 @@ def change(column, row, value):
     [
         (change("time", 7, "yesterday"), {}, ["interactions.csv: row 7", "time", "yesterday"]),
         (change("time", 7, None), {}, ["interactions.csv: row 7", "time"]),
-        (change("user", 3, None), {}, ["interactions.csv: row 3", "user"]),
+        (change("asin", 3, None), {}, ["interactions.csv: row 3", "asin"]),
         (change("click", 5, "2"), {}, ["interactions.csv: row 5", "click", "2"]),
         (change("click", 5, "yes"), {}, ["interactions.csv: row 5", "click", "yes"]),
         (change("click", 5, "yes"), {"positive_from": 1}, ["interactions.csv: row 5", "click", "yes"]),

@@ -24,8 +24,8 @@ def test_json_says_what_was_found(mind, tmp_path, capsys):
     document = json.loads(capsys.readouterr().out)
     assert document["experiments"] == ["DIN_small"]
     assert document["splits"]["train"] == {
-        "rows": 3, "positives": 1, "without_history": 0, "history_items": 6, "left_out": 0, "unknown_items": 1,
-        "cold": 0,
+        "rows": 3, "labelled": 3, "positives": 1, "without_history": 0, "history_items": 6, "left_out": 0,
+        "unknown_items": 1, "cold": 0,
     }  # fmt: skip
     assert (document["items"], document["users"]) == (4, 3)
 

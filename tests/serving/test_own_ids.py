@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from starlette.testclient import TestClient
@@ -146,6 +147,22 @@ def test_users_of_prepare_are_known_by_the_ids_of_the_owner(shop, client, tmp_pa
         assert own.get(user) == {name: row[name] for name in ("item_seq", *CONTEXT)}
         assert found.pop("basket") == pytest.approx(201.842 if basket is None else basket, abs=1e-4)
         assert {**found, "basket": basket, "floor": int(found["floor"])} == own.get(user)
+
+
+def test_new_users_of_a_later_log_are_known_by_their_ids(shop, tmp_path):
+    rows = pq.read_table(shop.data / "test" / "part-00000.parquet")
+    users = rows["source_user"].to_pylist()
+    new, path = [users[0], None], tmp_path / "rows.parquet"  # None: of an anonymous row
+    codes = [0 if user in new else code for user, code in zip(users, rows["user_id"].to_pylist(), strict=True)]
+    rows = rows.set_column(rows.schema.get_field_index("user_id"), "user_id", pa.array(codes, pa.int32()))
+    later = rows.slice(len(rows) - 1)
+    for name, value in (("user_id", pa.array([0], pa.int32())), ("source_user", pa.array([None], pa.int64()))):
+        later = later.set_column(later.schema.get_field_index(name), name, value)
+    pq.write_table(pa.concat_tables([rows, later]).replace_schema_metadata(rows.schema.metadata), path)
+    found = Users(path, "user_id", Export(shop.export))
+    assert set(found.some(99)) == set(users)
+    assert found.get(users[0])["user_id"] is None
+    assert found.get(users[-1])["user_id"] == users[-1]
 
 
 def test_a_folder_of_users_has_one_kind_of_ids(shop, tmp_path):

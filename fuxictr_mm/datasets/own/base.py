@@ -41,6 +41,8 @@ class Notes:
         Of what times are numbers.
     embeddings : list of str
         Columns of embeddings that were written.
+    trained : str, optional
+        Of a later log, the folder that the first one was prepared into, whose configuration has the experiments.
     """
 
     options: dict[str, Any]
@@ -48,6 +50,7 @@ class Notes:
     newest: float
     unit: Unit
     embeddings: list[str]
+    trained: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return the notes as the manifest has them."""
@@ -148,6 +151,11 @@ class Base:
         for batch in pq.ParquetFile(self.folder / f"{name}.parquet").iter_batches(CHUNK_ITEMS):
             numbers, values = batch.column("item_id").to_numpy(), batch.column(name)
             yield ids.gather(numbers - 1), values.flatten().to_numpy().reshape(len(batch), -1)
+
+    @property
+    def trained(self) -> Path:
+        """The folder of the first log, whose configuration has the experiments."""
+        return Path(self.notes.trained or self.folder)
 
     @cached_property
     def num_users(self) -> int:

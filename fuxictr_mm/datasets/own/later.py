@@ -154,6 +154,7 @@ class LaterSource(LogSource):
             logger.warning(
                 f"{self.log.paths[0]}: {rows - kept} of {rows} rows are not later than {newest}; they are dropped"
             )
+        self._check_users(path)
 
     def rows_by_id(self, table: Table, role: str) -> pl.DataFrame:
         """Return a table of items or users, a row each."""
@@ -235,7 +236,8 @@ class LaterLog(Log):
 
     def values(self, name: str) -> pl.Series:
         """Return the users of the log; all else is numbered."""
-        return self._scan().select(":user").unique(maintain_order=True).collect(engine="streaming")[":user"]
+        users = self._scan().select(":user").drop_nulls().unique(maintain_order=True)
+        return users.collect(engine="streaming")[":user"]
 
     def _warn_of_unknown(self, columns: list[Column]) -> None:
         for column in columns:
@@ -297,5 +299,6 @@ class LaterLog(Log):
             self.base.notes,
             newest=self._source.since if newest is None else newest,
             unit=self._source.time_unit,
+            trained=str(self.base.trained),
         )
         return {"log": notes.as_json()}

@@ -189,6 +189,22 @@ class LogSource:
         rows = pl.scan_parquet(path).select((~self.is_labelled).sum()).collect().item()
         if rows:
             logger.warning(f"{self.log.paths[0]}: {rows} rows have no label; they are dropped")
+        self._check_users(path)
+
+    def _check_users(self, path: Path) -> None:
+        """Warn of rows without a user; refuse a log of which all are."""
+        is_anonymous = pl.col(":user").is_null()
+        first = pl.col(":source_row").filter(is_anonymous).first()
+        counts = pl.scan_parquet(path).select(pl.len(), count=is_anonymous.sum(), first=first)
+        rows, anonymous, row = counts.collect(engine="streaming").row(0)
+        if not anonymous:
+            return
+        if anonymous == rows:
+            raise DataError(f"{self.log.paths[0]}: {self.asked.user} has no value in all {rows} rows, expected users")
+        logger.warning(
+            f"{self.log.where(row)}: {self.asked.user} has no value, as in {anonymous} of {rows} rows; these have the "
+            "user 0 and no history, and are in no history"
+        )
 
     @cached_property
     def time_unit(self) -> Unit:
@@ -198,10 +214,12 @@ class LogSource:
     def ids(self, table: Table, role: str) -> pl.Expr:
         """Return the ids of users or of the target of a table: integers if they are in all tables, else texts.
 
+        A row of the log without a user is anonymous: its id is null.
+
         Raises
         ------
         ConfigError, DataError
-            The column is of another type; a row has none.
+            The column is of another type; a row has no target, or a row of users or items no id.
         """
         column = self.asked.user if role == "user" else self.asked.item
         kind, ids = table.frame.collect_schema()[column], pl.col(column)
@@ -210,7 +228,11 @@ class LogSource:
                 f"--roles {role}={column}: {table.paths[0]} holds {kind} there, expected texts or integers"
             )
         ids = ids.str.strip_chars() if kind == pl.String else ids  # as of columns of a fixed width
-        table.refuse(ids.is_null() | (ids.cast(pl.String) == ""), column, "an id; correct or drop the row")
+        is_missing = ids.is_null() | (ids.cast(pl.String) == "")
+        if table is self.log and role == "user":
+            ids = pl.when(~is_missing).then(ids)
+        else:
+            table.refuse(is_missing, column, "an id; correct or drop the row")
         return ids.cast(self._type_of_ids(role, column))
 
     def _type_of_ids(self, role: str, column: str) -> pl.DataType:

@@ -174,6 +174,24 @@ def test_histories_go_on_from_day_to_day(prepare, tmp_path):
         assert found == expected
 
 
+def test_the_command_to_score_names_the_folder_of_the_experiments(tmp_path, capsys):
+    """Also the day after tomorrow, when ``--like`` has no experiments; the rate is of rows with a label."""
+    log, items, users = make_log(4)
+    bounds = [START - 1, START + 70, START + 110, START + 150]
+    days = [log.filter(pl.col("time") > first, pl.col("time") <= last) for first, last in pairwise(bounds)]
+    days[2] = days[2].with_columns(click=pl.when(pl.col("click") == 1).then(1))
+    sources = [write_source(tmp_path / f"day{n}", day, items, users) for n, day in enumerate(days)]
+    out = [tmp_path / f"shop{n}" for n in range(3)]
+    assert run("log", "--source", sources[0], "--out", out[0], "--roles", *ROLES, "--interactions", "inter*") == 0
+    for number in (1, 2):
+        capsys.readouterr()
+        assert run("log", "--source", sources[number], "--like", out[number - 1], "--out", out[number]) == 0
+        printed = capsys.readouterr().out
+        assert f"--config {out[0]} " in printed
+        assert str(out[number] / "test") in printed
+    assert "100.0%" in printed
+
+
 def test_rows_without_labels_are_written(prepare, tmp_path):
     log, items, users = make_log(5)
     late = START + 110
@@ -260,6 +278,8 @@ def test_weights_score_a_later_log_with_new_items(tmp_path, capsys, monkeypatch)
     # As a table that is joined to the log by the number of the row.
     monkeypatch.chdir(tmp_path)
     words = ["--expid", "DIN_MM_shop", "--config", str(base), "--weights", str(trained.weights)]
+    with raises_naming(DataError, later, later / "test"):
+        trained.predict(later)
     main(["predict", *words, "--data", str(later / "test"), "--out", "table.parquet"])
     table = pl.read_parquet("table.parquet")
     assert table["prediction"].to_list() == scores.tolist()
@@ -397,5 +417,43 @@ def test_a_folder_of_an_earlier_version_is_not_continued(prepare, tmp_path, monk
     monkeypatch.setattr(writer_module, "VERSION", 2)
     base = prepare(source, "shop")
     monkeypatch.undo()
-    with raises_naming(ConfigError, base, "version"):
+    with raises_naming(ConfigError, base, "layout 2", "--overwrite"):
         prepare(source, "shop")
+
+
+def test_rows_without_a_user_have_no_history_and_are_in_none(prepare, tmp_path, caplog):
+    log, items, users = make_log(12)
+    is_anonymous = pl.int_range(pl.len()) % 7 == 3
+    late = START + 110
+    log = log.with_columns(user=pl.when(~is_anonymous).then("user"))
+    old, new = log.filter(pl.col("time") <= late), log.filter(pl.col("time") > late)
+    base = prepare(write_source(tmp_path / "old", old, items, users, parts=2), "shop")
+    assert f"{old['user'].null_count()} of {len(old)} rows" in caplog.text
+    later = prepare(write_source(tmp_path / "new", new, users=users), "later", base)
+    clicks = {}
+    ordered = log.sort("time", maintain_order=True).filter(pl.col("click") == 1).drop_nulls("user")
+    for user, time, asin in ordered.select("user", "time", "asin").iter_rows():
+        clicks.setdefault(user, []).append((time, asin))
+    rows = [*read(base, base, ("train", "valid", "test")), *read(later, base)]
+    assert len(rows) == len(log)
+    for row in rows:
+        assert row["history"] == [asin for time, asin in clicks.get(row["user"], []) if time < row["time"]][-5:]
+    written = pl.read_parquet(later / "test")
+    anonymous = written.filter(pl.col("source_user").is_null())
+    assert len(anonymous) == new["user"].null_count() > 0
+    assert anonymous["user_id"].unique().to_list() == [0]
+    assert pl.read_parquet(later / "histories")["source_user"].null_count() == 0
+
+
+def test_negatives_of_rows_without_a_user_and_a_log_of_no_user(prepare, tmp_path):
+    log, items, _ = make_log(13)
+    clicks = log.drop("click").with_columns(user=pl.when(pl.int_range(pl.len()) % 5 > 0).then("user"))
+    base = prepare(write_source(tmp_path / "clicks", clicks, items), "clicks", labels=None, negatives=1)
+    rows = pl.concat([pl.read_parquet(base / split) for split in ("train", "valid", "test")])
+    assert rows["label"].mean() == 0.5
+    anonymous = rows.filter(pl.col("source_user").is_null())
+    assert len(anonymous) == 2 * clicks["user"].null_count()
+    assert anonymous["item_seq"].list.len().max() == 0
+    none = log.with_columns(user=pl.lit(None, pl.String))
+    with raises_naming(DataError, "user", str(len(none))):
+        prepare(write_source(tmp_path / "none", none, items), "none")
