@@ -134,8 +134,7 @@ class DINAttention(nn.Module):
         first_layer = self.attention_layer.mlp[0]
         weight_t, _, weight_d, weight_p = first_layer.weight.chunk(4, dim=1)
         target_MA = F.linear(target, weight_t + weight_d, first_layer.bias)
-        # A matrix (D, A) of each target: products with each item, (M, L, D), would take the memory of all layers after.
-        products_MLA = history @ (target.unsqueeze(2) * weight_p.t())
-        hidden_MLA = products_MLA + keys + target_MA.unsqueeze(1)
+        # Not history @ (target.unsqueeze(2) * weight_p.t()): the matrices (M, D, A) cost more unless L is above A.
+        hidden_MLA = (target.unsqueeze(1) * history) @ weight_p.t() + keys + target_MA.unsqueeze(1)
         weights_ML = self.attention_layer.mlp[1:](hidden_MLA.flatten(0, 1)).view(target.shape[0], history.shape[0])
         return weights_ML.softmax(dim=1) if self.use_softmax else weights_ML

@@ -6,7 +6,6 @@ from fuxictr.pytorch.layers import DIN_Attention
 
 from fuxictr_mm.layers import DINAttention, Jagged
 from tests.layers.conftest import same_weights, target_of
-from tests.sizes import LargestTensor
 
 WIDTH = 6
 WITH_EMPTY = [[3, 0, 5, 1], [2], [0], [0, 0]]
@@ -104,11 +103,3 @@ def test_a_second_backward_of_a_kept_graph_gives_the_same_gradients():
     for one, other, last in zip(first, second, (tensor.grad for tensor in inputs), strict=True):
         assert torch.equal(one, other)
         torch.testing.assert_close(last, one)
-
-
-def test_many_targets_of_one_user_take_memory_of_the_hidden_layer():
-    attention = DINAttention(32, [4]).eval()
-    history = torch.randn(300, 32)
-    with torch.no_grad(), LargestTensor() as largest:
-        attention.attend(torch.randn(5, 32), history, attention.keys(history))
-    assert largest.count < 5 * 300 * 32
