@@ -365,7 +365,7 @@ MISTAKES = {
 }  # fmt: skip
 NAMED = (
     "'likes_level': norm is l2", "'views_level': statistics", "'item_tag'; did you mean 'item_tags'", "dropout is 2",
-    "'item_emb'; did you mean", "loss: mse_loss", "plateau_patience is 3", "swa_start",
+    "'item_emb'; did you mean", "loss is mse_loss", "plateau_patience is 3", "swa_start",
     "'adm'; did you mean 'adam'", "embedding_regularizer is 'l3(1)'", "no label 'clik'", "'AUCC'", "'gAUCC'",
     "'net_dropot'; did you mean 'net_dropout'", "unknown key 'gpus'",
 )  # fmt: skip

@@ -132,6 +132,7 @@ THEMES = {
     "model_zoo/test_tasks_world": "models of several labels",
     "report/test_browser": "the page in a browser",
     "serving/test_deploy": "the files in deploy/",
+    "serving/test_later_items": "exports of a later log, from prepare to scores",
     "serving/test_page": "the page of the server",
     "serving/test_switch": "an export that is replaced while the server runs",
     "test_examples": "the notebooks",

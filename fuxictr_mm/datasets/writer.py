@@ -182,7 +182,7 @@ class Writer:
             what = f"other {changed}" if changed in ("files", "options") else f"another {changed}"
             if changed == "version":
                 raise ConfigError(
-                    f"{self.folder}: an earlier or later version of fuxictr-mm wrote it (layout {origin['version']}, "
+                    f"{self.folder}: another version of this library wrote it (layout {origin['version']}, "
                     f"expected {VERSION}); train and predict still read it if it is complete; to write it again, add "
                     "--overwrite, or give another folder with --out"
                 )
