@@ -138,9 +138,9 @@ def _format_splits(summary: Summary, cold: str) -> str:
     rows = []
     for name, split in summary.splits.items():
         positive = f"{split.positives / split.labelled:.1%}" if split.labelled else "-"
-        empty, cold = (f"{part / split.rows:.1%}" for part in (split.without_history, split.cold))
+        empty, unseen = (f"{part / split.rows:.1%}" for part in (split.without_history, split.cold))
         mean = f"{split.history_items / split.rows:.1f}"
-        rows.append([name, grouped(split.rows), positive, mean, empty, cold, grouped(split.left_out)])
+        rows.append([name, grouped(split.rows), positive, mean, empty, unseen, grouped(split.left_out)])
     return format_table(header, rows, right=header[1:])
 
 

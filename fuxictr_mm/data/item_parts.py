@@ -101,7 +101,7 @@ def read_part(path: Path, wanted: Mapping[str, Feature], target: str) -> Part:
     if not keys:
         return Part(path, present, key, pa.array([], pa.int64()), {}, {})
     columns = {n: np.concatenate(pad_to_longest(p)) for n, p in parts.items()}
-    known = known_items(parquet.open_parquet(path).metadata.metadata or {})
+    known = known_items(parquet.metadata_of(path))
     return Part(path, present, key, pa.concat_arrays(keys), columns, of_ids, known)
 
 

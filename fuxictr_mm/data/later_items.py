@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote
 
-import pyarrow.parquet as pq
-
 from fuxictr_mm.data.numbering import NUMBERING, known_items
-from fuxictr_mm.data.parquet import part_files
+from fuxictr_mm.data.parquet import metadata_of, part_files
 from fuxictr_mm.data.prepared import ITEM_FILE, MANIFEST
 from fuxictr_mm.data.remote import is_remote
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, UserError
@@ -22,7 +20,7 @@ def folder_of_later_log(rows: str) -> Path | None:
         return None
     for folder in list(Path(rows).absolute().parents)[:2]:
         items = folder / ITEM_FILE
-        if items.is_file() and known_items(pq.read_metadata(items).metadata or {}) is not None:
+        if items.is_file() and known_items(metadata_of(items)) is not None:
             return folder
     return None
 
@@ -68,7 +66,7 @@ def item_files_of_later_log(folder: Path, item_files: Sequence[str]) -> list[str
     items = folder / ITEM_FILE
     if not items.is_file():
         raise MissingFileError(f"{items}: no such file; expected a folder of fuxictr-mm prepare log --like")
-    if known_items(pq.read_metadata(items).metadata or {}) is None:
+    if known_items(metadata_of(items)) is None:
         raise ConfigError(f"{items}: holds items of no later log, expected those of fuxictr-mm prepare log --like")
     return _of_folder(folder, item_files)
 
@@ -83,8 +81,8 @@ def of_unprepared(rows: str, item_files: str | Sequence[str] | None) -> str:
     if item_files is None or is_remote(rows):
         return ""
     try:
-        is_prepared = NUMBERING.encode() in (pq.read_metadata(part_files(rows)[0]).metadata or {})
-    except (OSError, UserError):
+        is_prepared = NUMBERING.encode() in metadata_of(part_files(rows)[0])
+    except UserError:
         return ""
     files = [item_files] if isinstance(item_files, str) else item_files
     folder = next((Path(file).parent for file in files if _is_of_log(Path(file))), None)

@@ -49,9 +49,9 @@ def to_metadata(digests: Mapping[str, str]) -> dict[bytes, bytes]:
     return {NUMBERING.encode(): json.dumps(dict(digests)).encode()}
 
 
-def digests_in(metadata: Mapping[bytes, bytes] | None) -> dict[str, str]:
+def digests_in(metadata: Mapping[bytes, bytes]) -> dict[str, str]:
     """Return the digests in the metadata of a file by column; none where ``prepare`` did not number it."""
-    digests: dict[str, str] = json.loads((metadata or {}).get(NUMBERING.encode(), b"{}"))
+    digests: dict[str, str] = json.loads(metadata.get(NUMBERING.encode(), b"{}"))
     return digests
 
 
@@ -63,7 +63,7 @@ def to_later_metadata(digests: Mapping[str, str], known_items: int, all_items: s
 
 def all_items_in(folder: Path) -> dict[str, str]:
     """Return the digest of all items of the folder of a later log, new ones included, as its files have it."""
-    digests = digests_in(parquet.open_parquet(folder / ITEM_FILE).metadata.metadata)
+    digests = digests_in(parquet.metadata_of(folder / ITEM_FILE))
     return {_ALL_ITEMS: digests[_ALL_ITEMS]} if _ALL_ITEMS in digests else {}
 
 
@@ -138,4 +138,4 @@ def _item_metadata(item_files: str | Sequence[str]) -> Iterator[tuple[Path, Mapp
         except MissingFileError:  # one that no feature needs
             continue
         for file in files:
-            yield file, parquet.open_parquet(file).metadata.metadata or {}
+            yield file, parquet.metadata_of(file)

@@ -171,6 +171,11 @@ def open_parquet(path: Path, metadata: pq.FileMetaData | None = None) -> pq.Parq
         raise DataError(f"{path}: cannot be read as Parquet ({reason}); {fix}") from None
 
 
+def metadata_of(path: Path) -> dict[bytes, bytes]:
+    """Return the metadata of a Parquet file, empty without any; see ``open_parquet``."""
+    return open_parquet(path).metadata.metadata or {}
+
+
 def _kind_of_text(path: Path) -> tuple[str, str] | None:
     """Return what a file of text seems to be, and the function of polars that reads it; None for any other."""
     if is_remote(path) or not path.is_file():

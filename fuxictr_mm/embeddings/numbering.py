@@ -57,7 +57,7 @@ def _digest_of(paths: Sequence[StrPath]) -> str | None:
     for path in paths:
         try:
             files = [file for file in table_files(path) if not is_text(file)]
-            digests = [(file, digests_in(parquet.open_parquet(file).metadata.metadata)) for file in files]
+            digests = [(file, digests_in(parquet.metadata_of(file))) for file in files]
         except UserError:  # of which the stage says more
             continue
         for file, digest in ((file, numbers[ITEM_ID]) for file, numbers in digests if ITEM_ID in numbers):

@@ -80,3 +80,12 @@ def test_rows_that_were_not_prepared_are_told_how(shop, later):
     assert f"--like {shop.parent}" in of_unprepared(str(rows), [str(shop)])
     assert of_unprepared(str(later), [str(shop)]) == ""  # prepared
     assert of_unprepared(str(rows.with_name("none.parquet")), [str(shop)]) == ""
+
+
+def test_damaged_files_are_named_in_one_line(tmp_path):
+    items, rows = tmp_path / "items.parquet", tmp_path / "rows.parquet"
+    items.write_bytes(b"damaged")
+    rows.write_bytes(b"damaged")
+    with raises_naming(DataError, items):
+        folder_of_later_log(str(rows))
+    assert of_unprepared(str(rows), [str(items)]) == ""  # reading the rows says what is wrong

@@ -14,6 +14,7 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from fuxictr_mm.data.numbering import known_items
+from fuxictr_mm.data.parquet import metadata_of
 from fuxictr_mm.data.prepared import HISTORIES, ITEM_FILE, MANIFEST, SOURCE_ID, SOURCE_USER, VOCABULARIES
 from fuxictr_mm.datasets.own.columns import Column
 from fuxictr_mm.datasets.own.instants import Unit
@@ -123,7 +124,7 @@ class Base:
     @cached_property
     def known_items(self) -> int:
         """How many items weights may have parameters of: those of the first folder, where this is of a later log."""
-        known = known_items(pq.read_metadata(self.folder / ITEM_FILE).metadata or {})
+        known = known_items(metadata_of(self.folder / ITEM_FILE))
         return len(self._item_file) if known is None else known
 
     @cached_property
