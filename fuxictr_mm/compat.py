@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fuxictr_mm.errors import ConfigError, DataError, UserError, nearest
 from fuxictr_mm.registry import describe_error, failed_on_first_batch
@@ -212,11 +213,11 @@ def make_safe(model: Any, view: str = "flat", task_weights: Mapping[str, float] 
     model.forward = partial(_first_forward, model, view)
     if getattr(type(model), "add_loss", None) is MultiTaskModel.add_loss:
         if isinstance(task_weights, str):
-            if any(loss is not torch.nn.functional.binary_cross_entropy for loss in model.loss_fn):
+            if any(loss not in (F.binary_cross_entropy, F.mse_loss) for loss in model.loss_fn):
                 raise ConfigError(
-                    f"{model.model_id}: task_weights: uncertainty supports only loss: binary_crossentropy"
+                    f"{model.model_id}: task_weights: uncertainty supports only loss: binary_crossentropy and mse_loss"
                 )
-            model.task_uncertainty = UncertaintyWeights(len(model.feature_map.labels)).to(model.device)
+            model.task_uncertainty = UncertaintyWeights(model.loss_fn).to(model.device)
             model.optimizer.add_param_group({"params": list(model.task_uncertainty.parameters())})
         given = task_weights if isinstance(task_weights, Mapping) else {}
         weights = [given.get(name, 1.0) for name in model.feature_map.labels]

@@ -1,4 +1,4 @@
-"""Metrics of click predictions, over all examples and within groups of examples (usually those of one user).
+"""Metrics of predictions, over all examples and within groups of examples (usually those of one user).
 
 The definitions are those of FuxiCTR, computed for all groups at once: examples are sorted by group and falling score,
 and every metric is a sum over segments of the sorted examples.
@@ -11,9 +11,11 @@ Departures from FuxiCTR:
   https://doi.org/10.1007/978-3-540-78646-7_38), as scikit-learn does for AUC and NDCG. The result does not depend on
   the order of the examples.
 - ``gAUC_pos`` and ``gAUC_mean`` are added, the two other weights of group AUC in use.
-- Labels other than 0 and 1, and predictions that are NaN or infinite, are refused.
+- ``RMSE`` and ``MAE`` are added, for regressions.
+- Labels other than 0 and 1 (RMSE and MAE take any number), and predictions that are NaN or infinite, are refused.
 
 Of several labels per example, every metric is computed for each of them, on the examples that have it, and averaged.
+Where classifications and regressions are mixed, RMSE and MAE are those of regressions, all others of classifications.
 
 Shape letters: n examples, G groups, T runs of tied scores, or labels of an example.
 """
@@ -35,7 +37,8 @@ from fuxictr_mm.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
-_ROW_METRICS = ("AUC", "logloss", "binary_crossentropy")
+_ERRORS = ("RMSE", "MAE")
+_ROW_METRICS = ("AUC", "logloss", "binary_crossentropy", *_ERRORS)
 _GROUP_AUC_METRICS = ("gAUC", "gAUC_pos", "gAUC_mean", "avgAUC")
 _NDCG = re.compile(r"NDCG(?:\(\s*(?:k\s*=\s*)?([1-9]\d*)\s*\)|@([1-9]\d*))")
 
@@ -65,6 +68,15 @@ class Metric:
         """Whether the metric is computed within groups."""
         return self.kind not in _ROW_METRICS
 
+    @property
+    def needs_classes(self) -> bool:
+        """Whether labels must be 0 or 1."""
+        return self.kind not in _ERRORS
+
+    def is_of(self, kind: str, kinds: Sequence[str]) -> bool:
+        """Whether the metric is computed of labels of a kind of task, given the kinds of all labels."""
+        return len(set(kinds)) < 2 or self.needs_classes == (kind == "binary_classification")
+
 
 def parse_metric(name: str, tasks: Sequence[str] = ()) -> Metric:
     """Parse the name of a metric.
@@ -74,7 +86,8 @@ def parse_metric(name: str, tasks: Sequence[str] = ()) -> Metric:
     name : str
         One of ``AUC``, ``logloss`` (also ``binary_crossentropy``), ``gAUC`` (groups weighted by rows, as in FuxiCTR),
         ``gAUC_pos`` (by positives, as in RecBole), ``gAUC_mean`` (unweighted, as in TorchEasyRec; FuxiCTR's name
-        ``avgAUC`` is kept), ``MRR``, or ``NDCG(k=10)``, also written ``NDCG@10``.
+        ``avgAUC`` is kept), ``MRR``, ``NDCG(k=10)``, also written ``NDCG@10``, or of a regression ``RMSE`` or
+        ``MAE``.
     tasks : sequence of str
         Names of several labels, for the error.
 
@@ -138,6 +151,7 @@ def find_undefined(
     group_id: torch.Tensor | None,
     tasks: Sequence[str] = (),
     constant: bool = False,
+    kinds: Sequence[str] = (),
 ) -> dict[str, str]:
     """Return the metrics within groups that are undefined whatever is predicted, each with the reason.
 
@@ -153,6 +167,8 @@ def find_undefined(
         Names of several labels.
     constant : bool
         Return MRR and NDCG too where no prediction changes them.
+    kinds : sequence of str
+        The task of each of several labels; by default they are equal.
     """
     parsed = {name: parse_metric(split_task(name, tasks)[1], tasks) for name in metrics}
     if group_id is None:
@@ -165,6 +181,8 @@ def find_undefined(
         return {}
     index = torch.unique(group_id[grouped], return_inverse=True)[1]
     for column, values in enumerate(label[grouped].view(len(index), -1).unbind(dim=1)):
+        if len(set(kinds)) > 1 and kinds[column] == "regression":
+            continue
         known = ~values.isnan()
         rows, positives = torch.bincount(index[known]), torch.bincount(index[known], values[known].double())
         # Of several labels, evaluate_tasks leaves out one of a single class.
@@ -194,7 +212,9 @@ def split_task(name: str, tasks: Sequence[str] = ()) -> tuple[str | None, str]:
     return (None, name) if task is None else (task, name[len(task) + 1 :])
 
 
-def check_metrics(names: Sequence[str], group_id: Any = None, tasks: Sequence[str] = ()) -> list[Metric]:
+def check_metrics(
+    names: Sequence[str], group_id: Any = None, tasks: Sequence[str] = (), kinds: Sequence[str] = ()
+) -> list[Metric]:
     """Check the metrics of a configuration before anything is trained.
 
     Parameters
@@ -205,6 +225,8 @@ def check_metrics(names: Sequence[str], group_id: Any = None, tasks: Sequence[st
         The column of groups, its name or its values; None without groups.
     tasks : sequence of str
         Names of several labels, of which ``LABEL_METRIC`` is a metric.
+    kinds : sequence of str
+        The task of each of these labels; by default they are equal.
 
     Returns
     -------
@@ -213,12 +235,20 @@ def check_metrics(names: Sequence[str], group_id: Any = None, tasks: Sequence[st
     Raises
     ------
     ConfigError
-        If ``names`` is not a list, holds an unknown name, or needs a group column that is not given.
+        If ``names`` is not a list, holds an unknown name, a metric of a label that has another kind of task, or needs a
+        group column that is not given.
     """
     if isinstance(names, str) or not isinstance(names, Sequence):
         raise ConfigError(f"metrics: {names!r} is not a list of metric names; write metrics: [AUC, logloss]")
-    metrics = [parse_metric(split_task(name, tasks)[1], tasks) for name in names]
-    for metric in metrics:
+    kind_of = dict(zip(tasks, kinds, strict=False))
+    metrics = []
+    for name in names:
+        task, rest = split_task(name, tasks)
+        metric = parse_metric(rest, tasks)
+        metrics.append(metric)
+        if task in kind_of and not metric.is_of(kind_of[task], kinds):
+            right = "AUC or logloss" if metric.kind in _ERRORS else " or ".join(_ERRORS)
+            raise ConfigError(f"metric {name!r}: the task of {task} is {kind_of[task]}; write {task}_{right}")
         if metric.needs_group and group_id is None:
             raise ConfigError(f"metric {metric.name!r} is computed within groups: set group_id, e.g. group_id: user_id")
     return metrics
@@ -231,18 +261,19 @@ def evaluate_metrics(y_true: Any, y_pred: Any, metrics: Sequence[str], group_id:
     share the mean gain of their ranks)::
 
         logloss = mean(-y log p - (1 - y) log(1 - p)),  p clipped to [eps, 1 - eps] with eps = 2^-52
+        RMSE    = sqrt(mean((y - p)^2)),                MAE = mean(|y - p|)
         AUC     = P(p_positive > p_negative) + P(p_positive = p_negative) / 2
         gAUC    = sum_g w_g AUC_g / sum_g w_g,          w_g rows (gAUC), positives (gAUC_pos), 1 (gAUC_mean, avgAUC)
         MRR     = mean_g(sum(y / r) / sum(y))
         NDCG(k) = mean_g(DCG / best DCG),               DCG = sum over r <= k of y / log2(r + 1)
 
     A group of one class is left out of the group AUCs; a group without positives counts as 0 in MRR and NDCG. Rows
-    without a group (None, NaN) count in AUC and logloss only.
+    without a group (None, NaN) count in metrics over all rows only.
 
     Parameters
     ----------
     y_true : array_like or torch.Tensor
-        ``(n,)``, labels 0 and 1.
+        ``(n,)``, labels 0 and 1; any finite numbers for RMSE and MAE.
     y_pred : array_like or torch.Tensor
         ``(n,)``, probabilities for logloss, any finite scores for the others.
     metrics : sequence of str
@@ -269,7 +300,7 @@ def evaluate_metrics(y_true: Any, y_pred: Any, metrics: Sequence[str], group_id:
     {'AUC': 0.875, 'MRR': 0.875}
     """
     parsed = check_metrics(metrics, group_id)
-    label, score = _checked_rows(y_true, y_pred)
+    label, score = _checked_rows(y_true, y_pred, any(metric.needs_classes for metric in parsed))
     groups = None
     if any(metric.needs_group for metric in parsed):
         index = _group_index(group_id, score)
@@ -282,6 +313,10 @@ def evaluate_metrics(y_true: Any, y_pred: Any, metrics: Sequence[str], group_id:
             results[metric.name] = _auc(label, score)
         elif groups is not None and metric.needs_group:
             results[metric.name] = groups.value(metric)
+        elif metric.kind == "RMSE":
+            results[metric.name] = (label - score).square().mean().sqrt().item()
+        elif metric.kind == "MAE":
+            results[metric.name] = (label - score).abs().mean().item()
         else:
             results[metric.name] = _log_loss(label, score)
     return results
@@ -293,13 +328,14 @@ def evaluate_tasks(
     metrics: Sequence[str],
     tasks: Sequence[str],
     group_id: torch.Tensor | None = None,
+    kinds: Sequence[str] = (),
 ) -> dict[str, float]:
     """Compute metrics of several labels, each on the rows that have it.
 
     Parameters
     ----------
     y_true : torch.Tensor
-        ``(n, T)`` labels 0 and 1, NaN for one that is missing.
+        ``(n, T)`` labels, NaN for one that is missing.
     y_pred : torch.Tensor
         ``(n, T)``.
     metrics : sequence of str
@@ -308,25 +344,30 @@ def evaluate_tasks(
         Names of the T labels.
     group_id : torch.Tensor, optional
         ``(n,)``
+    kinds : sequence of str
+        The task of each label; by default they are equal.
 
     Returns
     -------
     dict of str to float
-        ``LABEL_METRIC`` of every label and metric, then every metric's mean over the labels, as FuxiCTR names them. A
-        label without rows of both classes is left out, with a warning.
+        ``LABEL_METRIC`` of every label and metric that is of its task, then every metric's mean over these labels, as
+        FuxiCTR names them. A label without rows of both classes, or of a regression without rows, is left out, with a
+        warning.
 
     Raises
     ------
     ConfigError, DataError
-        As ``evaluate_metrics``; no label has rows of both classes.
+        As ``evaluate_metrics``; no label is left.
     """
-    names = list(dict.fromkeys(split_task(name, tasks)[1] for name in metrics))
+    parsed = {name: parse_metric(name) for name in dict.fromkeys(split_task(name, tasks)[1] for name in metrics)}
     results: dict[str, float] = {}
     left_out = []
-    for task, label, prediction in zip(tasks, y_true.unbind(dim=1), y_pred.unbind(dim=1), strict=True):
+    by_task = zip(tasks, kinds or [""] * len(tasks), y_true.unbind(dim=1), y_pred.unbind(dim=1), strict=True)
+    for task, kind, label, prediction in by_task:
+        names = [name for name, metric in parsed.items() if metric.is_of(kind, kinds)]
         rows = (~label.isnan()).nonzero().squeeze(1)
         label = label[rows]
-        if len(rows) == 0 or label.min() == label.max():
+        if len(rows) == 0 or (any(parsed[name].needs_classes for name in names) and label.min() == label.max()):
             left_out.append(task)
             continue
         group = None if group_id is None else group_id[rows]
@@ -342,7 +383,11 @@ def evaluate_tasks(
         logger.warning(
             f"No metrics of {', '.join(left_out)}: no rows of both classes; means are over {', '.join(kept)}"
         )
-    return results | {name: sum(results[f"{task}_{name}"] for task in kept) / len(kept) for name in names}
+    means: dict[str, float] = {}
+    for name in parsed:
+        values = [results[f"{task}_{name}"] for task in kept if f"{task}_{name}" in results]
+        means |= {name: sum(values) / len(values)} if values else {}
+    return results | means
 
 
 class _SortedGroups:
@@ -439,8 +484,8 @@ class _SortedGroups:
         return (self._gain_by_group(discount) / best[within - 1]).mean().item()
 
 
-def _checked_rows(y_true: Any, y_pred: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return labels and predictions as ``(n,)`` float64 on the device of the predictions."""
+def _checked_rows(y_true: Any, y_pred: Any, classes: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return labels, 0 and 1 with ``classes``, and predictions as ``(n,)`` float64 on the device of the predictions."""
     score = _float64(y_pred)
     label = _float64(y_true).to(score.device)
     if len(label) != len(score):
@@ -450,7 +495,9 @@ def _checked_rows(y_true: Any, y_pred: Any) -> tuple[torch.Tensor, torch.Tensor]
     _refuse(
         ~torch.isfinite(score), score, "predictions are NaN or infinite", "reduce learning_rate, or check the inputs"
     )
-    _refuse((label != 0) & (label != 1), label, "labels are neither 0 nor 1", "expected a binary label column")
+    if classes:
+        _refuse((label != 0) & (label != 1), label, "labels are neither 0 nor 1", "expected a binary label column")
+    _refuse(~torch.isfinite(label), label, "labels are NaN or infinite", "expected numbers")
     return label, score
 
 

@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fuxictr_mm.config import Dropout, FeatureConfig, HiddenUnits, ModelSettings, kind_of_task
+from fuxictr_mm.config import Dropout, FeatureConfig, HiddenUnits, ModelSettings, per_label
 from fuxictr_mm.config.model import check_loss
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.data.feature_map import unify_dims
@@ -30,7 +30,7 @@ from fuxictr_mm.registry import failed_on_first_batch, source_of
 from fuxictr_mm.runtime import compiled, device_of, is_main
 from fuxictr_mm.tables import choose_kinds, gathered_state, sharded_parameters, sharded_tables, touched_parameters
 from fuxictr_mm.tables.sharded import optimizer_group
-from fuxictr_mm.tasks import UncertaintyWeights, loss_of_tasks
+from fuxictr_mm.tasks import MixedActivation, UncertaintyWeights, loss_of_tasks
 from fuxictr_mm.training import loop
 from fuxictr_mm.training.checkpoints import load_state_dict, save_state_dict
 from fuxictr_mm.training.distributed import Replicas
@@ -100,18 +100,18 @@ class MultimodalModel(EmbeddingModel):
     ) -> None:
         device_of(gpu)
         settings = ModelSettings.of(params, model_id)
-        task = kind_of_task(settings.task)
         try:
             settings.check_labels(feature_map.labels)
-            check_loss(task, settings.loss)
+            check_loss(settings.task, settings.loss)
         except ConfigError as error:
             raise ConfigError(f"{model_id}: {error}") from None
+        tasks = per_label(settings.task, len(feature_map.labels))
         if self.same_dims:
             feature_map = unify_dims(feature_map, settings.embedding_dim + self.factor_dim)
         super().__init__(
             feature_map,
             model_id=model_id,
-            task=task,
+            task=tasks[0],
             gpu=gpu,
             monitor=settings.monitor,
             save_best_only=settings.save_best_only,
@@ -125,14 +125,17 @@ class MultimodalModel(EmbeddingModel):
             model_root=settings.model_root,
             metrics=list(settings.metrics),
         )
-        self.task = task
-        self.num_tasks = len(feature_map.labels)
+        #: The task of each label, ``binary_classification`` or ``regression``.
+        self.tasks = tasks
+        self.num_tasks = len(tasks)
+        if len(set(tasks)) > 1:
+            self.output_activation = MixedActivation(tasks)
+        self.loss_from = loss_from
         given = settings.task_weights
+        self.task_weights = [given.get(name, 1.0) if isinstance(given, dict) else 1.0 for name in feature_map.labels]
         self.task_uncertainty = None
         if given == "uncertainty":
-            self.task_uncertainty = UncertaintyWeights(self.num_tasks, 0.5 if task == "regression" else 1.0)
-        self.task_weights = [given.get(name, 1.0) if isinstance(given, dict) else 1.0 for name in feature_map.labels]
-        self.loss_from = loss_from
+            self.task_uncertainty = UncertaintyWeights([self._loss_of(task)[0] for task in tasks])
         self.factor = factor
         self.learning_rate = settings.learning_rate
         self.optimizer_name = settings.optimizer
@@ -335,19 +338,27 @@ class MultimodalModel(EmbeddingModel):
 
     def add_loss(self, return_dict: Mapping[str, Tensor], y_true: Tensor) -> Tensor:
         """Return the loss of a batch, without the regularizers: summed over labels, see ``loss_of_tasks``."""
-        if self.task == "regression":
-            loss: Callable[..., Tensor] = F.mse_loss
-            inputs = return_dict["y_pred"]
-        elif self.loss_from == "probability":
-            loss, inputs = F.binary_cross_entropy, return_dict["y_pred"]
-        else:
-            loss, inputs = F.binary_cross_entropy_with_logits, return_dict["logit"]
+        labels = [y_true] if self.num_tasks == 1 else list(y_true.unbind(dim=1))
         if self.training and self.label_smoothing:
-            y_true = y_true + self.label_smoothing * (0.5 - y_true)
+            amount = self.label_smoothing
+            labels = [
+                label + amount * (0.5 - label) if task == "binary_classification" else label
+                for label, task in zip(labels, self.tasks, strict=True)
+            ]
+        losses, keys = zip(*map(self._loss_of, self.tasks), strict=True)
         if self.num_tasks == 1:
-            return loss(inputs, y_true)
+            return losses[0](return_dict[keys[0]], labels[0])
+        inputs = [return_dict[key][:, column] for column, key in enumerate(keys)]
         weights, more = (self.task_weights, 0.0) if self.task_uncertainty is None else self.task_uncertainty()
-        return loss_of_tasks([loss] * self.num_tasks, inputs.unbind(dim=1), y_true.unbind(dim=1), weights) + more
+        return loss_of_tasks(losses, inputs, labels, weights) + more
+
+    def _loss_of(self, task: str) -> tuple[Callable[..., Tensor], str]:
+        """Return the function of the loss of a task, and which of the tensors that ``forward`` returns it takes."""
+        if task == "regression":
+            return F.mse_loss, "y_pred"
+        if self.loss_from == "probability":
+            return F.binary_cross_entropy, "y_pred"
+        return F.binary_cross_entropy_with_logits, "logit"
 
     def lr_decay(self, factor: float | None = None, min_lr: float = 1e-6) -> float:
         """Multiply the learning rates by ``factor``, the model's own by default, and return that of the first group.

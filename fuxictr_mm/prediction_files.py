@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from fuxictr_mm.config import Roles, kind_of_task, label_names
+from fuxictr_mm.config import Roles, label_names, per_label
 from fuxictr_mm.data import parquet
 from fuxictr_mm.data.prepared import ITEM_FILE, SOURCE_ID, SOURCE_ROW, SOURCE_TIME, SOURCE_USER, VOCABULARIES
 from fuxictr_mm.data.vocabulary import Vocabulary
@@ -193,28 +193,31 @@ def _writer_of(out: Path) -> Callable[[os.PathLike[str], pa.Schema], Any]:
 
 
 def measure(rows: str, predictions: np.ndarray, settings: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Return AUC and logloss by label, of the rows that have one; AUC where both classes occur, logloss if 0 to 1.
+    """Return metrics by label, of the rows that have one: AUC where both classes occur, logloss; RMSE of a regression.
 
     Parameters
     ----------
     rows, predictions, settings
         As of ``write_predictions``.
     """
-    is_binary = kind_of_task(settings.get("task", "binary_classification")) == "binary_classification"
-    if not is_binary or settings.get("data_format", "parquet") != "parquet":
+    if settings.get("data_format", "parquet") != "parquet":
         return {}
+    names = label_names(settings)
+    tasks = per_label(settings.get("task", "binary_classification"), len(names))
     present = parquet.schema_of(parquet.part_files(rows)[0]).names
     found: dict[str, dict[str, float]] = {}
-    for index, name in enumerate(label_names(settings)):
+    for index, (name, task) in enumerate(zip(names, tasks, strict=True)):
         if name not in present:
             continue
         label = _numbers_of(rows, name)
-        known = (label == 0) | (label == 1)
+        known = np.isfinite(label) if task == "regression" else (label == 0) | (label == 1)
         if not known.any() or (~known & ~np.isnan(label)).any():  # placeholders
             continue
         scores = (predictions if predictions.ndim == 1 else predictions[:, index])[known]
         truth = label[known]
-        metrics = ["AUC", "logloss"] if 0 < truth.mean() < 1 else ["logloss"]
+        metrics = ["RMSE", "MAE"] if task == "regression" else ["AUC", "logloss"]
+        if task != "regression" and truth.min() == truth.max():
+            metrics.remove("AUC")
         found[name] = {"rows": float(known.sum()), **evaluate_metrics(truth, scores, metrics)}
     return found
 

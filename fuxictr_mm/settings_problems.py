@@ -8,12 +8,13 @@ from typing import Any
 import torch
 
 from fuxictr_mm.compat import is_third_party, params_problems
-from fuxictr_mm.config import ModelSettings, label_names
+from fuxictr_mm.config import ModelSettings, label_names, per_label
 from fuxictr_mm.config.columns import ITEM_SOURCE, Columns, is_embedded
 from fuxictr_mm.config.model import check_loss
 from fuxictr_mm.embedding_model import check_names
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.metrics import check_metrics
+from fuxictr_mm.runs.evaluations import is_falling
 
 
 def settings_problems(model_class: Any, settings: Mapping[str, Any]) -> dict[str, str]:
@@ -35,11 +36,17 @@ def settings_problems(model_class: Any, settings: Mapping[str, Any]) -> dict[str
     monitor = settings.get("monitor", ())
     # A group that is not given is null; one that is left out is wrong, which is another problem.
     group, tasks = settings.get("group_id", ""), labels if len(labels) > 1 else ()
+    kinds = per_label(settings.get("task", "binary_classification"), len(tasks))
     for metric in [*settings.get("metrics", ()), *([monitor] if isinstance(monitor, str) else monitor)]:
         try:
-            check_metrics([metric], group, tasks)
+            check_metrics([metric], group, tasks, kinds)
         except ConfigError as error:
             problems[f"metrics.{metric}"] = str(error)
+    if isinstance(monitor, str) and is_falling(monitor) and settings.get("monitor_mode") == "max":
+        problems["monitor_mode"] = (
+            f"monitor_mode is max, but a smaller {monitor} is better, so the worst epoch would be kept; set "
+            "monitor_mode: min"
+        )
     view = settings.get("batch_view")
     is_flat = (view or getattr(model_class, "batch_view", "flat")) == "flat"
     roles = settings.get("roles") or {}

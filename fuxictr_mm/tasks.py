@@ -1,4 +1,4 @@
-"""Several labels per row: their loss."""
+"""Several labels per row: their loss, and what a prediction is of each."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 def loss_of_tasks(
@@ -25,7 +26,7 @@ def loss_of_tasks(
     losses : sequence of callable
         A function of torch for each label, that takes ``reduction``.
     predictions : sequence of Tensor
-        What it takes for each label, of one shape.
+        What the function takes for each label, of one shape.
     labels : sequence of Tensor
         The labels of the same shape, NaN for one that is missing.
     weights : sequence of float or Tensor
@@ -52,17 +53,39 @@ class UncertaintyWeights(nn.Module):
 
     Parameters
     ----------
-    num_tasks : int
-        Labels.
-    factor : float
-        c.
+    losses : sequence of callable
+        The function of torch of each label.
     """
 
-    def __init__(self, num_tasks: int, factor: float = 1.0) -> None:
+    factors: Tensor
+
+    def __init__(self, losses: Sequence[Callable[..., Tensor]]) -> None:
         super().__init__()
-        self.factor = factor
-        self.log_variances = nn.Parameter(torch.zeros(num_tasks))
+        factors = torch.tensor([0.5 if loss is F.mse_loss else 1.0 for loss in losses])
+        self.register_buffer("factors", factors, persistent=False)
+        self.log_variances = nn.Parameter(torch.zeros(len(losses)))
 
     def forward(self) -> tuple[Tensor, Tensor]:
         """Return the weights ``(T,)`` and the term of the loss that keeps them from vanishing."""
-        return self.factor * (-self.log_variances).exp(), self.log_variances.sum() / 2
+        return self.factors * (-self.log_variances).exp(), self.log_variances.sum() / 2
+
+
+class MixedActivation(nn.Module):
+    """The prediction of each label: the sigmoid of its logit for a classification, the logit itself for a regression.
+
+    Parameters
+    ----------
+    kinds : sequence of {"binary_classification", "regression"}
+        Of each of the T labels.
+    """
+
+    is_probability: Tensor
+
+    def __init__(self, kinds: Sequence[str]) -> None:
+        super().__init__()
+        is_probability = torch.tensor([kind == "binary_classification" for kind in kinds])
+        self.register_buffer("is_probability", is_probability, persistent=False)
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """Return the predictions of logits ``(..., T)``."""
+        return torch.where(self.is_probability, logits.sigmoid(), logits)

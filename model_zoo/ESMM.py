@@ -64,9 +64,9 @@ class ESMM(DNNModel):
         **params: Any,
     ) -> None:
         super().__init__(feature_map, **params)
-        if self.task != "binary_classification":
+        if set(self.tasks) != {"binary_classification"}:
             raise ConfigError(
-                f"{self.model_id}: task is {self.task}, but ESMM multiplies probabilities; use another model"
+                f"{self.model_id}: task is {self._settings.task}, but ESMM multiplies probabilities; use another model"
             )
         self.attention = DINAttention(
             self.item_dim, attention_hidden_units, dropout_rate=attention_dropout, use_softmax=din_use_softmax

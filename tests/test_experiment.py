@@ -303,6 +303,8 @@ def test_a_regression_on_other_numbers_is_refused_before_training(tmp_path, capl
     result, _ = run("DIN_tiny", tmp_path, **settings, **paths)
     assert list(result.metrics) == ["valid"]
     assert f"{paths['test_data']}: a label is 0.5" in caplog.text
+    result, _ = run("DIN_tiny", tmp_path, **{**settings, "metrics": ["AUC", "RMSE"]}, **paths)
+    assert list(result.test) == ["RMSE"]
 
 
 @pytest.mark.parametrize("name", ["user.level", "type", "values"])
@@ -338,7 +340,9 @@ def test_the_log_loss_of_validation_rows_of_one_class(tmp_path):
     table = pq.read_table(ROOT / "data" / "tiny_mm" / "valid.parquet")
     path = str(tmp_path / "valid.parquet")
     pq.write_table(of_label(table, pa.array([1.0] * len(table))), path)
-    result, _ = run("DIN_tiny", tmp_path, valid_data=path, epochs=1, metrics=["logloss"], monitor="logloss")
+    result, _ = run(
+        "DIN_tiny", tmp_path, valid_data=path, epochs=1, metrics=["logloss"], monitor="logloss", monitor_mode="min"
+    )
     assert list(result.valid) == ["logloss"]
     with raises_naming(UserError, "valid.parquet", "label is 1"):
         run("DIN_tiny", tmp_path, valid_data=path, epochs=1, metrics=["logloss"])

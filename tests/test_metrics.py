@@ -240,6 +240,37 @@ def test_metrics_of_several_labels(caplog):
         evaluate_tasks(torch.ones(300, 2), score[:, :2], ["AUC"], ["a", "b"])
 
 
+def test_errors_of_a_regression():
+    label, score = [3.0, -1.0, 0.5], [1.0, -1.0, 2.0]
+    found = evaluate_metrics(label, score, ["MAE", "RMSE"])
+    assert found == pytest.approx({"MAE": 3.5 / 3, "RMSE": math.sqrt((4 + 1.5**2) / 3)})
+    with pytest.raises(DataError, match=r"3\.0"):
+        evaluate_metrics(label, score, ["RMSE", "AUC"])
+    with pytest.raises(DataError, match="nan"):
+        evaluate_metrics([1.0, math.nan], [0.0, 0.0], ["RMSE"])
+
+
+def test_metrics_of_labels_of_both_kinds():
+    tasks, kinds = ["click", "watch", "like"], ["binary_classification", "regression", "binary_classification"]
+    generator = torch.Generator().manual_seed(1)
+    label = (torch.rand(200, 3, generator=generator) < 0.5).float()
+    label[:, 1] = torch.where(label[:, 0] > 0, 60 * torch.rand(200, generator=generator), math.nan)
+    score, group = torch.rand(200, 3, generator=generator), torch.randint(0, 9, (200,), generator=generator)
+    found = evaluate_tasks(label, score, ["AUC", "watch_RMSE", "gAUC"], tasks, group, kinds)
+    assert list(found) == ["click_AUC", "click_gAUC", "watch_RMSE", "like_AUC", "like_gAUC", "AUC", "RMSE", "gAUC"]
+    known = ~label[:, 1].isnan()
+    assert found["RMSE"] == found["watch_RMSE"] == pytest.approx(
+        float((label[known, 1] - score[known, 1]).double().square().mean().sqrt())
+    )  # fmt: skip
+    assert found["gAUC"] == (found["click_gAUC"] + found["like_gAUC"]) / 2
+    constant = torch.cat([label[:, :1], torch.full((200, 1), 4.0), label[:, 2:]], dim=1)
+    assert "watch_RMSE" in evaluate_tasks(constant, score, ["AUC", "RMSE"], tasks, group, kinds)
+    assert not find_undefined(constant, ["gAUC"], group, tasks, kinds=kinds)
+    for name in ("click_RMSE", "watch_AUC"):
+        with pytest.raises(ConfigError, match=name):
+            check_metrics([name], None, tasks, kinds)
+
+
 def test_a_label_before_a_metric_is_the_longest_that_fits():
     tasks = ["is_like", "is", "AUC"]
     assert split_task("is_like_AUC", tasks) == ("is_like", "AUC")

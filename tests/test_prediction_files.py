@@ -102,4 +102,6 @@ def test_metrics_are_of_rows_with_a_label(tmp_path):
     assert found["click"]["logloss"] == pytest.approx(log_loss(truth, scores[known, 0]))
     pl.DataFrame({"click": [1, 1]}).write_parquet(path)
     assert measure(str(path), np.array([0.5, 0.5]), SETTINGS)["click"].keys() == {"rows", "logloss"}
-    assert measure(str(path), np.array([0.5, 0.5]), {**SETTINGS, "task": "regression"}) == {}
+    pl.DataFrame({"click": [3.0, 1.0]}).write_parquet(path)
+    found = measure(str(path), np.array([0.5, 0.5]), {**SETTINGS, "task": "regression"})["click"]
+    assert found == pytest.approx({"rows": 2, "RMSE": np.sqrt((2.5**2 + 0.5**2) / 2), "MAE": 1.5})

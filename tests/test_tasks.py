@@ -1,5 +1,6 @@
 """Several labels per row, from the loss to the predictions of a run."""
 
+import json
 import math
 import runpy
 import zipfile
@@ -15,13 +16,14 @@ from torch.nn import functional as F
 from fuxictr_mm.config import ModelSettings
 from fuxictr_mm.data.interactions import concatenate
 from fuxictr_mm.errors import ConfigError, DataError
+from fuxictr_mm.evaluation.calibration import calibrate_run
 from fuxictr_mm.evaluation.compare import compare
 from fuxictr_mm.evaluation.ensemble import ensemble
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.metrics import evaluate_metrics
 from fuxictr_mm.tasks import UncertaintyWeights, loss_of_tasks
 from tests.errors import exits_naming, raises_naming
-from tests.two_labels import write_world
+from tests.two_labels import ITEMS, write_world
 
 ROOT = Path(__file__).resolve().parents[1]
 NAN = math.nan
@@ -49,15 +51,15 @@ def test_the_loss_in_closed_form():
 
 
 def test_learned_weights_in_closed_form():
-    weights = UncertaintyWeights(2).double()
+    weights = UncertaintyWeights([F.binary_cross_entropy, F.mse_loss]).double()
     losses = torch.tensor([0.3, 0.7], dtype=torch.float64)
     with torch.no_grad():
         weights.log_variances.copy_(torch.tensor([0.2, -0.4], dtype=torch.float64))
     found, more = weights()
-    expected = math.exp(-0.2) * 0.3 + math.exp(0.4) * 0.7 + (0.2 - 0.4) / 2
+    expected = math.exp(-0.2) * 0.3 + math.exp(0.4) * 0.7 / 2 + (0.2 - 0.4) / 2
     assert ((found * losses).sum() + more).item() == pytest.approx(expected, rel=1e-12)
-    with torch.no_grad():  # the loss is least where the variance is twice the loss
-        weights.log_variances.copy_((2 * losses).log())
+    with torch.no_grad():  # the loss is least where the variance is twice the cross-entropy, or the squared error
+        weights.log_variances.copy_((torch.tensor([2, 1]) * losses).log())
     found, more = weights()
     (gradient,) = torch.autograd.grad((found * losses).sum() + more, weights.log_variances)
     assert gradient.abs().max() < 1e-12
@@ -80,7 +82,6 @@ def test_learned_weights(world, tmp_path, expid):
         ({"loss": ["bce"]}, ["loss", "1", "click, like"]),
         ({"task_weights": {"lik": 2}}, ["task_weights", "lik", "like"]),
         ({"task_weights": {"click": 0, "like": 0}}, ["task_weights", "0"]),
-        ({"task": ["regression", "binary_classification"]}, ["task", "regression"]),
         ({"task_weights": {"like": -1}}, ["task_weights", "-1"]),
         ({"task_weights": "uncertain"}, ["task_weights", "uncertain"]),
     ],
@@ -164,6 +165,100 @@ def test_two_tasks_are_learned(world, tmp_path, expid):
     assert predictions[:, 1].tolist() == pytest.approx(run.predictions("test", "like")[1].tolist(), abs=1e-6)
     unlabelled = pl.read_parquet(world / "test.parquet").drop("click", "like")
     np.testing.assert_allclose(run.predict(unlabelled) if expid == "X" else predictions, predictions, rtol=1e-6)
+
+
+MIXED = {
+    "task": ["binary_classification", "regression"], "metrics": ["AUC", "RMSE", "MAE"],
+    "loss": ["binary_crossentropy", "mse_loss"],
+}  # fmt: skip
+
+
+def write_mixed_world(folder):
+    """Write the world of two labels with the second one a number, whose mean follows a property of the items."""
+    write_world(folder)
+    of_item = np.random.default_rng(99).normal(size=(2, ITEMS + 1))[1]
+    for split in ("train", "valid", "test"):
+        rows = pl.read_parquet(folder / f"{split}.parquet")
+        noise = np.random.default_rng(len(rows)).normal(size=len(rows))
+        watch = pl.Series(of_item[rows["item_id"].to_numpy()] + 0.5 * noise)
+        is_known = pl.col("like").is_not_null()
+        rows = rows.with_columns(like=pl.when(is_known).then(watch)).rename({"like": "watch"})
+        rows.write_parquet(folder / f"{split}.parquet", row_group_size=500)
+    path = folder / "dataset_config.yaml"
+    path.write_text(path.read_text().replace('"like"', '"watch"'))
+    return folder
+
+
+@pytest.mark.parametrize("weights", [{"watch": 0.5}, "uncertainty"])
+@pytest.mark.parametrize("expid", ["X", "Towers"])
+def test_a_classification_and_a_regression_are_learned(tmp_path, expid, weights):
+    experiment = load(write_mixed_world(tmp_path), tmp_path, expid, epochs=5, task_weights=weights, **MIXED)
+    run = experiment.fit()
+    assert list(run.valid) == ["click_AUC", "watch_RMSE", "watch_MAE", "AUC", "RMSE", "MAE"]
+    assert run.valid["AUC"] == run.valid["click_AUC"] > 0.85
+    assert 0.45 < run.valid["watch_RMSE"] < 0.7  # of which 0.5 is noise; the standard deviation is 1.1
+    label, prediction, _ = run.predictions("valid", "watch")
+    known = pl.read_parquet(tmp_path / "valid.parquet")["watch"].drop_nulls().to_numpy()
+    np.testing.assert_allclose(label, known, rtol=1e-6)
+    assert run.valid["watch_RMSE"] == pytest.approx(np.sqrt(np.mean((known - prediction) ** 2)), rel=1e-5)
+    predictions = experiment.predict()
+    assert 0 <= predictions[:, 0].min() < predictions[:, 0].max() <= 1
+    assert predictions[:, 1].min() < 0
+    with raises_naming(DataError, "watch"):
+        compare([run.path, load(tmp_path, tmp_path, expid, seed=5, **MIXED).fit().path], tmp_path / "ck", task="watch")
+
+
+def test_a_regression_alone(tmp_path):
+    write_mixed_world(tmp_path)
+    path = tmp_path / "dataset_config.yaml"
+    entry = json.loads(path.read_text())
+    entry["d"]["label_col"] = entry["d"]["label_col"][1]
+    path.write_text(json.dumps(entry))
+    for split in ("train", "valid", "test"):
+        file = tmp_path / f"{split}.parquet"
+        pl.read_parquet(file).drop_nulls("watch").write_parquet(file, row_group_size=500)
+    settings = {"task": "regression", "loss": "mse_loss", "metrics": ["RMSE"], "monitor": "RMSE", "monitor_mode": "min"}
+    runs = [load(tmp_path, tmp_path, seed=seed, epochs=4, **settings).fit() for seed in (1, 2)]
+    label, prediction, _ = runs[0].predictions()
+    np.testing.assert_allclose(label, pl.read_parquet(tmp_path / "valid.parquet")["watch"], rtol=1e-6)
+    both = ensemble([run.path for run in runs], tmp_path / "ck", name="both")
+    expected = np.mean([prediction, runs[1].predictions()[1]], axis=0)
+    np.testing.assert_allclose(both.predictions()[1], expected, rtol=1e-5, atol=1e-6)
+    assert 0.45 < both.valid["RMSE"] < min(run.valid["RMSE"] for run in runs) < 0.8
+    assert both.test.keys() == {"RMSE"}
+    for options in ({"average": "rank"}, {"fit_weights": True}):
+        with raises_naming(ConfigError, "regression", "mean"):
+            ensemble([run.path for run in runs], tmp_path / "ck", name="other", **options)
+    with raises_naming(DataError, "regression"):
+        calibrate_run(runs[0])
+
+
+def test_losses_of_both_kinds_in_closed_form(tmp_path):
+    experiment = load(write_mixed_world(tmp_path), tmp_path, label_smoothing=0.2, **MIXED)
+    model = experiment.build_model(experiment.load_dataset({"train": True}))
+    logit = torch.tensor([[2.0, -1.0], [-0.5, 3.0]])
+    label = torch.tensor([[1.0, 4.0], [0.0, NAN]])
+    returned = {"logit": logit, "y_pred": model.output_activation(logit)}
+    assert returned["y_pred"].tolist() == [
+        [pytest.approx(1 / (1 + math.exp(-2))), -1],
+        [pytest.approx(1 / (1 + math.exp(0.5))), 3],
+    ]
+    smooth = [[-0.9 * math.log(p) - 0.1 * math.log(1 - p)] for p in (1 / (1 + math.exp(-2)), 1 / (1 + math.exp(-0.5)))]
+    assert model.train().add_loss(returned, label).item() == pytest.approx(np.mean(smooth) + 25, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"loss": "binary_crossentropy"}, ["loss", "[binary_crossentropy, mse_loss]"]),
+        ({"metrics": ["click_RMSE"]}, ["click_RMSE"]),
+        ({"monitor": "RMSE"}, ["monitor_mode", "RMSE", "min"]),
+        ({"model": "ESMM"}, ["ESMM", "regression"]),
+    ],
+)
+def test_settings_of_both_kinds_that_do_not_fit(tmp_path, settings, words):
+    with raises_naming(ConfigError, *words):
+        load(write_mixed_world(tmp_path), tmp_path, **{**MIXED, **settings}).fit()
 
 
 def test_one_of_several_must_be_named(world, tmp_path):

@@ -52,7 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--calibrate", choices=("platt", "beta", "isotonic"), help="calibrate on the validation rows")
     parser.add_argument(
-        "--average", choices=("rank", "logit", "mean"), help="for --runs: what is averaged (default: rank)"
+        "--average",
+        choices=("rank", "logit", "mean"),
+        help="for --runs: what is averaged (default: rank; mean in a regression)",
     )
     parser.add_argument("--fit-weights", action="store_true", help="for --runs: fit weights on the validation rows")
     parser.add_argument("--stack", action="store_true", help="for --runs: LightGBM instead of an average")
@@ -138,7 +140,7 @@ def _of_runs(args: argparse.Namespace) -> tuple[str, "np.ndarray", dict[str, Any
     if is_one_of_several():
         raise ConfigError("--runs averages in one process; start it without torchrun")
     options = {option: getattr(args, option) for option in ("fit_weights", "stack", "name", "gpu")}
-    run = ensemble(args.runs, args.root, average=args.average or "rank", single=not _given(args), **options)
+    run = ensemble(args.runs, args.root, average=args.average, single=not _given(args), **options)
     if not run.config.get("test_data"):
         raise ConfigError(
             f"{run.path}: its dataset has no test_data; set test_data in dataset_config.yaml and train again"

@@ -44,4 +44,4 @@ from fuxictr_mm.config.fingerprints import (
     seeds_hash,
     with_text_keys,
 )  # fmt: skip
-from fuxictr_mm.config.model import HiddenUnits, ModelSettings, Regularizer, kind_of_task
+from fuxictr_mm.config.model import HiddenUnits, ModelSettings, Regularizer, per_label

@@ -27,7 +27,7 @@ from fuxictr_mm.config.dataset import NO_EFFECT, PATH_KEYS, DatasetConfig, label
 from fuxictr_mm.config.entries import load_dataset_config, load_model_config, resolve_paths
 from fuxictr_mm.config.features import Dropout, FeatureSpec
 from fuxictr_mm.config.fingerprints import config_hash
-from fuxictr_mm.config.model import HiddenUnits, ModelSettings
+from fuxictr_mm.config.model import HiddenUnits, ModelSettings, per_label
 from fuxictr_mm.errors import ConfigError, MissingFileError
 
 
@@ -285,6 +285,12 @@ class ExperimentConfig(ModelSettings):
         own = self.model_dump(exclude_unset=True, exclude={"expid", "dataset", "model_settings"})
         dataset = self.dataset.model_dump(exclude_unset=True)
         return {**DEFAULTS, **own, **dataset, **self.model_settings, "model_id": self.expid}
+
+    @property
+    def tasks(self) -> dict[str, str]:
+        """The task of each label by its name, ``binary_classification`` or ``regression``."""
+        labels = self.dataset.label_names
+        return dict(zip(labels, per_label(self.task, len(labels)), strict=False))
 
     @property
     def columns(self) -> Columns:

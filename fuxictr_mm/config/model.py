@@ -85,22 +85,24 @@ def parse_regularizer(value: Regularizer, name: str) -> list[tuple[int, float]]:
 
 
 def check_loss(task: str | Sequence[str], loss: str | Sequence[str]) -> None:
-    """Check that a loss fits the task.
+    """Check that the loss of every label fits its task.
 
     Raises
     ------
     ConfigError
         The loss does not fit the task.
     """
-    kind = kind_of_task(task)
-    for name in [loss] if isinstance(loss, str) else loss:
+    count = max([1, *(len(given) for given in (task, loss) if not isinstance(given, str))])
+    for kind, name in zip(per_label(task, count), per_label(loss, count), strict=False):
         if name not in LOSSES[kind]:
-            raise ConfigError(f"loss is {name}, which task: {kind} does not support; write loss: {LOSSES[kind][0]}")
+            is_mixed = not isinstance(task, str) and len(set(task)) > 1
+            fits = f"[{', '.join(LOSSES[kind][0] for kind in task)}]" if is_mixed else LOSSES[kind][0]
+            raise ConfigError(f"loss is {name}, which task: {kind} does not support; write loss: {fits}")
 
 
-def kind_of_task(task: str | Sequence[str]) -> str:
-    """Return the kind of task of all labels; FuxiCTR's list has an entry for each, all equal."""
-    return task if isinstance(task, str) else task[0]
+def per_label(given: str | Sequence[str], count: int) -> tuple[str, ...]:
+    """Return the task or the loss of each label; a list has an entry for each, as in FuxiCTR."""
+    return (given,) * count if isinstance(given, str) else tuple(given)
 
 
 class ModelSettings(Settings):
@@ -110,7 +112,7 @@ class ModelSettings(Settings):
     task: Task | Annotated[list[Task], Field(min_length=1)] = Field(
         "binary_classification",
         description="Classification trains on logits with binary cross-entropy, regression with squared error. A "
-        "list, as in FuxiCTR, has one entry per label, all equal.",
+        "list, as in FuxiCTR, has one entry per label.",
     )
     loss: str | Annotated[list[str], Field(min_length=1)] = Field(
         "binary_crossentropy",
@@ -186,7 +188,7 @@ class ModelSettings(Settings):
         "the weights (stochastic weight averaging); null: none.",
     )
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0, description="In training, labels are moved towards 1/2 by this fraction."
+        0.0, description="In training, labels of a classification are moved towards 1/2 by this fraction."
     )
     max_gradient_norm: Number = Field(
         10.0, gt=0, description="Gradients are clipped to this norm; `.inf` turns clipping off."
@@ -196,13 +198,6 @@ class ModelSettings(Settings):
         "fp32", description="`bf16`: logits under autocast; `tf32`: matrix products in TF32 on a GPU."
     )
     verbose: int = Field(1, description="Progress bars: 0 never, 1 on a terminal, 2 always.")
-
-    @field_validator("task")
-    @classmethod
-    def _check_tasks(cls, task: Any) -> Any:
-        if isinstance(task, list) and len(set(task)) > 1:
-            raise ConfigError(f"task: {task}, expected equal entries: labels of several kinds have no metric in common")
-        return task
 
     # A rule on several keys is checked with the last of them: pydantic has the values of those declared before it, and
     # leaves out those that are wrong themselves.
@@ -252,8 +247,8 @@ class ModelSettings(Settings):
     @field_validator("label_smoothing")
     @classmethod
     def _check_smoothing(cls, smoothing: float, info: ValidationInfo) -> float:
-        task = kind_of_task(info.data.get("task", "binary_classification"))
-        if smoothing and task != "binary_classification":
+        task = info.data.get("task", "binary_classification")
+        if smoothing and "binary_classification" not in per_label(task, 1):
             raise ConfigError(f"label_smoothing is {smoothing}, but task: {task} has no classes")
         return smoothing
 

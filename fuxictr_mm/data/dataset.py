@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from fuxictr.features import FeatureMap
 
-from fuxictr_mm.config import DatasetConfig, ExperimentConfig, kind_of_task
+from fuxictr_mm.config import DatasetConfig, ExperimentConfig
 from fuxictr_mm.data.decoding import is_zero_padded
 from fuxictr_mm.data.feature_map import build_feature_map
 from fuxictr_mm.data.interaction_files import InteractionFiles, Summary
@@ -170,7 +170,7 @@ def _files_of(
         group_id=config.group_id,
         max_len=config.max_len,
         needs_label=bool(needs_label),
-        binary_label=kind_of_task(config.task) == "binary_classification",
+        numeric_labels=[name for name, task in config.tasks.items() if task == "regression"],
         both_classes=split == "train" or len(labels) > 1 or not all(map(takes_one_class, metrics)),
         encoding=encoding,
         has_items=config.columns.has_items,

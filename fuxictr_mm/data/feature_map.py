@@ -24,6 +24,7 @@ def build_feature_map(features: Sequence[Feature], config: ExperimentConfig) -> 
     dataset_id = config.dataset_id
     feature_map = FeatureMap(dataset_id, os.path.join(config.dataset.data_root or ".", dataset_id))
     feature_map.labels = config.dataset.label_names
+    feature_map.tasks = config.tasks  # by label; no key of FuxiCTR's
     feature_map.group_id = config.group_id
     # A FuxiCTR model has a default of its own.
     feature_map.default_emb_dim = config.embedding_dim if "embedding_dim" in config.model_fields_set else None

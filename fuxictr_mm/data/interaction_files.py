@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -84,10 +84,10 @@ class InteractionFiles:
     needs_label : bool
         False for a file that is scored only: label columns may be missing, or hold placeholders throughout: nulls,
         texts, or one number other than 0 and 1.
-    binary_label : bool
-        Labels must be 0 or 1. False for a regression.
+    numeric_labels : collection of str
+        Labels of regressions, which may be any numbers; the others must be 0 or 1.
     both_classes : bool
-        Of a binary label, both 0 and 1 must occur if ``needs_label``.
+        Of a label that must be 0 or 1, both must occur if ``needs_label``.
     encoding : Encoding
         Names of the target's and the history's column, and the vocabularies of ids that are not numbers of items.
     has_items : bool
@@ -103,7 +103,7 @@ class InteractionFiles:
     group_id: str | None = None
     max_len: int | None = None
     needs_label: bool = True
-    binary_label: bool = True
+    numeric_labels: Collection[str] = ()
     both_classes: bool = True
     encoding: Encoding = field(default_factory=Encoding)
     has_items: bool = True
@@ -174,7 +174,7 @@ class InteractionFiles:
         found: set[str] = set()
         # Those of all processes, which must agree.
         for _, _, batch in replace(self, parts=None)._read([name]):
-            found |= decoding.label_kinds(batch.column(0), self.binary_label)
+            found |= decoding.label_kinds(batch.column(0), name not in self.numeric_labels)
             if "label" in found or len(found - {"null"}) > 1:
                 return False
         value = next(iter(found - {"null"}), "null")
@@ -312,7 +312,9 @@ class InteractionFiles:
         """Return the labels, ``(R,)``, or ``(R, T)`` of several; a missing value or column is NaN."""
         several = len(self.labels) > 1
         columns = [
-            decoding.decode_label(batch.column(name), f"{file}: {name}", row, self.binary_label, missing=several)
+            decoding.decode_label(
+                batch.column(name), f"{file}: {name}", row, name not in self.numeric_labels, missing=several
+            )
             if name in self.present_labels
             else np.full(batch.num_rows, np.nan, np.float32)
             for name in self.labels
@@ -413,10 +415,11 @@ class InteractionFiles:
         for name, values in [pair for part in parts for pair in part[6].items()]:
             moments.setdefault(name, Moments()).add(Moments(*values))
         for name, found in zip(self.labels, labels, strict=False):
-            if self.needs_label and len(found) < (2 if self.binary_label and self.both_classes else 1):
+            both = self.both_classes and name not in self.numeric_labels
+            if self.needs_label and len(found) < (2 if both else 1):
                 that = " that have it" if len(self.labels) > 1 else ""
                 what = f"{min(found):g} in all {rows} rows{that}" if found else f"missing in all {rows} rows"
-                expected = "both 0 and 1" if self.binary_label and self.both_classes else "numbers"
+                expected = "both 0 and 1" if both else "numbers"
                 raise DataError(
                     f"{self.path}: {name} is {what}, expected {expected}; a constant label cannot be learned or ranked"
                 )

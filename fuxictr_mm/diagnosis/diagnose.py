@@ -59,12 +59,11 @@ def diagnose_trained(trained: Trained, *, split: str = "valid", **options: Any) 
     ConfigError, DataError, MissingFileError
         Configuration, data or weights are wrong.
     """
-    from fuxictr_mm.config import kind_of_task
     from fuxictr_mm.data.interactions import InteractionTable
 
     config = trained.experiment.config
     config.dataset.require_one_label("diagnose")
-    if kind_of_task(config.task) != "binary_classification":
+    if "regression" in config.tasks.values():
         raise ConfigError(f"{config.expid}: task is {config.task}, diagnose expects binary_classification")
     # AUC drops of a few ten-thousandths are below the precision of bf16; the split must be in memory.
     experiment = trained.experiment.in_float32(resident=True, verbose=0)

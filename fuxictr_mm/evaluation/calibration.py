@@ -198,6 +198,8 @@ def calibrate_run(run: Run) -> dict[str, Any]:
     MissingFileError, DataError
         The run has no validation predictions, they are not probabilities, or there are too few users to cross-fit.
     """
+    if run.is_regression():
+        raise DataError(f"{run.path}: the task is a regression, whose predictions are not probabilities")
     label, prediction, group = run.predictions()
     fold = folds(label, group)
     methods = {}

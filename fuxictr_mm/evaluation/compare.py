@@ -316,6 +316,8 @@ def _read(
             label, prediction, group = run.examples(split, task)
             if label is None:
                 raise DataError(f"{run.path}: the {split} rows have no labels; compare on --split valid")
+            if run.is_regression(task):
+                raise DataError(f"{run.path}: the task{f' of {task}' * bool(task)} is a regression, which has no AUC")
             found.append(_Predictions(name, run, label, prediction, Rows(len(label), label, group)))
         except UserError as error:
             on_problem(name, run, error)

@@ -77,7 +77,7 @@ def ensemble(
     names: Sequence[str | os.PathLike[str]],
     root: str | os.PathLike[str] = "checkpoints",
     *,
-    average: str = "rank",
+    average: str | None = None,
     fit_weights: bool = False,
     stack: bool = False,
     name: str | None = None,
@@ -95,8 +95,9 @@ def ensemble(
         Experiment ids (see ``runs_of_one_configuration``), names of runs, or folders of either.
     root : path
         The ``model_root`` of the runs.
-    average : {"rank", "logit", "mean"}
-        The mean of the ranks over the number of rows, of the logits (as a probability), or of the probabilities.
+    average : {"rank", "logit", "mean"}, optional
+        The mean of the ranks over the number of rows, of the logits (as a probability), or of the predictions. By
+        default of the ranks, in a regression of the predictions, which allows no other.
     fit_weights : bool
         Fit weights, not negative and with the sum 1, to the AUC of the validation rows, by greedy selection. They are
         the mean over folds of users; the saved validation predictions and metrics are of users that a fold's weights
@@ -121,7 +122,7 @@ def ensemble(
         No such runs, runs of different examples, unknown options, or LightGBM is not installed.
     """
     started = time.perf_counter()
-    if average not in AVERAGES:
+    if average is not None and average not in AVERAGES:
         raise ConfigError(f"--average is '{average}', expected one of {', '.join(AVERAGES)}")
     if stack and fit_weights:
         raise ConfigError("--stack is already fitted to the validation rows; remove --fit-weights")
@@ -130,6 +131,7 @@ def ensemble(
     if stack:
         import_lightgbm()
     runs = _members(names, root)
+    average = _average_of(runs, average, fit_weights or stack)
     _check_ensembles(runs, "logit" if stack else average)
     if len(runs) == 1 and not single:
         raise ConfigError(
@@ -151,6 +153,24 @@ def ensemble(
     description = f"{how} of {len(runs)} runs" + (", weights fitted on valid" if fit_weights else "")
     splits = (valid, combined), (test, combined_test)
     return combined_run(runs, paths, description, how, *splits, started, fit_weights=fit_weights, weights=weights)
+
+
+def _average_of(runs: Sequence[Run], average: str | None, fitted: bool) -> str:
+    """Return what is averaged; values of a regression only themselves, since they are not probabilities.
+
+    Raises
+    ------
+    ConfigError
+        Another average, or a fitted combination, of a regression.
+    """
+    numeric = next((run for run in runs if run.is_regression()), None)
+    if numeric is None:
+        return average or AVERAGES[0]
+    if fitted or average not in (None, "mean"):
+        raise ConfigError(
+            f"{numeric.path}: the task is a regression; its values can only be averaged, by --average mean"
+        )
+    return "mean"
 
 
 def check_is_free(paths: RunPaths) -> None:

@@ -12,7 +12,7 @@ from fuxictr_mm.errors import DataError
 from fuxictr_mm.runs.paths import METRICS
 
 #: Metrics for which lower is better.
-FALLING = ("logloss", "binary_crossentropy")
+FALLING = ("logloss", "binary_crossentropy", "RMSE", "MAE")
 
 
 def is_falling(metric: str) -> bool:

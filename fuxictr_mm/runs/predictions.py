@@ -36,12 +36,12 @@ def write_predictions(
     from fuxictr_mm.data.arrow_types import from_numbers
     from fuxictr_mm.data.groups import NO_GROUP
 
-    columns = {"label": label, "prediction": prediction}
+    columns = {"label": None if label is None or tasks else compact(label), "prediction": prediction}
     arrays: dict[str, pa.Array] = {}
     for index, task in enumerate(tasks):
         if label is not None:
             missing = np.isnan(label[:, index])
-            arrays[f"label_{task}"] = pa.array(np.nan_to_num(label[:, index]).astype(np.int8), mask=missing)
+            arrays[f"label_{task}"] = pa.array(compact(np.where(missing, 0, label[:, index])), mask=missing)
         arrays[f"prediction_{task}"] = from_numbers(np.ascontiguousarray(prediction[:, index]))
     for name, column in columns.items():
         if column is not None and not tasks:
@@ -56,6 +56,13 @@ def write_predictions(
     write_beside(path, lambda stream: stream.write(buffer.getbuffer()))
 
 
+def compact(label: np.ndarray) -> np.ndarray:
+    """Return labels as int8 if they are all 0 or 1, else as float32, those of a regression."""
+    import numpy as np
+
+    return label.astype(np.int8 if np.isin(label, (0, 1)).all() else np.float32)
+
+
 def _groups_of(column: pa.ChunkedArray) -> np.ndarray:
     """Return the groups of predictions: integers, texts, or objects with None."""
     import numpy as np
@@ -67,14 +74,17 @@ def _groups_of(column: pa.ChunkedArray) -> np.ndarray:
     return groups if column.null_count else groups.astype(str)
 
 
-def _problem_of_rows(label: np.ndarray | None, prediction: np.ndarray) -> str:
+def _problem_of_rows(label: np.ndarray | None, prediction: np.ndarray, is_regression: bool) -> str:
     """Return the problem of predictions, empty if none."""
     import numpy as np
 
     if not len(prediction):
         return "there are no rows"
-    if label is not None and (label.dtype.kind not in "biuf" or not np.isin(label, (0, 1)).all()):
-        return "labels are not 0 and 1"
+    if label is not None:
+        if label.dtype.kind not in "biuf" or not np.isfinite(label).all():
+            return "labels are not numbers"
+        if not is_regression and not np.isin(label, (0, 1)).all():
+            return "labels are not 0 and 1"
     if prediction.dtype.kind not in "iuf":
         return f"predictions are {prediction.dtype}, expected numbers"
     strange = int((~np.isfinite(prediction)).sum())

@@ -15,7 +15,7 @@ from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, nearest
 from fuxictr_mm.files import read_json
 from fuxictr_mm.runs.evaluations import read_lines
 from fuxictr_mm.runs.paths import DATA, DIAGNOSIS, METRICS, MODEL_CODE, PREDICTIONS, WEIGHTS, RunPaths
-from fuxictr_mm.runs.predictions import _groups_of, _problem_of_rows
+from fuxictr_mm.runs.predictions import _groups_of, _problem_of_rows, compact
 
 if TYPE_CHECKING:
     import numpy as np
@@ -156,9 +156,9 @@ class Run:
     ) -> tuple[np.ndarray | None, np.ndarray, np.ndarray | None]:
         """Return label (int8), prediction (float32) and group or None, ``(rows,)`` in the order of the split's file.
 
-        Groups are integers or texts; where rows have none, objects with None for these. The label of a test file
-        without labels is None. Of a run on several labels, validation rows without the label are left out, and a label
-        that some test rows do not have is None.
+        The label of a regression is float32. Groups are integers or texts; where rows have none, objects with None for
+        these. The label of a test file without labels is None. Of a run on several labels, validation rows without the
+        label are left out, and a label that some test rows do not have is None.
 
         Parameters
         ----------
@@ -186,7 +186,7 @@ class Run:
         label, prediction, group = self.all_rows(split, task)
         if label is None or (known := label == label).all():
             return label, prediction, group
-        return label[known].astype("int8"), prediction[known], None if group is None else group[known]
+        return compact(label[known]), prediction[known], None if group is None else group[known]
 
     def all_rows(
         self, split: str = "valid", task: str | None = None
@@ -216,9 +216,17 @@ class Run:
         if suffix and label is not None:  # those of a column with nulls are NaN
             known = label[label == label]
             label = label if len(known) else None
-        if problem := _problem_of_rows(known, prediction):
+        if problem := _problem_of_rows(known, prediction, self.is_regression(task)):
             raise DataError(f"{path}: {problem}; train it again")
         return label, prediction, group
+
+    def is_regression(self, label: str | None = None) -> bool:
+        """Whether the task of a label is a regression; of the first label if none is named."""
+        from fuxictr_mm.config import label_names, per_label
+
+        names = label_names(self.config) if self.config.get("label_col") else []
+        tasks = per_label(self.config.get("task", "binary_classification"), max(len(names), 1))
+        return tasks[names.index(label) if label in names else 0] == "regression"
 
     def _suffix_of(self, columns: Sequence[str], task: str | None) -> str:
         """Return what follows ``label`` and ``prediction`` in the names of a label's columns."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 
@@ -18,23 +18,31 @@ SURE = 3
 REGULARIZE = "train with more regularization, such as a larger embedding_regularizer or net_dropout, or fewer epochs"
 
 
-def warn_of_baselines(metrics: Mapping[str, float], label: torch.Tensor, tasks: Sequence[str], calibrate: str) -> None:
-    """Warn if the logloss is above that of predicting the positive rate for all rows, or the AUC below 0.5.
+def warn_of_baselines(
+    metrics: Mapping[str, float], label: torch.Tensor, tasks: Mapping[str, str], calibrate: str
+) -> None:
+    """Warn if metrics are worse than those of a constant.
+
+    These are a logloss above that of predicting the positive rate for all rows, an AUC below 0.5, and of a regression
+    an RMSE above the standard deviation of the labels.
 
     Parameters
     ----------
     metrics : mapping
         Metrics of the validation rows; missing ones are not checked.
     label : Tensor
-        ``(rows,)`` labels 0 and 1, or ``(rows, T)`` of T labels, NaN for one that is missing.
-    tasks : sequence of str
-        Names of several labels; empty for one.
+        ``(rows,)`` labels, or ``(rows, T)`` of T labels, NaN for one that is missing.
+    tasks : mapping
+        The task of each label by its name.
     calibrate : str
         Command that calibrates predictions of one label.
     """
-    for task, values in zip(tasks or [""], label.view(len(label), -1).unbind(dim=1), strict=True):
+    for (task, kind), values in zip(tasks.items(), label.view(len(label), -1).unbind(dim=1), strict=True):
         known = values[~values.isnan()]
-        of = f"{task}_" if task else ""
+        of = f"{task}_" if len(tasks) > 1 else ""
+        if kind == "regression":
+            _warn_of_mean(metrics, f"{of}RMSE", known)
+            continue
         positives = int((known > 0).sum())
         if not 0 < positives < len(known):
             continue
@@ -42,7 +50,7 @@ def warn_of_baselines(metrics: Mapping[str, float], label: torch.Tensor, tasks: 
         constant = constant_logloss(rate)
         name = next((n for n in (f"{of}logloss", f"{of}binary_crossentropy") if n in metrics), None)
         if name is not None and round(metrics[name] - constant, 4) > 0:
-            fix = REGULARIZE if task else f"calibrate, which keeps the ranking: {calibrate}; or {REGULARIZE}"
+            fix = REGULARIZE if of else f"calibrate, which keeps the ranking: {calibrate}; or {REGULARIZE}"
             logger.warning(
                 f"valid: {name} {metrics[name]:.4f} is worse than {constant:.4f}, the value of predicting "
                 f"the positive rate {rate:.4f} for all rows; {fix}"
@@ -55,3 +63,14 @@ def warn_of_baselines(metrics: Mapping[str, float], label: torch.Tensor, tasks: 
                 "ranked below negatives; check with fuxictr-mm check-data that the label means the same in "
                 "train and valid"
             )
+
+
+def _warn_of_mean(metrics: Mapping[str, float], name: str, known: torch.Tensor) -> None:
+    """Warn if an RMSE is worse than that of predicting the mean of the labels for all rows."""
+    deviation = known.double().std(correction=0).item() if len(known) else 0.0
+    if name in metrics and metrics[name] > deviation * (1 + 1e-4):
+        logger.warning(
+            f"valid: {name} {metrics[name]:.4g} is worse than {deviation:.4g}, the value of predicting the mean label "
+            f"{known.double().mean().item():.4g} for all rows; train longer, or on labels "
+            "of standard deviation 1"
+        )

@@ -240,8 +240,7 @@ def _newest_interrupted(paths: RunPaths, settings: Mapping[str, Any], sources: M
 
 def _to_numpy(scored: Scored) -> dict[str, Any]:
     """Return label, prediction and group of scored rows as arrays or None, and the names of several labels."""
-    label = None if scored.label is None else scored.label if scored.tasks else scored.label.char()
-    columns = {"label": label, "prediction": scored.prediction.float(), "group": scored.group}
+    columns = {"label": scored.label, "prediction": scored.prediction.float(), "group": scored.group}
     arrays = {name: None if column is None else column.cpu().numpy() for name, column in columns.items()}
     return {**arrays, "tasks": scored.tasks}
 

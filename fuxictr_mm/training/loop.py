@@ -399,12 +399,15 @@ class Scored(NamedTuple):
         ``(rows,)``; None if not requested, or without a ``group_id``.
     tasks : sequence of str
         Names of several labels; empty for one.
+    kinds : sequence of str
+        The task of each of these labels.
     """
 
     prediction: Tensor
     label: Tensor | None
     group: Tensor | None
     tasks: Sequence[str] = ()
+    kinds: Sequence[str] = ()
 
 
 @torch.no_grad()
@@ -434,7 +437,10 @@ def score(
     joined = [distributed.gather_rows(torch.cat(parts)) if parts else None for parts in (predictions, truths, users)]
     y_pred, y_true, group = joined
     assert y_pred is not None
-    return Scored(y_pred, y_true, group, tuple(names) if len(names) > 1 else ())
+    if len(names) == 1:
+        return Scored(y_pred, y_true, group)
+    task_of = getattr(model.feature_map, "tasks", {})
+    return Scored(y_pred, y_true, group, tuple(names), [task_of.get(name, "binary_classification") for name in names])
 
 
 def predictions_of(output: Mapping[str, Any], names: Sequence[str]) -> Any:
@@ -460,7 +466,7 @@ def measure(scored: Scored, metrics: Sequence[str]) -> dict[str, float]:
 
     if scored.tasks:
         assert scored.label is not None
-        result = evaluate_tasks(scored.label, scored.prediction, metrics, scored.tasks, scored.group)
+        result = evaluate_tasks(scored.label, scored.prediction, metrics, scored.tasks, scored.group, scored.kinds)
     else:
         result = evaluate_metrics(scored.label, scored.prediction, metrics, scored.group)
     logger.info("[Metrics] " + " - ".join(f"{name}: {value:.6f}" for name, value in result.items()))

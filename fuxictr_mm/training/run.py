@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from fuxictr_mm.config import DatasetConfig, ExperimentConfig, checkpoint_hash, kind_of_task
+from fuxictr_mm.config import DatasetConfig, ExperimentConfig, checkpoint_hash
 from fuxictr_mm.data.dataset import Dataset
 from fuxictr_mm.data.fingerprint import changed_data, data_hashes
 from fuxictr_mm.data.interactions import InteractionTable
@@ -249,9 +249,9 @@ class TrainingRun:
             scored_test = loop.score(model, test, labels=bool(test_metrics), groups=test_rows.has_groups)
             if test_metrics:
                 metrics["test"] = loop.measure(scored_test, test_metrics)
-        if kind_of_task(config.task) == "binary_classification" and scored.label is not None:
+        if scored.label is not None:
             calibrate = f"{experiment.command('predict')} --calibrate platt"
-            warn_of_baselines(of_valid, scored.label, scored.tasks, calibrate)
+            warn_of_baselines(of_valid, scored.label, config.tasks, calibrate)
         seconds = time.perf_counter() - self.started if writer is None else writer.seconds
         result = {"expid": config.expid, "config_hash": config.fingerprint(), **metrics, "seconds": seconds}
         if is_main():
@@ -273,15 +273,15 @@ class TrainingRun:
         Raises
         ------
         DataError
-            No group has rows of both classes; a regression is validated on labels other than 0 and 1.
+            No group has rows of both classes; a metric of classes is to be computed of labels other than 0 and 1.
         """
         config = self.config
-        if (value := self._number_beyond_classes(dataset, "valid")) is not None:
-            raise DataError(
-                f"{config.dataset.valid_data}: a label is {value:g}, but {', '.join(config.metrics)} need labels 0 and "
-                "1; a regression trains on any numbers, write 0 and 1 into valid_data"
-            )
         monitored = [config.monitor] if isinstance(config.monitor, str) else list(config.monitor)
+        for name, reason in self._beyond_classes(dataset, "valid", [*monitored, *config.metrics]).items():
+            raise DataError(
+                f"{config.dataset.valid_data}: {reason}, which {name} needs; for a regression write metrics: [RMSE, "
+                "MAE], monitor: RMSE, monitor_mode: min"
+            )
         found = {f"monitor: {k}": v for k, v in self._undefined(dataset, "valid", monitored, constant=True).items()}
         found |= {f"metrics: {k}": v for k, v in self._undefined(dataset, "valid", config.metrics).items()}
         for name, reason in found.items():
@@ -290,48 +290,53 @@ class TrainingRun:
                 "metric, or group_id to a coarser column"
             )
 
-    def _number_beyond_classes(self, dataset: Dataset, split: str) -> float | None:
-        """Return a label of a regression that is neither 0 nor 1, which no metric takes, None where there is none."""
-        if kind_of_task(self.config.task) != "regression":
-            return None
+    def _beyond_classes(self, dataset: Dataset, split: str, metrics: Sequence[str]) -> dict[str, str]:
+        """Return metrics that need labels 0 and 1, with the reason, of regressions whose labels are other numbers."""
+        if set(self.config.tasks.values()) != {"regression"}:
+            return {}
+        names = [name for name in metrics if parse_metric(split_task(name, self._tasks)[1]).needs_classes]
+        if not names:
+            return {}
         label = distributed.gather_rows(dataset.splits[split].labels_and_groups()[0])
         others = label[(label != 0) & (label != 1) & ~label.isnan()]
-        return float(others[0]) if len(others) else None
+        return dict.fromkeys(names, f"a label is {others[0]:g} instead of 0 or 1") if len(others) else {}
+
+    @property
+    def _tasks(self) -> list[str]:
+        """Names of several labels; empty for one."""
+        labels = self.config.dataset.label_names
+        return labels if len(labels) > 1 else []
 
     def _undefined(
         self, dataset: Dataset, split: str, metrics: Sequence[str], constant: bool = False
     ) -> dict[str, str]:
-        labels = self.config.dataset.label_names
-        tasks = labels if len(labels) > 1 else []
+        tasks = self._tasks
         if not any(parse_metric(split_task(name, tasks)[1]).needs_group for name in metrics):
             return {}  # a split on disk would be read
         label, group = dataset.splits[split].labels_and_groups()
         group = None if group is None else distributed.gather_rows(group)
-        return find_undefined(distributed.gather_rows(label), metrics, group, tasks, constant)
+        kinds = list(self.config.tasks.values())
+        return find_undefined(distributed.gather_rows(label), metrics, group, tasks, constant, kinds)
 
     def _test_metrics(self, dataset: Dataset) -> list[str]:
         """Return the metrics that can be computed of the test rows, and warn of the others."""
         if not self._test_has_labels(dataset):
             return []
-        undefined = self._undefined(dataset, "test", self.config.metrics)
-        return leave_out(self.config.metrics, undefined, str(self.config.dataset.test_data))
+        metrics = self.config.metrics
+        undefined = self._beyond_classes(dataset, "test", metrics)
+        undefined |= self._undefined(dataset, "test", [name for name in metrics if name not in undefined])
+        return leave_out(metrics, undefined, str(self.config.dataset.test_data))
 
     def _test_has_labels(self, dataset: Dataset) -> bool:
         """Whether the test rows have labels; warns of one that is the same in all rows, a placeholder."""
         summary = dataset.summaries.get("test")
         if summary is None or not summary.labels:
             return False
-        if kind_of_task(self.config.task) == "binary_classification" and all(len(v) < 2 for v in summary.labels):
+        if all(len(v) < 2 for v in summary.labels) and "regression" not in self.config.tasks.values():
             values = ", ".join(f"{min(v):g}" if v else "missing" for v in summary.labels)
             logger.warning(
                 f"{self.config.dataset.test_data}: the label is {values} in all {summary.num_rows} rows and "
                 "is treated as a placeholder; no test metrics are computed"
-            )
-            return False
-        if (value := self._number_beyond_classes(dataset, "test")) is not None:
-            logger.warning(
-                f"{self.config.dataset.test_data}: a label is {value:g}, but metrics need 0 and 1; no test "
-                "metrics are computed"
             )
             return False
         return True

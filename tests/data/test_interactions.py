@@ -220,10 +220,10 @@ def test_labels_in_only_some_part_files_are_refused(tmp_path):
 
 def test_a_regression_takes_any_finite_label(tmp_path):
     path = write(tmp_path / "x.parquet", {**columns([[1], [2]]), "label": [4.5, 4.5]})
-    assert read(path, binary_label=False).label.tolist() == [4.5, 4.5]
+    assert read(path, numeric_labels=["label"]).label.tolist() == [4.5, 4.5]
     path = write(tmp_path / "y.parquet", {**columns([[1], [2]]), "label": [4.5, np.inf]})
     with raises_naming(DataError, "label: row 1 holds inf"):
-        read(path, binary_label=False)
+        read(path, numeric_labels=["label"])
 
 
 def test_a_file_without_rows(tmp_path):

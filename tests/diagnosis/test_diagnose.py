@@ -450,7 +450,7 @@ def test_runs_that_do_not_fit(workplace):
 
 def test_a_regression_is_refused(workplace, capsys):
     config = load_yaml("model_config.yaml")
-    config["DIN_tiny"] |= {"task": "regression", "loss": "mse_loss", "metrics": ["logloss"], "monitor": "logloss"}
+    config["DIN_tiny"] |= {"task": "regression", "loss": "mse_loss", "metrics": ["AUC"]}
     Path("model_config.yaml").write_text(json.dumps(config))
     save("DIN_tiny", "checkpoints/tiny_mm/DIN_tiny.model")
     assert "regression" in refusal(capsys, "--expid", "DIN_tiny")

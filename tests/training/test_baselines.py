@@ -12,9 +12,11 @@ from fuxictr_mm.training.baselines import warn_of_baselines
 RANDOM = np.random.default_rng(5)
 LABEL = torch.tensor(RANDOM.permutation(np.repeat([1.0, 0.0], [100, 300])), dtype=torch.float32)
 METRICS = ["AUC", "logloss"]
+CLASSES = "binary_classification"
+ONE = {"label": CLASSES}
 
 
-def warnings_of(metrics, caplog, label=LABEL, tasks=()):
+def warnings_of(metrics, caplog, label=LABEL, tasks=ONE):
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         warn_of_baselines(metrics, label, tasks, "predict --calibrate platt")
@@ -56,6 +58,17 @@ def test_each_of_several_labels_on_its_rows(caplog):
     both = torch.stack([LABEL, other], dim=1)
     prediction = torch.stack([0.25 + 0.1 * LABEL, torch.full((400,), 0.9)], dim=1).double()
     metrics = evaluate_tasks(both, prediction, METRICS, ["click", "like"])
-    (line,) = warnings_of(metrics, caplog, both, ["click", "like"])
+    (line,) = warnings_of(metrics, caplog, both, {"click": CLASSES, "like": CLASSES})
     assert "like_logloss" in line
     assert "--calibrate" not in line
+
+
+def test_a_regression_that_is_worse_than_the_mean(caplog):
+    seconds = torch.from_numpy(RANDOM.normal(30, 5, 400))
+    both = torch.stack([LABEL.double(), seconds], dim=1)
+    tasks = {"click": CLASSES, "watch": "regression"}
+    deviation = seconds.std(correction=0).item()
+    assert not warnings_of({"click_AUC": 0.7, "watch_RMSE": deviation}, caplog, both, tasks)
+    (line,) = warnings_of({"click_AUC": 0.7, "watch_RMSE": deviation * 1.01}, caplog, both, tasks)
+    assert "watch_RMSE" in line
+    assert f"{deviation:.4g}" in line
