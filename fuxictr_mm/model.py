@@ -126,7 +126,7 @@ class MultimodalModel(EmbeddingModel):
             metrics=list(settings.metrics),
         )
         #: The task of each label, ``binary_classification`` or ``regression``.
-        self.tasks = tasks
+        self.label_tasks = tasks
         self.num_tasks = len(tasks)
         if len(set(tasks)) > 1:
             self.output_activation = MixedActivation(tasks)
@@ -343,9 +343,9 @@ class MultimodalModel(EmbeddingModel):
             amount = self.label_smoothing
             labels = [
                 label + amount * (0.5 - label) if task == "binary_classification" else label
-                for label, task in zip(labels, self.tasks, strict=True)
+                for label, task in zip(labels, self.label_tasks, strict=True)
             ]
-        losses, keys = zip(*map(self._loss_of, self.tasks), strict=True)
+        losses, keys = zip(*map(self._loss_of, self.label_tasks), strict=True)
         if self.num_tasks == 1:
             return losses[0](return_dict[keys[0]], labels[0])
         inputs = [return_dict[key][:, column] for column, key in enumerate(keys)]

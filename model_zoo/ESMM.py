@@ -64,7 +64,7 @@ class ESMM(DNNModel):
         **params: Any,
     ) -> None:
         super().__init__(feature_map, **params)
-        if set(self.tasks) != {"binary_classification"}:
+        if set(self.label_tasks) != {"binary_classification"}:
             raise ConfigError(
                 f"{self.model_id}: task is {self._settings.task}, but ESMM multiplies probabilities; use another model"
             )
