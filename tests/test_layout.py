@@ -65,6 +65,7 @@ TESTED_BY = {
     "fuxictr_mm/datasets/own/tables": "datasets/test_log",
     "fuxictr_mm/datasets/own/vectors": "datasets/test_log",
     "fuxictr_mm/diagnosis/attention_hooks": "diagnosis/test_attention",
+    "fuxictr_mm/diagnosis/metrics": "diagnosis/test_diagnose",
     "fuxictr_mm/diagnosis/trained": "diagnosis/test_diagnose",
     "fuxictr_mm/embedding_model": "test_model",
     "fuxictr_mm/embeddings/fit_reducer": "embeddings/test_reduce",
