@@ -24,7 +24,6 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from fuxictr_mm.data.numbers import Moments
-from fuxictr_mm.data.prepared import ITEM_FILE, ROW_SOURCES, SOURCE_ROW, SOURCE_TIME, SOURCE_USER
 from fuxictr_mm.datasets.histories import histories_before, partition_by_user
 from fuxictr_mm.datasets.negatives import sample_negatives
 from fuxictr_mm.datasets.own.base import Notes
@@ -40,6 +39,7 @@ from fuxictr_mm.datasets.own.vectors import read_vectors, vector_columns
 from fuxictr_mm.datasets.reader import SPLITS, Embeddings, Kind, Reader, Rows
 from fuxictr_mm.datasets.writer import Summary
 from fuxictr_mm.errors import DataError
+from fuxictr_mm_serving.prepared import ITEM_FILE, ROW_SOURCES, SOURCE_ROW, SOURCE_TIME, SOURCE_USER
 
 logger = logging.getLogger(__name__)
 

@@ -269,9 +269,9 @@ def _describe(
     """Return the manifest, without tables and checksums."""
     import torch
 
-    from fuxictr_mm.data.numbering import NUMBERING
     from fuxictr_mm.data.numbers import scales_of
     from fuxictr_mm_serving.manifest import FORMATS
+    from fuxictr_mm_serving.prepared import NUMBERING
 
     roles = experiment.config.dataset.roles
     features = {feature.name: feature for feature in dataset.features}

@@ -15,12 +15,12 @@ import pyarrow.parquet as pq
 
 from fuxictr_mm.data.numbering import known_items
 from fuxictr_mm.data.parquet import metadata_of
-from fuxictr_mm.data.prepared import HISTORIES, ITEM_FILE, MANIFEST, SOURCE_ID, SOURCE_USER, VOCABULARIES
 from fuxictr_mm.datasets.own.columns import Column
 from fuxictr_mm.datasets.own.instants import Unit
 from fuxictr_mm.datasets.own.options import LogOptions
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.files import read_json
+from fuxictr_mm_serving.prepared import HISTORIES, ITEM_FILE, MANIFEST, SOURCE_ID, SOURCE_USER, VOCABULARIES
 
 #: Embeddings read at a time.
 CHUNK_ITEMS = 8192

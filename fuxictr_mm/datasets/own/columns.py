@@ -10,11 +10,11 @@ import numpy as np
 import polars as pl
 
 from fuxictr_mm.data.numbers import Moments
-from fuxictr_mm.data.prepared import SCALED
 from fuxictr_mm.data.schema import why_no_layers
 from fuxictr_mm.datasets.own.tables import Table
 from fuxictr_mm.datasets.reader import Kind
 from fuxictr_mm.errors import ConfigError
+from fuxictr_mm_serving.prepared import SCALED
 
 #: Integers of more distinct values are numbers, unless their column is named as one of ids.
 FEW_VALUES = 100

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import polars as pl
 
-from fuxictr_mm.data.prepared import ROW_SOURCES
 from fuxictr_mm.datasets.own.columns import Column, choose_columns, free_name
 from fuxictr_mm.datasets.own.instants import Unit, read_times, unit_of
 from fuxictr_mm.datasets.own.options import LogOptions
 from fuxictr_mm.datasets.own.tables import Table
 from fuxictr_mm.encoding.text_files import form_of
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, nearest
+from fuxictr_mm_serving.prepared import ROW_SOURCES
 
 logger = logging.getLogger(__name__)
 
