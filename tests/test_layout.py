@@ -102,6 +102,7 @@ TESTED_BY = {
     "fuxictr_mm/serving/torch_graph": "serving/test_export",
     "fuxictr_mm/settings_problems": "test_experiment",
     "fuxictr_mm/sparse_products": "layers/test_pooling",
+    "fuxictr_mm/table_settings": "test_experiment",
     "fuxictr_mm/tables/gradients": "tables/test_kinds",
     "fuxictr_mm/tables/layout": "tables/test_sharded",
     "fuxictr_mm/tuning/child": "tuning/test_runner",
