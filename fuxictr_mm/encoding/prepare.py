@@ -22,8 +22,8 @@ from fuxictr_mm.data.parquet import part_files
 from fuxictr_mm.data.schema import ITEM_ID
 from fuxictr_mm.data.vocabulary import Vocabularies
 from fuxictr_mm.encoding.cache import Cache
-from fuxictr_mm.encoding.columns import Column, RawFiles, columns_of
-from fuxictr_mm.encoding.encode import ROW_GROUP, Encoding, Split
+from fuxictr_mm.encoding.columns import RawColumn, RawFiles, columns_of
+from fuxictr_mm.encoding.encode import ROW_GROUP, Encoding, RawSplit
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, first_line
 from fuxictr_mm.files import write_json
 
@@ -98,20 +98,20 @@ def encode(
 class _ParsedSplits:
     """The splits that were parsed, each once, with temporary files in a folder."""
 
-    def __init__(self, columns: Sequence[Column], folder: Path) -> None:
+    def __init__(self, columns: Sequence[RawColumn], folder: Path) -> None:
         self.columns, self.folder = columns, folder
-        self._found: dict[str, Split] = {}
+        self._found: dict[str, RawSplit] = {}
 
-    def of(self, name: str, files: RawFiles, needs_label: bool | None) -> Split:
+    def of(self, name: str, files: RawFiles, needs_label: bool | None) -> RawSplit:
         """Return a split, parsed."""
         if name not in self._found:
-            self._found[name] = Split(files, self.columns, self.folder / f"{name}.parquet", needs_label)
+            self._found[name] = RawSplit(files, self.columns, self.folder / f"{name}.parquet", needs_label)
         return self._found[name]
 
 
 def _fit(
     dataset: DatasetConfig,
-    columns: Sequence[Column],
+    columns: Sequence[RawColumn],
     raw: Mapping[str, RawFiles],
     keys: Mapping[str, Path],
     cache: Cache,
@@ -159,7 +159,7 @@ def _encode_split(
 
 def _find_cache(
     dataset: DatasetConfig,
-    columns: Sequence[Column],
+    columns: Sequence[RawColumn],
     raw: Mapping[str, RawFiles],
     keys: Mapping[str, Path],
     root: Path,
@@ -196,7 +196,7 @@ def _find_cache(
         return kept
 
 
-def _encoding_settings(column: Column) -> dict[str, Any]:
+def _encoding_settings(column: RawColumn) -> dict[str, Any]:
     """Return what decides how a column is encoded, as it was given."""
     given = column.spec.model_dump(include=ENCODING_KEYS, exclude_unset=True)
     return given | {"type": column.type} | ({"copied": column.copied} if column.copied else {})
@@ -205,7 +205,7 @@ def _encoding_settings(column: Column) -> dict[str, Any]:
 def _as_trained(
     cache: Cache,
     encoding: Encoding,
-    columns: Sequence[Column],
+    columns: Sequence[RawColumn],
     keys: Mapping[str, Path],
     dataset: DatasetConfig,
     vocabularies: Vocabularies,
@@ -235,7 +235,7 @@ def _cache_of_run(cache: Cache, vocabularies: Vocabularies) -> Cache:
     return of_run
 
 
-def _splits_to_fit(config: ExperimentConfig, columns: Sequence[Column], scratch: Path | None) -> dict[str, str]:
+def _splits_to_fit(config: ExperimentConfig, columns: Sequence[RawColumn], scratch: Path | None) -> dict[str, str]:
     """Return the splits that decide the encoding: the vocabularies of meta columns cover all of them."""
     if not config.dataset.train_data:
         raise ConfigError(f"dataset {config.dataset_id}: train_data is missing; vocabularies are built from it")
@@ -245,7 +245,7 @@ def _splits_to_fit(config: ExperimentConfig, columns: Sequence[Column], scratch:
     return {split: path for split in splits if (path := config.dataset.path_of(split))}
 
 
-def _encoded_spec(column: Column, encoding: Encoding) -> EncodedFeature:
+def _encoded_spec(column: RawColumn, encoding: Encoding) -> EncodedFeature:
     """Return the entry of ``feature_cols`` of an encoded column."""
     spec = column.spec
     changes: dict[str, Any] = {}
