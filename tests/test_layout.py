@@ -105,6 +105,8 @@ TESTED_BY = {
     "fuxictr_mm/table_settings": "test_experiment",
     "fuxictr_mm/tables/gradients": "tables/test_kinds",
     "fuxictr_mm/tables/layout": "tables/test_sharded",
+    "fuxictr_mm/training/metric_checks": "training/test_run",
+    "fuxictr_mm/training/settings_text": "training/test_run",
     "fuxictr_mm/tuning/child": "tuning/test_runner",
     "fuxictr_mm/tuning/database": "tuning/test_study",
     "fuxictr_mm/tuning/source": "tuning/test_folds",
