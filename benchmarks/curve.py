@@ -14,7 +14,7 @@ from benchmarks.dataset import experiment_of, parameters
 from benchmarks.equality import CHANGES
 from benchmarks.reference import REFERENCES, PaddedModel, padded_loader
 from fuxictr_mm.config import ExperimentConfig
-from fuxictr_mm.data.dataset import load_dataset
+from fuxictr_mm.data.dataset import read_dataset
 from fuxictr_mm.data.loaders import gather
 
 #: Half the distance between two float32 numbers, relative.
@@ -48,7 +48,7 @@ def curve(name: str, folder: Path, *, batch_size: int, max_len: int, steps: int)
     changes: dict[str, Any] = {"net_dropout": 0.0, **CHANGES.get(name, {})}
     params = parameters(name, folder, batch_size=batch_size, max_len=max_len, **changes)
     torch.manual_seed(params["seed"])
-    dataset = load_dataset(ExperimentConfig.from_dict(params), {"train": True})
+    dataset = read_dataset(ExperimentConfig.from_dict(params), {"train": True})
     ours = experiment_of(params).build_model(dataset)
     references: list[PaddedModel] = []
     for number in range(1 + PERTURBED):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from benchmarks.dataset import experiment_of, parameters
 from benchmarks.reference import REFERENCES, PaddedModel, padded_loader
 from fuxictr_mm.config import ExperimentConfig
-from fuxictr_mm.data.dataset import load_dataset
+from fuxictr_mm.data.dataset import read_dataset
 from fuxictr_mm.data.loaders import gather
 from fuxictr_mm.model import MultimodalModel
 
@@ -57,7 +57,7 @@ def equality(
     changes: dict[str, Any] = {"net_dropout": 0.0, **CHANGES.get(name, {}), **others}
     params = parameters(name, folder, batch_size=batch_size, max_len=max_len, **changes)
     torch.manual_seed(params["seed"])
-    dataset = load_dataset(ExperimentConfig.from_dict(params), {"train": True})
+    dataset = read_dataset(ExperimentConfig.from_dict(params), {"train": True})
     ours: MultimodalModel = experiment_of(params).build_model(dataset)
     reference = REFERENCES[name](dataset.feature_map, params)
     for model in (ours, reference):

@@ -27,10 +27,10 @@ def measure_files(side: str, model: str, folder: Path, batch_size: int, max_len:
 def read_ours(params: dict[str, Any]) -> int:
     """Read training and validation data, take one shuffled batch; return the training rows."""
     from fuxictr_mm.config import ExperimentConfig
-    from fuxictr_mm.data.dataset import load_dataset
+    from fuxictr_mm.data.dataset import read_dataset
     from fuxictr_mm.data.loaders import InMemoryLoader
 
-    splits = load_dataset(ExperimentConfig.from_dict(params), {"train": True, "valid": True}).splits
+    splits = read_dataset(ExperimentConfig.from_dict(params), {"train": True, "valid": True}).splits
     next(iter(InMemoryLoader(splits["train"], params["batch_size"], shuffle=True)))
     return len(splits["train"])
 

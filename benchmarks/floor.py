@@ -28,7 +28,7 @@ from benchmarks.sides import Side, make_sides
 from benchmarks.throughput import PRECISIONS, environment, matmul_precision
 from fuxictr_mm.config import ExperimentConfig
 from fuxictr_mm.data.batch import num_rows
-from fuxictr_mm.data.dataset import load_dataset
+from fuxictr_mm.data.dataset import read_dataset
 
 #: Calls of the driver during which the host waits for the device.
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
@@ -101,7 +101,7 @@ def measure(
     folder = make_data(args.rows, args.users, args.items)
     gpu = -1 if args.device == "cpu" else 0
     params = parameters(name, folder, batch_size=batch_size, max_len=args.max_len, gpu=gpu)
-    dataset = load_dataset(ExperimentConfig.from_dict(params), {"train": True})
+    dataset = read_dataset(ExperimentConfig.from_dict(params), {"train": True})
     (side,) = make_sides("train", dataset, params, {"ours": precision}, 0)
     with matmul_precision("highest" if precision == "fp32" else "medium"):
         take(side, 5, args.device)

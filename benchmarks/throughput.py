@@ -32,7 +32,7 @@ from benchmarks.files import measure_files
 from benchmarks.sides import Side, make_scaled_sides, make_sides
 from fuxictr_mm.config import ExperimentConfig
 from fuxictr_mm.data.batch import num_rows
-from fuxictr_mm.data.dataset import load_dataset
+from fuxictr_mm.data.dataset import read_dataset
 
 PRECISIONS = {
     "fp32": "float32",
@@ -119,7 +119,7 @@ def measure_steps(args: argparse.Namespace) -> dict[str, Any]:
     precisions = {"ours": args.precision, "reference": args.reference_precision}
     if args.sides != "both":
         precisions = {args.sides: precisions[args.sides]}
-    dataset = load_dataset(ExperimentConfig.from_dict(params), {"train": True})
+    dataset = read_dataset(ExperimentConfig.from_dict(params), {"train": True})
     sides = []
     made = (
         make_scaled_sides(dataset, params, args.precision)

@@ -458,13 +458,19 @@ class Experiment:
         paths : bool
             False: also of a run on other data, or of another seed.
         """
-        found = self.newest_result()
-        key = "config_hash" if paths else "settings_hash"
+        found = self._result_of_settings(paths)
+        return None if found is None or (paths and self.changed_data(found)) else found
+
+    def outdated_result(self) -> str | None:
+        """Return the data that has changed since the result of this configuration, None if nothing or without one."""
+        found = self._result_of_settings()
+        return None if found is None else self.changed_data(found)
+
+    def _result_of_settings(self, paths: bool = True) -> dict[str, Any] | None:
+        found, key = self.newest_result(), "config_hash" if paths else "settings_hash"
         if found is None or found.get(MODEL_CODE, self.model_code) != self.model_code:
             return None
-        if found.get(key) != self.config.fingerprint(paths) or (paths and self.changed_data(found)):
-            return None
-        return found
+        return found if found.get(key) == self.config.fingerprint(paths) else None
 
     def newest_result(self) -> dict[str, Any] | None:
         """Return ``EXPID.json`` of the newest run, of any configuration; None if it has not finished."""

@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fuxictr_mm.config import Dropout, FeatureConfig, HiddenUnits, ModelSettings, per_label
+from fuxictr_mm.config import Dropout, HiddenUnits, ModelSettings, per_label
 from fuxictr_mm.config.model import check_loss
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.data.feature_map import unify_dims
@@ -28,8 +28,8 @@ from fuxictr_mm.errors import ConfigError, UserError, first_line
 from fuxictr_mm.layers.dropout import replace_dropout
 from fuxictr_mm.registry import failed_on_first_batch, source_of
 from fuxictr_mm.runtime import compiled, device_of, is_main
+from fuxictr_mm.table_settings import sharded_group, touched_obstacle
 from fuxictr_mm.tables import choose_kinds, gathered_state, sharded_parameters, sharded_tables, touched_parameters
-from fuxictr_mm.tables.sharded import optimizer_group
 from fuxictr_mm.tasks import MixedActivation, UncertaintyWeights, loss_of_tasks
 from fuxictr_mm.training import loop
 from fuxictr_mm.training.checkpoints import load_state_dict, save_state_dict
@@ -42,7 +42,6 @@ from fuxictr_mm.training.optim import (
     clip_gradients,
     embedding_tables,
     make_optimizer,
-    touched_rule,
 )  # fmt: skip
 
 
@@ -156,7 +155,7 @@ class MultimodalModel(EmbeddingModel):
         features = feature_map.features.items()
         sharded = {n: s.get("sharding", "row") for n, s in features if s.get("table") == "sharded"}
         #: Settings of the optimizer of sharded tables.
-        self._sharded_group = self.sharded_group(sharded, settings, compile) if sharded else {}
+        self._sharded_group = sharded_group(sharded, settings, compile, self.own_step()) if sharded else {}
         self.make_embedding(feature_map, settings.embedding_dim, self._sharded_group)
 
     def check_heads(self, num_heads: int, dim: int, name: str) -> None:
@@ -179,7 +178,13 @@ class MultimodalModel(EmbeddingModel):
         replace_dropout(self)
         self.model_to_device()
         settings = self._settings
-        self._choose_tables()
+        tables = [m.embedding_layers for m in self.modules() if isinstance(m, FeatureEmbeddingDict)]
+        choose_kinds(
+            [pair for layer in [*tables, self.item_vectors] for pair in layer.items()],
+            self.feature_map.features,
+            touched_obstacle(settings, self.compiled_logits is not None),
+            self.own_step(),
+        )
         # Sharded tables are updated in the backward pass, before the norm of the gradients is known.
         apart = {id(p) for p in sharded_parameters(self)}
         self._trained = [p for p in self.parameters() if p.requires_grad and id(p) not in apart]
@@ -205,57 +210,12 @@ class MultimodalModel(EmbeddingModel):
     @property
     def has_own_step(self) -> bool:
         """Whether the model's class defines how it takes a step."""
-        return type(self).train_step is not MultimodalModel.train_step
+        return self.own_step() is not None
 
     @classmethod
-    def sharded_group(cls, shardings: Mapping[str, str], settings: ModelSettings, compile: bool) -> dict[str, Any]:
-        """Return the settings of the optimizer of sharded tables.
-
-        Raises
-        ------
-        ConfigError
-            Tables cannot be sharded with a setting.
-        """
-        obstacle = None
-        if cls.train_step is not MultimodalModel.train_step:
-            obstacle = f"{cls.__name__} defines its own train_step; set table: dense"
-        elif compile:
-            obstacle = "compile is True; set compile: False"
-        return optimizer_group(
-            shardings, settings, touched_rule(settings.optimizer, settings.table_optimizer), obstacle
-        )
-
-    @classmethod
-    def table_problems(
-        cls, columns: Mapping[str, FeatureConfig], settings: ModelSettings, compile: bool
-    ) -> dict[str, str]:
-        """Return the kinds of tables (``table``) that cannot be those of columns with these settings."""
-        found = {}
-        if sharded := {n: c.sharding or "row" for n, c in columns.items() if c.table == "sharded"}:
-            try:
-                cls.sharded_group(sharded, settings, compile)
-            except ConfigError as error:
-                found["sharded"] = str(error)
-        obstacle = cls._touched_obstacle(settings, compile)
-        for name in [n for n, c in columns.items() if c.table == "touched" and obstacle is not None]:
-            found[f"touched {name}"] = f"feature '{name}': table is touched, but {obstacle}; set table: dense"
-        return found
-
-    @classmethod
-    def _touched_obstacle(cls, settings: ModelSettings, compile: bool) -> str | None:
-        """Return the setting with which no table can be ``touched``."""
-        if touched_rule(settings.optimizer, settings.table_optimizer) is None:
-            return f"optimizer: {settings.optimizer} updates all rows and table_optimizer is not set"
-        return "compile is True" if compile else None
-
-    def _choose_tables(self) -> None:
-        """Give the embedding table of every feature its kind (``table``)."""
-        layers = [m.embedding_layers for m in self.modules() if isinstance(m, FeatureEmbeddingDict)]
-        tables = [(name, module) for layer in [*layers, self.item_vectors] for name, module in layer.items()]
-        obstacle = self._touched_obstacle(self._settings, self.compiled_logits is not None)
-        # Its own may not take sparse gradients.
-        doubt = f"{type(self).__name__} defines its own train_step" if self.has_own_step else None
-        choose_kinds(tables, self.feature_map.features, obstacle, doubt)
+    def own_step(cls) -> str | None:
+        """Return a phrase if the class defines how it takes a step, which may not take sparse gradients; else None."""
+        return None if cls.train_step is MultimodalModel.train_step else f"{cls.__name__} defines its own train_step"
 
     def logits(self, batch: Batch) -> Tensor:
         """Return the logit of each row, ``(B, 1)`` or ``(B,)``, or ``(B, T)``; every model defines this method."""

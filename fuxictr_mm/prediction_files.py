@@ -20,12 +20,12 @@ import pyarrow.parquet as pq
 
 from fuxictr_mm.config import Roles, label_names, per_label
 from fuxictr_mm.data import parquet
-from fuxictr_mm.data.prepared import ITEM_FILE, SOURCE_ID, SOURCE_ROW, SOURCE_TIME, SOURCE_USER, VOCABULARIES
 from fuxictr_mm.data.vocabulary import Vocabulary
 from fuxictr_mm.errors import ConfigError, DataError
 from fuxictr_mm.files import atomic_path
 from fuxictr_mm.metrics import evaluate_metrics
 from fuxictr_mm_serving.parquet import is_numbered
+from fuxictr_mm_serving.prepared import ITEM_FILE, SOURCE_ID, SOURCE_ROW, SOURCE_TIME, SOURCE_USER, VOCABULARIES
 
 #: Endings of the files that can be written.
 SUFFIXES = (".parquet", ".csv")

@@ -15,6 +15,7 @@ from fuxictr_mm.embedding_model import check_names
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.metrics import check_metrics
 from fuxictr_mm.runs.evaluations import is_falling
+from fuxictr_mm.table_settings import table_problems
 
 
 def settings_problems(model_class: Any, settings: Mapping[str, Any]) -> dict[str, str]:
@@ -70,9 +71,8 @@ def settings_problems(model_class: Any, settings: Mapping[str, Any]) -> dict[str
     if "optimizer" in settings:
         common = {key: value for key, value in settings.items() if key in ModelSettings.model_fields}
         compiled = bool(settings.get("compile"))
-        problems |= model_class.table_problems(
-            Columns.of(settings).used, ModelSettings.model_construct(**common), compiled
-        )
+        columns, own_step = Columns.of(settings).used, model_class.own_step()
+        problems |= table_problems(columns, ModelSettings.model_construct(**common), compiled, own_step)
     return problems
 
 

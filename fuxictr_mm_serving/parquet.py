@@ -22,6 +22,7 @@ import numpy as np
 
 from fuxictr_mm_serving.errors import ServingError
 from fuxictr_mm_serving.features import Column, Flat, Lists
+from fuxictr_mm_serving.prepared import ALL_ITEMS, ITEM_FILE, NUMBERED, NUMBERING, SOURCE_ID, SOURCE_USER, VOCABULARIES
 
 try:
     import pyarrow as pa
@@ -35,22 +36,13 @@ if TYPE_CHECKING:
 #: Rows that are read at a time.
 BATCH_ROWS = 2048
 
-#: What the metadata of a file says that ``fuxictr-mm prepare`` wrote: its ids are numbers, and its numbers are scaled.
-NUMBERED = {b"fuxictr_mm.ids": b"numbers"}
-
-#: Key of its digests of the numbers of each column.
-NUMBERING = b"fuxictr_mm.numbering"
-
 #: The column under which the digest of the items is.
 ITEM_ID = "item_id"
 
-#: The digest of all items of a later log (``prepare log --like``), new ones included, has this name.
-ALL_ITEMS = "item_id and new items"
+#: Column of users in the rows of a log: their numbers.
+USER_ID = "user_id"
 
-#: Columns of users in the rows of a log: their numbers, and their ids as the owner has them.
-USER_ID, SOURCE_USER = "user_id", "source_user"
-
-#: Folders of rows that it writes.
+#: Folders of rows that ``fuxictr-mm prepare`` writes.
 SPLITS = ("train", "valid", "test")
 
 #: Columns of titles that are found by themselves.
@@ -90,7 +82,7 @@ def _files_of(folder: Path) -> Iterator[Path]:
 def is_numbered(file: Path) -> bool:
     """Whether ``fuxictr-mm prepare`` wrote a file of rows: it says so, or is where an earlier version wrote it."""
     metadata, split = _metadata(file), file.resolve().parent
-    is_beside = (split.parent / "vocabularies").is_dir() and (split.parent / "items.parquet").is_file()
+    is_beside = (split.parent / VOCABULARIES).is_dir() and (split.parent / ITEM_FILE).is_file()
     return metadata.items() >= NUMBERED.items() or (split.name in SPLITS and is_beside)
 
 
@@ -136,15 +128,15 @@ def how_to_score_new_items(file: Path) -> str:
 
 
 def _export_with_items(file: Path) -> str:
-    folder = next((f for f in list(file.parents)[:2] if (f / "items.parquet").is_file()), "DIR")
+    folder = next((f for f in list(file.parents)[:2] if (f / ITEM_FILE).is_file()), "DIR")
     return f"export again with --items {quote(str(folder))}, which has these items"
 
 
 def _digests(file: Path) -> dict[str, str]:
     try:
-        found: dict[str, str] = json.loads(_metadata(file).get(NUMBERING, b"{}"))
+        found: dict[str, str] = json.loads(_metadata(file).get(NUMBERING.encode(), b"{}"))
     except ValueError:
-        raise ServingError(f"{file}: its metadata {NUMBERING.decode()} are no JSON; prepare it again") from None
+        raise ServingError(f"{file}: its metadata {NUMBERING} are no JSON; prepare it again") from None
     return found
 
 
@@ -385,9 +377,9 @@ class Titles:
             raise ServingError(f"{path}: cannot be read as titles ({error})") from None
         if column is None and not (column := next((name for name in TITLES if name in names), None)):
             raise ServingError(f"{path}: has no column {' or '.join(TITLES)}; name the one of titles by --title-column")
-        key = "source_id" if export.is_prepared and "source_id" in names else export.target
+        key = SOURCE_ID if export.is_prepared and SOURCE_ID in names else export.target
         key = key if key in names else ITEM_ID
-        if key != "source_id":
+        if key != SOURCE_ID:
             check_numbering(export, Path(path))
         table = _read(path, [key, column], "titles")
         pairs = zip(table[key].to_pylist(), table[column].to_pylist(), strict=True)

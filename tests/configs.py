@@ -21,7 +21,7 @@ def config_of(params):
 
 def load_dataset(params, *args, **options):
     """Read a dataset with items."""
-    return dataset.load_dataset(config_of(params), *args, **options)
+    return dataset.read_dataset(config_of(params), *args, **options)
 
 
 def load_any_dataset(params, *args, **options):

@@ -10,7 +10,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 from fuxictr_mm.data import parquet
 from fuxictr_mm.errors import ConfigError, DataError
 from fuxictr_mm.prediction_files import is_table, measure, write_predictions
-from fuxictr_mm_serving.parquet import NUMBERED
+from fuxictr_mm_serving.prepared import NUMBERED
 from tests.errors import raises_naming
 
 SETTINGS = {"label_col": {"name": "click"}, "roles": {"target": "asin", "history": "seen", "user": "who", "time": "at"}}

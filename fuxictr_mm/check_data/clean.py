@@ -95,7 +95,7 @@ def clean_folder(layout: Layout, report: Report, target: str | os.PathLike[str])
             keep_rows = path == layout.splits.get("test")
             unreadable = any(f.check == UNREADABLE.name for f in findings)
             if not unreadable:
-                _write(path, folder / path.name, make_plan(path, findings, keep_rows, report))
+                _write(path, folder / path.name, plan_cleaning(path, findings, keep_rows, report))
             untyped = set() if unreadable else {f.name for f in read_schema(path) if pa.types.is_null(f.type)}
             for f in findings:
                 action = {"check": f.check, "file": f.file, "column": f.column, "count": f.count}
@@ -115,7 +115,7 @@ def _say(finding: Finding, keep_rows: bool, unreadable: bool) -> str:
     return check.done
 
 
-def make_plan(path: Path, findings: Iterable[Finding], keep_rows: bool, report: Report) -> Plan:
+def plan_cleaning(path: Path, findings: Iterable[Finding], keep_rows: bool, report: Report) -> Plan:
     """Return the changes of a file for these findings; with ``keep_rows`` no row may be dropped."""
     plan = Plan()
     for finding in findings:

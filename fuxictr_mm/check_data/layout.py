@@ -20,10 +20,10 @@ from fuxictr_mm.data import decoding, parquet
 from fuxictr_mm.data.arrow_types import is_bytes, is_list, is_plain_text, plain_type
 from fuxictr_mm.data.decoding import MAX_IDS
 from fuxictr_mm.data.parquet import open_parquet, part_files, schema_of
-from fuxictr_mm.data.prepared import ITEM_FILE, MANIFEST, ROW_SOURCES, SOURCE_ID
 from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ
 from fuxictr_mm.errors import DataError, MissingFileError, first_line
 from fuxictr_mm.terminal import progress_bar
+from fuxictr_mm_serving.prepared import ITEM_FILE, MANIFEST, ROW_SOURCES, SOURCE_ID
 
 #: Numbers and rows in a chunk: they bound its memory to some 8 MB, whatever the length of its lists.
 CHUNK_VALUES, CHUNK_ROWS = 1 << 20, 1 << 16

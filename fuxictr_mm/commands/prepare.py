@@ -56,11 +56,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main_from_args(args: argparse.Namespace) -> None:
     """Write the dataset and say what was found."""
-    from fuxictr_mm.data.prepared import MANIFEST
     from fuxictr_mm.datasets.own.options import given_options
     from fuxictr_mm.datasets.reader import load_reader
     from fuxictr_mm.datasets.writer import Writer
     from fuxictr_mm.logs import set_up_logging
+    from fuxictr_mm_serving.prepared import MANIFEST
 
     if not args.quiet and not args.json:
         set_up_logging()

@@ -1,11 +1,11 @@
-"""Load the dataset of an experiment."""
+"""The dataset of an experiment, read from Parquet files of our layout."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -20,11 +20,11 @@ from fuxictr_mm.data.interactions import InteractionTable, concatenate
 from fuxictr_mm.data.items import ItemTable
 from fuxictr_mm.data.memory import choose_in_memory
 from fuxictr_mm.data.numbering import check_numbering
-from fuxictr_mm.data.numbers import scale_of
+from fuxictr_mm.data.numbers import Scale, scale_of
 from fuxictr_mm.data.remote import path_of
 from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ, ITEM_SOURCE, Feature, complete, parse_features
 from fuxictr_mm.data.shards import Shard
-from fuxictr_mm.data.vocabulary import Encoding, Vocabularies
+from fuxictr_mm.data.vocabulary import Conversion, Vocabularies
 from fuxictr_mm.errors import ConfigError, DataError
 from fuxictr_mm.metrics import takes_one_class
 from fuxictr_mm.runtime import device_of
@@ -50,7 +50,7 @@ class Dataset:
     files: dict[str, InteractionFiles] = field(default_factory=dict)
 
 
-def load_dataset(
+def read_dataset(
     config: ExperimentConfig,
     needs_labels: Mapping[str, bool | None],
     vocabularies: Vocabularies | None = None,
@@ -76,50 +76,29 @@ def load_dataset(
     """
     started = time.perf_counter()
     shard = Shard() if shard is None else shard
+    vocabularies = Vocabularies() if vocabularies is None else vocabularies
     features = _features(config)
     for split in needs_labels:
         config.require_split(split)
-    vocabularies = Vocabularies() if vocabularies is None else vocabularies
     items = _read_items(config, features, needs_labels, vocabularies)
-    roles, ids = config.dataset.roles, config.dataset.ids
-    encoding = Encoding(roles.target, roles.history, Vocabularies(), 2 if ids == "vocabulary" else 1)
-    files_of = partial(_files_of, config, features, items, encoding)
+    conversion = _conversion(config, items)
+    files_of = partial(_files_of, config, features, items, conversion)
     files = {split: files_of(split, needs_label) for split, needs_label in needs_labels.items()}
     if config.dataset.item_files:
         row_files = [pair for split in files.values() for pair in split.metadata.items()]
         check_numbering(config.dataset.item_files, row_files, features, vocabularies)
-    for split, needs_label in needs_labels.items():
-        for name in config.dataset.label_names if needs_label is None else ():
-            if files[split].has_column(name):
-                logger.info(f"{files[split].path}: {name} is not read, because scoring needs no label")
-    of_ids = [(file.path, f) for file in files.values() for f in file.columns_of_ids(ids == "vocabulary")]
-    for path, feature in of_ids:
-        _refuse_texts(path, feature, vocabularies)
-        build = partial(lambda column: files_of("train", False).build_vocabulary(column), feature.column)
-        vocabularies.of(feature.name, build, feature.column)
-    for feature in [f for f in features if f.is_context and f.normalizer is not None]:
-        moments = partial(lambda of: files_of("train", False).moments(of), feature)
-        where = f"{config.dataset.train_data}: {feature.column}"
-        encoding.scales[feature.name] = scale_of(feature, vocabularies, moments, where)
-    encoding.vocabularies.update(vocabularies)
-    if items.vocabulary is not None:
-        encoding.vocabularies[ITEM_ID] = items.vocabulary
-    own = {split: _own_rows(file, shard, split == "train") for split, file in files.items()}
-    fitting = choose_in_memory(own, config.resident, device_of(config.gpu))
-    # Of all processes, because the order of the rows depends on it.
-    resident = set.intersection(*map(set, shard.exchange(sorted(fitting))))
-    tables = {split: _read(own[split], split in resident, shard) for split in needs_labels}
+    _log_unread_labels(config, files, needs_labels)
+    train_files = partial(files_of, "train", False)
+    _build_vocabularies(config, files, train_files, vocabularies)
+    scales = _scales(config, features, train_files, vocabularies)
+    conversion = replace(conversion, vocabularies={**vocabularies, **conversion.vocabularies}, scales=scales)
+    files = {split: file.converted_by(conversion) for split, file in files.items()}
+    splits, summaries = _read_splits(config, files, shard)
     dims = {f.name: items.dim(f.name) for f in features if f.is_item and f.type in ("sequence", "embedding")}
-    summaries = {split: summary for split, (_, summary) in tables.items()}
     _check_dims(features, summaries)
     features = complete(features, dims, _vocabulary_sizes(features, items, summaries, vocabularies))
-    _log_splits(config, files, summaries, resident)
     logger.info("Items: %d. Files read in %.1f s.", items.num_items - 1, time.perf_counter() - started)
-    splits = {split: table for split, (table, _) in tables.items()}
-    if "train" in splits and "train" not in resident:
-        splits["train"] = files["train"]  # of which the loader reads the streams of this process
-    feature_map = build_feature_map(features, config)
-    return Dataset(features, feature_map, items, splits, summaries, vocabularies, files)
+    return Dataset(features, build_feature_map(features, config), items, splits, summaries, vocabularies, files)
 
 
 def _features(config: ExperimentConfig) -> list[Feature]:
@@ -155,7 +134,7 @@ def _files_of(
     config: ExperimentConfig,
     features: Sequence[Feature],
     items: ItemTable,
-    encoding: Encoding,
+    conversion: Conversion,
     split: str,
     needs_label: bool | None,
 ) -> InteractionFiles:
@@ -172,9 +151,72 @@ def _files_of(
         needs_label=bool(needs_label),
         numeric_labels=[name for name, task in config.tasks.items() if task == "regression"],
         both_classes=split == "train" or len(labels) > 1 or not all(map(takes_one_class, metrics)),
-        encoding=encoding,
+        conversion=conversion,
         has_items=config.columns.has_items,
     )
+
+
+def _conversion(config: ExperimentConfig, items: ItemTable) -> Conversion:
+    """Return how columns become numbers, as far as it is known before the rows of training are read."""
+    roles, ids = config.dataset.roles, config.dataset.ids
+    of_items = {} if items.vocabulary is None else {ITEM_ID: items.vocabulary}
+    return Conversion(roles.target, roles.history, of_items, zero_ends=2 if ids == "vocabulary" else 1)
+
+
+def _log_unread_labels(
+    config: ExperimentConfig, files: Mapping[str, InteractionFiles], needs_labels: Mapping[str, bool | None]
+) -> None:
+    """Log the labels of splits that are only scored."""
+    for split, needs_label in needs_labels.items():
+        for name in config.dataset.label_names if needs_label is None else ():
+            if files[split].has_column(name):
+                logger.info(f"{files[split].path}: {name} is not read, because scoring needs no label")
+
+
+def _build_vocabularies(
+    config: ExperimentConfig,
+    files: Mapping[str, InteractionFiles],
+    train_files: Callable[[], InteractionFiles],
+    vocabularies: Vocabularies,
+) -> None:
+    """Add the vocabularies of context columns that some split needs; those that a run has not are built from train."""
+    is_always = config.dataset.ids == "vocabulary"
+    for path, feature in [(file.path, f) for file in files.values() for f in file.columns_of_ids(is_always)]:
+        _refuse_texts(path, feature, vocabularies)
+        build = partial(lambda column: train_files().build_vocabulary(column), feature.column)
+        vocabularies.of(feature.name, build, feature.column)
+
+
+def _scales(
+    config: ExperimentConfig,
+    features: Sequence[Feature],
+    train_files: Callable[[], InteractionFiles],
+    vocabularies: Vocabularies,
+) -> dict[str, Scale]:
+    """Return the scales of context columns with a ``normalizer``, by those of a run or by train."""
+    found: dict[str, Scale] = {}
+    for feature in [f for f in features if f.is_context and f.normalizer is not None]:
+        moments = partial(lambda of: train_files().moments(of), feature)
+        where = f"{config.dataset.train_data}: {feature.column}"
+        found[feature.name] = scale_of(feature, vocabularies, moments, where)
+    return found
+
+
+def _read_splits(
+    config: ExperimentConfig, files: Mapping[str, InteractionFiles], shard: Shard
+) -> tuple[dict[str, InteractionTable | InteractionFiles], dict[str, Summary]]:
+    """Return the rows of each split for this process, in memory where they fit, and the statistics of all rows."""
+    own = {split: _own_rows(file, shard, split == "train") for split, file in files.items()}
+    fitting = choose_in_memory(own, config.resident, device_of(config.gpu))
+    # Of all processes, because the order of the rows depends on it.
+    resident = set.intersection(*map(set, shard.exchange(sorted(fitting))))
+    tables = {split: _read(file, split in resident, shard) for split, file in own.items()}
+    summaries = {split: summary for split, (_, summary) in tables.items()}
+    _log_splits(config, files, summaries, resident)
+    splits = {split: table for split, (table, _) in tables.items()}
+    if "train" in splits and "train" not in resident:
+        splits["train"] = files["train"]  # of which the loader reads the streams of this process
+    return splits, summaries
 
 
 def _log_splits(

@@ -75,7 +75,7 @@ def decode_positions(
     """Return a history without padding, with the positions that sequences along it are read at.
 
     ``known`` is that of ``decode_target``. With a vocabulary, null, an empty text and 0 (unless an item) are padding;
-    ``zero_ends`` is that of ``Encoding``.
+    ``zero_ends`` is that of ``Conversion``.
     """
     if vocabulary is None:
         flat, offsets = lists(array, where, row)

@@ -24,7 +24,7 @@ from fuxictr_mm.data.groups import NO_GROUP, decode_group
 from fuxictr_mm.data.interactions import Column, InteractionTable
 from fuxictr_mm.data.numbers import Moments, apply_scale
 from fuxictr_mm.data.schema import ITEM_ID, Feature
-from fuxictr_mm.data.vocabulary import Encoding, Vocabulary, is_text
+from fuxictr_mm.data.vocabulary import Conversion, Vocabulary, is_text
 from fuxictr_mm.errors import DataError
 from fuxictr_mm.jagged import Jagged
 
@@ -88,8 +88,8 @@ class InteractionFiles:
         Labels of regressions, which may be any numbers; the others must be 0 or 1.
     both_classes : bool
         Of a label that must be 0 or 1, both must occur if ``needs_label``.
-    encoding : Encoding
-        Names of the target's and the history's column, and the vocabularies of ids that are not numbers of items.
+    conversion : Conversion
+        How columns become numbers.
     has_items : bool
         False for a dataset without target and history.
     parts : sequence of slice, optional
@@ -105,7 +105,7 @@ class InteractionFiles:
     needs_label: bool = True
     numeric_labels: Collection[str] = ()
     both_classes: bool = True
-    encoding: Encoding = field(default_factory=Encoding)
+    conversion: Conversion = field(default_factory=Conversion)
     has_items: bool = True
     parts: Sequence[slice] | None = None
 
@@ -116,9 +116,16 @@ class InteractionFiles:
 
     def select(self, parts: Sequence[slice]) -> InteractionFiles:
         """Return some rows of these files; row groups that hold none of them are not read."""
-        selected = replace(self, parts=parts)
-        selected.__dict__["_footers"] = self._footers  # which are read once
-        return selected
+        return self._changed(parts=parts)
+
+    def converted_by(self, conversion: Conversion) -> InteractionFiles:
+        """Return these files with another conversion to numbers."""
+        return self._changed(conversion=conversion)
+
+    def _changed(self, **changes: Any) -> InteractionFiles:
+        changed = replace(self, **changes)
+        changed.__dict__["_footers"] = self._footers  # which are read once
+        return changed
 
     @cached_property
     def _footers(self) -> dict[Path, pq.FileMetaData]:
@@ -132,8 +139,8 @@ class InteractionFiles:
     @property
     def _texts(self) -> set[str]:
         """The columns that hold texts by their ``dtype`` or the item files; folders of a partition tell no type."""
-        items = self.encoding.vocabularies.get(ITEM_ID)
-        targets = {self.encoding.target} if items is not None and is_text(items.values.type) else set()
+        items = self.conversion.vocabularies.get(ITEM_ID)
+        targets = {self.conversion.target} if items is not None and is_text(items.values.type) else set()
         return targets | {f.column for f in self.features if f.is_text}
 
     @cached_property
@@ -245,7 +252,7 @@ class InteractionFiles:
         """
         if not any(footer.num_rows for footer in self._footers.values()):
             raise DataError(f"{self.path}: no rows, expected at least one")
-        wanted = [self.encoding.target, self.encoding.history] if self.has_items else []
+        wanted = [self.conversion.target, self.conversion.history] if self.has_items else []
         wanted += [f.column for f in [*self._context, *self._histories]]
         dims: dict[str, int] = {}
         for file, row, batch in self._read([*wanted, *self.present_labels, *self._group_columns], ranges):
@@ -274,7 +281,7 @@ class InteractionFiles:
         def column(name: str) -> tuple[pa.Array, str, int]:
             return batch.column(name), f"{file}: {name}", row
 
-        how = self.encoding
+        how = self.conversion
         item_ids = how.vocabularies.get(ITEM_ID)
         target = np.zeros(batch.num_rows, np.int32)
         history, offsets = np.zeros(0, np.int32), np.zeros(batch.num_rows + 1, np.int64)
@@ -393,7 +400,7 @@ class InteractionFiles:
             without_group += 0 if chunk.group is None else int((chunk.group == NO_GROUP).sum())
             for name, column in chunk.context.items():
                 values = column.values if isinstance(column, Jagged) else column
-                if not values.is_floating_point() and len(values) and name not in self.encoding.vocabularies:
+                if not values.is_floating_point() and len(values) and name not in self.conversion.vocabularies:
                     largest[name] = max(largest.get(name, 0), int(values.max()))
                 if values.is_floating_point() and values.dim() == 1 and not isinstance(column, Jagged):
                     moments.setdefault(name, Moments()).add(Moments.of(values.numpy()))

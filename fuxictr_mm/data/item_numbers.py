@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -22,8 +24,52 @@ logger = logging.getLogger(__name__)
 #: Ids below this are never called sparse; beyond it, more than ``MAX_GAP`` unused ids per item are refused.
 MANY_ITEMS, MAX_GAP = 1_000_000, 100
 
+#: What is said of items that training did not have.
+WITHOUT_ID = "they have their features, but no embedding of their ids"
 
-def why_vocabulary(
+
+class ItemNumbers(NamedTuple):
+    """How items are numbered: as ``ItemTable`` has it, I with padding."""
+
+    num_items: int
+    num_trained: int | None = None
+    vocabulary: Vocabulary | None = None
+
+
+def number_items(
+    parts: Sequence[Part],
+    found: Mapping[str, Sequence[Part]],
+    limit: int | None,
+    ids: str,
+    vocabularies: Vocabularies,
+    zero_is_padding: Callable[[], bool],
+) -> ItemNumbers:
+    """Give the rows of all parts their numbers: their ids, or those of a vocabulary, to which new items are added."""
+    reason = _why_vocabulary(parts, found, limit, ids, vocabularies, zero_is_padding)
+    if reason is not None:
+        build = partial(_build_vocabulary, parts, found, ids, reason)
+        remedy = "; if the run took them as they are, set ids: as_is" if ids == "auto" else ""
+        trained = vocabularies.of(ITEM_ID, build, parts[0].key, remedy)
+        items_of = _place_by_vocabulary(parts, trained)
+        num_items = max(limit or 0, len(items_of) + 1)
+        if len(items_of) == len(trained):
+            return ItemNumbers(num_items, vocabulary=items_of)
+        logger.info(f"{len(items_of) - len(trained)} items are not in {vocabularies.path}: {WITHOUT_ID}")
+        return ItemNumbers(num_items, len(trained) + 1, items_of)
+    known_items = next((part.known_items for part in parts if part.known_items is not None), None)
+    if known_items is None:
+        _place_by_id(parts, limit)
+        num_items = limit or _infer_num_items(parts)
+        _warn_of_item_zero(found)
+        return ItemNumbers(num_items)
+    _place_by_id(parts, None)
+    num_items = max(limit or 0, _infer_num_items(parts))
+    if num_items > known_items + 1:
+        logger.info(f"{parts[0].path}: {num_items - known_items - 1} new items: {WITHOUT_ID}")
+    return ItemNumbers(num_items, known_items + 1)
+
+
+def _why_vocabulary(
     parts: Sequence[Part],
     found: Mapping[str, Sequence[Part]],
     limit: int | None,
@@ -42,7 +88,7 @@ def why_vocabulary(
     return "the id 0 with features" if _item_zero(found) and not zero_is_padding() else None
 
 
-def number_items(parts: Sequence[Part], found: Mapping[str, Sequence[Part]], ids: str, reason: str) -> Vocabulary:
+def _build_vocabulary(parts: Sequence[Part], found: Mapping[str, Sequence[Part]], ids: str, reason: str) -> Vocabulary:
     """Return the vocabulary of the items, in the order of the files."""
     with_zero = ids == "vocabulary" or _item_zero(found) is not None
     vocabulary = number_ids((part.keys for part in parts), parts[0].where, with_zero)
@@ -52,7 +98,7 @@ def number_items(parts: Sequence[Part], found: Mapping[str, Sequence[Part]], ids
     return vocabulary
 
 
-def place_by_vocabulary(parts: Sequence[Part], trained: Vocabulary) -> Vocabulary:
+def _place_by_vocabulary(parts: Sequence[Part], trained: Vocabulary) -> Vocabulary:
     """Set the numbers of the items; return their vocabulary, in which new items follow the trained ones."""
     vocabulary = trained
     for part in parts:
@@ -69,7 +115,7 @@ def place_by_vocabulary(parts: Sequence[Part], trained: Vocabulary) -> Vocabular
     return vocabulary
 
 
-def place_by_id(parts: Sequence[Part], limit: int | None) -> None:
+def _place_by_id(parts: Sequence[Part], limit: int | None) -> None:
     """Set the numbers of the items: their ids."""
     for part in parts:
         if not pa.types.is_integer(part.keys.type):
@@ -101,7 +147,7 @@ def _item_zero(found: Mapping[str, Sequence[Part]]) -> tuple[Part, str] | None:
     return None
 
 
-def warn_of_item_zero(found: Mapping[str, Sequence[Part]]) -> None:
+def _warn_of_item_zero(found: Mapping[str, Sequence[Part]]) -> None:
     """Warn if item 0 has features: ids that begin at 0 lose an item, because 0 is padding."""
     if where := _item_zero(found):
         part, name = where
@@ -111,7 +157,7 @@ def warn_of_item_zero(found: Mapping[str, Sequence[Part]]) -> None:
         )
 
 
-def infer_num_items(parts: Sequence[Part]) -> int:
+def _infer_num_items(parts: Sequence[Part]) -> int:
     """Return the largest id plus one; raise an error if tables of that length would be mostly empty."""
     largest, part = max(((int(part.ids.max()), part) for part in parts), key=lambda pair: pair[0])
     count = sum(part.ids.size for part in parts)

@@ -16,15 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fuxictr_mm.data import parquet
-from fuxictr_mm.data.item_numbers import (
-    decode_ids,
-    infer_num_items,
-    number_items,
-    place_by_id,
-    place_by_vocabulary,
-    warn_of_item_zero,
-    why_vocabulary,
-)
+from fuxictr_mm.data.item_numbers import ItemNumbers, decode_ids, number_items
 from fuxictr_mm.data.item_parts import Part, pad_to_longest, read_part
 from fuxictr_mm.data.numbers import Moments, apply_scale, scale_of
 from fuxictr_mm.data.schema import ITEM_ID, Feature
@@ -32,9 +24,6 @@ from fuxictr_mm.data.vocabulary import Vocabularies, Vocabulary
 from fuxictr_mm.errors import DataError, MissingFileError
 
 logger = logging.getLogger(__name__)
-
-#: What is said of items that training did not have.
-WITHOUT_ID = "they have their features, but no embedding of their ids"
 
 
 class ItemTable(nn.Module):
@@ -145,37 +134,16 @@ class ItemTable(nn.Module):
         wanted = {f.name: f for f in features if (f.is_item or f.in_item_dict) and f.name != ITEM_ID}
         limit = next((f.vocab_size for f in features if f.name == ITEM_ID), None)
         read, found = _read_parts(paths, wanted, target)
-        num_trained = items_of = None
-        reason = why_vocabulary(read, found, limit, ids, vocabularies, zero_is_padding)
-        known_items = next((part.known_items for part in read if part.known_items is not None), None)
-        if reason is None and known_items is not None:
-            place_by_id(read, None)
-            num_items = max(limit or 0, infer_num_items(read))
-            num_trained = known_items + 1
-            if num_items > num_trained:
-                logger.info(f"{read[0].path}: {num_items - num_trained} new items: {WITHOUT_ID}")
-        elif reason is None:
-            place_by_id(read, limit)
-            num_items = limit or infer_num_items(read)
-            warn_of_item_zero(found)
-        else:
-            build = partial(number_items, read, found, ids, reason)
-            remedy = "; if the run took them as they are, set ids: as_is" if ids == "auto" else ""
-            trained = vocabularies.of(ITEM_ID, build, read[0].key, remedy)
-            items_of = place_by_vocabulary(read, trained)
-            num_items = max(limit or 0, len(items_of) + 1)
-            if len(items_of) > len(trained):
-                num_trained = len(trained) + 1
-                logger.info(f"{len(items_of) - len(trained)} items are not in {vocabularies.path}: {WITHOUT_ID}")
-        known = np.zeros(num_items, dtype=bool)
+        numbers = number_items(read, found, limit, ids, vocabularies, zero_is_padding)
+        known = np.zeros(numbers.num_items, dtype=bool)
         known[0] = True
         for part in read:
             known[part.ids] = True
         for name, feature in wanted.items():
-            decode_ids(feature, found[name], vocabularies, items_of, num_trained)
-        columns = {n: _assemble(f, found[n], known, items_of, num_trained, vocabularies) for n, f in wanted.items()}
+            decode_ids(feature, found[name], vocabularies, numbers.vocabulary, numbers.num_trained)
+        columns = {n: _assemble(f, found[n], known, numbers, vocabularies) for n, f in wanted.items()}
         scales = {name: wanted[name].scale for name, column in columns.items() if column.dtype == torch.int8}
-        return cls(columns, torch.from_numpy(known), num_trained, items_of, scales)
+        return cls(columns, torch.from_numpy(known), numbers.num_trained, numbers.vocabulary, scales)
 
 
 def _read_parts(
@@ -221,8 +189,7 @@ def _assemble(
     feature: Feature,
     parts: Sequence[Part],
     known: np.ndarray,
-    vocabulary: Vocabulary | None,
-    num_trained: int | None,
+    numbers: ItemNumbers,
     vocabularies: Vocabularies,
 ) -> Tensor:
     """Write the rows of all part files to the rows of their ids; numbers are scaled by those of items in training."""
@@ -248,17 +215,17 @@ def _assemble(
     missing = np.flatnonzero(known & ~filled)
     if missing.size:
         files = ", ".join(part.path.name for part in parts)
-        first = missing[0] if vocabulary is None else vocabulary.decode(missing[:1])[0].as_py()
+        first = missing[0] if numbers.vocabulary is None else numbers.vocabulary.decode(missing[:1])[0].as_py()
         to = "zero" if feature.fill_na is None else f"{feature.fill_na:g}"
         logger.warning(
             f"{files}: {missing.size} of {int(known.sum()) - 1} items have no '{feature.name}' "
             f"(first: {parts[0].key} {first}); they are set to {to}"
         )
     if feature.type == "numeric":
-        return torch.from_numpy(_scaled(feature, values, missing, filled, num_trained, vocabularies, parts))
+        return torch.from_numpy(_scaled(feature, values, missing, filled, numbers.num_trained, vocabularies, parts))
     if values.dtype == np.int8:
         return torch.from_numpy(values)
-    return torch.from_numpy(normalize(values, feature.norm, feature.scale, num_trained))
+    return torch.from_numpy(normalize(values, feature.norm, feature.scale, numbers.num_trained))
 
 
 def _scaled(

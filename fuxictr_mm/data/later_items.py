@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote
 
-from fuxictr_mm.data.numbering import NUMBERING, known_items
+from fuxictr_mm.data.numbering import known_items
 from fuxictr_mm.data.parquet import metadata_of, part_files
-from fuxictr_mm.data.prepared import ITEM_FILE, MANIFEST
 from fuxictr_mm.data.remote import is_remote
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, UserError
 from fuxictr_mm.files import read_json
+from fuxictr_mm_serving.prepared import ITEM_FILE, MANIFEST, NUMBERING
 
 
 def folder_of_later_log(rows: str) -> Path | None:

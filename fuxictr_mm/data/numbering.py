@@ -16,20 +16,14 @@ import numpy as np
 import pyarrow as pa
 
 from fuxictr_mm.data import parquet
-from fuxictr_mm.data.prepared import ITEM_FILE
 from fuxictr_mm.data.remote import path_of
 from fuxictr_mm.data.schema import ITEM_ID, Feature
 from fuxictr_mm.data.vocabulary import Vocabularies, Vocabulary
 from fuxictr_mm.errors import DataError, MissingFileError
-
-#: Key in the metadata of a file, and in the settings of a run's vocabularies.
-NUMBERING = "fuxictr_mm.numbering"
+from fuxictr_mm_serving.prepared import ALL_ITEMS, ITEM_FILE, NUMBERING
 
 #: Key in the metadata of files of a later log: how many of its items were numbered before, the digest of which it has.
 KNOWN_ITEMS = "fuxictr_mm.known_items"
-
-#: The digest of all items of a later log, new ones included: its rows are read with its own item file.
-_ALL_ITEMS = "item_id and new items"
 
 
 def digest_of(vocabulary: Vocabulary) -> str:
@@ -57,14 +51,14 @@ def digests_in(metadata: Mapping[bytes, bytes]) -> dict[str, str]:
 
 def to_later_metadata(digests: Mapping[str, str], known_items: int, all_items: str) -> dict[bytes, bytes]:
     """Return the metadata of a file of a later log: its new items follow ``known_items``, which the digest is of."""
-    metadata = to_metadata({**digests, _ALL_ITEMS: all_items})
+    metadata = to_metadata({**digests, ALL_ITEMS: all_items})
     return {**metadata, KNOWN_ITEMS.encode(): str(known_items).encode()}
 
 
 def all_items_in(folder: Path) -> dict[str, str]:
     """Return the digest of all items of the folder of a later log, new ones included, as its files have it."""
     digests = digests_in(parquet.metadata_of(folder / ITEM_FILE))
-    return {_ALL_ITEMS: digests[_ALL_ITEMS]} if _ALL_ITEMS in digests else {}
+    return {ALL_ITEMS: digests[ALL_ITEMS]} if ALL_ITEMS in digests else {}
 
 
 def known_items(metadata: Mapping[bytes, bytes]) -> int | None:
@@ -102,7 +96,7 @@ def check_numbering(
     for path, metadata in (*_item_metadata(item_files), *row_files):
         for name, digest in digests_in(metadata).items():
             first, where = found.setdefault(name, (digest, path))
-            if digest != first and name in {ITEM_ID, _ALL_ITEMS, *trained}:
+            if digest != first and name in {ITEM_ID, ALL_ITEMS, *trained}:
                 raise DataError(
                     f"{path}: numbers '{name}' in another order than {where}; give files of the same folder"
                 )

@@ -275,28 +275,28 @@ class Vocabularies(dict[str, Vocabulary]):
         return vocabularies
 
 
-@dataclass
-class Encoding:
+@dataclass(frozen=True)
+class Conversion:
     """How the columns of the interactions are converted to numbers; by default they are used as they are.
 
     Parameters
     ----------
     target, history : str
         Names of these columns on disk.
-    vocabularies : Vocabularies
+    vocabularies : mapping of str to Vocabulary
         By feature; columns of features without one hold numbers.
     zero_ends : int
         So many zeros at an end of histories that all have one length are padding, where 0 is an item as well; see
         ``decoding``.
-    scales : dict of str to pair of float
+    scales : mapping of str to pair of float
         What is subtracted from a numeric column, and what the result is divided by, by feature.
     """
 
     target: str = "item_id"
     history: str = "item_seq"
-    vocabularies: Vocabularies = field(default_factory=Vocabularies)
+    vocabularies: Mapping[str, Vocabulary] = field(default_factory=dict)
     zero_ends: int = 1
-    scales: dict[str, tuple[float, float]] = field(default_factory=dict)
+    scales: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 def as_text(value: object) -> object:

@@ -69,7 +69,7 @@ def write_config(
 
 def dataset_entry(reader: Reader, summary: Summary, labels: Sequence[str] = ()) -> dict[str, Any]:
     """Return the entry of ``dataset_config.yaml`` for a prepared folder, by default on the reader's own label."""
-    from fuxictr_mm.data.prepared import ITEM_FILE
+    from fuxictr_mm_serving.prepared import ITEM_FILE
 
     user_id: dict[str, Any] = {"name": "user_id", "dtype": "int", "type": "meta"}
     if reader.embeds_users(summary):

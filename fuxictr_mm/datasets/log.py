@@ -24,11 +24,10 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from fuxictr_mm.data.numbers import Moments
-from fuxictr_mm.data.prepared import ITEM_FILE, ROW_SOURCES, SOURCE_ROW, SOURCE_TIME, SOURCE_USER
 from fuxictr_mm.datasets.histories import histories_before, partition_by_user
 from fuxictr_mm.datasets.negatives import sample_negatives
 from fuxictr_mm.datasets.own.base import Notes
-from fuxictr_mm.datasets.own.columns import Column, moments_of, split_lists
+from fuxictr_mm.datasets.own.columns import LogColumn, moments_of, split_lists
 from fuxictr_mm.datasets.own.experiments import explain, log_experiments, users_recur
 from fuxictr_mm.datasets.own.instants import as_instants
 from fuxictr_mm.datasets.own.leaks import find_leaks, of_items
@@ -40,6 +39,7 @@ from fuxictr_mm.datasets.own.vectors import read_vectors, vector_columns
 from fuxictr_mm.datasets.reader import SPLITS, Embeddings, Kind, Reader, Rows
 from fuxictr_mm.datasets.writer import Summary
 from fuxictr_mm.errors import DataError
+from fuxictr_mm_serving.prepared import ITEM_FILE, ROW_SOURCES, SOURCE_ROW, SOURCE_TIME, SOURCE_USER
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +123,7 @@ class Log(Reader):
         return self._training.known
 
     @property
-    def _log_columns(self) -> list[Column]:
+    def _log_columns(self) -> list[LogColumn]:
         unknown = self._unknown_columns
         return [column for column in self._source.written("interactions") if column.source not in unknown]
 
@@ -218,7 +218,7 @@ class Log(Reader):
         return Training(values, moments, self._find_unknown(columns, later, values))
 
     def _find_unknown(
-        self, columns: list[Column], later: Mapping[str, list[pl.DataFrame]], values: Mapping[str, pl.Series]
+        self, columns: list[LogColumn], later: Mapping[str, list[pl.DataFrame]], values: Mapping[str, pl.Series]
     ) -> dict[str, float]:
         """Return the categories to leave out with the fraction of the later rows that training knows; warn of them."""
         found = {}
@@ -237,7 +237,7 @@ class Log(Reader):
                 )
         return found
 
-    def _warn_of_leaks(self, train: pl.DataFrame, columns: list[Column]) -> None:
+    def _warn_of_leaks(self, train: pl.DataFrame, columns: list[LogColumn]) -> None:
         if self.asked.negatives:
             for column in of_items(train, columns):
                 logger.warning(
@@ -290,7 +290,7 @@ class Log(Reader):
         return self._trained_users.select(column.values().unique().sort()).to_series()
 
     @cached_property
-    def _context_columns(self) -> tuple[list[Column], list[Column]]:
+    def _context_columns(self) -> tuple[list[LogColumn], list[LogColumn]]:
         """Return the columns of the log and of users, numbers with their statistics in training."""
         moments, users = self._training.moments, self._source.written("users")
         log = [c.scaled(moments[c.source]) if c.kind == "numeric" else c for c in self._log_columns]
@@ -363,7 +363,7 @@ class Log(Reader):
     # Items
 
     @cached_property
-    def _written_items(self) -> tuple[list[Column], pl.DataFrame]:
+    def _written_items(self) -> tuple[list[LogColumn], pl.DataFrame]:
         """Return the columns of items, with their statistics, and the items."""
         table, item = self._source.items, self.asked.item
         seen = self._scan().select(":item").unique(maintain_order=True).collect(engine="streaming")[":item"]

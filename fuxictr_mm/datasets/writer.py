@@ -23,7 +23,6 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from fuxictr_mm.data.numbering import digest_of, to_later_metadata, to_metadata
-from fuxictr_mm.data.prepared import HISTORIES, ITEM_FILE, MANIFEST, SOURCE_USER, VOCABULARIES
 from fuxictr_mm.data.vocabulary import Vocabulary
 from fuxictr_mm.datasets.histories import ranges
 from fuxictr_mm.datasets.reader import SPLITS, Embeddings, Reader, Rows, names_of
@@ -31,7 +30,7 @@ from fuxictr_mm.encoding.text_files import is_disk_full
 from fuxictr_mm.errors import ConfigError, DataError, UserError, first_line
 from fuxictr_mm.files import atomic_path, read_json, write_json
 from fuxictr_mm.terminal import progress_bar
-from fuxictr_mm_serving.parquet import NUMBERED  # by which a server knows numbers from the owner's ids
+from fuxictr_mm_serving.prepared import HISTORIES, ITEM_FILE, MANIFEST, NUMBERED, SOURCE_ID, SOURCE_USER, VOCABULARIES
 
 logger = logging.getLogger(__name__)
 
@@ -240,7 +239,7 @@ class Writer:
             frame = self._item_frame
             columns: dict[str, pa.Array] = {
                 "item_id": pa.array(np.arange(1, len(frame) + 1, dtype=np.int32)),
-                "source_id": frame["item_id"].to_arrow(),
+                SOURCE_ID: frame["item_id"].to_arrow(),
             }
             for name, kind in self.reader.item_columns.items():
                 columns[name] = self._item_column(name, kind)

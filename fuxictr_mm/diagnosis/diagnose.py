@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fuxictr_mm import __version__
-from fuxictr_mm.diagnosis.findings import MODEL_AT_CHANCE, NOTE, PROBLEM, Finding, format_findings, ordered
+from fuxictr_mm.diagnosis.findings import NOTE, Finding, format_findings, ordered
 from fuxictr_mm.diagnosis.trained import Trained
 from fuxictr_mm.errors import ConfigError, MissingFileError
 from fuxictr_mm.terminal import progress_bar
@@ -22,6 +22,7 @@ from fuxictr_mm.terminal import progress_bar
 if TYPE_CHECKING:
     from fuxictr_mm.data.interactions import InteractionTable
     from fuxictr_mm.data.items import ItemTable
+    from fuxictr_mm.diagnosis.scorer import Scorer
     from fuxictr_mm.diagnosis.slices import Popularity
     from fuxictr_mm.experiment import Experiment
 
@@ -176,44 +177,23 @@ def diagnose(
     DataError
         A class has fewer than two examples, or predictions are not finite.
     """
-    from fuxictr_mm.diagnosis import attention, calibration, importance, slices, vectors
-    from fuxictr_mm.diagnosis.attention_hooks import find_attention
-    from fuxictr_mm.diagnosis.scorer import Scorer, sample
+    from fuxictr_mm.diagnosis import calibration, importance, metrics, slices, vectors
 
     started = time.perf_counter()
     items, features = model.feature_map.items, model.feature_map.features
-    context, item_fields = importance.context_fields(features), importance.item_fields(features, items.names)
-    along = importance.histories(experiment.config.dataset.roles, table.context, model.feature_map.along_history)
-    groups = importance.all_groups(features, items.names, along)
-    hooks, senets = find_attention(model), importance.find_senets(model)
-    recorded = [attention.RecordedAttention(one) for one in hooks]
-    passes = 1 + attention.number_of_passes(hooks) + importance.number_of_passes(groups, repeats)
-    shown, model._verbose = model._verbose, 0
-    try:
-        with progress_bar(range(passes), "diagnosis", verbose) as bar:
-            bar.unit = "pass"
-            scorer = Scorer(experiment, model, sample(table, rows, seed), bar.update)
-            with ExitStack() as stack:
-                for block in [*(one.recording() for one in recorded), *(one.recording() for one in senets)]:
-                    stack.enter_context(block)
-                prediction = scorer.score_base()
-            of_attention = attention.measure(scorer, recorded)
-            of_fields = importance.measure(scorer, groups, repeats, seed)
-    finally:
-        model._verbose = shown
+    scorer, prediction, of_model = _measure_model(experiment, model, table, rows, repeats, seed, verbose)
     label, target = scorer.label, scorer.table.target.cpu().numpy()
     lengths = scorer.table.history_offsets.diff().cpu().numpy()
     clicks = np.bincount(target[label == 1], minlength=items.num_items) if popularity is None else popularity.clicked
+    item_fields = importance.item_fields(features, items.names)
     result: dict[str, Any] = {
         "version": VERSION,
         "rows": len(label),
         "rows_in_split": len(table),
         "repeats": repeats,
         "seed": seed,
-        "metrics": _metrics(label, prediction),
-        **of_attention,
-        **importance.describe_senets(senets, context, item_fields),
-        "importance": of_fields,
+        "metrics": metrics.measure(label, prediction),
+        **of_model,
         **vectors.measure(
             [name for name in item_fields if features[name]["type"] == "embedding"],
             lambda name: items[name].cpu().numpy(),
@@ -232,59 +212,43 @@ def diagnose(
     result["passes"] = scorer.passes
     result["seconds"] = time.perf_counter() - started
     found = [finding for section in _sections() for finding in section.findings(result)]
-    result["findings"] = [asdict(finding) for finding in ordered([*_findings_of_metrics(result), *found])]
+    result["findings"] = [asdict(finding) for finding in ordered([*metrics.findings(result), *found])]
     return result
 
 
-def _metrics(label: np.ndarray, prediction: np.ndarray) -> dict[str, Any]:
-    from fuxictr_mm.evaluation.significance import auc_with_interval
-    from fuxictr_mm.metrics import evaluate_metrics
+def _measure_model(
+    experiment: Experiment, model: Any, table: InteractionTable, rows: int, repeats: int, seed: int, verbose: int
+) -> tuple[Scorer, np.ndarray, dict[str, Any]]:
+    """Score a sample as it is and with changed inputs; returns its scorer, predictions, and what was measured.
 
-    return {
-        **auc_with_interval(label, prediction),
-        **evaluate_metrics(label, prediction, ["logloss"]),
-        "positives": int(label.sum()),
-        "rate": float(label.mean()),
-    }
+    The sections are those that need passes of the model: attention, SENet and the importance of fields.
+    """
+    from fuxictr_mm.diagnosis import attention, importance
+    from fuxictr_mm.diagnosis.attention_hooks import find_attention
+    from fuxictr_mm.diagnosis.scorer import Scorer, sample
 
-
-def _findings_of_metrics(result: Mapping[str, Any]) -> Iterator[Finding]:
-    from fuxictr_mm.metrics import constant_logloss
-
-    metrics = result["metrics"]
-    if metrics["low"] <= 0.5 <= metrics["high"]:
-        yield Finding(
-            PROBLEM,
-            "metrics",
-            MODEL_AT_CHANCE,
-            "model",
-            f"the model ranks at random: AUC {metrics['auc']:.4f}, and its 95 % interval ({metrics['low']:.4f} to "
-            f"{metrics['high']:.4f}) contains 0.5",
-            "its parts cannot be diagnosed: check whether the training loss falls, run fuxictr-mm check-data, and "
-            "use more rows if the interval is wide",
-        )
-    if metrics["high"] < 0.5:
-        yield Finding(
-            PROBLEM,
-            "metrics",
-            "ranks_backwards",
-            "model",
-            f"positives are ranked below negatives: AUC {metrics['auc']:.4f}, and its 95 % interval "
-            f"({metrics['low']:.4f} to {metrics['high']:.4f}) is below 0.5",
-            "check with fuxictr-mm check-data that the label means the same in train and in these rows",
-        )
-    constant = constant_logloss(metrics["rate"])
-    if round(metrics["logloss"] - constant, 4) > 0:
-        yield Finding(
-            PROBLEM,
-            "metrics",
-            "worse_than_constant",
-            "predictions",
-            f"the logloss is {metrics['logloss']:.4f}, and {constant:.4f} if the positive rate {metrics['rate']:.4f} "
-            "were predicted for all rows",
-            f"ranking is not affected: {result['calibration']['command']}; or train with more regularization, such as "
-            "a larger embedding_regularizer or net_dropout, or fewer epochs",
-        )
+    items, features = model.feature_map.items, model.feature_map.features
+    along = importance.histories(experiment.config.dataset.roles, table.context, model.feature_map.along_history)
+    groups = importance.all_groups(features, items.names, along)
+    hooks, senets = find_attention(model), importance.find_senets(model)
+    recorded = [attention.RecordedAttention(one) for one in hooks]
+    passes = 1 + attention.number_of_passes(hooks) + importance.number_of_passes(groups, repeats)
+    shown, model._verbose = model._verbose, 0
+    try:
+        with progress_bar(range(passes), "diagnosis", verbose) as bar:
+            bar.unit = "pass"
+            scorer = Scorer(experiment, model, sample(table, rows, seed), bar.update)
+            with ExitStack() as stack:
+                for block in [*(one.recording() for one in recorded), *(one.recording() for one in senets)]:
+                    stack.enter_context(block)
+                prediction = scorer.score_base()
+            of_attention = attention.measure(scorer, recorded)
+            of_fields = importance.measure(scorer, groups, repeats, seed)
+    finally:
+        model._verbose = shown
+    names = importance.context_fields(features), importance.item_fields(features, items.names)
+    of_senets = importance.describe_senets(senets, *names)
+    return scorer, prediction, {**of_attention, **of_senets, "importance": of_fields}
 
 
 def format_summary(result: Mapping[str, Any]) -> str:

@@ -58,7 +58,7 @@ MISSING: dict[str, Any] = {"str": "", "int": 0, "float": 0.0}
 
 
 @dataclass(frozen=True)
-class Column:
+class RawColumn:
     """A column to encode.
 
     Parameters
@@ -190,7 +190,7 @@ class Column:
         return values.alias(self.name)
 
 
-def columns_of(dataset: DatasetConfig) -> list[Column]:
+def columns_of(dataset: DatasetConfig) -> list[RawColumn]:
     """Return the active features in their order, and the labels.
 
     Raises
@@ -203,9 +203,9 @@ def columns_of(dataset: DatasetConfig) -> list[Column]:
         raise ConfigError("; ".join(twice.values()))
     # Also of those that are not active, where it is given.
     dtypes = {entry.name: entry.dtype or ("float" if entry.active else "str") for entry in entries}
-    features = [Column(entry) for entry in entries if entry.active]
+    features = [RawColumn(entry) for entry in entries if entry.active]
     labels = [FeatureSpec.model_construct(**label.model_dump(exclude_unset=True)) for label in dataset.labels]
-    columns = [*features, *map(Column, labels)]
+    columns = [*features, *map(RawColumn, labels)]
     for place, column in enumerate(columns):
         kind = dtypes.get(column.source)
         if column.source != column.name and column.dtype == "str" and kind in ("int", "float"):
@@ -243,7 +243,7 @@ class RawFiles:
         """The hash of the contents of the files."""
         return hash_files(self.path, f".{self.form}")
 
-    def scan(self, columns: Sequence[Column], needs_label: bool | None) -> tuple[pl.LazyFrame, list[Column]]:
+    def scan(self, columns: Sequence[RawColumn], needs_label: bool | None) -> tuple[pl.LazyFrame, list[RawColumn]]:
         """Return the columns with missing values filled, lazily, and the names of those that exist.
 
         Unless a label is needed, the label and ``meta`` columns may be missing, and a label of texts is left out. With
@@ -257,7 +257,7 @@ class RawFiles:
         if not needs_label:
             columns = [c for c in columns if c.type != "label" or (needs_label is False and not self._is_text(c))]
         frames: list[pl.LazyFrame] = []
-        found: list[Column] = []
+        found: list[RawColumn] = []
         for file in self.files:
             if self.form == "csv":
                 _check_is_text(file)
@@ -292,7 +292,7 @@ class RawFiles:
                     f"{json.dumps(separator)} in the dataset's entry"
                 )
 
-    def _is_text(self, label: Column) -> bool:
+    def _is_text(self, label: RawColumn) -> bool:
         """Whether a label column holds texts and no number in any row; logged."""
         found = False
         for file in self.files:
@@ -350,7 +350,7 @@ class RawFiles:
         return dict(self._scan(file).collect_schema())
 
     @contextmanager
-    def named_errors(self, columns: Sequence[Column]) -> Iterator[None]:
+    def named_errors(self, columns: Sequence[RawColumn]) -> Iterator[None]:
         """Turn an error of reading into one line with the file, the column, the row and the value."""
         try:
             yield
@@ -389,7 +389,7 @@ class RawFiles:
                 f"hold {self.separator!r} in quotes"
             )
 
-    def check_finite(self, column: Column) -> None:
+    def check_finite(self, column: RawColumn) -> None:
         """Raise a DataError for the first value of a column that is infinite or not a number."""
         for file in self.files:
             frame = self._scan(file)
@@ -402,7 +402,7 @@ class RawFiles:
                     f"{file}: {column.source}: row {row} holds {value}, expected finite numbers; correct the file"
                 )
 
-    def _find_bad_number(self, file: Path, columns: Sequence[Column]) -> None:
+    def _find_bad_number(self, file: Path, columns: Sequence[RawColumn]) -> None:
         """Raise a DataError for the first value of a column of numbers that is refused."""
         frame = self._scan(file)
         schema = frame.collect_schema()
@@ -422,8 +422,8 @@ class RawFiles:
                     )
 
 
-def _refused(column: Column, source: pl.DataType) -> Iterator[tuple[pl.Expr, str]]:
-    """Yield which values of a column that ``Column.select`` refuses, and what is expected instead."""
+def _refused(column: RawColumn, source: pl.DataType) -> Iterator[tuple[pl.Expr, str]]:
+    """Yield which values of a column that ``RawColumn.select`` refuses, and what is expected instead."""
     value = pl.col(column.source)
     kind = pl.Float64 if column.is_number else TYPES.get(column.copied or column.dtype, pl.String)
     if column.merges_integers(source):

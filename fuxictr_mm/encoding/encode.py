@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from fuxictr_mm.config import Roles
 from fuxictr_mm.data.vocabulary import Vocabularies, Vocabulary
-from fuxictr_mm.encoding.columns import TYPES, Column, RawFiles
+from fuxictr_mm.encoding.columns import TYPES, RawColumn, RawFiles
 from fuxictr_mm.encoding.history_check import history_problem
 from fuxictr_mm.encoding.vocabulary import TokenVocabulary, as_text
 from fuxictr_mm.errors import ConfigError, DataError
@@ -31,14 +31,14 @@ ROW_GROUP = 100_000
 RAW = "raw:"
 
 
-class Split:
+class RawSplit:
     """A raw split, parsed.
 
     Parameters
     ----------
     raw : RawFiles
         The files.
-    columns : sequence of Column
+    columns : sequence of RawColumn
         What is read of them.
     parsed : Path
         Where the parsed columns of CSV files are put.
@@ -47,7 +47,7 @@ class Split:
     """
 
     def __init__(
-        self, raw: RawFiles, columns: Sequence[Column], parsed: Path, needs_label: bool | None = False
+        self, raw: RawFiles, columns: Sequence[RawColumn], parsed: Path, needs_label: bool | None = False
     ) -> None:
         self.raw = raw
         self.frame, self.columns = raw.scan(columns, needs_label)
@@ -62,16 +62,16 @@ class Split:
         with self.raw.named_errors(self.columns):
             return frame.collect(engine="streaming")
 
-    def entries(self, column: Column) -> pl.Expr:
+    def entries(self, column: RawColumn) -> pl.Expr:
         """Return a sequence as a list of texts."""
         values = pl.col(column.name)
         return values if self.holds_lists(column) else values.str.split(column.splitter)
 
-    def holds_lists(self, column: Column) -> bool:
+    def holds_lists(self, column: RawColumn) -> bool:
         """Whether a sequence is stored as lists, and not as texts."""
         return isinstance(self.frame.collect_schema()[column.name], pl.List)
 
-    def counts(self, column: Column) -> pl.DataFrame:
+    def counts(self, column: RawColumn) -> pl.DataFrame:
         """Return the columns ``value`` and ``len``: every value or entry with its count."""
         values = self.frame.select(
             (self.entries(column).explode() if column.type == "sequence" else pl.col(column.name)).alias("value")
@@ -105,9 +105,9 @@ class Encoding:
     @classmethod
     def fit(
         cls,
-        columns: Sequence[Column],
-        train: Split,
-        others: Sequence[Split],
+        columns: Sequence[RawColumn],
+        train: RawSplit,
+        others: Sequence[RawSplit],
         min_count: int,
         keys: Mapping[str, pl.Series],
         roles: Roles | None = None,
@@ -116,11 +116,11 @@ class Encoding:
 
         Parameters
         ----------
-        columns : sequence of Column
+        columns : sequence of RawColumn
             The columns.
-        train : Split
+        train : RawSplit
             The training split.
-        others : sequence of Split
+        others : sequence of RawSplit
             The other splits, which the vocabularies of meta columns cover as well.
         min_count : int
             The dataset's ``min_categr_count``.
@@ -167,7 +167,7 @@ class Encoding:
         vocabularies = {name: vocabularies[owner] for name, owner in owners.items()}
         return cls(vocabularies, lengths, scales)
 
-    def keep(self, columns: Sequence[Column], vocabularies: Vocabularies) -> None:
+    def keep(self, columns: Sequence[RawColumn], vocabularies: Vocabularies) -> None:
         """Add what the weights depend on to the vocabularies of a run, without meta columns, which no model reads."""
         for name in _numbered(columns):
             tokens = self.vocabularies[name].tokens.to_arrow()
@@ -178,7 +178,7 @@ class Encoding:
         if copied := [column.name for column in columns if column.copied]:
             vocabularies.settings["copied"] = copied
 
-    def of_run(self, columns: Sequence[Column], vocabularies: Vocabularies, *, of_texts: bool = False) -> Encoding:
+    def of_run(self, columns: Sequence[RawColumn], vocabularies: Vocabularies, *, of_texts: bool = False) -> Encoding:
         """Return the encoding by which a run was trained; the vocabularies of meta columns are those of this one.
 
         ``of_texts``: whether the files hold texts, as CSV does, which earlier versions copied as they are.
@@ -223,13 +223,13 @@ class Encoding:
         pairs = [(words, other.vocabularies[name]) for name, words in self.vocabularies.items()]
         return all(a.tokens.equals(b.tokens) and a.oov == b.oov for a, b in pairs)
 
-    def write(self, split: Split, path: Path) -> None:
+    def write(self, split: RawSplit, path: Path) -> None:
         """Write the encoded columns of a split."""
         frame = split.frame.select(self._encoded(column, split).alias(column.name) for column in split.columns)
         with split.raw.named_errors(split.columns):
             frame.sink_parquet(path, compression="lz4", row_group_size=ROW_GROUP)
 
-    def _encoded(self, column: Column, split: Split) -> pl.Expr:
+    def _encoded(self, column: RawColumn, split: RawSplit) -> pl.Expr:
         values = pl.col(column.name)
         if column.type == "embedding":
             return values.cast(pl.List(pl.Float32))
@@ -258,12 +258,12 @@ def _none() -> Vocabulary:
     raise AssertionError("the vocabularies of a run are read, not built")
 
 
-def _numbered(columns: Sequence[Column]) -> list[str]:
+def _numbered(columns: Sequence[RawColumn]) -> list[str]:
     """Return the columns whose ids a model may read."""
     return [column.name for column in columns if column.has_vocabulary and column.type != "meta"]
 
 
-def _owner(column: Column, columns: Sequence[Column]) -> Column:
+def _owner(column: RawColumn, columns: Sequence[RawColumn]) -> RawColumn:
     """Return the column whose embedding table a column uses, its own by default."""
     by_name = {c.name: (place, c) for place, c in enumerate(columns)}
     owner = column
@@ -280,11 +280,11 @@ def _owner(column: Column, columns: Sequence[Column]) -> Column:
     return owner
 
 
-def _longest(train: Split, column: Column) -> int:
+def _longest(train: RawSplit, column: RawColumn) -> int:
     return max(int(train.collect(train.frame.select(train.entries(column).list.len().max())).item() or 0), 1)
 
 
-def _scale(train: Split, column: Column) -> tuple[float, float]:
+def _scale(train: RawSplit, column: RawColumn) -> tuple[float, float]:
     """Return mean and deviation, or minimum and range, of a numeric column."""
     values = pl.col(column.name)
     if column.spec.normalizer == "StandardScaler":

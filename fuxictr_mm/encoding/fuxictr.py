@@ -12,8 +12,7 @@ from typing import Any
 
 from fuxictr_mm.config import EncodedFeature, ExperimentConfig, FeatureConfig, FeatureSpec, LabelConfig, Roles
 from fuxictr_mm.config.columns import split_entries
-from fuxictr_mm.data import dataset
-from fuxictr_mm.data.dataset import Dataset
+from fuxictr_mm.data.dataset import Dataset, read_dataset
 from fuxictr_mm.data.remote import is_remote
 from fuxictr_mm.data.schema import ITEM_SOURCE
 from fuxictr_mm.data.shards import Shard
@@ -63,7 +62,7 @@ def load_dataset(
     """
     given = config if test_data is None else config.with_dataset(test_data=test_data)
     if config.dataset.item_info is not None:
-        return dataset.load_dataset(given, needs_labels, vocabularies, shard)
+        return read_dataset(given, needs_labels, vocabularies, shard)
     paths = {split: given.require_split(split) for split in needs_labels}
     if config.dataset.data_format != "parquet" or config.dataset.rebuild_dataset:
         for path in filter(is_remote, paths.values()):
@@ -72,7 +71,7 @@ def load_dataset(
     read, folder = as_integers(config, paths, needs_labels, vocabularies, None if test_data is None else scratch)
     read = _without_items(read) if flat else _with_items(read)
     try:
-        loaded = dataset.load_dataset(read, needs_labels, vocabularies, shard)
+        loaded = read_dataset(read, needs_labels, vocabularies, shard)
     except DataError as error:  # of what the user has, not of what was made of it
         text = str(error)
         for split, path in paths.items():

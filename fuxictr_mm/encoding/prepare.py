@@ -22,8 +22,8 @@ from fuxictr_mm.data.parquet import part_files
 from fuxictr_mm.data.schema import ITEM_ID
 from fuxictr_mm.data.vocabulary import Vocabularies
 from fuxictr_mm.encoding.cache import Cache
-from fuxictr_mm.encoding.columns import Column, RawFiles, columns_of
-from fuxictr_mm.encoding.encode import ROW_GROUP, Encoding, Split
+from fuxictr_mm.encoding.columns import RawColumn, RawFiles, columns_of
+from fuxictr_mm.encoding.encode import ROW_GROUP, Encoding, RawSplit
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, first_line
 from fuxictr_mm.files import write_json
 
@@ -81,47 +81,85 @@ def encode(
     keys = {c.name: Path(c.spec.pretrained_emb) for c in columns if c.spec.pretrained_emb}
     cache = _find_cache(dataset, columns, raw, keys, root, "train" in paths, bool(vocabularies.settings))
     with cache.locked(), TemporaryDirectory(prefix=".", dir=cache.folder) as temporary:
-        parsed: dict[str, Split] = {}
-
-        def parse(split: str, files: RawFiles, needs_label: bool | None) -> Split:
-            if split not in parsed:
-                parsed[split] = Split(files, columns, Path(temporary) / f"{split}.parquet", needs_label)
-            return parsed[split]
-
+        parsed = _ParsedSplits(columns, Path(temporary))
         encoding = cache.load()
         if encoding is None:
-            started = time.perf_counter()
-            splits = [parse(split, files, needs_labels.get(split, False)) for split, files in raw.items()]
-            tokens = {name: _keys(name, path) for name, path in keys.items()}
-            encoding = Encoding.fit(columns, splits[0], splits[1:], dataset.min_categr_count, tokens, dataset.roles)
-            _write_pretrained(cache, encoding, keys, dataset.roles.target)
-            cache.save(encoding)
-            logger.info(f"{raw['train'].path}: vocabularies built in {time.perf_counter() - started:.1f} s")
+            encoding = _fit(dataset, columns, raw, keys, cache, parsed, needs_labels)
         encoding, cache = _as_trained(cache, encoding, columns, keys, dataset, vocabularies, raw["train"].path)
         for split, path in paths.items():
-            of_user = split == "test" and scratch is not None
-            suffix = Path(path).suffix[1:]
-            kind = suffix if of_user and suffix in ("csv", "parquet") else dataset.data_format
-            files = RawFiles(Path(path), kind, dataset.sep)
-            target = scratch / "test.parquet" if of_user and scratch else cache.split_path(split, files.hash)
-            if needs_labels.get(split) is None and not target.exists() and not of_user:
-                # Without its labels, which a later run may read.
-                target = cache.split_path(f"unlabelled-{split}", files.hash)
-            changes[f"{split}_data"] = str(target)
-            if target.exists():
-                logger.info(f"{path}: already encoded, {target} is used")
-                continue
-            started = time.perf_counter()
-            source = parse("other" if of_user else split, files, needs_labels[split])
-            cache.write(target, partial(encoding.write, source))
-            logger.info(f"{path}: encoded in {time.perf_counter() - started:.1f} s, written to {target}")
+            of_user = scratch if split == "test" else None
+            changes[f"{split}_data"] = str(
+                _encode_split(split, path, dataset, encoding, cache, parsed, needs_labels.get(split), of_user)
+            )
     changes["feature_cols"] = [_encoded_spec(c, encoding) for c in columns if c.type != "label"]
     return changes, cache.folder
 
 
+class _ParsedSplits:
+    """The splits that were parsed, each once, with temporary files in a folder."""
+
+    def __init__(self, columns: Sequence[RawColumn], folder: Path) -> None:
+        self.columns, self.folder = columns, folder
+        self._found: dict[str, RawSplit] = {}
+
+    def of(self, name: str, files: RawFiles, needs_label: bool | None) -> RawSplit:
+        """Return a split, parsed."""
+        if name not in self._found:
+            self._found[name] = RawSplit(files, self.columns, self.folder / f"{name}.parquet", needs_label)
+        return self._found[name]
+
+
+def _fit(
+    dataset: DatasetConfig,
+    columns: Sequence[RawColumn],
+    raw: Mapping[str, RawFiles],
+    keys: Mapping[str, Path],
+    cache: Cache,
+    parsed: _ParsedSplits,
+    needs_labels: Mapping[str, bool | None],
+) -> Encoding:
+    """Build an encoding from the training split and write it into the cache."""
+    started = time.perf_counter()
+    splits = [parsed.of(split, files, needs_labels.get(split, False)) for split, files in raw.items()]
+    tokens = {name: _keys(name, path) for name, path in keys.items()}
+    encoding = Encoding.fit(columns, splits[0], splits[1:], dataset.min_categr_count, tokens, dataset.roles)
+    _write_pretrained(cache, encoding, keys, dataset.roles.target)
+    cache.save(encoding)
+    logger.info(f"{raw['train'].path}: vocabularies built in {time.perf_counter() - started:.1f} s")
+    return encoding
+
+
+def _encode_split(
+    split: str,
+    path: str,
+    dataset: DatasetConfig,
+    encoding: Encoding,
+    cache: Cache,
+    parsed: _ParsedSplits,
+    needs_label: bool | None,
+    of_user: Path | None,
+) -> Path:
+    """Return the file of an encoded split, written unless it is in the cache; ``of_user``: a folder to write it to."""
+    suffix = Path(path).suffix[1:]
+    kind = suffix if of_user is not None and suffix in ("csv", "parquet") else dataset.data_format
+    files = RawFiles(Path(path), kind, dataset.sep)
+    target = cache.split_path(split, files.hash) if of_user is None else of_user / "test.parquet"
+    if needs_label is None and not target.exists() and of_user is None:
+        # Without its labels, which a later run may read.
+        target = cache.split_path(f"unlabelled-{split}", files.hash)
+    if target.exists():
+        logger.info(f"{path}: already encoded, {target} is used")
+        return target
+    started = time.perf_counter()
+    source = parsed.of(split if of_user is None else "other", files, needs_label)
+    cache.write(target, partial(encoding.write, source))
+    logger.info(f"{path}: encoded in {time.perf_counter() - started:.1f} s, written to {target}")
+    return target
+
+
 def _find_cache(
     dataset: DatasetConfig,
-    columns: Sequence[Column],
+    columns: Sequence[RawColumn],
     raw: Mapping[str, RawFiles],
     keys: Mapping[str, Path],
     root: Path,
@@ -158,7 +196,7 @@ def _find_cache(
         return kept
 
 
-def _encoding_settings(column: Column) -> dict[str, Any]:
+def _encoding_settings(column: RawColumn) -> dict[str, Any]:
     """Return what decides how a column is encoded, as it was given."""
     given = column.spec.model_dump(include=ENCODING_KEYS, exclude_unset=True)
     return given | {"type": column.type} | ({"copied": column.copied} if column.copied else {})
@@ -167,7 +205,7 @@ def _encoding_settings(column: Column) -> dict[str, Any]:
 def _as_trained(
     cache: Cache,
     encoding: Encoding,
-    columns: Sequence[Column],
+    columns: Sequence[RawColumn],
     keys: Mapping[str, Path],
     dataset: DatasetConfig,
     vocabularies: Vocabularies,
@@ -197,7 +235,7 @@ def _cache_of_run(cache: Cache, vocabularies: Vocabularies) -> Cache:
     return of_run
 
 
-def _splits_to_fit(config: ExperimentConfig, columns: Sequence[Column], scratch: Path | None) -> dict[str, str]:
+def _splits_to_fit(config: ExperimentConfig, columns: Sequence[RawColumn], scratch: Path | None) -> dict[str, str]:
     """Return the splits that decide the encoding: the vocabularies of meta columns cover all of them."""
     if not config.dataset.train_data:
         raise ConfigError(f"dataset {config.dataset_id}: train_data is missing; vocabularies are built from it")
@@ -207,7 +245,7 @@ def _splits_to_fit(config: ExperimentConfig, columns: Sequence[Column], scratch:
     return {split: path for split in splits if (path := config.dataset.path_of(split))}
 
 
-def _encoded_spec(column: Column, encoding: Encoding) -> EncodedFeature:
+def _encoded_spec(column: RawColumn, encoding: Encoding) -> EncodedFeature:
     """Return the entry of ``feature_cols`` of an encoded column."""
     spec = column.spec
     changes: dict[str, Any] = {}

@@ -19,7 +19,7 @@ from fuxictr_mm.errors import MissingFileError
 
 
 @dataclass(frozen=True)
-class Column:
+class ColumnSize:
     """A column by the footers of its files.
 
     Parameters
@@ -51,9 +51,9 @@ class Column:
         return self.dim or -(-self.entries // max(self.rows, 1))
 
 
-def read_columns(path: str | Path) -> dict[str, Column]:
+def read_columns(path: str | Path) -> dict[str, ColumnSize]:
     """Return the columns of a file or folder of part files."""
-    columns: dict[str, Column] = {}
+    columns: dict[str, ColumnSize] = {}
     for file in parquet.part_files(path):
         opened = parquet.open_parquet(file)
         footer = opened.metadata
@@ -63,7 +63,7 @@ def read_columns(path: str | Path) -> dict[str, Column]:
                 dim = kind.list_size
             if pa.types.is_list(kind) or pa.types.is_large_list(kind) or dim is not None:
                 kind = kind.value_type
-            found = columns.get(field.name, Column(0, 0, kind, dim))
+            found = columns.get(field.name, ColumnSize(0, 0, kind, dim))
             columns[field.name] = replace(found, rows=found.rows + footer.num_rows)
         # That of a list is NAME.list.element, and a name may hold dots as well.
         leaves = [f"{footer.schema.column(index).path}." for index in range(footer.num_columns)]
@@ -78,7 +78,7 @@ def read_columns(path: str | Path) -> dict[str, Column]:
     return columns
 
 
-def _with_chunk(column: Column, chunk: Any) -> Column:
+def _with_chunk(column: ColumnSize, chunk: Any) -> ColumnSize:
     column = replace(column, entries=column.entries + chunk.num_values)
     statistics = chunk.statistics
     if statistics is None or not statistics.has_min_max or not isinstance(statistics.max, int):
@@ -88,7 +88,7 @@ def _with_chunk(column: Column, chunk: Any) -> Column:
     return replace(column, largest=largest, smallest=smallest)
 
 
-def _with_partition(column: Column, value: pa.Scalar, rows: int) -> Column:
+def _with_partition(column: ColumnSize, value: pa.Scalar, rows: int) -> ColumnSize:
     column = replace(column, entries=column.entries + rows)
     if not pa.types.is_integer(value.type) or not value.is_valid:
         return column
@@ -171,10 +171,12 @@ def _of_rows(features: Sequence[Feature]) -> list[Feature]:
     return [f for f in features if f.is_context or f.is_further_history]
 
 
-def _item_columns(paths: Sequence[str], wanted: Sequence[Feature], target: str) -> tuple[Column, dict[str, Column]]:
+def _item_columns(
+    paths: Sequence[str], wanted: Sequence[Feature], target: str
+) -> tuple[ColumnSize, dict[str, ColumnSize]]:
     """Return the key and every wanted column, from the first path that has it, as ``ItemTable.from_parquet`` does."""
-    key: Column | None = None
-    found: dict[str, Column] = {}
+    key: ColumnSize | None = None
+    found: dict[str, ColumnSize] = {}
     present: set[str] = set()
     absent: MissingFileError | None = None
     for path in paths:
@@ -201,14 +203,14 @@ def _item_columns(paths: Sequence[str], wanted: Sequence[Feature], target: str) 
     return key, found
 
 
-def _count_items(key: Column, ids: str) -> int:
+def _count_items(key: ColumnSize, ids: str) -> int:
     """Return the number of items with padding: the largest id and one, or the rows where a vocabulary numbers them."""
     sparse = key.largest is not None and key.largest >= max(MANY_ITEMS, MAX_GAP * key.rows)
     numbered = ids == "vocabulary" or is_text(key.kind) or (key.smallest or 0) < 0 or (ids == "auto" and sparse)
     return 1 + (key.rows if numbered or key.largest is None else key.largest)
 
 
-def _row_bytes(feature: Feature, column: Column) -> int:
+def _row_bytes(feature: Feature, column: ColumnSize) -> int:
     """Return the bytes of a feature of one item."""
     if feature.type == "embedding":
         as_stored = column.kind == pa.int8() and feature.norm is None and feature.freeze_emb
@@ -216,7 +218,7 @@ def _row_bytes(feature: Feature, column: Column) -> int:
     return 4 * ((feature.max_len or 1) if feature.type == "sequence" else 1)
 
 
-def _split_bytes(columns: Mapping[str, Column], features: Sequence[Feature], config: ExperimentConfig) -> int:
+def _split_bytes(columns: Mapping[str, ColumnSize], features: Sequence[Feature], config: ExperimentConfig) -> int:
     """Return the bytes of a split in memory, see ``InteractionTable``."""
     roles, max_len = config.dataset.roles, config.max_len
     rows = columns[roles.target].rows

@@ -1,26 +1,20 @@
-"""Experiments of the report: runs grouped by configuration, their differences, and how they compare."""
+"""Experiments of the report: runs grouped by dataset and configuration."""
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from fuxictr_mm.config import NAMING_KEYS, with_text_keys
 from fuxictr_mm.errors import UserError
-from fuxictr_mm.evaluation.compare import Comparison, compare_groups
-from fuxictr_mm.evaluation.significance import ALPHA, Side
 from fuxictr_mm.runs import TEST_DATA, Run, differences, different_files, left_out, present_first
-from fuxictr_mm.terminal import DASH, MINUS, listed, number, plural, printable
+from fuxictr_mm.terminal import listed, number, plural
 
 
 @dataclass(frozen=True)
-class Experiment:
+class ExperimentRuns:
     """Runs that differ only in their seed.
 
     Parameters
@@ -83,14 +77,14 @@ class Gathered:
     ----------
     dataset_id : str
         Name of the dataset.
-    experiments : list of Experiment
+    experiments : list of ExperimentRuns
         In the order of their names.
     notes : list of str
         What is omitted, with the reason.
     """
 
     dataset_id: str
-    experiments: list[Experiment]
+    experiments: list[ExperimentRuns]
     notes: list[str]
 
 
@@ -123,21 +117,21 @@ def _of_dataset(dataset_id: str, runs: Sequence[Run], asked: set[str]) -> Gather
         else:
             why = "none of its metrics can be read" if run.is_usable else run.state
             notes.append(f"{run.expid}, run {run.run}, is left out: {why}")
-    experiments: list[Experiment] = []
+    experiments: list[ExperimentRuns] = []
     for expid, members in sorted(usable.items()):
         experiments += _of_experiment(expid, members, asked, notes)
     notes += different_files({experiment.name: experiment.newest for experiment in experiments})
     return Gathered(dataset_id, experiments, notes + _on_test(experiments))
 
 
-def _of_experiment(expid: str, runs: Sequence[Run], asked: set[str], notes: list[str]) -> list[Experiment]:
+def _of_experiment(expid: str, runs: Sequence[Run], asked: set[str], notes: list[str]) -> list[ExperimentRuns]:
     configurations: dict[str, list[Run]] = {}
     ordered = present_first(runs)
     if newer := left_out(runs, ordered[0]):
         notes.append(f"{expid}: {newer}")
     for run in ordered:
         configurations.setdefault(run.config_key, []).append(run)
-    found: list[Experiment] = []
+    found: list[ExperimentRuns] = []
     for index, group in enumerate(configurations.values()):
         kept = [run for run in group if run.run in asked] if index else group
         if len(kept) < len(group):
@@ -154,7 +148,7 @@ def _of_experiment(expid: str, runs: Sequence[Run], asked: set[str], notes: list
         if len(by_seed) < len(kept):
             notes.append(f"{expid}: one run of each seed is used ({len(by_seed)} of {len(kept)} runs)")
         name = expid if not found else f"{expid} ({kept[0].run})"
-        found.append(Experiment(name, list(by_seed.values())))
+        found.append(ExperimentRuns(name, list(by_seed.values())))
         if others := len(found[-1].runs) - len(found[-1].of_one_test_file):
             notes.append(
                 f"{name}: its runs have different test files; test metrics exclude those of "
@@ -163,7 +157,7 @@ def _of_experiment(expid: str, runs: Sequence[Run], asked: set[str], notes: list
     return found
 
 
-def _on_test(experiments: Sequence[Experiment]) -> list[str]:
+def _on_test(experiments: Sequence[ExperimentRuns]) -> list[str]:
     """Return a note where experiments were evaluated on different test files."""
     files: dict[str, list[str]] = {}
     for experiment in experiments:
@@ -201,261 +195,3 @@ def of_label(metrics: Mapping[str, Any], label: str) -> dict[str, Any]:
 def average(values: Sequence[float]) -> float | None:
     """Return the mean, None without values."""
     return statistics.fmean(values) if values else None
-
-
-#: Longest text of a setting, in characters.
-SHOWN = 160
-
-#: Keys of the environment that are not compared.
-OF_THE_MOMENT = ("command", "started_at")
-
-
-@dataclass(frozen=True)
-class Change:
-    """A setting that differs from the base's.
-
-    Parameters
-    ----------
-    key : str
-        The setting.
-    text : str
-        What it changes to, as ``True → False``, or for lists what is left out and what is added.
-    size : int
-        Size of the change: 1, or the number of entries for lists.
-    gone : tuple of str
-        Entries removed from a list, if nothing is added to it.
-    """
-
-    key: str
-    text: str
-    size: int
-    gone: tuple[str, ...] = field(default=(), repr=False)
-
-
-@dataclass(frozen=True)
-class Ablation:
-    """Experiments of one model, compared with the one that the others differ from least.
-
-    Parameters
-    ----------
-    model : str
-        Name of the model.
-    base : Experiment
-        The base.
-    others : list of (Experiment, list of Change)
-        The others, with what they change.
-    """
-
-    model: str
-    base: Experiment
-    others: list[tuple[Experiment, list[Change]]]
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return settings by dotted name; entries of a list of mappings are named by their ``name``.
-
-    Examples
-    --------
-    >>> flatten({"a": {"b": 1}, "c": [{"name": "x", "dim": 2}]})
-    {'a.b': 1, 'c.x': '{"dim": 2}'}
-    """
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            found |= flatten(value, f"{name}.")
-        elif isinstance(value, list) and value and all(isinstance(v, Mapping) and "name" in v for v in value):
-            for entry in value:
-                columns = entry["name"] if isinstance(entry["name"], list) else [entry["name"]]
-                rest = {k: v for k, v in entry.items() if k != "name"}
-                found[f"{name}.{','.join(map(str, columns))}"] = json.dumps(rest, sort_keys=True, default=str)
-        else:
-            found[name] = value
-    return found
-
-
-def settings_of(experiment: Experiment) -> dict[str, Any]:
-    """Return the settings of the configuration, without names and seed."""
-    config = with_text_keys(experiment.newest.config)
-    return flatten({k: v for k, v in config.items() if k not in NAMING_KEYS})
-
-
-def changes(base: Mapping[str, Any], other: Mapping[str, Any]) -> list[Change]:
-    """Return what other settings change of a base's.
-
-    Examples
-    --------
-    >>> changes({"senet": True, "use": ["a", "b"]}, {"senet": False, "use": ["b", "c"]})
-    [Change(key='senet', text='True → False', size=1), Change(key='use', text='− a, + c', size=2)]
-    """
-    found = []
-    for key in sorted(base.keys() | other.keys()):
-        before, after = base.get(key), other.get(key)
-        if before == after and (key in base) == (key in other):
-            continue
-        if isinstance(before, list) and isinstance(after, list) and set(map(str, before)) != set(map(str, after)):
-            gone = [printable(v) for v in before if v not in after]
-            new = [printable(v) for v in after if v not in before]
-            text = ", ".join([*(f"{MINUS} {v}" for v in gone), *(f"+ {v}" for v in new)])
-            found.append(Change(key, text, len(gone) + len(new), () if new else tuple(gone)))
-        else:
-            sides = [shown(s[key]) if key in s else DASH for s in (base, other)]
-            found.append(Change(key, " → ".join(sides), 1))
-    return found
-
-
-def ablations(experiments: Sequence[Experiment]) -> list[Ablation]:
-    """Return, for each model with several experiments, the base and what the others change.
-
-    The base is the experiment from which the others differ in the fewest settings; ties go to the shortest name.
-    """
-    models: dict[str, list[Experiment]] = {}
-    for experiment in experiments:
-        models.setdefault(experiment.newest.model, []).append(experiment)
-    found = []
-    for model, group in models.items():
-        if len(group) < 2:
-            continue
-        settings = {e.name: settings_of(e) for e in group}
-
-        def distance(experiment: Experiment, settings: dict[str, dict[str, Any]] = settings) -> tuple[int, int, str]:
-            name = experiment.name
-            return sum(c.size for s in settings.values() for c in changes(settings[name], s)), len(name), name
-
-        base = min(group, key=distance)
-        others = [(e, changes(settings[base.name], settings[e.name])) for e in group if e is not base]
-        found.append(Ablation(model, base, others))
-    return found
-
-
-def differing(columns: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
-    """Return the keys whose values differ among mappings, each with its value in every one."""
-    found = []
-    for key in sorted({key for column in columns for key in column}):
-        short, full = ([shown(c[key], width) if key in c else DASH for c in columns] for width in (SHOWN, 0))
-        if len(set(full)) > 1:
-            found.append((key, short if len(set(short)) == len(set(full)) else full))
-    return found
-
-
-def environments(experiments: Sequence[Experiment]) -> tuple[list[tuple[str, str]], list[tuple[str, list[str]]]]:
-    """Return the part of the environment that all runs have in common, and the part that differs by experiment.
-
-    If the runs of an experiment differ, all values are listed.
-    """
-    columns: list[dict[str, Any]] = []
-    for experiment in experiments:
-        column: dict[str, Any] = {}
-        for run in experiment.runs:
-            for key, value in run.environment.items():
-                if key not in OF_THE_MOMENT:
-                    column.setdefault(key, []).append(shown(value))
-        columns.append({key: ", ".join(dict.fromkeys(values)) for key, values in column.items()})
-    differ = differing(columns)
-    names = [key for key, _ in differ]
-    shared = [(key, value) for key, value in columns[0].items() if key not in names] if columns else []
-    return shared, differ
-
-
-def shown(value: Any, width: int = SHOWN) -> str:
-    """Return a setting as YAML text; above ``width`` characters its middle is left out."""
-    if value is None or isinstance(value, str | bool):
-        return printable("null" if value is None else value, width)
-    return printable(json.dumps(value, default=str, ensure_ascii=False), width)
-
-
-@dataclass(frozen=True)
-class Against:
-    """The difference between two experiments.
-
-    Parameters
-    ----------
-    value, low, high : float
-        Difference in mean AUC, first less second, and its 95 % interval.
-    shown : bool
-        Whether it is significant, corrected for the number of pairs.
-    seeds_known : bool
-        Whether there are enough seeds to estimate their spread; otherwise no difference is significant.
-    sentence : str
-        The conclusion of ``fuxictr-mm compare``.
-    """
-
-    value: float
-    low: float
-    high: float
-    shown: bool
-    seeds_known: bool
-    sentence: str
-
-
-@dataclass(frozen=True)
-class Comparisons:
-    """Comparison of the experiments of a dataset.
-
-    Parameters
-    ----------
-    comparison : Comparison or None
-        None if there is nothing to compare.
-    notes : list of str
-        Which experiments are missing, and what limits the conclusions.
-    """
-
-    comparison: Comparison | None
-    notes: list[str]
-
-    @property
-    def sides(self) -> dict[str, Side]:
-        """Sides by name of the experiment, best mean AUC first."""
-        sides = [] if self.comparison is None else self.comparison.sides
-        return {side.name: side for side in sorted(sides, key=lambda side: -side.mean)}
-
-    def interval(self, name: str) -> tuple[float, float] | None:
-        """Return the 95 % interval of an experiment's mean AUC over resampled users, for its present weights."""
-        if name not in self.sides:
-            return None
-        low, high = np.quantile(self.sides[name].samples.mean(axis=0), [ALPHA / 2, 1 - ALPHA / 2])
-        return float(low), float(high)
-
-    def against(self, first: str, second: str) -> Against | None:
-        """Return the difference of two experiments; None if they were not compared."""
-        for pair in [] if self.comparison is None else self.comparison.pairs:
-            if {pair.first.name, pair.second.name} == {first, second}:
-                found, sign = pair.found, 1 if pair.first.name == first else -1
-                low, high = sorted((sign * found.low, sign * found.high))
-                shown = found.is_significant(pair.corrected_p)
-                return Against(sign * found.value, low, high, shown, found.seeds is not None, pair.conclusion)
-        return None
-
-
-def compare_experiments(
-    experiments: Sequence[Experiment],
-    known: Sequence[Run],
-    track: Callable[[Iterable[int]], Any] = iter,
-    task: str | None = None,
-) -> Comparisons:
-    """Compare all pairs of experiments on their validation rows.
-
-    Parameters
-    ----------
-    experiments : sequence of Experiment
-        Of one dataset.
-    known : sequence of Run
-        All runs, also those that are not on the page: they may be further seeds.
-    track : callable
-        Wraps the iterable of chunks of bootstrap samples, to show progress.
-    task : str, optional
-        The label to compare on, for runs with several labels.
-    """
-    notes: list[str] = []
-    if not experiments:
-        return Comparisons(None, notes)
-
-    def leave_out(name: str, run: Run, reason: UserError) -> None:
-        notes.append(f"{name}, run {run.run}, is not compared: {reason}")
-
-    groups = {experiment.name: experiment.runs for experiment in experiments}
-    try:
-        found = compare_groups(groups, known, track=track, on_problem=leave_out, task=task)
-    except UserError as error:
-        return Comparisons(None, [*notes, f"no intervals and no comparison: {error}"])
-    return Comparisons(found, [*notes, *found.notes])

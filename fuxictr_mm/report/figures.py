@@ -7,8 +7,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fuxictr_mm.report.comparisons import Comparisons
 from fuxictr_mm.report.drawing import ACCENT, INK, MUTED, PALE, SERIES, Dot, Line, Panel, Plot, dots, limits, lines
-from fuxictr_mm.report.experiments import Comparisons, Experiment, average, history
+from fuxictr_mm.report.experiments import ExperimentRuns, average, history
 from fuxictr_mm.runs import Run, is_falling
 from fuxictr_mm.terminal import decimal, grouped, listed, number, plural, signed
 
@@ -22,7 +23,7 @@ MOST_DOTS = 20
 MOST_SEEDS = len(SERIES)
 
 
-def plot_intervals(comparisons: Comparisons, order: Sequence[Experiment]) -> Plot | None:
+def plot_intervals(comparisons: Comparisons, order: Sequence[ExperimentRuns]) -> Plot | None:
     """Plot each experiment's AUC with its interval over resampled users."""
     rows: list[Dot] = []
     for experiment in [e for e in order if e.name in comparisons.sides][:MOST_ROWS]:
@@ -45,12 +46,12 @@ def plot_intervals(comparisons: Comparisons, order: Sequence[Experiment]) -> Plo
     return dots("Validation AUC", caption, rows, "AUC on the validation rows")
 
 
-def _cut(experiments: Sequence[Experiment]) -> str:
+def _cut(experiments: Sequence[ExperimentRuns]) -> str:
     """Return the end of a caption where not all experiments are in the plot."""
     return f" Of the first {MOST_ROWS} of {len(experiments)} experiments." if len(experiments) > MOST_ROWS else ""
 
 
-def plot_differences(comparisons: Comparisons, order: Sequence[Experiment]) -> Plot | None:
+def plot_differences(comparisons: Comparisons, order: Sequence[ExperimentRuns]) -> Plot | None:
     """Plot each experiment's difference to the best with its interval."""
     named = [e.name for e in order if e.name in comparisons.sides]
     rows, alone = [], False
@@ -79,7 +80,7 @@ def plot_differences(comparisons: Comparisons, order: Sequence[Experiment]) -> P
     return dots(f"Difference to {named[0]}", caption, rows, "difference in AUC", reference=0.0)
 
 
-def plot_curves(experiments: Sequence[Experiment], metric: str) -> list[Plot]:
+def plot_curves(experiments: Sequence[ExperimentRuns], metric: str) -> list[Plot]:
     """Plot training loss and validation metric of each experiment's seeds, the others in the background."""
     curves = {e.name: [(run, history(run)) for run in e.runs] for e in experiments}
     everything = [entries for runs in curves.values() for _, entries in runs]
@@ -165,12 +166,12 @@ def seconds_per_epoch(run: Run) -> float | None:
     return known[-1][0] / known[-1][1] if known else None
 
 
-def speed_of(experiment: Experiment) -> list[float]:
+def speed_of(experiment: ExperimentRuns) -> list[float]:
     """Return the speed of each run that has one."""
     return [speed for run in experiment.runs if (speed := rows_per_second(run)) is not None]
 
 
-def plot_speed(experiments: Sequence[Experiment]) -> Plot | None:
+def plot_speed(experiments: Sequence[ExperimentRuns]) -> Plot | None:
     """Plot rows per second of each experiment, with a ring for each run."""
     rows = []
     for experiment in experiments[:MOST_ROWS]:

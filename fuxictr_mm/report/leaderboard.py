@@ -6,17 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fuxictr_mm.report.experiments import (
-    Ablation,
-    Against,
-    Change,
-    Comparisons,
-    Experiment,
-    average,
-    changes,
-    settings_of,
-)
+from fuxictr_mm.report.comparisons import Against, Comparisons
+from fuxictr_mm.report.experiments import ExperimentRuns, average
 from fuxictr_mm.report.figures import speed_of
+from fuxictr_mm.report.settings import Ablation, Change, changes, settings_of
 from fuxictr_mm.runs import is_falling
 from fuxictr_mm.terminal import decimal, number, plural, printable
 
@@ -30,7 +23,7 @@ class Row:
 
     Parameters
     ----------
-    experiment : Experiment
+    experiment : ExperimentRuns
         The experiment.
     interval : (float, float) or None
         95 % interval of its AUC.
@@ -42,7 +35,7 @@ class Row:
         Whether it is the best.
     """
 
-    experiment: Experiment
+    experiment: ExperimentRuns
     interval: tuple[float, float] | None
     against: Against | None
     speed: float | None
@@ -79,19 +72,19 @@ def conclusion_of(against: Against | None) -> str:
     return "no significant difference" if against.seeds_known or against.low <= 0 <= against.high else "seeds unknown"
 
 
-def metrics_of(experiments: Sequence[Experiment], split: str = "valid") -> list[str]:
+def metrics_of(experiments: Sequence[ExperimentRuns], split: str = "valid") -> list[str]:
     """Return the metrics of any experiment, AUC first."""
     names = dict.fromkeys(name for e in experiments for run in e.runs for name in getattr(run, split))
     known = [name for name in names if any(e.values(name, split) for e in experiments)]
     return sorted(known, key=lambda name: name != FIRST)
 
 
-def leaderboard(experiments: Sequence[Experiment], comparisons: Comparisons) -> list[Row]:
+def leaderboard(experiments: Sequence[ExperimentRuns], comparisons: Comparisons) -> list[Row]:
     """Return a row for each experiment, best first; those without the first metric last."""
     metrics = metrics_of(experiments)
     sign = -1 if metrics and is_falling(metrics[0]) else 1
 
-    def sort_key(experiment: Experiment) -> tuple[bool, float, str]:
+    def sort_key(experiment: ExperimentRuns) -> tuple[bool, float, str]:
         mean = experiment.mean(metrics[0]) if metrics else None
         return mean is None, 0.0 if mean is None else -sign * mean, experiment.name
 

@@ -13,11 +13,11 @@ from typing import Any
 
 from fuxictr_mm import __version__, terminal
 from fuxictr_mm.errors import ConfigError, UserError
-from fuxictr_mm.report import experiments as settings
-from fuxictr_mm.report import figures
+from fuxictr_mm.report import figures, settings
+from fuxictr_mm.report.comparisons import Comparisons, compare_experiments
 from fuxictr_mm.report.diagnosis_figures import findings_of, neighbours_of, plot_diagnosis, severities
 from fuxictr_mm.report.drawing import Plot
-from fuxictr_mm.report.experiments import Comparisons, Experiment, Gathered, compare_experiments
+from fuxictr_mm.report.experiments import ExperimentRuns, Gathered, history
 from fuxictr_mm.report.leaderboard import Reason, Row, conclusion_of, costliest, lead, leaderboard, metrics_of, needed
 from fuxictr_mm.runs import Run, best_epoch_was_last
 
@@ -104,7 +104,7 @@ def describe(
     if len(order) > MOST_CURVES:
         notes.append(f"learning curves of the first {MOST_CURVES} experiments only")
     for experiment in order:
-        late = [run for run in experiment.runs if best_epoch_was_last(settings.history(run), run.config)]
+        late = [run for run in experiment.runs if best_epoch_was_last(history(run), run.config)]
         if late:
             of = "" if len(experiment.runs) == 1 else f" in {len(late)} of {len(experiment.runs)} runs"
             last = f"the best epoch was the last allowed one, {late[0].config['epochs']}{of}"
@@ -177,7 +177,7 @@ def missing(error: ImportError) -> UserError:
     return ConfigError(f'report needs {error.name}, which is not installed: pip install "fuxictr-mm[report]"')
 
 
-def _diagnosed(order: Sequence[Experiment], notes: list[str]) -> list[Diagnosed]:
+def _diagnosed(order: Sequence[ExperimentRuns], notes: list[str]) -> list[Diagnosed]:
     found: list[Diagnosed] = []
     for experiment in order:
         for run in experiment.runs:
@@ -210,7 +210,7 @@ def _diagnosed(order: Sequence[Experiment], notes: list[str]) -> list[Diagnosed]
     return found
 
 
-def _speed(experiment: Experiment, run: Any) -> dict[str, Any]:
+def _speed(experiment: ExperimentRuns, run: Any) -> dict[str, Any]:
     return {
         "name": experiment.name,
         "run": run.run,

@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from copy import copy
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 
     from fuxictr_mm.data.dataset import Dataset
     from fuxictr_mm.experiment import Experiment
+    from fuxictr_mm.serving.prepared import Prepared
     from fuxictr_mm.serving.tables import Parts
+    from fuxictr_mm_serving.graphs import Graph
 
 #: Largest difference to the model that an export may have, by the precision of its tables or of its layers' weights.
 TOLERANCES = {"fp32": 1e-5, "fp16": 5e-3, "int8-tables": 5e-2, "int8-weights": 0.1}
@@ -85,13 +88,52 @@ def export(
         A package is missing; no such weights; a model that cannot be exported; scores that differ from the model's;
         the folder exists already or cannot be written.
     """
-    from fuxictr_mm.data.numbering import all_items_in
-    from fuxictr_mm.serving import tables
-    from fuxictr_mm.serving.prepared import Prepared
     from fuxictr_mm_serving.manifest import MANIFEST
 
     parts_of = _choose_parts(experiment, format, precision)
     check_folder_to_write(out, [MANIFEST], overwrite)
+    source = _read_source(experiment, parts_of, weights, items, of_owner=ids == "source")
+    parity: dict[str, Any] = {}
+
+    def write(folder: Path) -> None:
+        parity.update(_write(source, folder, "pt2" if format == "pt2" else "onnx", precision, tolerance))
+
+    def write_repository(folder: Path) -> None:
+        from fuxictr_mm.serving.triton import Repository
+        from fuxictr_mm_serving.manifest import read_manifest
+
+        with tempfile.TemporaryDirectory(dir=folder.parent) as name:
+            written = Path(name)
+            write(written)
+            Repository(written, folder, experiment.config.expid, read_manifest(written)).write()
+
+    write_folder(out, write_repository if format == "triton" else write)
+    return parity
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What is exported: a trained model with its data, and its scores over the validation rows.
+
+    ``prepared`` are the owner's values of ``columns`` of ids; ``items`` the folder of a later log, if they are its.
+    """
+
+    experiment: Experiment
+    model: Any
+    dataset: Dataset
+    parts: Parts
+    expected: np.ndarray
+    prepared: Prepared | None
+    columns: list[str]
+    items: Path | None
+
+
+def _read_source(
+    experiment: Experiment, parts_of: Callable[..., Parts], weights: Path | None, items: Path | None, of_owner: bool
+) -> _Source:
+    """Load data and model, take the model apart, and score the validation rows with it."""
+    from fuxictr_mm.serving.prepared import Prepared
+
     checkpoint = experiment.find_weights(weights)
     experiment.prepare_process()
     experiment = experiment if items is None else _with_items(experiment, items)
@@ -103,55 +145,56 @@ def export(
     expected = _predict_finite(experiment, model, dataset)
     given = [entry["name"] for entry, _ in parts.ids]
     sizes = _sizes(dataset, [*parts.context, *parts.code_columns, *given])
-    prepared = Prepared.of(dataset, experiment.config.dataset.item_files, sizes) if ids == "source" else None
-    parity: dict[str, Any] = {}
-    limit = TOLERANCES[precision] if tolerance is None else tolerance
-    takes_rounding = tolerance is None and precision == "fp32"
+    prepared = Prepared.of(dataset, experiment.config.dataset.item_files, sizes) if of_owner else None
+    columns = [name for name in (*parts.code_columns, *given) if name in sizes]
+    return _Source(experiment, model, dataset, parts, expected, prepared, columns, items)
+
+
+def _write(source: _Source, folder: Path, form: str, precision: str, tolerance: float | None) -> dict[str, Any]:
+    """Write an export, and return what ``parity.json`` holds."""
+    from fuxictr_mm.data.numbering import all_items_in
+    from fuxictr_mm.serving import tables
+    from fuxictr_mm.serving.graph_files import quantize_weights, write_graphs
+
+    parts, dataset, prepared = source.parts, source.dataset, source.prepared
+    files, opened = write_graphs(parts.graphs, folder, form, type(source.model).__name__)
+    if precision == "int8-weights":
+        for name in files.keys() & {"rows", "candidates"}:
+            quantize_weights(folder / files[name])
+    manifest = _describe(source.experiment, parts, dataset, files, precision)
+    if source.items is not None:
+        manifest["numbering"] |= all_items_in(source.items)
+    if opened is not None:  # graphs of ONNX have names
+        manifest["ports"] = {name: {"inputs": g.inputs, "outputs": g.outputs} for name, g in opened.items()}
+    tables.write_tables(parts, dataset, folder, manifest, precision)
+    if prepared is not None:
+        prepared.describe(manifest, source.columns)
+    if len(dataset.vocabularies) or dataset.items.vocabulary is not None or prepared is not None:
+        manifest["vocabulary"] = "vocabulary.json"
+        own = {} if prepared is None else prepared.vocabularies
+        tables.write_vocabularies(dataset, folder / "vocabulary.json", own)
+    _write_manifest(folder, manifest)
+    parity = _compare(source, folder, opened, precision, tolerance)
+    (folder / "parity.json").write_text(_json(parity), encoding="utf-8")
+    _write_manifest(folder, manifest)  # now with the checksum of parity.json
+    return parity
+
+
+def _compare(
+    source: _Source, folder: Path, opened: Mapping[str, Graph] | None, precision: str, tolerance: float | None
+) -> dict[str, Any]:
+    """Compare the scores of a folder with the model's; without a ``tolerance``, its rounding errors are tolerated."""
+    from fuxictr_mm.serving.parity import compare, differences
+
+    experiment, dataset, expected = source.experiment, source.dataset, source.expected
 
     def rounding() -> np.ndarray:
-        from fuxictr_mm.serving.parity import differences
-
-        found = _predict(experiment, model, dataset, batches=FEW_BATCHES, batch_size=SMALL_BATCH)
+        found = _predict(experiment, source.model, dataset, batches=FEW_BATCHES, batch_size=SMALL_BATCH)
         return differences(found, expected[: len(found)])
 
-    def write(folder: Path) -> None:
-        from fuxictr_mm.serving.graph_files import quantize_weights, write_graphs
-        from fuxictr_mm.serving.parity import compare
-
-        files, opened = write_graphs(parts.graphs, folder, "pt2" if format == "pt2" else "onnx", type(model).__name__)
-        if precision == "int8-weights":
-            for name in files.keys() & {"rows", "candidates"}:
-                quantize_weights(folder / files[name])
-        manifest = _describe(experiment, parts, dataset, files, precision)
-        if items is not None:
-            manifest["numbering"] |= all_items_in(items)
-        if opened is not None:  # graphs of ONNX have names
-            manifest["ports"] = {name: {"inputs": g.inputs, "outputs": g.outputs} for name, g in opened.items()}
-        tables.write_tables(parts, dataset, folder, manifest, precision)
-        if prepared is not None:
-            prepared.describe(manifest, [name for name in (*parts.code_columns, *given) if name in sizes])
-        if len(dataset.vocabularies) or dataset.items.vocabulary is not None or prepared is not None:
-            manifest["vocabulary"] = "vocabulary.json"
-            own = {} if prepared is None else prepared.vocabularies
-            tables.write_vocabularies(dataset, folder / "vocabulary.json", own)
-        _write_manifest(folder, manifest)
-        parity.update(
-            compare(experiment, folder, opened, expected, dataset, limit, rounding if takes_rounding else None)
-        )
-        (folder / "parity.json").write_text(_json(parity), encoding="utf-8")
-        _write_manifest(folder, manifest)  # now with the checksum of parity.json
-
-    def write_repository(folder: Path) -> None:
-        from fuxictr_mm.serving.triton import Repository
-        from fuxictr_mm_serving.manifest import read_manifest
-
-        with tempfile.TemporaryDirectory(dir=folder.parent) as name:
-            source = Path(name)
-            write(source)
-            Repository(source, folder, experiment.config.expid, read_manifest(source)).write()
-
-    write_folder(out, write_repository if format == "triton" else write)
-    return parity
+    limit = TOLERANCES[precision] if tolerance is None else tolerance
+    tolerated = rounding if tolerance is None and precision == "fp32" else None
+    return compare(experiment, folder, opened, expected, dataset, limit, tolerated)
 
 
 def _with_items(experiment: Experiment, folder: Path) -> Experiment:
@@ -226,9 +269,9 @@ def _describe(
     """Return the manifest, without tables and checksums."""
     import torch
 
-    from fuxictr_mm.data.numbering import NUMBERING
     from fuxictr_mm.data.numbers import scales_of
     from fuxictr_mm_serving.manifest import FORMATS
+    from fuxictr_mm_serving.prepared import NUMBERING
 
     roles = experiment.config.dataset.roles
     features = {feature.name: feature for feature in dataset.features}

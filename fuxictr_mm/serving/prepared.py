@@ -13,11 +13,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fuxictr_mm.data.numbering import digest_of
-from fuxictr_mm.data.prepared import ITEM_FILE, MANIFEST, SCALED, VOCABULARIES
 from fuxictr_mm.data.schema import ITEM_ID
 from fuxictr_mm.data.vocabulary import Vocabulary, plain
 from fuxictr_mm.errors import UserError
 from fuxictr_mm.files import read_json
+from fuxictr_mm_serving.prepared import ITEM_FILE, MANIFEST, SCALED, SOURCE_ID, VOCABULARIES
 
 if TYPE_CHECKING:
     from fuxictr_mm.data.dataset import Dataset
@@ -59,7 +59,7 @@ class Prepared:
         folder = next((folder for folder in map(_folder_of, item_files) if folder is not None), None)
         if folder is None or dataset.items.vocabulary is not None:
             return None
-        items = _read(folder / ITEM_FILE, ITEM_ID, "source_id")
+        items = _read(folder / ITEM_FILE, ITEM_ID, SOURCE_ID)
         if items is None or len(items) + 1 < dataset.items.num_items:
             logger.warning(f"{folder / ITEM_FILE}: source_id has no id for each item; requests take the numbers")
             return None

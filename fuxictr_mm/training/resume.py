@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -35,6 +35,9 @@ FORMAT = 4
 STEP, PARTIAL = "step-", "partial"
 #: All but the tensors.
 CONTENT = "state.json"
+
+#: What ``mismatch`` returns besides paths.
+CONFIGURATION, MODEL_FILE = "configuration", "model file"
 
 
 @dataclass
@@ -216,20 +219,20 @@ class TrainingCheckpoint:
         if folder is None:
             return None
         content = read_content(folder)
-        if content["config_hash"] != self.config_hash:
+        differs = mismatch(content, [self.config_hash], self.model_code, self.data)
+        if differs == CONFIGURATION:
             raise UserError(
                 f"{self.path}: is a training checkpoint of another configuration of this experiment; "
                 "restore that configuration, or start again without --resume"
             )
-        if content.get("model_code", self.model_code) != self.model_code:
+        if differs == MODEL_FILE:
             raise UserError(
                 f"{self.path}: is a training checkpoint of another version of the file of the model "
                 f"{model}; restore that file, or start again without --resume"
             )
-        theirs = content.get("data", self.data)
-        if changed := [path for path in self.data if theirs.get(path) != self.data[path]]:
+        if differs is not None:
             raise UserError(
-                f"{changed[0]}: has changed since the training checkpoint {self.path} was written; restore it, or "
+                f"{differs}: has changed since the training checkpoint {self.path} was written; restore it, or "
                 "start again without --resume"
             )
         return content
@@ -282,6 +285,21 @@ def hashes_of_data(settings: Mapping[str, Any], hashes: Mapping[str, Any]) -> di
     """Return what training reads, path to hash, of the hashes of all files of the flat settings."""
     paths = dict(data_paths(settings))
     return {paths[name]: value for name, value in hashes.items() if name != "test_data"}
+
+
+def mismatch(
+    content: Mapping[str, Any], config_hashes: Collection[str], model_code: str, data: Mapping[str, Any]
+) -> str | None:
+    """Return in what a checkpoint differs from a run: ``CONFIGURATION``, ``MODEL_FILE`` or the path of its data.
+
+    What a checkpoint does not contain is not compared.
+    """
+    if content["config_hash"] not in config_hashes:
+        return CONFIGURATION
+    if content.get("model_code", model_code) != model_code:
+        return MODEL_FILE
+    theirs = content.get("data", data)
+    return next((path for path in data if theirs.get(path) != data[path]), None)
 
 
 def newest_checkpoint(path: Path) -> Path | None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
-import json
 import logging
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime
@@ -17,17 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from fuxictr_mm.config import DatasetConfig, ExperimentConfig, checkpoint_hash
+from fuxictr_mm.config import DatasetConfig, checkpoint_hash
 from fuxictr_mm.data.dataset import Dataset
 from fuxictr_mm.data.fingerprint import changed_data, data_hashes
 from fuxictr_mm.data.interactions import InteractionTable
 from fuxictr_mm.data.numbers import unscaled
 from fuxictr_mm.data.shards import Shard
 from fuxictr_mm.data.vocabulary import Vocabularies
-from fuxictr_mm.errors import ConfigError, DataError, UserError
+from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.files import write_json
 from fuxictr_mm.logs import LogFiles
-from fuxictr_mm.metrics import find_undefined, leave_out, parse_metric, split_task
 from fuxictr_mm.runs import (
     DATA,
     MODEL_CODE,
@@ -43,6 +40,7 @@ from fuxictr_mm.training import distributed, loop
 from fuxictr_mm.training.baselines import warn_of_baselines
 from fuxictr_mm.training.callbacks import Callback, RunWriter, TensorBoardLogger, is_installed
 from fuxictr_mm.training.checkpoints import setting_differences
+from fuxictr_mm.training.metric_checks import check_metrics_of_valid, metrics_of_test
 from fuxictr_mm.training.resume import (
     TrainingCheckpoint,
     hashes_of_data,
@@ -51,6 +49,7 @@ from fuxictr_mm.training.resume import (
     remove_checkpoints,
     streams_of,
 )
+from fuxictr_mm.training.settings_text import describe_settings
 
 if TYPE_CHECKING:
     from fuxictr_mm.experiment import Experiment
@@ -100,7 +99,7 @@ class TrainingRun:
             # Those of the interrupted run, whatever the number of processes was.
             shard = experiment.make_shard() if newest is None else distributed.make_shard(streams_of(newest))
             dataset = experiment.load_dataset(splits, None if newest is None else self.paths.weights, shard)
-            self._check_metrics(dataset)
+            check_metrics_of_valid(config, dataset)
             _warn_of_unscaled(dataset, config.dataset)
             model = experiment.build_model(dataset)
             if self.results_csv is not None:
@@ -218,7 +217,7 @@ class TrainingRun:
     ) -> Run:
         experiment, config = self.experiment, self.config
         logger.info(describe_settings(experiment))
-        test_metrics = self._test_metrics(dataset)
+        test_metrics = metrics_of_test(config, dataset)
         train = experiment.make_loader(
             dataset.splits["train"], model, shuffle=config.shuffle, training=True, shard=shard
         )
@@ -267,80 +266,6 @@ class TrainingRun:
                 append_result(result, config.dataset_id, self.results_csv)
         return experiment.run_of(result, None if writer is None else writer.path)
 
-    def _check_metrics(self, dataset: Dataset) -> None:
-        """Refuse metrics of the validation rows that no training could change, before it begins.
-
-        Raises
-        ------
-        DataError
-            No group has rows of both classes; a metric of classes is to be computed of labels other than 0 and 1.
-        """
-        config = self.config
-        monitored = [config.monitor] if isinstance(config.monitor, str) else list(config.monitor)
-        for name, reason in self._beyond_classes(dataset, "valid", [*monitored, *config.metrics]).items():
-            raise DataError(
-                f"{config.dataset.valid_data}: {reason}, which {name} needs; for a regression write metrics: [RMSE, "
-                "MAE], monitor: RMSE, monitor_mode: min"
-            )
-        found = {f"monitor: {k}": v for k, v in self._undefined(dataset, "valid", monitored, constant=True).items()}
-        found |= {f"metrics: {k}": v for k, v in self._undefined(dataset, "valid", config.metrics).items()}
-        for name, reason in found.items():
-            raise DataError(
-                f"{config.dataset.valid_data}: {reason} (group_id: {config.group_id}), which {name} needs; set another "
-                "metric, or group_id to a coarser column"
-            )
-
-    def _beyond_classes(self, dataset: Dataset, split: str, metrics: Sequence[str]) -> dict[str, str]:
-        """Return metrics that need labels 0 and 1, with the reason, of regressions whose labels are other numbers."""
-        if set(self.config.tasks.values()) != {"regression"}:
-            return {}
-        names = [name for name in metrics if parse_metric(split_task(name, self._tasks)[1]).needs_classes]
-        if not names:
-            return {}
-        label = distributed.gather_rows(dataset.splits[split].labels_and_groups()[0])
-        others = label[(label != 0) & (label != 1) & ~label.isnan()]
-        return dict.fromkeys(names, f"a label is {others[0]:g} instead of 0 or 1") if len(others) else {}
-
-    @property
-    def _tasks(self) -> list[str]:
-        """Names of several labels; empty for one."""
-        labels = self.config.dataset.label_names
-        return labels if len(labels) > 1 else []
-
-    def _undefined(
-        self, dataset: Dataset, split: str, metrics: Sequence[str], constant: bool = False
-    ) -> dict[str, str]:
-        tasks = self._tasks
-        if not any(parse_metric(split_task(name, tasks)[1]).needs_group for name in metrics):
-            return {}  # a split on disk would be read
-        label, group = dataset.splits[split].labels_and_groups()
-        group = None if group is None else distributed.gather_rows(group)
-        kinds = list(self.config.tasks.values())
-        return find_undefined(distributed.gather_rows(label), metrics, group, tasks, constant, kinds)
-
-    def _test_metrics(self, dataset: Dataset) -> list[str]:
-        """Return the metrics that can be computed of the test rows, and warn of the others."""
-        if not self._test_has_labels(dataset):
-            return []
-        metrics = self.config.metrics
-        undefined = self._beyond_classes(dataset, "test", metrics)
-        undefined |= self._undefined(dataset, "test", [name for name in metrics if name not in undefined])
-        return leave_out(metrics, undefined, str(self.config.dataset.test_data))
-
-    def _test_has_labels(self, dataset: Dataset) -> bool:
-        """Whether the test rows have labels; warns of one that is the same in all rows, a placeholder."""
-        summary = dataset.summaries.get("test")
-        if summary is None or not summary.labels:
-            return False
-        if all(len(v) < 2 for v in summary.labels) and "regression" not in self.config.tasks.values():
-            values = ", ".join(f"{min(v):g}" if v else "missing" for v in summary.labels)
-            logger.warning(
-                f"{self.config.dataset.test_data}: the label is {values} in all {summary.num_rows} rows and "
-                "is treated as a placeholder; no test metrics are computed"
-            )
-            return False
-        return True
-
     def _callbacks(self, writer: RunWriter | None) -> list[Callback]:
         if writer is None:
             return []
@@ -360,39 +285,6 @@ def _group_texts(dataset: Dataset) -> dict[str, Any]:
         except UserError as error:  # deleted since
             logger.warning(f"{error}; the groups of {split} rows are written as hashes")
     return found
-
-
-def describe_settings(experiment: Experiment) -> str:
-    """Return a line for each setting that differs from its default, except the features."""
-    settings = experiment.config.to_dict()
-    defaults = default_settings(experiment.model_class)
-    differing = [key for key, value in settings.items() if key not in defaults or value != defaults[key]]
-    first = ("model", "dataset_id", "description")
-    hidden = (*first, "model_id", "feature_cols", "label_col")
-    names = [*(key for key in first if settings.get(key)), *(key for key in differing if key not in hidden)]
-    shown = {name: _as_text(settings[name]) for name in names}
-    width = max(map(len, shown))
-    lines = [f"  {name:{width}}  {text}" for name, text in shown.items()]
-    return "\n".join([f"{experiment.config.expid}, settings that differ from the defaults:", *lines])
-
-
-def _as_text(value: Any) -> str:
-    if isinstance(value, list) and all(isinstance(part, str) for part in value):
-        return ", ".join(value)
-    return " ".join(value.split()) if isinstance(value, str) else json.dumps(value, default=str)
-
-
-def default_settings(model_class: type) -> dict[str, Any]:
-    """Return the default of every setting that has one, those of the model by its constructors."""
-    defaults: dict[str, Any] = {}
-    for cls in reversed(model_class.__mro__):
-        init = vars(cls).get("__init__")
-        if init is not None and not cls.__module__.startswith(("torch.", "builtins")):
-            parameters = inspect.signature(init).parameters.values()
-            defaults |= {p.name: p.default for p in parameters if p.default is not p.empty}
-    fields = {**DatasetConfig.model_fields, **ExperimentConfig.model_fields}
-    defaults |= {name: field.default for name, field in fields.items() if not field.is_required()}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in defaults.items()}
 
 
 def _warn_of_unscaled(dataset: Dataset, config: DatasetConfig) -> None:

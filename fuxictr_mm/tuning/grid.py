@@ -13,7 +13,7 @@ from fuxictr_mm.config import checkpoint_hash, config_hash, list_experiments
 from fuxictr_mm.data.fingerprint import data_hashes
 from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.files import try_lock
-from fuxictr_mm.training.resume import hashes_of_data, newest_checkpoint, read_content
+from fuxictr_mm.training.resume import hashes_of_data, mismatch, newest_checkpoint, read_content
 from fuxictr_mm.tuning.runner import run_trials
 from fuxictr_mm.tuning.source import AS_CONFIGURED, Source
 from fuxictr_mm.tuning.trial import Trial, TrialResult, Trials, load_each, warn_of_changed_data
@@ -109,7 +109,8 @@ def run_grid(
     """
     trials = _Grid(config_dir, tag, source)
     if not quiet:
-        warn_of_changed_data((trial.outdated() for trial in trials.waiting), "trial")
+        experiments = [trial.experiment for trial in trials.waiting if trial.experiment is not None]
+        warn_of_changed_data((one.outdated_result() for one in experiments), "trial")
     run_trials(trials, config_dir, gpus, script, source.arguments, quiet)
     return trials.results()
 
@@ -124,10 +125,7 @@ class _Grid(Trials):
             listing = ", ".join(names)
             raise ConfigError(f"{config_dir}: no experiment id contains the tag '{tag}' (there are: {listing})")
         load = partial(source.load, config=config_dir)
-        trials = [
-            Trial(each.config.expid, each.config.to_dict(), each.paths, model_code=each.model_code)
-            for each in load_each(kept, load, str(config_dir))
-        ]
+        trials = [Trial(each.config.expid, each) for each in load_each(kept, load, str(config_dir))]
         self.total = len(trials)
         self._locks = Path(config_dir) / "locks"
         self._results = {trial.expid: trial.result(skipped=True) for trial in trials}
@@ -158,7 +156,7 @@ class _Grid(Trials):
 
 def _is_interrupted(trial: Trial) -> bool:
     """Whether a trial has a training checkpoint of these very settings, model file and data."""
-    assert trial.paths is not None
+    assert trial.experiment is not None
     try:
         newest = newest_checkpoint(trial.paths.checkpoint)
         if newest is None:
@@ -168,7 +166,4 @@ def _is_interrupted(trial: Trial) -> bool:
         return False
     data = hashes_of_data(trial.params, data_hashes(trial.params))
     hashes = [checkpoint_hash(trial.params, in_memory) for in_memory in (True, False)]
-    # What a checkpoint does not contain is not compared, as in the run that resumes from it.
-    is_same = found["config_hash"] in hashes and found.get("model_code", trial.model_code) == trial.model_code
-    theirs = found.get("data", data)
-    return is_same and all(theirs.get(path) == value for path, value in data.items())
+    return mismatch(found, hashes, trial.experiment.model_code, data) is None

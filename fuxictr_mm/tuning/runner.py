@@ -115,7 +115,6 @@ class _Child:
         """Return the reason why the process ended without a result."""
         code = self.process.returncode
         if code == 0:
-            assert self.trial.paths is not None
             return f"no result of this configuration in {self.trial.paths.folder}"
         return _last_line(self.log) or f"exit code {code} without output"
 

@@ -140,7 +140,7 @@ class _Variants(Trials):
 
     def __init__(self, variants: Mapping[str, tuple[Experiment, tuple[str, ...]]], expid: str, resume: bool) -> None:
         self._trials = [
-            Trial(expid, one.config.to_dict(), one.paths, number=number, arguments=given, name=f"{expid}.{name}")
+            Trial(expid, one, number=number, arguments=given, name=f"{expid}.{name}")
             for number, (name, (one, given)) in enumerate(variants.items())
         ]
         experiments = [one for one, _ in variants.values()]

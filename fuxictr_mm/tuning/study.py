@@ -316,13 +316,12 @@ class _StudyTrials:
             self._note(number, "expid", expid)
         watch = self._watches[number] = _Watch(0, time.monotonic())
         self._ran.add(number)
-        trial = Trial(expid, {}, None, lock, number)
+        trial = Trial(expid, lock=lock, number=number)
         error = ""
         try:
             _write_experiment(self._folder, self._tuner, expid, point)
             experiment = self._source.load(expid, self._folder)
-            params, code = experiment.config.to_dict(), experiment.model_code
-            trial = Trial(expid, params, experiment.paths, lock, number, model_code=code)
+            trial = Trial(expid, experiment, lock, number)
             is_done = trial.result() is not None
             if not is_done and newest_checkpoint(experiment.paths.checkpoint) is None:
                 watch.before = newest_evaluations(experiment.paths.runs)  # of a failed try, which begins again
@@ -367,7 +366,6 @@ class _StudyTrials:
         """Report new evaluations, up to one at which the trial should end."""
         from optuna.exceptions import UpdateFinishedTrialError
 
-        assert trial.paths is not None
         if watch.before is not None and watch.before == newest_evaluations(trial.paths.runs):
             return
         watch.before = None
@@ -395,7 +393,7 @@ class _StudyTrials:
 
         number = trial.number
         self._look_again = 0.0
-        result = trial.result() if trial.params else None
+        result = trial.result()
         lost = self._is_lost(number)
         watch = self._watches.pop(number)
         if lost:
@@ -412,7 +410,6 @@ class _StudyTrials:
                 return
             error = f"the monitored metric is {value}"
         elif watch.pruned:
-            assert trial.paths is not None
             evaluations = read_evaluations(trial.paths.runs)[: watch.reported]
             if evaluations:
                 valid = {name: evaluations[-1][name] for name in trial.params["metrics"] if name in evaluations[-1]}

@@ -6,13 +6,15 @@ import math
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from fuxictr_mm.checking import SettingsError
-from fuxictr_mm.config import config_hash
-from fuxictr_mm.data.fingerprint import changed_data
 from fuxictr_mm.files import InheritedLock
-from fuxictr_mm.runs import DATA, MODEL_CODE, RunPaths, monitored, read_result
+from fuxictr_mm.runs import RunPaths, monitored
+
+if TYPE_CHECKING:
+    from fuxictr_mm.experiment import Experiment
 
 Loaded = TypeVar("Loaded")
 
@@ -75,10 +77,8 @@ class Trial:
     ----------
     expid : str
         Experiment id.
-    params : dict
-        Resolved parameters.
-    paths : RunPaths, optional
-        Where its files are; None if not known yet.
+    experiment : Experiment, optional
+        What is trained; None if its settings are invalid.
     lock : InheritedLock, optional
         Protects its files from other processes.
     number : int
@@ -87,39 +87,34 @@ class Trial:
         More arguments for the script.
     name : str
         Name of its log; the experiment id if empty.
-    model_code : str
-        Hash of the model's file.
     """
 
     expid: str
-    params: dict[str, Any]
-    paths: RunPaths | None = None
+    experiment: Experiment | None = None
     lock: InheritedLock | None = None
     number: int = -1
     arguments: tuple[str, ...] = ()
     name: str = ""
-    model_code: str = ""
+
+    @cached_property
+    def params(self) -> dict[str, Any]:
+        """Resolved parameters, none if they are invalid."""
+        return {} if self.experiment is None else self.experiment.config.to_dict()
+
+    @property
+    def paths(self) -> RunPaths:
+        """Where its files are."""
+        assert self.experiment is not None
+        return self.experiment.paths
 
     def result(self, skipped: bool = False) -> TrialResult | None:
         """Return the result on disk; None if there is none with exactly these parameters, model file and data."""
-        found = self._result_of_settings()
-        if found is None or changed_data(found.get(DATA), self.params):
+        found = None if self.experiment is None else self.experiment.result()
+        if found is None:
             return None
         return TrialResult(
             self.expid, self.params, found["valid"], found["test"] or {}, found["seconds"], skipped=skipped
         )
-
-    def outdated(self) -> str | None:
-        """Return which data has changed since the result on disk was written, None if there is no such result."""
-        found = self._result_of_settings()
-        return None if found is None else changed_data(found.get(DATA), self.params)
-
-    def _result_of_settings(self) -> dict[str, Any] | None:
-        """Return the file of a result of these parameters and model file, on any data."""
-        found = None if self.paths is None else read_result(self.paths.result)
-        if found is None or found.get(MODEL_CODE, self.model_code) != self.model_code:
-            return None
-        return found if found["config_hash"] == config_hash(self.params) else None
 
     def release(self) -> None:
         """Release the lock on its files."""

@@ -16,7 +16,7 @@ from fuxictr_mm.data.interactions import concatenate
 from fuxictr_mm.data.items import ItemTable
 from fuxictr_mm.data.loaders import gather
 from fuxictr_mm.data.schema import Feature
-from fuxictr_mm.data.vocabulary import Encoding, Vocabularies
+from fuxictr_mm.data.vocabulary import Conversion, Vocabularies
 from fuxictr_mm.errors import DataError
 from tests.arrow import skip_unreadable
 from tests.errors import raises_naming
@@ -394,8 +394,8 @@ def test_a_declared_text_is_one_whatever_the_folders_are_named(tmp_path):
         found.append(files)
     vocabulary = found[0].build_vocabulary("city")
     assert sorted(vocabulary.values.to_pylist()) == ["01", "2"]
-    how = Encoding(vocabularies=Vocabularies({"city": vocabulary}))
-    tables = [concatenate(replace(files, encoding=how).chunks()) for files in found]
+    how = Conversion(vocabularies=Vocabularies({"city": vocabulary}))
+    tables = [concatenate(replace(files, conversion=how).chunks()) for files in found]
     values = [sorted(vocabulary.decode(table.context["city"].numpy()).to_pylist(), key=str) for table in tables]
     assert values == [["01", "2", "2"], ["2", None, None]]
 

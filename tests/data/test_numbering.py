@@ -8,11 +8,12 @@ import pytest
 
 import fuxictr_mm as fm
 from fuxictr_mm.cli import main
-from fuxictr_mm.data.numbering import NUMBERING, digest_of
+from fuxictr_mm.data.numbering import digest_of
 from fuxictr_mm.data.vocabulary import Vocabularies, Vocabulary
 from fuxictr_mm.errors import DataError
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.yaml_files import dump_yaml, load_yaml
+from fuxictr_mm_serving.prepared import NUMBERING
 from tests.datasets.test_prepare import run
 from tests.errors import exits_naming, raises_naming
 

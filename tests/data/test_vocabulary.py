@@ -16,7 +16,7 @@ from fuxictr_mm.data import decoding, parquet
 from fuxictr_mm.data.interaction_files import InteractionFiles
 from fuxictr_mm.data.interactions import concatenate
 from fuxictr_mm.data.schema import Feature
-from fuxictr_mm.data.vocabulary import UNKNOWN, Encoding, Vocabularies, Vocabulary
+from fuxictr_mm.data.vocabulary import UNKNOWN, Conversion, Vocabularies, Vocabulary
 from fuxictr_mm.errors import DataError, Interrupted, MissingFileError, UserError
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.model import MultimodalModel
@@ -137,8 +137,8 @@ def test_jagged_histories_equal_a_plain_computation(tmp_path, monkeypatch, data,
     }
     pq.write_table(pa.table(table), tmp_path / "x.parquet", row_group_size=data.draw(st.integers(1, 4)))
     vocabularies = Vocabularies({"item_id": Vocabulary.build([pa.array(items)])})
-    how = Encoding("target", "clicked", vocabularies, zero_ends=100)
-    files = InteractionFiles(tmp_path / "x", [], np.ones(4, bool), max_len=max_len, encoding=how)
+    how = Conversion("target", "clicked", vocabularies, zero_ends=100)
+    files = InteractionFiles(tmp_path / "x", [], np.ones(4, bool), max_len=max_len, conversion=how)
     found = concatenate(files.chunks())
     expected = [[items.index(i) + 1 for i in row or [] if i not in padding][-(max_len or 99) :] for row in rows]
     assert [v.tolist() for v in found.history_values.split(found.history_offsets.diff().tolist())] == expected
@@ -149,8 +149,8 @@ def read_history(tmp_path, rows, items, zero_ends=1, kind=None):
     table = {"item_id": [items[0]] * len(rows), "item_seq": pa.array(rows, kind), "label": [0, 1] * (len(rows) // 2)}
     pq.write_table(pa.table(table), tmp_path / "x.parquet")
     vocabularies = Vocabularies({"item_id": Vocabulary.build([pa.array(items)])})
-    how = Encoding(vocabularies=vocabularies, zero_ends=zero_ends)
-    return concatenate(InteractionFiles(tmp_path / "x", [], np.ones(9, bool), encoding=how).chunks())
+    how = Conversion(vocabularies=vocabularies, zero_ends=zero_ends)
+    return concatenate(InteractionFiles(tmp_path / "x", [], np.ones(9, bool), conversion=how).chunks())
 
 
 @pytest.mark.parametrize("kind", [pa.list_(pa.int64()), pa.list_(pa.int64(), 3)])
@@ -177,9 +177,9 @@ def test_an_item_without_a_row_is_refused_with_row_and_id(tmp_path, column):
     table = {"item_id": ["a", "b"], "item_seq": [["a"], ["b", "a"]], "label": [0, 1]}
     table[column][1] = "gone" if column == "item_id" else ["a", "gone"]
     pq.write_table(pa.table(table), tmp_path / "x.parquet")
-    how = Encoding(vocabularies=Vocabularies({"item_id": Vocabulary.build([pa.array(["a", "b"])])}))
+    how = Conversion(vocabularies=Vocabularies({"item_id": Vocabulary.build([pa.array(["a", "b"])])}))
     with raises_naming(DataError, f"{column}: row 1", "'gone'"):
-        list(InteractionFiles(tmp_path / "x", [], np.ones(3, bool), encoding=how).chunks())
+        list(InteractionFiles(tmp_path / "x", [], np.ones(3, bool), conversion=how).chunks())
 
 
 def test_saved_vocabularies_are_read_as_they_were(tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fuxictr_mm.data.dataset import load_dataset
+from fuxictr_mm.data.dataset import read_dataset
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.plan.model import _state_per_weight, measure_model
 from tests.docs.fences import ROOT
@@ -15,7 +15,7 @@ SPECS = [{"name": "item_id", "table": "touched"}, {"name": "txt_emb_pca8", "free
 def test_parameters(expid, build):
     settings = {"feature_specs": SPECS, "use_features": ["likes_level", "item_id", "item_tags", "txt_emb_pca8"]}
     experiment = Experiment.load(expid, ROOT, **settings)
-    dataset = load_dataset(experiment.config, {"train": True})
+    dataset = read_dataset(experiment.config, {"train": True})
     found = measure_model(experiment, dataset.features, dataset.items.num_items, history=10)
     model, _ = build(expid, **settings)
     assert {(t.name, t.rows, t.touched) for t in found.tables} == {
@@ -49,7 +49,7 @@ def test_state_of_optimizers(optimizer, table_optimizer, touched, expected):
 
 def test_no_table_is_made():
     experiment = Experiment.load("DIN_MM_tiny", ROOT)
-    dataset = load_dataset(experiment.config, {"train": True})
+    dataset = read_dataset(experiment.config, {"train": True})
     before = torch.get_rng_state()
     found = measure_model(experiment, dataset.features, 2**31 - 2, history=10)  # 137 GB
     torch.set_rng_state(before)
@@ -60,7 +60,7 @@ def test_no_table_is_made():
 
 def test_activations_grow_with_the_history(build):
     experiment = Experiment.load("DIN_MM_tiny", ROOT)
-    dataset = load_dataset(experiment.config, {"train": True})
+    dataset = read_dataset(experiment.config, {"train": True})
     rows = [measure_model(experiment, dataset.features, 1001, history).activations[1] for history in (5, 50)]
     # Index, row, and scores and weights of the heads of each item; products with the query are not kept.
     assert 45 * 30 < rows[1] - rows[0] < 45 * 300

@@ -23,8 +23,9 @@ from fuxictr_mm.cli import main
 from fuxictr_mm.commands.report import as_dict
 from fuxictr_mm.errors import ConfigError, MissingFileError
 from fuxictr_mm.evaluation.compare import compare
+from fuxictr_mm.report.comparisons import compare_experiments
 from fuxictr_mm.report.diagnosis_figures import SECTIONS
-from fuxictr_mm.report.experiments import compare_experiments, gather
+from fuxictr_mm.report.experiments import gather
 from fuxictr_mm.report.report import report
 from fuxictr_mm.runs import find_runs
 from fuxictr_mm.terminal import printable

@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 import pytest
 from starlette.testclient import TestClient
 
-from fuxictr_mm.data.numbering import NUMBERING
 from fuxictr_mm.datasets.configuration import write_config
 from fuxictr_mm.datasets.reader import load_reader
 from fuxictr_mm.datasets.writer import Writer
@@ -20,6 +19,7 @@ from fuxictr_mm.serving.export import export
 from fuxictr_mm.serving.prepared import Prepared
 from fuxictr_mm_serving import Export, ServingError
 from fuxictr_mm_serving.parquet import Titles, Users
+from fuxictr_mm_serving.prepared import NUMBERING
 from fuxictr_mm_serving.scoring import score_file
 from fuxictr_mm_serving.server import make_app
 from fuxictr_mm_serving.settings import Settings

@@ -57,7 +57,7 @@ def test_comments_do_not_count_and_code_does(zoos, monkeypatch):
 def test_a_result_of_another_model_file_is_not_taken(config):
     first, second = load(config, "first"), load(config, "second")
     run = first.fit()
-    trials = [Trial("DIN_tiny", e.config.to_dict(), e.paths, model_code=e.model_code) for e in (first, second)]
+    trials = [Trial("DIN_tiny", e) for e in (first, second)]
     assert [trial.result() is not None for trial in trials] == [True, False]
     assert [len(e.finished_runs()) for e in (first, second)] == [1, 0]
     assert first.fit(resume=True).run == run.run
@@ -74,7 +74,7 @@ def test_a_result_of_another_model_file_is_not_taken(config):
 def test_a_result_of_other_data_is_not_taken(config, name):
     first = load(config, "first", record=True)
     run = first.fit()
-    trial = Trial("DIN_tiny", first.config.to_dict(), first.paths, model_code=first.model_code)
+    trial = Trial("DIN_tiny", first)
     assert trial.result() is not None
     paths = {"item_info": first.config.dataset.item_files[0], "train": first.config.dataset.train_data}
     path = Path(paths.get(name) or str(first.config.dataset.test_data))

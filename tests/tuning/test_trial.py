@@ -1,13 +1,14 @@
 """Results on disk of trials."""
 
+from pathlib import Path
+
 import pytest
 
-from fuxictr_mm.config import config_hash
+from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.files import write_json
-from fuxictr_mm.runs import RunPaths
 from fuxictr_mm.tuning.trial import Trial
 
-PARAMS = {"model": "DIN", "monitor": "AUC", "monitor_mode": "max"}
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(
@@ -22,7 +23,10 @@ PARAMS = {"model": "DIN", "monitor": "AUC", "monitor_mode": "max"}
 )
 def test_a_file_that_is_no_result_of_a_trial_is_none(tmp_path, change, is_found):
     """None stands for a key that the file does not have."""
-    paths = RunPaths(tmp_path, "tiny", "DIN_tiny")
-    result = {"expid": "DIN_tiny", "config_hash": config_hash(PARAMS), "valid": {"AUC": 0.5}, "test": {}, "seconds": 1}
-    write_json(paths.result, {key: value for key, value in {**result, **change}.items() if value is not None})
-    assert (Trial("DIN_tiny", PARAMS, paths).result() is not None) == is_found
+    experiment = Experiment.load("DIN_tiny", ROOT, model_root=str(tmp_path))
+    code = experiment.config.fingerprint()
+    result = {"expid": "DIN_tiny", "config_hash": code, "valid": {"AUC": 0.5}, "test": {}, "seconds": 1}
+    write_json(
+        experiment.paths.result, {key: value for key, value in {**result, **change}.items() if value is not None}
+    )
+    assert (Trial("DIN_tiny", experiment).result() is not None) == is_found

@@ -15,12 +15,12 @@ import pyarrow.parquet as pq
 
 from fuxictr_mm.data.numbering import known_items
 from fuxictr_mm.data.parquet import metadata_of
-from fuxictr_mm.data.prepared import HISTORIES, ITEM_FILE, MANIFEST, SOURCE_ID, SOURCE_USER, VOCABULARIES
-from fuxictr_mm.datasets.own.columns import Column
+from fuxictr_mm.datasets.own.columns import LogColumn
 from fuxictr_mm.datasets.own.instants import Unit
 from fuxictr_mm.datasets.own.options import LogOptions
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.files import read_json
+from fuxictr_mm_serving.prepared import HISTORIES, ITEM_FILE, MANIFEST, SOURCE_ID, SOURCE_USER, VOCABULARIES
 
 #: Embeddings read at a time.
 CHUNK_ITEMS = 8192
@@ -97,8 +97,8 @@ class Base:
         self.max_len = int(origin["max_len"])
         #: Digest of the manifest: a folder that is begun with another state of the base is not continued.
         self.digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        self.columns: dict[str, list[Column]] = {
-            option: [Column.of_facts(name, column) for name, column in facts["written"].items()]
+        self.columns: dict[str, list[LogColumn]] = {
+            option: [LogColumn.of_facts(name, column) for name, column in facts["written"].items()]
             for option, facts in manifest["columns"].items()
         }
 
@@ -135,7 +135,7 @@ class Base:
             *(self._decoded(column) for column in self.columns.get("items", [])),
         )
 
-    def _decoded(self, column: Column) -> pl.Expr:
+    def _decoded(self, column: LogColumn) -> pl.Expr:
         code = pl.col(column.name)
         if column.kind not in ("categorical", "sequence"):
             return code

@@ -10,11 +10,11 @@ import numpy as np
 import polars as pl
 
 from fuxictr_mm.data.numbers import Moments
-from fuxictr_mm.data.prepared import SCALED
 from fuxictr_mm.data.schema import why_no_layers
 from fuxictr_mm.datasets.own.tables import Table
 from fuxictr_mm.datasets.reader import Kind
 from fuxictr_mm.errors import ConfigError
+from fuxictr_mm_serving.prepared import SCALED
 
 #: Integers of more distinct values are numbers, unless their column is named as one of ids.
 FEW_VALUES = 100
@@ -32,7 +32,7 @@ LIST_SEPARATOR = "|"
 
 
 @dataclass(frozen=True)
-class Column:
+class LogColumn:
     """A column that is written.
 
     Parameters
@@ -62,12 +62,12 @@ class Column:
             return column.cast(pl.List(pl.String)).alias(self.name)
         return column.cast(pl.String).alias(self.name)
 
-    def scaled(self, moments: Moments) -> Column:
+    def scaled(self, moments: Moments) -> LogColumn:
         """Return the column with a mean and deviation of six digits: then the order of sums changes nothing."""
         return replace(self, mean=float(f"{moments.mean:.6g}"), std=float(f"{moments.deviation:.6g}") or 1.0)
 
     @classmethod
-    def of_facts(cls, name: str, facts: Mapping[str, Any]) -> Column:
+    def of_facts(cls, name: str, facts: Mapping[str, Any]) -> LogColumn:
         """Return a column by what the manifest says of it."""
         return cls(facts["column"], name, facts["type"], facts.get("mean", 0.0), facts.get("std", 1.0))
 
@@ -85,7 +85,7 @@ def moments_of(values: pl.Series) -> Moments:
 
 def choose_columns(
     table: Table, without: Collection[str], types: Mapping[str, str], taken: set[str], prefix: str
-) -> tuple[list[Column], dict[str, str]]:
+) -> tuple[list[LogColumn], dict[str, str]]:
     """Return the columns of a table that are written, and why each of the others is not.
 
     Parameters
@@ -119,7 +119,7 @@ def choose_columns(
             left_out[source] = reason
             continue
         name = free_name((source + SCALED if kind == "numeric" else source).replace(".", "_"), taken, prefix)
-        columns.append(Column(source, name, kind))  # type: ignore[arg-type]
+        columns.append(LogColumn(source, name, kind))  # type: ignore[arg-type]
     return columns, left_out
 
 
@@ -131,7 +131,7 @@ def free_name(name: str, taken: set[str], prefix: str) -> str:
     return name
 
 
-def split_lists(frame: pl.DataFrame, columns: Sequence[Column]) -> pl.DataFrame:
+def split_lists(frame: pl.DataFrame, columns: Sequence[LogColumn]) -> pl.DataFrame:
     """Return a table in which texts such as ``a|b|c`` of sequences are lists."""
     kinds = frame.schema
     texts = [column.source for column in columns if column.kind == "sequence" and kinds[column.source] == pl.String]

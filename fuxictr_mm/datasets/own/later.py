@@ -20,7 +20,7 @@ import polars as pl
 
 from fuxictr_mm.datasets.log import HASH, Log
 from fuxictr_mm.datasets.own.base import Base
-from fuxictr_mm.datasets.own.columns import Column, split_lists
+from fuxictr_mm.datasets.own.columns import LogColumn, split_lists
 from fuxictr_mm.datasets.own.instants import as_instants
 from fuxictr_mm.datasets.own.options import LogOptions
 from fuxictr_mm.datasets.own.source import LogSource
@@ -97,7 +97,7 @@ class LaterSource(LogSource):
         return (pl.col(first) == 1).fill_null(False) if first in self.labels else pl.lit(False)
 
     @cached_property
-    def columns(self) -> dict[str, tuple[list[Column], dict[str, str]]]:
+    def columns(self) -> dict[str, tuple[list[LogColumn], dict[str, str]]]:
         """Columns of the earlier log; others are not read."""
         return {option: (columns, {}) for option, columns in self.base.columns.items()}
 
@@ -229,7 +229,7 @@ class LaterLog(Log):
         return {}  # the earlier log has left them out
 
     @cached_property
-    def _context_columns(self) -> tuple[list[Column], list[Column]]:
+    def _context_columns(self) -> tuple[list[LogColumn], list[LogColumn]]:
         log, users = (self._source.written(option) for option in ("interactions", "users"))
         self._warn_of_unknown(log)
         return log, users
@@ -239,7 +239,7 @@ class LaterLog(Log):
         users = self._scan().select(":user").drop_nulls().unique(maintain_order=True)
         return users.collect(engine="streaming")[":user"]
 
-    def _warn_of_unknown(self, columns: list[Column]) -> None:
+    def _warn_of_unknown(self, columns: list[LogColumn]) -> None:
         for column in columns:
             if column.kind != "categorical":
                 continue
@@ -254,7 +254,7 @@ class LaterLog(Log):
     # Items
 
     @cached_property
-    def _written_items(self) -> tuple[list[Column], pl.DataFrame]:
+    def _written_items(self) -> tuple[list[LogColumn], pl.DataFrame]:
         """Return the columns of items, and the items: earlier ones, new ones of their table, new ones of the log."""
         columns, table, before = self._source.written("items"), self._source.items, self.base.items
         seen = self._scan().select(item_id=":item").unique(maintain_order=True).collect(engine="streaming")

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import polars as pl
 
-from fuxictr_mm.datasets.own.columns import Column
+from fuxictr_mm.datasets.own.columns import LogColumn
 
 #: Numbers are compared in so many bins of as many rows.
 BINS = 5
@@ -15,7 +15,7 @@ BINS = 5
 CHANCE = 1e-9
 
 
-def find_leaks(rows: pl.DataFrame, columns: Sequence[Column], label: str) -> Iterator[tuple[Column, int, str]]:
+def find_leaks(rows: pl.DataFrame, columns: Sequence[LogColumn], label: str) -> Iterator[tuple[LogColumn, int, str]]:
     """Yield columns with a value whose rows are all positive, more than chance explains, their number, and that value.
 
     Of numbers it is the range of a bin.
@@ -39,7 +39,7 @@ def find_leaks(rows: pl.DataFrame, columns: Sequence[Column], label: str) -> Ite
                 yield column, number, f"from {least:g} to {most:g}" if is_range else repr(value)
 
 
-def of_items(rows: pl.DataFrame, columns: Sequence[Column]) -> Iterator[Column]:
+def of_items(rows: pl.DataFrame, columns: Sequence[LogColumn]) -> Iterator[LogColumn]:
     """Yield columns of which all rows of an item have one value, and other items others, more than chance explains."""
     rows = rows.filter(pl.len().over(":item") > 1)
     again = len(rows) - rows[":item"].n_unique()

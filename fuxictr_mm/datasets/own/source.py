@@ -8,13 +8,13 @@ from pathlib import Path
 
 import polars as pl
 
-from fuxictr_mm.data.prepared import ROW_SOURCES
-from fuxictr_mm.datasets.own.columns import Column, choose_columns, free_name
+from fuxictr_mm.datasets.own.columns import LogColumn, choose_columns, free_name
 from fuxictr_mm.datasets.own.instants import Unit, read_times, unit_of
 from fuxictr_mm.datasets.own.options import LogOptions
 from fuxictr_mm.datasets.own.tables import Table
 from fuxictr_mm.encoding.text_files import form_of
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, nearest
+from fuxictr_mm_serving.prepared import ROW_SOURCES
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ class LogSource:
     # Columns: names that two tables have go to the log, then to the users.
 
     @cached_property
-    def columns(self) -> dict[str, tuple[list[Column], dict[str, str]]]:
+    def columns(self) -> dict[str, tuple[list[LogColumn], dict[str, str]]]:
         """Columns of each table that are written, and why each of the others is not."""
         taken = {*WRITTEN, *self.labels}
         roles = {self.asked.user, self.asked.item, self.asked.time, *self.labels}
@@ -145,16 +145,16 @@ class LogSource:
                 raise ConfigError(f"--types {name}={types[name]}: no file has the column '{name}'")
         return found
 
-    def _group_column(self, source: str, taken: set[str]) -> Column:
+    def _group_column(self, source: str, taken: set[str]) -> LogColumn:
         kind = self.log.frame.collect_schema()[source]
         if not (kind == pl.String or kind.is_integer()) or source in self.labels:
             found = "is a label" if source in self.labels else f"holds {kind}"
             raise ConfigError(
                 f"--roles group={source}: {self.log.paths[0]}: the column {found}, expected texts or integers"
             )
-        return Column(source, free_name(source.replace(".", "_"), taken, "context_"), "group")
+        return LogColumn(source, free_name(source.replace(".", "_"), taken, "context_"), "group")
 
-    def written(self, option: str) -> list[Column]:
+    def written(self, option: str) -> list[LogColumn]:
         """Return the columns of a table that are written."""
         return self.columns[option][0] if option in self.columns else []
 

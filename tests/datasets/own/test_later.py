@@ -11,7 +11,6 @@ from sklearn.metrics import roc_auc_score
 
 import fuxictr_mm as fm
 from fuxictr_mm.cli import main
-from fuxictr_mm.data.numbering import NUMBERING
 from fuxictr_mm.datasets import log as log_module
 from fuxictr_mm.datasets import writer as writer_module
 from fuxictr_mm.datasets.own.later import LaterLog
@@ -19,6 +18,7 @@ from fuxictr_mm.datasets.reader import load_reader
 from fuxictr_mm.datasets.writer import Writer
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, UserError
 from fuxictr_mm.experiment import Experiment
+from fuxictr_mm_serving.prepared import NUMBERING
 from tests.datasets.test_prepare import run
 from tests.errors import exits_naming, raises_naming
 

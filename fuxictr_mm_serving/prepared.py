@@ -1,4 +1,7 @@
-"""Names of the files, and of columns in them, that ``fuxictr-mm prepare`` writes into the folder of a dataset."""
+"""Names of the files that ``fuxictr-mm prepare`` writes into the folder of a dataset, of their columns and metadata.
+
+Here and not in ``fuxictr_mm``, because a server knows them too and does without it.
+"""
 
 #: What was read, how columns were scaled, and what is finished.
 MANIFEST = "manifest.json"
@@ -18,6 +21,15 @@ HISTORIES = "histories"
 
 #: Folder of the values of every code, a file for each column.
 VOCABULARIES = "vocabularies"
+
+#: What the metadata of a file says that it wrote: its ids are numbers, and its numbers are scaled.
+NUMBERED = {b"fuxictr_mm.ids": b"numbers"}
+
+#: Key in the metadata of a file of the digests of the numbers of each column.
+NUMBERING = "fuxictr_mm.numbering"
+
+#: The column of the digest of all items of a later log, new ones included: its rows are read with its items.
+ALL_ITEMS = "item_id and new items"
 
 #: What a number of a log is named after it was scaled.
 SCALED = "_scaled"

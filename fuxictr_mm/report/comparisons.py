@@ -1,0 +1,112 @@
+"""How experiments of the report compare: intervals, differences and conclusions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fuxictr_mm.errors import UserError
+from fuxictr_mm.evaluation.compare import Comparison, compare_groups
+from fuxictr_mm.evaluation.significance import ALPHA, Side
+from fuxictr_mm.report.experiments import ExperimentRuns
+from fuxictr_mm.runs import Run
+
+
+@dataclass(frozen=True)
+class Against:
+    """The difference between two experiments.
+
+    Parameters
+    ----------
+    value, low, high : float
+        Difference in mean AUC, first less second, and its 95 % interval.
+    shown : bool
+        Whether it is significant, corrected for the number of pairs.
+    seeds_known : bool
+        Whether there are enough seeds to estimate their spread; otherwise no difference is significant.
+    sentence : str
+        The conclusion of ``fuxictr-mm compare``.
+    """
+
+    value: float
+    low: float
+    high: float
+    shown: bool
+    seeds_known: bool
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Comparisons:
+    """Comparison of the experiments of a dataset.
+
+    Parameters
+    ----------
+    comparison : Comparison or None
+        None if there is nothing to compare.
+    notes : list of str
+        Which experiments are missing, and what limits the conclusions.
+    """
+
+    comparison: Comparison | None
+    notes: list[str]
+
+    @property
+    def sides(self) -> dict[str, Side]:
+        """Sides by name of the experiment, best mean AUC first."""
+        sides = [] if self.comparison is None else self.comparison.sides
+        return {side.name: side for side in sorted(sides, key=lambda side: -side.mean)}
+
+    def interval(self, name: str) -> tuple[float, float] | None:
+        """Return the 95 % interval of an experiment's mean AUC over resampled users, for its present weights."""
+        if name not in self.sides:
+            return None
+        low, high = np.quantile(self.sides[name].samples.mean(axis=0), [ALPHA / 2, 1 - ALPHA / 2])
+        return float(low), float(high)
+
+    def against(self, first: str, second: str) -> Against | None:
+        """Return the difference of two experiments; None if they were not compared."""
+        for pair in [] if self.comparison is None else self.comparison.pairs:
+            if {pair.first.name, pair.second.name} == {first, second}:
+                found, sign = pair.found, 1 if pair.first.name == first else -1
+                low, high = sorted((sign * found.low, sign * found.high))
+                shown = found.is_significant(pair.corrected_p)
+                return Against(sign * found.value, low, high, shown, found.seeds is not None, pair.conclusion)
+        return None
+
+
+def compare_experiments(
+    experiments: Sequence[ExperimentRuns],
+    known: Sequence[Run],
+    track: Callable[[Iterable[int]], Any] = iter,
+    task: str | None = None,
+) -> Comparisons:
+    """Compare all pairs of experiments on their validation rows.
+
+    Parameters
+    ----------
+    experiments : sequence of ExperimentRuns
+        Of one dataset.
+    known : sequence of Run
+        All runs, also those that are not on the page: they may be further seeds.
+    track : callable
+        Wraps the iterable of chunks of bootstrap samples, to show progress.
+    task : str, optional
+        The label to compare on, for runs with several labels.
+    """
+    notes: list[str] = []
+    if not experiments:
+        return Comparisons(None, notes)
+
+    def leave_out(name: str, run: Run, reason: UserError) -> None:
+        notes.append(f"{name}, run {run.run}, is not compared: {reason}")
+
+    groups = {experiment.name: experiment.runs for experiment in experiments}
+    try:
+        found = compare_groups(groups, known, track=track, on_problem=leave_out, task=task)
+    except UserError as error:
+        return Comparisons(None, [*notes, f"no intervals and no comparison: {error}"])
+    return Comparisons(found, [*notes, *found.notes])
