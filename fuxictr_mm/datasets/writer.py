@@ -342,43 +342,24 @@ class Writer:
     def _encode(self, rows: Rows) -> Iterator[tuple[str, pa.Table, SplitSummary]]:
         """Yield the rows of each split with all ids as numbers."""
         reader, columns = self.reader, rows.columns
-        target = _codes(self._items, columns["item_id"])
         values, offsets = _parts(rows.histories)
         items = _codes(self._items, values)
         known = np.r_[0, np.cumsum(items > 0)]
         ends = known[offsets]
-        unknown = np.diff(offsets) - np.diff(ends)
         histories = _newest(items[items > 0], ends, reader.max_len)
         which = np.arange(len(columns)) if rows.which is None else rows.which
-        data: dict[str, Any] = {
-            "user_id": _codes(self._vocabulary("user_id"), columns["user_id"]),
-            "item_id": target,
-            "item_seq": histories.take(pa.array(which)),
-        }
-        for name, kind in reader.context.items():
-            column = columns[name]
-            if kind == "group":
-                data[name] = column.to_arrow()
-                continue
-            data[name] = (
-                _codes(self._vocabulary(name), column)
-                if kind == "categorical"
-                else column.cast(pl.Float32).fill_null(0).to_numpy()
-            )
-        for name in (reader.label, *reader.other_labels):
-            if name in columns.columns:
-                data[name] = columns[name].cast(pl.Float32).to_numpy()
-        data |= {name: columns[name].to_arrow() for name in reader.row_sources}
-        table = pa.table(data).replace_schema_metadata(self._row_metadata)
+        table = self._table_of(columns, histories.take(pa.array(which)))
+        unknown = (np.diff(offsets) - np.diff(ends))[which]
         lengths = np.diff(np.asarray(histories.offsets))[which]
         others = columns["split"].filter(~columns["split"].is_in(SPLITS).fill_null(False))
         if len(others):
             raise DataError(f"{reader.source}: split {others[0]!r} of a row, expected {', '.join(SPLITS)}")
-        split_of = columns["split"].to_numpy()
+        target, split_of = table["item_id"].to_numpy(), columns["split"].to_numpy()
+        labels = table[reader.label].to_numpy() if reader.label in table.column_names else None
         for split in columns["split"].unique(maintain_order=True):
             in_split = split_of == split
             kept = np.flatnonzero(in_split & (target > 0))
-            label = data[reader.label][kept] if reader.label in data else np.zeros(0)
+            label = np.zeros(0) if labels is None else labels[kept]
             summary = SplitSummary(
                 rows=int(kept.size),
                 labelled=int((~np.isnan(label)).sum()),
@@ -386,13 +367,35 @@ class Writer:
                 without_history=int((lengths[kept] == 0).sum()),
                 history_items=int(lengths[kept].sum()),
                 left_out=int(in_split.sum()) - int(kept.size),
-                unknown_items=int(unknown[which[kept]].sum()),
+                unknown_items=int(unknown[kept].sum()),
             )
             part = table.take(pa.array(kept))
             # All part files of a later log have the columns of the labels that it has.
             if reader.known_items is None and len(label) and np.isnan(label).all():
                 part = part.drop_columns([reader.label])
             yield split, part, summary
+
+    def _table_of(self, columns: pl.DataFrame, histories: pa.Array) -> pa.Table:
+        """Return rows as they are written, with numbers in place of ids."""
+        reader = self.reader
+        data: dict[str, Any] = {
+            "user_id": _codes(self._vocabulary("user_id"), columns["user_id"]),
+            "item_id": _codes(self._items, columns["item_id"]),
+            "item_seq": histories,
+        }
+        for name, kind in reader.context.items():
+            column = columns[name]
+            if kind == "group":
+                data[name] = column.to_arrow()
+            elif kind == "categorical":
+                data[name] = _codes(self._vocabulary(name), column)
+            else:
+                data[name] = column.cast(pl.Float32).fill_null(0).to_numpy()
+        for name in (reader.label, *reader.other_labels):
+            if name in columns.columns:
+                data[name] = columns[name].cast(pl.Float32).to_numpy()
+        data |= {name: columns[name].to_arrow() for name in reader.row_sources}
+        return pa.table(data).replace_schema_metadata(self._row_metadata)
 
     def _count_cold(self, splits: dict[str, SplitSummary]) -> None:
         """Count the rows of each split whose target is not a target in training, or of a later log a new item."""
