@@ -92,7 +92,7 @@ def _describe_problem(
         if isinstance(loc[1], int):
             entry = values[key][loc[1]]
             if len(loc) == 2:
-                return key, f"{where}{key}: the entry {entry!r} is not {describe(nested)}"
+                return key, f"{where}{key}: the entry {entry!r} is not {describe_type(nested)}"
             name, loc = f"feature '{entry.get('name', '?')}'", loc[2:]
         else:
             entry, name, loc = values[key], key, loc[1:]
@@ -123,7 +123,7 @@ def unknown_key(key: object, known: Iterable[str]) -> str:
 
 def mismatch(key: str, value: Any, annotation: Any) -> str:
     """Return a sentence with what was found and what was expected."""
-    return f"{key} is {value!r}, expected {describe(annotation)}{_hint(value, annotation)}"
+    return f"{key} is {value!r}, expected {describe_type(annotation)}{_hint(value, annotation)}"
 
 
 def _hint(value: Any, annotation: Any) -> str:
@@ -162,26 +162,26 @@ def _adapter(annotation: Any) -> TypeAdapter[Any]:
     return TypeAdapter(annotation, config=ConfigDict(strict=True, arbitrary_types_allowed=True))
 
 
-def describe(annotation: Any, plural: bool = False) -> str:
+def describe_type(annotation: Any, plural: bool = False) -> str:
     """Name an annotated type and its range in plain words.
 
     Examples
     --------
-    >>> describe(float | None)
+    >>> describe_type(float | None)
     'a number or null'
     >>> from pydantic import PositiveInt
-    >>> describe(list[PositiveInt])
+    >>> describe_type(list[PositiveInt])
     'a list of integers >= 1'
     """
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation is Any:  # a class since Python 3.11
         return "anything"
     if origin is Annotated:
-        return describe(arguments[0], plural) + _describe_range(arguments[0], arguments[1:])
+        return describe_type(arguments[0], plural) + _describe_range(arguments[0], arguments[1:])
     if origin in (Union, types.UnionType):
         if float in arguments:  # an integer is a number
             arguments = tuple(a for a in arguments if a is not int)
-        return " or ".join(describe(a, plural) for a in arguments)
+        return " or ".join(describe_type(a, plural) for a in arguments)
     if origin is Literal:
         listing = ", ".join(repr(a) for a in arguments)
         return listing if len(arguments) == 1 else f"one of {listing}"
@@ -195,9 +195,9 @@ def describe(annotation: Any, plural: bool = False) -> str:
         return known[kind].split(" ", 1)[1] + "s" if plural and kind in (int, float, str) else known[kind]
     name, inner = kind.__name__, ""
     if issubclass(kind, Mapping):
-        name, inner = "mapping", f" of names to {describe(arguments[1], True)}" if arguments else ""
+        name, inner = "mapping", f" of names to {describe_type(arguments[1], True)}" if arguments else ""
     elif issubclass(kind, Collection):
-        name, inner = "list", f" of {describe(arguments[0], True)}" if arguments else ""
+        name, inner = "list", f" of {describe_type(arguments[0], True)}" if arguments else ""
     return f"{name}s{inner}" if plural else f"a {name}{inner}"
 
 

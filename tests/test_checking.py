@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import Field
 
-from fuxictr_mm.checking import check_call, describe, matches, unknown_key
+from fuxictr_mm.checking import check_call, describe_type, matches, unknown_key
 from fuxictr_mm.config import Dropout, HiddenUnits
 from fuxictr_mm.errors import ConfigError
 from tests.errors import raises_naming
@@ -47,11 +47,11 @@ def test_matches(value, annotation, fits):
 
 
 def test_describe():
-    assert describe(Sequence[int]) == "a list of integers"
-    assert describe(Any) == "anything"
-    assert describe(dict[str, int | float]) == "a mapping of names to numbers"
-    assert describe(Literal["a", "b"]) == "one of 'a', 'b'"
-    assert describe(Annotated[float, Field(gt=0, le=1)] | None) == "a number > 0 and <= 1 or null"
+    assert describe_type(Sequence[int]) == "a list of integers"
+    assert describe_type(Any) == "anything"
+    assert describe_type(dict[str, int | float]) == "a mapping of names to numbers"
+    assert describe_type(Literal["a", "b"]) == "one of 'a', 'b'"
+    assert describe_type(Annotated[float, Field(gt=0, le=1)] | None) == "a number > 0 and <= 1 or null"
 
 
 ENCODERS = (r"layers\.\w+", r"nn\.\w+")

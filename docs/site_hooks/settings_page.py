@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from fuxictr_mm.checking import Settings, describe, model_schema
+from fuxictr_mm.checking import Settings, describe_type, model_schema
 from fuxictr_mm.config import (
     EXPERIMENT_KEYS,
     DatasetConfig,
@@ -70,7 +70,7 @@ def _fields(cls: type[Settings], names: Iterable[str]) -> str:
         field = cls.model_fields[name]
         nested = isinstance(field.default, Settings)
         default = "required" if field.is_required() else "see below" if nested else _yaml(field.default)
-        rows.append((name, describe(field.rebuild_annotation()), default, field.description or ""))
+        rows.append((name, describe_type(field.rebuild_annotation()), default, field.description or ""))
     return _table(rows)
 
 
@@ -83,7 +83,7 @@ def _signature(model_class: type, without: Iterable[str]) -> str:
             defaults |= {name: p.default for name, p in inspect.signature(cls).parameters.items()}
             meanings |= _parameters(inspect.getdoc(cls) or "")
     schema = {k: v for k, v in model_schema(model_class).items() if k in meanings and k not in set(without)}
-    return _table((name, describe(kind), _yaml(defaults[name]), meanings[name]) for name, kind in schema.items())
+    return _table((name, describe_type(kind), _yaml(defaults[name]), meanings[name]) for name, kind in schema.items())
 
 
 def _parameters(docstring: str) -> dict[str, str]:

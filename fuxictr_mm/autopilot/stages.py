@@ -32,7 +32,7 @@ from fuxictr_mm.autopilot.facts import Facts, encoded, look
 from fuxictr_mm.config import DatasetConfig, ExperimentConfig, load_dataset_config
 from fuxictr_mm.data.parquet import part_files, schema_of
 from fuxictr_mm.errors import ConfigError, UserError
-from fuxictr_mm.evaluation.calibration import calibrate_run, calibrator_of, describe
+from fuxictr_mm.evaluation.calibration import calibrate_run, calibrator_of, describe_calibration
 from fuxictr_mm.evaluation.ensemble import ensemble
 from fuxictr_mm.evaluation.significance import auc_with_interval
 from fuxictr_mm.experiment import Experiment
@@ -409,7 +409,7 @@ class Autopilot:
             method = min(useful, key=lambda m: measured["methods"][m]["logloss"], default=None)
             if method and measured["methods"][method]["logloss"] < measured["uncalibrated"]["logloss"]:
                 scores = calibrator_of(measured, method)(scores)
-                self.tell(f"{describe(measured, method)}.")
+                self.tell(f"{describe_calibration(measured, method)}.")
             else:
                 self.tell("No calibration: it would not reduce the logloss on valid.")
             submission = str(write_submission(self.folder / f"{name}.zip", scores, asked.task))

@@ -30,10 +30,10 @@ def main_from_args(args: argparse.Namespace) -> None:
     """Print the plan."""
     experiment = load_experiment(args)
     document = make_plan(experiment, args.gpus, args.memory)
-    show(args, document, describe(document))
+    show(args, document, format_plan(document))
 
 
-def describe(plan: dict[str, Any]) -> str:
+def format_plan(plan: dict[str, Any]) -> str:
     """Return a plan as a table."""
     where = f"each of {plan['processes']} processes" if plan["processes"] > 1 else "one process"
     width = max(len(part["part"]) for part in plan["parts"])

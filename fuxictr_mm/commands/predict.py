@@ -131,7 +131,7 @@ def _of_experiment(args: argparse.Namespace) -> tuple[str, "np.ndarray", dict[st
 
 def _of_runs(args: argparse.Namespace) -> tuple[str, "np.ndarray", dict[str, Any]]:
     """Return the name of the ensemble, its scores, and its settings."""
-    from fuxictr_mm.evaluation.ensemble import describe, ensemble
+    from fuxictr_mm.evaluation.ensemble import describe_ensemble, ensemble
     from fuxictr_mm.runtime import is_one_of_several
 
     for option in ("weights", "data_root", "model_zoo", "config", "data"):
@@ -145,7 +145,7 @@ def _of_runs(args: argparse.Namespace) -> tuple[str, "np.ndarray", dict[str, Any
         raise ConfigError(
             f"{run.path}: its dataset has no test_data; set test_data in dataset_config.yaml and train again"
         )
-    for line in describe(run):
+    for line in describe_ensemble(run):
         print(line)
     scores = run.predictions("test")[1]
     if args.calibrate:
@@ -161,9 +161,9 @@ def _given(args: argparse.Namespace) -> list[str]:
 
 def _calibrate(run: "Run", scores: "np.ndarray", method: str) -> "np.ndarray":
     """Return calibrated scores, and print what changes on the validation rows; one that makes all equal is left out."""
-    from fuxictr_mm.evaluation.calibration import calibrate_run, calibrator_of, describe
+    from fuxictr_mm.evaluation.calibration import calibrate_run, calibrator_of, describe_calibration
 
     found = calibrate_run(run)
-    print(describe(found, method))
+    print(describe_calibration(found, method))
     calibrator = calibrator_of(found, method)
     return scores if calibrator.is_constant else calibrator(scores)

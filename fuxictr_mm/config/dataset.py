@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from fuxictr_mm.checking import Settings, describe
+from fuxictr_mm.checking import Settings, describe_type
 from fuxictr_mm.config.columns import NOT_ENCODED, OF_ENCODING
 from fuxictr_mm.config.features import FeatureConfig, LabelConfig, Number, Roles
 from fuxictr_mm.errors import ConfigError
@@ -149,11 +149,13 @@ class DatasetConfig(Settings):
         if given is None:
             return given
         if not entries:
-            raise ConfigError(f"label_col: is an empty list, expected {describe(LabelConfig)} or a list of these")
+            raise ConfigError(f"label_col: is an empty list, expected {describe_type(LabelConfig)} or a list of these")
         labels: list[LabelConfig] = []
         for entry in entries:
             if not isinstance(entry, dict | LabelConfig):
-                raise ConfigError(f"label_col: found {entry!r}, expected {describe(LabelConfig)} or a list of these")
+                raise ConfigError(
+                    f"label_col: found {entry!r}, expected {describe_type(LabelConfig)} or a list of these"
+                )
             label = LabelConfig.read(entry, "label_col") if isinstance(entry, dict) else entry
             if label.name in [other.name for other in labels]:
                 raise ConfigError(f"label_col: the label '{label.name}' is listed twice; keep one of them")

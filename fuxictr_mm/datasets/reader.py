@@ -32,7 +32,7 @@ Kind = Literal["categorical", "numeric", "sequence", "text", "group"]
 SPLITS = ("train", "valid", "test")
 
 #: Modules of this package that hold no reader.
-_OTHERS = ("reader", "histories", "negatives", "configuration", "writer")
+_OTHERS = ("reader", "histories", "negatives", "configuration", "writer", "folder")
 
 
 @dataclass(frozen=True)

@@ -20,22 +20,19 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
 
 from fuxictr_mm.data.numbering import digest_of, to_later_metadata, to_metadata
 from fuxictr_mm.data.vocabulary import Vocabulary
+from fuxictr_mm.datasets.folder import VERSION, PreparedFolder
 from fuxictr_mm.datasets.histories import ranges
 from fuxictr_mm.datasets.reader import SPLITS, Embeddings, Reader, Rows, names_of
 from fuxictr_mm.encoding.text_files import is_disk_full
-from fuxictr_mm.errors import ConfigError, DataError, UserError, first_line
+from fuxictr_mm.errors import DataError, UserError, first_line
 from fuxictr_mm.files import atomic_path, read_json, write_json
 from fuxictr_mm.terminal import progress_bar
 from fuxictr_mm_serving.prepared import HISTORIES, ITEM_FILE, MANIFEST, NUMBERED, SOURCE_ID, SOURCE_USER, VOCABULARIES
 
 logger = logging.getLogger(__name__)
-
-#: Version of what is written; a folder that another version began is not continued.
-VERSION = 3
 
 #: Rows of a row group: what is shuffled and streamed together.
 GROUP_ROWS = 100_000
@@ -124,22 +121,11 @@ class Writer:
             The folder holds something else, or the source; the source cannot be read, or has no rows for training; the
             folder cannot be written.
         """
-        overwrite = overwrite and (self.folder / MANIFEST).exists()
-        if overwrite and self.folder.resolve() in (self.reader.source / "x").resolve().parents:
-            raise ConfigError(
-                f"--overwrite: would delete {self.reader.source}, which is inside {self.folder}; give another folder"
-            )
-        if not overwrite:
-            self._check_folder()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder / ".lock", blocking=False)
+        folder = PreparedFolder(self.folder, self.origin)
+        overwrite = folder.prepare(self.reader.source, overwrite)
         try:
-            with lock:
-                if overwrite or self._is_barely_begun():
-                    self._clear()
+            with folder.locked(overwrite):
                 return self._write()
-        except Timeout:
-            raise ConfigError(f"{self.folder}: another process is writing this folder; wait until it ends") from None
         except (pl.exceptions.PolarsError, pa.ArrowException) as error:
             reason = first_line(error)
             if is_disk_full(error):
@@ -152,42 +138,6 @@ class Writer:
             raise UserError(
                 f"{where}: {error.strerror or error}; then run the same command again to continue"
             ) from error
-
-    def _clear(self) -> None:
-        """Delete all but the lock, the manifest last: without it the folder would be that of others."""
-        for path in sorted(self.folder.iterdir(), key=lambda path: path.name == MANIFEST):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            elif path.name != ".lock":
-                path.unlink()
-
-    def _is_barely_begun(self) -> bool:
-        """Whether nothing is finished, as after an error in the files; these or the options were changed then."""
-        names = {path.name for path in self.folder.iterdir()} if self.folder.is_dir() else set()
-        is_alone = MANIFEST in names and names <= {MANIFEST, ".lock", ".scratch"}
-        return is_alone and read_json(self.folder / MANIFEST).get("origin") != self.origin
-
-    def _check_folder(self) -> None:
-        manifest = self.folder / MANIFEST
-        if not manifest.exists():
-            found = self.folder.iterdir() if self.folder.is_dir() else ()
-            others = [path.name for path in found if path.name not in (".lock", ".scratch")]
-            if others:
-                raise ConfigError(f"{self.folder}: holds {others[0]}; give an empty or a new folder with --out")
-            return
-        origin = {"version": 1, **(read_json(manifest).get("origin") or {})}
-        if origin != self.origin and not self._is_barely_begun():
-            changed = next(key for key in {**self.origin, **origin} if origin.get(key) != self.origin.get(key))
-            what = f"other {changed}" if changed in ("files", "options") else f"another {changed}"
-            if changed == "version":
-                raise ConfigError(
-                    f"{self.folder}: another version of this library wrote it (layout {origin['version']}, "
-                    f"expected {VERSION}); train and predict still read it if it is complete; to write it again, add "
-                    "--overwrite, or give another folder with --out"
-                )
-            raise ConfigError(
-                f"{self.folder}: was started with {what}; give another folder with --out, or add --overwrite"
-            )
 
     def _write(self) -> Summary:
         done: dict[str, Any] = {"origin": self.origin, "chunks": {}}
@@ -392,43 +342,24 @@ class Writer:
     def _encode(self, rows: Rows) -> Iterator[tuple[str, pa.Table, SplitSummary]]:
         """Yield the rows of each split with all ids as numbers."""
         reader, columns = self.reader, rows.columns
-        target = _codes(self._items, columns["item_id"])
         values, offsets = _parts(rows.histories)
         items = _codes(self._items, values)
         known = np.r_[0, np.cumsum(items > 0)]
         ends = known[offsets]
-        unknown = np.diff(offsets) - np.diff(ends)
         histories = _newest(items[items > 0], ends, reader.max_len)
         which = np.arange(len(columns)) if rows.which is None else rows.which
-        data: dict[str, Any] = {
-            "user_id": _codes(self._vocabulary("user_id"), columns["user_id"]),
-            "item_id": target,
-            "item_seq": histories.take(pa.array(which)),
-        }
-        for name, kind in reader.context.items():
-            column = columns[name]
-            if kind == "group":
-                data[name] = column.to_arrow()
-                continue
-            data[name] = (
-                _codes(self._vocabulary(name), column)
-                if kind == "categorical"
-                else column.cast(pl.Float32).fill_null(0).to_numpy()
-            )
-        for name in (reader.label, *reader.other_labels):
-            if name in columns.columns:
-                data[name] = columns[name].cast(pl.Float32).to_numpy()
-        data |= {name: columns[name].to_arrow() for name in reader.row_sources}
-        table = pa.table(data).replace_schema_metadata(self._row_metadata)
+        table = self._table_of(columns, histories.take(pa.array(which)))
+        unknown = (np.diff(offsets) - np.diff(ends))[which]
         lengths = np.diff(np.asarray(histories.offsets))[which]
         others = columns["split"].filter(~columns["split"].is_in(SPLITS).fill_null(False))
         if len(others):
             raise DataError(f"{reader.source}: split {others[0]!r} of a row, expected {', '.join(SPLITS)}")
-        split_of = columns["split"].to_numpy()
+        target, split_of = table["item_id"].to_numpy(), columns["split"].to_numpy()
+        labels = table[reader.label].to_numpy() if reader.label in table.column_names else None
         for split in columns["split"].unique(maintain_order=True):
             in_split = split_of == split
             kept = np.flatnonzero(in_split & (target > 0))
-            label = data[reader.label][kept] if reader.label in data else np.zeros(0)
+            label = np.zeros(0) if labels is None else labels[kept]
             summary = SplitSummary(
                 rows=int(kept.size),
                 labelled=int((~np.isnan(label)).sum()),
@@ -436,13 +367,35 @@ class Writer:
                 without_history=int((lengths[kept] == 0).sum()),
                 history_items=int(lengths[kept].sum()),
                 left_out=int(in_split.sum()) - int(kept.size),
-                unknown_items=int(unknown[which[kept]].sum()),
+                unknown_items=int(unknown[kept].sum()),
             )
             part = table.take(pa.array(kept))
             # All part files of a later log have the columns of the labels that it has.
             if reader.known_items is None and len(label) and np.isnan(label).all():
                 part = part.drop_columns([reader.label])
             yield split, part, summary
+
+    def _table_of(self, columns: pl.DataFrame, histories: pa.Array) -> pa.Table:
+        """Return rows as they are written, with numbers in place of ids."""
+        reader = self.reader
+        data: dict[str, Any] = {
+            "user_id": _codes(self._vocabulary("user_id"), columns["user_id"]),
+            "item_id": _codes(self._items, columns["item_id"]),
+            "item_seq": histories,
+        }
+        for name, kind in reader.context.items():
+            column = columns[name]
+            if kind == "group":
+                data[name] = column.to_arrow()
+            elif kind == "categorical":
+                data[name] = _codes(self._vocabulary(name), column)
+            else:
+                data[name] = column.cast(pl.Float32).fill_null(0).to_numpy()
+        for name in (reader.label, *reader.other_labels):
+            if name in columns.columns:
+                data[name] = columns[name].cast(pl.Float32).to_numpy()
+        data |= {name: columns[name].to_arrow() for name in reader.row_sources}
+        return pa.table(data).replace_schema_metadata(self._row_metadata)
 
     def _count_cold(self, splits: dict[str, SplitSummary]) -> None:
         """Count the rows of each split whose target is not a target in training, or of a later log a new item."""

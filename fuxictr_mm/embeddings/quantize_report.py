@@ -100,7 +100,7 @@ def related(column: str, what: str) -> str:
     return what + column.removeprefix("codes")
 
 
-def describe(report: Mapping[str, Mapping[str, Any]]) -> str:
+def format_report(report: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the report as text, with a table per column."""
     lines = []
     for column, values in report.items():

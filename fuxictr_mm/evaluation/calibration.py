@@ -226,7 +226,7 @@ def calibrator_of(found: Mapping[str, Any], method: str) -> Calibrator:
     return Calibrator(method, found["methods"][method]["parameters"])
 
 
-def describe(found: Mapping[str, Any], method: str) -> str:
+def describe_calibration(found: Mapping[str, Any], method: str) -> str:
     """Return one line: what a method changes on the validation rows, and which would be better."""
     before, after = found["uncalibrated"], found["methods"][method]
     error = "expected_calibration_error"

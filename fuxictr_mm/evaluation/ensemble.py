@@ -415,7 +415,7 @@ def refuse_ensemble(expid: str, root: str | os.PathLike[str] = "checkpoints") ->
     )
 
 
-def describe(run: Run) -> list[str]:
+def describe_ensemble(run: Run) -> list[str]:
     """Return the summary of an ensemble: the validation AUC of the runs, their weights, and that of the ensemble.
 
     Raises

@@ -73,7 +73,7 @@ class DatasetSection:
         return [*self.lead, *(f"{reason.text}." for reason in self.reasons)]
 
 
-def describe(
+def describe_dataset(
     gathered: Gathered,
     number: int,
     known: Sequence[Run],

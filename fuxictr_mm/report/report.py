@@ -11,7 +11,7 @@ from pathlib import Path
 from fuxictr_mm.errors import ConfigError, MissingFileError, nearest
 from fuxictr_mm.files import write_beside
 from fuxictr_mm.report.experiments import gather, labels_of, of_label
-from fuxictr_mm.report.page import DatasetSection, describe, missing, render
+from fuxictr_mm.report.page import DatasetSection, describe_dataset, missing, render
 from fuxictr_mm.runs import RUN_NAME, Run, find_runs, resolve
 from fuxictr_mm.terminal import listed, progress_bar
 
@@ -63,7 +63,7 @@ def report(
     named = [name for name in names if RUN_NAME.fullmatch(Path(name).name)]
     track = partial(progress_bar, what="bootstrap samples", verbose=0 if quiet else 1)
     datasets = enumerate(gather(runs, named), start=1)
-    sections = [describe(gathered, index, known, track, label) for index, gathered in datasets]
+    sections = [describe_dataset(gathered, index, known, track, label) for index, gathered in datasets]
     if not any(section.rows for section in sections):
         reasons = "; ".join(note for section in sections for note in section.notes[:1])
         raise MissingFileError(f"{root}: no finished run ({reasons}); train first: fuxictr-mm train --expid NAME")

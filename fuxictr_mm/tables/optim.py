@@ -15,9 +15,6 @@ from torch import Tensor, nn
 from fuxictr_mm.errors import UserError
 from fuxictr_mm.tables.gradients import touched_rows
 
-#: Updates of touched rows, see ``TouchedOptimizer``.
-RULES = ("adam", "adagrad", "rowwise_adagrad", "sgd")
-
 #: State ``(R, 1)``: the update of the table in which each row was reached last, from 1; 0 for never. It has the type of
 #: the table, which ``Optimizer.load_state_dict`` gives to it. From 2**24 updates on, float32 rounds it: what a row has
 #: missed is then right on average.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pydantic import Field
 
-from fuxictr_mm.checking import Settings, describe, matches
+from fuxictr_mm.checking import Settings, describe_type, matches
 from fuxictr_mm.config import Number
 from fuxictr_mm.errors import ConfigError
 
@@ -90,7 +90,7 @@ def read_range(settings: Mapping[str, Any], annotation: Any, where: str) -> Rang
         if not math.isfinite(settings[key]):
             raise ConfigError(f"{where}: {key} is {settings[key]}, expected a finite number")
         if not matches(settings[key], annotation):
-            raise ConfigError(f"{where}: {key} is {settings[key]}, but the setting takes {describe(annotation)}")
+            raise ConfigError(f"{where}: {key} is {settings[key]}, but the setting takes {describe_type(annotation)}")
     low, high, step, log = given.low, given.high, given.step, given.log
     if low >= high:
         raise ConfigError(f"{where}: low is {low} and high is {high}, expected low below high")
@@ -108,7 +108,7 @@ def read_range(settings: Mapping[str, Any], annotation: Any, where: str) -> Rang
     numbers = [number for number in (low, high, step) if number is not None]
     whole = not takes_fractions and all(isinstance(number, int) for number in numbers)
     if step is not None and not whole and not matches(low + step, annotation):
-        raise ConfigError(f"{where}: step is {step}, but the setting takes {describe(annotation)}")
+        raise ConfigError(f"{where}: step is {step}, but the setting takes {describe_type(annotation)}")
     return Range(low, high, step, log, whole)
 
 

@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 
 from fuxictr_mm.errors import ConfigError, DataError
-from fuxictr_mm.evaluation.calibration import METHODS, calibrate_run, calibrator_of, describe, fit, folds, measure
+from fuxictr_mm.evaluation.calibration import (
+    METHODS,
+    calibrate_run,
+    calibrator_of,
+    describe_calibration,
+    fit,
+    folds,
+    measure,
+)
 from fuxictr_mm.runs import find_runs
 from tests.errors import raises_naming
 
@@ -90,7 +98,7 @@ def test_saved_with_the_run_and_measured_on_users_not_fitted_to(run):
     for method in METHODS:
         expected = fit(method, label, prediction)(prediction)
         np.testing.assert_allclose(calibrator_of(found, method)(prediction), expected, atol=1e-12)
-        assert describe(found, method).startswith(f"calibrated by {method}: valid logloss")
+        assert describe_calibration(found, method).startswith(f"calibrated by {method}: valid logloss")
 
 
 def test_what_cannot_be_calibrated_is_refused():

@@ -14,7 +14,7 @@ from fuxictr_mm.cli import main
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
 from fuxictr_mm.evaluation.combine import greedy_weights, transform
 from fuxictr_mm.evaluation.compare import compare
-from fuxictr_mm.evaluation.ensemble import describe, ensemble
+from fuxictr_mm.evaluation.ensemble import describe_ensemble, ensemble
 from fuxictr_mm.evaluation.significance import Ranking
 from fuxictr_mm.metrics import evaluate_metrics
 from fuxictr_mm.runs import find_runs
@@ -104,7 +104,7 @@ def test_what_is_fitted_to_noise_is_measured_as_noise(how, copy):
     plant(copy, generator.random((3, 3000)))
     found = ensemble(["DIN_tiny"], copy, **how)
     assert abs(found.valid["AUC"] - 0.5) < 0.02
-    lines = "\n".join(describe(found))
+    lines = "\n".join(describe_ensemble(found))
     assert "cross-fitted by users" in lines
 
 
@@ -156,7 +156,7 @@ def test_ranks_of_runs_with_logloss_alone_have_an_auc(make_run, tmp_path):
         make_run(expid, (label, generator.random(200), None), metrics=["logloss"])
     found = ensemble(["A", "B"], tmp_path / "runs")
     assert found.valid == {"AUC": pytest.approx(Ranking(label, found.predictions()[1]).auc)}
-    assert "AUC" in describe(found)[0]
+    assert "AUC" in describe_ensemble(found)[0]
 
 
 def test_folds_do_not_share_users(copy):
@@ -223,7 +223,7 @@ def test_members_of_different_files_are_named(copy, caplog):
 def test_a_single_run_is_itself(copy):
     (run,) = find_runs(copy, expid="DIN_MM_none_tiny")
     assert ensemble(["DIN_MM_none_tiny"], copy).path == run.path
-    assert describe(run) == []
+    assert describe_ensemble(run) == []
 
 
 def test_a_single_run_is_refused_before_it_is_scored(copy, monkeypatch, capsys):

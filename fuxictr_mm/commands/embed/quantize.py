@@ -9,7 +9,7 @@ from fuxictr_mm.commands.embed.options import add_output, add_settings, add_sour
 from fuxictr_mm.data.ids import numbering
 from fuxictr_mm.embeddings.item_files import Source, read_ids
 from fuxictr_mm.embeddings.quantize import METRICS, QuantizeOptions, quantize
-from fuxictr_mm.embeddings.quantize_report import describe, yaml_lines
+from fuxictr_mm.embeddings.quantize_report import format_report, yaml_lines
 from fuxictr_mm.errors import ConfigError
 
 
@@ -60,4 +60,4 @@ def main_from_args(arguments: argparse.Namespace) -> None:
     largest_id = max((int(read_ids(source).max()) for source in searched), default=0)
     lines = [f"  {line}" for line in yaml_lines(report, arguments.neighbors, largest_id)]
     wrote = f"wrote {arguments.out}; for dataset_config.yaml (add the file to item_info:):"
-    show(arguments, report, "\n".join([describe(report), wrote, *lines]))
+    show(arguments, report, "\n".join([format_report(report), wrote, *lines]))
