@@ -190,6 +190,8 @@ class Manifest(_Entry):
     precision: str
     labels: Annotated[list[str], Field(min_length=1)]
     graphs: dict[str, File]
+    #: Of the largest array that each graph computes: numbers per scored row and history item.
+    numbers_per_pair: dict[str, Annotated[int, Field(ge=1)]] = {}
     items: ItemsEntry
     context: list[ContextEntry]
     #: Of graphs, by the name of their inputs.

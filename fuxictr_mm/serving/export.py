@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from fuxictr_mm.data.dataset import Dataset
     from fuxictr_mm.experiment import Experiment
+    from fuxictr_mm.serving.graph_files import Written
     from fuxictr_mm.serving.tables import Parts
 
 #: Largest difference to the model that an export may have, by the precision of its tables or of its layers' weights.
@@ -118,13 +119,14 @@ def export(
         from fuxictr_mm.serving.graph_files import quantize_weights, write_graphs
         from fuxictr_mm.serving.parity import compare
 
-        files, opened = write_graphs(parts.graphs, folder, "pt2" if format == "pt2" else "onnx", type(model).__name__)
+        written = write_graphs(parts.graphs, folder, "pt2" if format == "pt2" else "onnx", type(model).__name__)
         if precision == "int8-weights":
-            for name in files.keys() & {"rows", "candidates"}:
-                quantize_weights(folder / files[name])
-        manifest = _describe(experiment, parts, dataset, files, precision)
+            for name in written.files.keys() & {"rows", "candidates"}:
+                quantize_weights(folder / written.files[name])
+        manifest = _describe(experiment, parts, dataset, written, precision)
         if items is not None:
             manifest["numbering"] |= all_items_in(items)
+        opened = written.opened or None
         if opened is not None:  # graphs of ONNX have names
             manifest["ports"] = {name: {"inputs": g.inputs, "outputs": g.outputs} for name, g in opened.items()}
         tables.write_tables(parts, dataset, folder, manifest, precision)
@@ -221,7 +223,7 @@ def _predict(
 
 
 def _describe(
-    experiment: Experiment, parts: Parts, dataset: Dataset, graphs: Mapping[str, str], precision: str
+    experiment: Experiment, parts: Parts, dataset: Dataset, written: Written, precision: str
 ) -> dict[str, Any]:
     """Return the manifest, without tables and checksums."""
     import torch
@@ -258,7 +260,8 @@ def _describe(
         "torch_version": torch.__version__,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "precision": precision,
-        "graphs": dict(graphs),
+        "graphs": written.files,
+        "numbers_per_pair": written.numbers_per_pair,
         "items": {
             "target": roles.target,
             "history": roles.history,
