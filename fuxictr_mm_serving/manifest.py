@@ -198,6 +198,8 @@ class Manifest(_Entry):
     tables: dict[str, TableEntry] = {}
     #: Digests of the numbers of ``fuxictr-mm prepare`` that the weights were trained with, by the column.
     numbering: dict[str, str] = {}
+    #: Digests of all items of the later logs that the items of the export, of a log after them, continue.
+    earlier_items: list[str] = []
     vocabulary: File | None
     bytes: dict[str, int]
     sha256: dict[File, str]

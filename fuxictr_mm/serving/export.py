@@ -86,7 +86,7 @@ def export(
         A package is missing; no such weights; a model that cannot be exported; scores that differ from the model's;
         the folder exists already or cannot be written.
     """
-    from fuxictr_mm.data.numbering import all_items_in
+    from fuxictr_mm.data.numbering import all_items_in, earlier_items_in
     from fuxictr_mm.serving import tables
     from fuxictr_mm.serving.prepared import Prepared
     from fuxictr_mm_serving.manifest import MANIFEST
@@ -126,6 +126,7 @@ def export(
         manifest = _describe(experiment, parts, dataset, written, precision)
         if items is not None:
             manifest["numbering"] |= all_items_in(items)
+            manifest["earlier_items"] = earlier_items_in(items)
         opened = written.opened or None
         if opened is not None:  # graphs of ONNX have names
             manifest["ports"] = {name: {"inputs": g.inputs, "outputs": g.outputs} for name, g in opened.items()}
