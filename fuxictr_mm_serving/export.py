@@ -24,6 +24,7 @@ from fuxictr_mm_serving.graphs import Graph, OnnxGraph
 from fuxictr_mm_serving.manifest import Files
 from fuxictr_mm_serving.new_items import ItemRows, NewItem, NewItems
 from fuxictr_mm_serving.tables import Ids, Table, check_shape
+from fuxictr_mm_serving.vocabulary import LARGE, Integers, Texts
 
 #: History items that explain a score.
 REASONS = 3
@@ -375,17 +376,31 @@ def _inputs(name: str, rows: ItemRows, codes: str = "codes") -> dict[str, np.nda
     return {name: rows.values} if rows.codes is None else {name: rows.values, codes: rows.codes}
 
 
+def _values_of(name: str, entry: Mapping[str, Any]) -> Sequence[Any]:
+    """Return the values of a vocabulary; those of exports of earlier versions, which held large ones so, as arrays."""
+    values, kind = entry["values"], {"integer": int, "bytes": str, "text": str}[entry["type"]]
+    if not isinstance(values, list) or {*map(type, values)} - {kind}:
+        raise TypeError(f"{name}: values are not all of type {entry['type']}")
+    values = [bytes.fromhex(v) for v in values] if entry["type"] == "bytes" else values
+    if len(values) < LARGE:
+        return values
+    return Integers.of(values) if kind is int else Texts.of(values)
+
+
+def _arrays_of(files: Files, entry: Mapping[str, Any]) -> Integers | Texts:
+    arrays = {name: files.array(file, mapped=True) for name, file in entry["arrays"].items()}
+    return Integers(**arrays) if entry["type"] == "integer" else Texts(**arrays, is_text=entry["type"] == "text")
+
+
 def _read_ids(files: Files, name: str) -> dict[str, Ids]:
     text = files.read(name)
     try:
         content = json.loads(text)
         found = {}
         for name, entry in content.items():
-            values, kind = entry["values"], {"integer": int, "bytes": str, "text": str}[entry["type"]]
-            if not isinstance(values, list) or {*map(type, values)} - {kind}:
-                raise TypeError(f"{name}: values are not all of type {entry['type']}")
-            values = [bytes.fromhex(v) for v in values] if entry["type"] == "bytes" else values
-            found[name] = Ids(values, kind is int, takes_numbers=bool(entry.get("takes_numbers")))
+            is_integer = entry["type"] == "integer"
+            values = _arrays_of(files, entry) if "arrays" in entry else _values_of(name, entry)
+            found[name] = Ids(values, is_integer, takes_numbers=bool(entry.get("takes_numbers")))
         return found
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ServingError(f"{files.folder / name}: is not a vocabulary of an export ({error}); export again") from None

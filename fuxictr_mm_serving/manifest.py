@@ -29,8 +29,9 @@ from fuxictr_mm_serving.errors import ServingError
 MANIFEST = "manifest.json"
 
 #: Formats that are read. One is added where a server before it would fail on an export instead of refusing it, and an
-#: export has the lowest that it needs: 4 has graphs of candidates that are given ``candidate_codes``.
-FORMATS = (3, 4)
+#: export has the lowest that it needs: 4 has graphs of candidates that are given ``candidate_codes``, and 5 has
+#: vocabularies as arrays.
+FORMATS = (3, 4, 5)
 
 #: Larger tables are mapped. Smaller ones are read, so that a file that is cut short while it is served ends no process.
 MAPPED_BYTES = 16 * 2**20

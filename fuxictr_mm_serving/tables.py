@@ -19,9 +19,6 @@ from fuxictr_mm_serving.vocabulary import Integers, Texts
 #: Number of an id that is not in a vocabulary.
 UNKNOWN = -1
 
-#: Values from which on a vocabulary is kept as arrays: a dictionary of a smaller one is faster to look up in.
-LARGE = 2**14
-
 #: Integers beyond it are not exact as floating-point numbers.
 LARGEST_EXACT = 2**53
 
@@ -113,9 +110,7 @@ class Ids:
 
     def __init__(self, values: Sequence[Any], is_integer: bool, takes_numbers: bool = False) -> None:
         self.values, self.is_integer, self.takes_numbers = values, is_integer, takes_numbers
-        self._large: Integers | Texts | None = None
-        if len(values) >= LARGE:
-            self.values = self._large = Integers(values) if is_integer else Texts(values)
+        self._large: Integers | Texts | None = values if isinstance(values, Integers | Texts) else None
 
     @cached_property
     def _numbers(self) -> dict[Any, int]:

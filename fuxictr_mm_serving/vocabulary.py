@@ -1,4 +1,6 @@
-"""Large vocabularies as arrays: a dictionary of Python objects takes ten times the memory, in each process.
+"""Large vocabularies as arrays, which an export holds beside each other and processes share.
+
+A dictionary of Python objects takes more than ten times their memory, in each process.
 
 Shape letters: V values, M values that are looked up.
 """
@@ -11,20 +13,38 @@ from zlib import crc32
 
 import numpy as np
 
+#: Values from which on a vocabulary is arrays: a dictionary of a smaller one is faster to look up in.
+LARGE = 2**14
+
 
 class Integers(Sequence[Any]):
     """Distinct integers of 64 bits.
 
     Parameters
     ----------
-    values : sequence of int
-        In the order of their numbers.
+    values : ndarray
+        ``(V,)`` in the order of their numbers.
+    ordered, order : ndarray
+        ``(V,)`` the integers in their order, and where each is in ``values``.
+
+    Raises
+    ------
+    ValueError
+        They do not fit each other.
     """
 
-    def __init__(self, values: Sequence[int]) -> None:
-        self._values = np.array(values, np.int64 if max(values) < 2**63 else np.uint64)
-        self._order = np.argsort(self._values).astype(_type_of(len(values)))
-        self._sorted = self._values[self._order]
+    def __init__(self, values: np.ndarray, ordered: np.ndarray, order: np.ndarray) -> None:
+        if not values.ndim == 1 or not values.shape == ordered.shape == order.shape or values.dtype.kind not in "iu":
+            raise ValueError("the arrays do not fit each other")
+        self.arrays = {"values": values, "ordered": ordered, "order": order}
+        self._values, self._sorted, self._order = values, ordered, order
+
+    @classmethod
+    def of(cls, values: Sequence[int]) -> Integers:
+        """Return integers as arrays."""
+        array = np.array(values, np.int64 if max(values) < 2**63 else np.uint64)
+        order = np.argsort(array).astype(_type_of(len(values)))
+        return cls(array, array[order], order)
 
     def __len__(self) -> int:
         return len(self._values)
@@ -43,23 +63,46 @@ class Integers(Sequence[Any]):
 
 
 class Texts(Sequence[Any]):
-    """Distinct texts, or bytes, one after another; they are found by a checksum.
+    """Distinct texts, or bytes; they are found by a checksum.
 
     Parameters
     ----------
-    values : sequence of str or bytes
-        In the order of their numbers.
+    content : ndarray
+        All texts in UTF-8, one after another in the order of their numbers.
+    bounds : ndarray
+        ``(V + 1,)`` where each begins, and the last ends.
+    sums, order : ndarray
+        ``(V,)`` their checksums in order, and of which text each is.
+    is_text : bool
+        Whether they are texts, not bytes.
+
+    Raises
+    ------
+    ValueError
+        The arrays do not fit each other.
     """
 
-    def __init__(self, values: Sequence[Any]) -> None:
-        self._type = type(values[0])
+    def __init__(
+        self, content: np.ndarray, bounds: np.ndarray, sums: np.ndarray, order: np.ndarray, is_text: bool
+    ) -> None:
+        self.arrays = {"content": content, "bounds": bounds, "sums": sums, "order": order}
+        if (content.ndim, bounds.ndim, sums.shape) != (1, 1, order.shape) or order.shape != (len(bounds) - 1,):
+            raise ValueError("the arrays do not fit each other")
+        if content.dtype != np.uint8 or bounds[-1] != len(content):
+            raise ValueError("the arrays do not fit each other")
+        self._content, self._bounds, self._sums, self._order = content, bounds, sums, order
+        self._type = str if is_text else bytes
+
+    @classmethod
+    def of(cls, values: Sequence[Any]) -> Texts:
+        """Return texts or bytes as arrays."""
         encoded = [_encoded(value) for value in values]
-        self._content = np.frombuffer(b"".join(encoded), np.uint8)
+        content = np.frombuffer(b"".join(encoded), np.uint8)
         bounds = np.cumsum(np.fromiter(map(len, encoded), np.int64, len(encoded)))
-        self._bounds = np.concatenate(([0], bounds)).astype(_type_of(len(self._content)))
+        bounds = np.concatenate(([0], bounds)).astype(_type_of(len(content)))
         sums = np.fromiter(map(crc32, encoded), np.uint32, len(encoded))
-        self._order = np.argsort(sums, kind="stable").astype(_type_of(len(encoded)))
-        self._sums = sums[self._order]
+        order = np.argsort(sums, kind="stable").astype(_type_of(len(encoded)))
+        return cls(content, bounds, sums[order], order, isinstance(values[0], str))
 
     def __len__(self) -> int:
         return len(self._order)

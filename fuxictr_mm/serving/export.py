@@ -89,7 +89,7 @@ def export(
     from fuxictr_mm.data.numbering import all_items_in, earlier_items_in
     from fuxictr_mm.serving import tables
     from fuxictr_mm.serving.prepared import Prepared
-    from fuxictr_mm_serving.manifest import MANIFEST
+    from fuxictr_mm_serving.manifest import FORMATS, MANIFEST
 
     parts_of = _choose_parts(experiment, format, precision)
     check_folder_to_write(out, [MANIFEST], overwrite)
@@ -136,7 +136,8 @@ def export(
         if len(dataset.vocabularies) or dataset.items.vocabulary is not None or prepared is not None:
             manifest["vocabulary"] = "vocabulary.json"
             own = {} if prepared is None else prepared.vocabularies
-            tables.write_vocabularies(dataset, folder / "vocabulary.json", own)
+            if tables.write_vocabularies(dataset, folder / "vocabulary.json", own, as_arrays=format == "onnx"):
+                manifest["format"] = FORMATS[2]
         _write_manifest(folder, manifest)
         parity.update(
             compare(experiment, folder, opened, expected, dataset, limit, rounding if takes_rounding else None)
