@@ -121,9 +121,11 @@ class Texts(Sequence[Any]):
         sums = np.fromiter(map(crc32, encoded), np.uint32, len(encoded))
         lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
         content, starts = np.frombuffer(b"".join(encoded), np.uint8), np.cumsum(lengths) - lengths
-        nexts, ends = (np.searchsorted(self._sums, sums, side) for side in ("left", "right"))
-        found = np.zeros(len(encoded), np.int64)
-        while (left := np.flatnonzero(is_type & (found == 0) & (nexts < ends))).size:  # others may have the same sum
+        nexts, found = np.searchsorted(self._sums, sums), np.zeros(len(encoded), np.int64)
+        left = np.flatnonzero(is_type)
+        while left.size:
+            left = left[nexts[left] < len(self)]
+            left = left[self._sums[nexts[left]] == sums[left]]
             places = self._order[nexts[left]].astype(np.int64)
             own, sizes = self._bounds[places].astype(np.int64), lengths[left]
             is_same = self._bounds[places + 1] - own == sizes
@@ -133,7 +135,8 @@ class Texts(Sequence[Any]):
             differs = self._content[own[rows] + steps] != content[starts[compared][rows] + steps]
             is_equal = np.bincount(rows, differs, len(compared)) == 0
             found[compared[is_equal]] = places[is_equal] + 1
-            nexts[left] += 1
+            nexts[left] += 1  # others may have the same checksum
+            left = left[found[left] == 0]
         return found
 
 
