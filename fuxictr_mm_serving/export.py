@@ -24,13 +24,14 @@ from fuxictr_mm_serving.graphs import Graph, OnnxGraph
 from fuxictr_mm_serving.manifest import Files
 from fuxictr_mm_serving.new_items import ItemRows, NewItem, NewItems
 from fuxictr_mm_serving.tables import Ids, Table, check_shape
+from fuxictr_mm_serving.vocabulary import LARGE, Integers, Texts
 
 #: History items that explain a score.
 REASONS = 3
 
-#: Pairs of history items, of all rows that a graph of rows is given at a time. It bounds the memory of attention among
-#: them, but for a longer history than its root: that is scored a row at a time, and needs its own length squared.
-PAIRS = 2**24
+#: Numbers of the largest array that a graph computes (64 MiB): rows and candidates are scored as many at a time.
+#: A row whose history needs more is scored alone.
+NUMBERS = 2**24
 
 #: Arrays of a user that the candidate graph reads.
 State = dict[str, np.ndarray]
@@ -210,10 +211,10 @@ class Export:
     def _score(
         self, context: Mapping[str, np.ndarray], target: np.ndarray, history: np.ndarray, offsets: np.ndarray
     ) -> np.ndarray:
-        count = _rows_at_once(int(np.diff(offsets).max(initial=0)))
-        if len(target) > count:
-            starts = range(0, len(target), count)
-            return np.concatenate([self._score_some(context, target, history, offsets, i, i + count) for i in starts])
+        size = self._at_once("rows", int(np.diff(offsets).max(initial=0)), len(target))
+        if len(target) > size:
+            starts = range(0, len(target), size)
+            return np.concatenate([self._score_some(context, target, history, offsets, i, i + size) for i in starts])
         # The padding item is always row 0 of the graph's items.
         distinct, places = np.unique(np.concatenate(([0], target, history)), return_inverse=True)
         inputs = {
@@ -264,7 +265,7 @@ class Export:
             return {**state, "numbers": numbers}
         inputs = {**state, **_inputs("history", self._item_rows(numbers))}
         graph = self._graphs["user"]
-        return dict(zip(graph.outputs, graph.run(inputs), strict=True))
+        return {**dict(zip(graph.outputs, graph.run(inputs), strict=True)), "length": np.array(len(numbers))}
 
     def score_candidates(self, state: State, candidates: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
         """Return the prediction for each candidate ``(M,)`` or ``(M, T)``, and whether the export holds it ``(M,)``.
@@ -282,13 +283,14 @@ class Export:
     def score_items(self, state: State, candidates: ItemRows) -> np.ndarray:
         """Return the prediction for each item ``(M,)``, or ``(M, T)``."""
         check_deadline()
-        if len(candidates) == 0:
+        if (count := len(candidates)) == 0:
             return np.zeros((0, len(self.labels)) if len(self.labels) > 1 else 0, dtype=np.float32)
+        length = int(state["length"]) if self.is_folded else len(state["numbers"])
+        if count > (size := self._at_once("candidates" if self.is_folded else "rows", length, count)):
+            return np.concatenate([self.score_items(state, candidates[i : i + size]) for i in range(0, count, size)])
         if self.is_folded:
             return self._predict("candidates", {**state, **_inputs("candidates", candidates, "candidate_codes")})
-        numbers, count = state["numbers"], len(candidates)
-        if count > (size := _rows_at_once(len(numbers))):
-            return np.concatenate([self.score_items(state, candidates[i : i + size]) for i in range(0, count, size)])
+        numbers = state["numbers"]
         items = self._item_rows(np.concatenate(([0], numbers))).joined(candidates)
         inputs = {name: np.repeat(value, count, axis=0) for name, value in state.items() if name != "numbers"}
         inputs.update(_inputs("items", items))
@@ -319,9 +321,7 @@ class Export:
             raise ServingError("explain: the model has no attention over the history")
         kept, _ = self.items.histories([history], "history", strict=False)
         found = self.items.numbers(candidates, "candidates")
-        rows = self._item_rows(np.maximum(found, 0))
-        inputs = {**state, **_inputs("candidates", rows, "candidate_codes")}
-        shares = self._graphs["attention"].run(inputs)[0]
+        shares = self._shares(state, self._item_rows(np.maximum(found, 0)))
         if not np.isfinite(shares).all():
             raise ServingError("explain: a share is not finite")
         # An item that is in the history more than once has the sum of its shares.
@@ -340,6 +340,25 @@ class Export:
             )
         return reasons
 
+    def _shares(self, state: State, candidates: ItemRows) -> np.ndarray:
+        check_deadline()
+        count = len(candidates)
+        if count > (size := self._at_once("attention", int(state["length"]), count)):
+            return np.concatenate([self._shares(state, candidates[i : i + size]) for i in range(0, count, size)])
+        return self._graphs["attention"].run({**state, **_inputs("candidates", candidates, "candidate_codes")})[0]
+
+    def _at_once(self, graph: str, length: int, count: int) -> int:
+        """Return how many of ``count`` rows or candidates a graph is given at a time, by the longest history.
+
+        Exports of earlier versions do not hold how much each needs, which seldom is more than a row of the item table.
+        """
+        length, row_dim = max(length, 1), self.items.table.values.shape[1]
+        numbers = self.manifest.numbers_per_pair.get(graph, row_dim)
+        if graph == "rows":  # there may be attention of the items to each other
+            numbers = max(numbers, length)
+        size = max(NUMBERS // (length * numbers), 1)
+        return math.ceil(count / math.ceil(count / size)) if count > size else size  # all about the same
+
     def embed_new(self, items: Sequence[NewItem]) -> ItemRows:
         """Return rows of items that the export does not hold, by their content alone.
 
@@ -353,12 +372,24 @@ class Export:
         return self._new.rows(items, self._item_rows(np.zeros(1, dtype=np.int64)))
 
 
-def _rows_at_once(longest: int) -> int:
-    return max(PAIRS // max(longest, 1) ** 2, 1)
-
-
 def _inputs(name: str, rows: ItemRows, codes: str = "codes") -> dict[str, np.ndarray]:
     return {name: rows.values} if rows.codes is None else {name: rows.values, codes: rows.codes}
+
+
+def _values_of(name: str, entry: Mapping[str, Any]) -> Sequence[Any]:
+    """Return the values of a vocabulary; those of exports of earlier versions, which held large ones so, as arrays."""
+    values, kind = entry["values"], {"integer": int, "bytes": str, "text": str}[entry["type"]]
+    if not isinstance(values, list) or {*map(type, values)} - {kind}:
+        raise TypeError(f"{name}: values are not all of type {entry['type']}")
+    values = [bytes.fromhex(v) for v in values] if entry["type"] == "bytes" else values
+    if len(values) < LARGE:
+        return values
+    return Integers.of(values) if kind is int else Texts.of(values)
+
+
+def _arrays_of(files: Files, entry: Mapping[str, Any]) -> Integers | Texts:
+    arrays = {name: files.array(file, mapped=True) for name, file in entry["arrays"].items()}
+    return Integers(**arrays) if entry["type"] == "integer" else Texts(**arrays, is_text=entry["type"] == "text")
 
 
 def _read_ids(files: Files, name: str) -> dict[str, Ids]:
@@ -367,11 +398,9 @@ def _read_ids(files: Files, name: str) -> dict[str, Ids]:
         content = json.loads(text)
         found = {}
         for name, entry in content.items():
-            values, kind = entry["values"], {"integer": int, "bytes": str, "text": str}[entry["type"]]
-            if not isinstance(values, list) or {*map(type, values)} - {kind}:
-                raise TypeError(f"{name}: values are not all of type {entry['type']}")
-            values = [bytes.fromhex(v) for v in values] if entry["type"] == "bytes" else values
-            found[name] = Ids(values, kind is int, takes_numbers=bool(entry.get("takes_numbers")))
+            is_integer = entry["type"] == "integer"
+            values = _arrays_of(files, entry) if "arrays" in entry else _values_of(name, entry)
+            found[name] = Ids(values, is_integer, takes_numbers=bool(entry.get("takes_numbers")))
         return found
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ServingError(f"{files.folder / name}: is not a vocabulary of an export ({error}); export again") from None

@@ -29,8 +29,9 @@ from fuxictr_mm_serving.errors import ServingError
 MANIFEST = "manifest.json"
 
 #: Formats that are read. One is added where a server before it would fail on an export instead of refusing it, and an
-#: export has the lowest that it needs: 4 has graphs of candidates that are given ``candidate_codes``.
-FORMATS = (3, 4)
+#: export has the lowest that it needs: 4 has graphs of candidates that are given ``candidate_codes``, and 5 has
+#: vocabularies as arrays.
+FORMATS = (3, 4, 5)
 
 #: Larger tables are mapped. Smaller ones are read, so that a file that is cut short while it is served ends no process.
 MAPPED_BYTES = 16 * 2**20
@@ -190,12 +191,16 @@ class Manifest(_Entry):
     precision: str
     labels: Annotated[list[str], Field(min_length=1)]
     graphs: dict[str, File]
+    #: Of the largest array that each graph computes: numbers per scored row and history item.
+    numbers_per_pair: dict[str, Annotated[int, Field(ge=1)]] = {}
     items: ItemsEntry
     context: list[ContextEntry]
     #: Of graphs, by the name of their inputs.
     tables: dict[str, TableEntry] = {}
     #: Digests of the numbers of ``fuxictr-mm prepare`` that the weights were trained with, by the column.
     numbering: dict[str, str] = {}
+    #: Digests of all items of the later logs that the items of the export, of a log after them, continue.
+    earlier_items: list[str] = []
     vocabulary: File | None
     bytes: dict[str, int]
     sha256: dict[File, str]

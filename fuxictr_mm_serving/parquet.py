@@ -15,14 +15,23 @@ from glob import escape
 from itertools import islice
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote
 
 import numpy as np
 
 from fuxictr_mm_serving.errors import ServingError
 from fuxictr_mm_serving.features import Column, Flat, Lists
-from fuxictr_mm_serving.prepared import ALL_ITEMS, ITEM_FILE, NUMBERED, NUMBERING, SOURCE_ID, SOURCE_USER, VOCABULARIES
+from fuxictr_mm_serving.prepared import (
+    ALL_ITEMS,
+    EARLIER_ITEMS,
+    ITEM_FILE,
+    NUMBERED,
+    NUMBERING,
+    SOURCE_ID,
+    SOURCE_USER,
+    VOCABULARIES,
+)
 
 try:
     import pyarrow as pa
@@ -32,6 +41,8 @@ except ImportError:
 
 if TYPE_CHECKING:
     from fuxictr_mm_serving.export import Export
+
+T = TypeVar("T")
 
 #: Rows that are read at a time.
 BATCH_ROWS = 2048
@@ -115,10 +126,13 @@ def check_numbering(export: Export, file: Path, *columns: str) -> None:
                 f"{file}: '{name}' was numbered in another order than for the export (digest {str(given[name])[:8]}, "
                 f"expected {expected[name][:8]}); give files of the folder that it was trained on, or with source ids"
             )
-    if ALL_ITEMS in given and expected.get(ALL_ITEMS, given[ALL_ITEMS]) != given[ALL_ITEMS]:
+    new, own = given.get(ALL_ITEMS), expected.get(ALL_ITEMS)
+    if new is None or own is None or new == own or new in export.manifest.earlier_items:
+        return
+    if own not in _json_in(file, EARLIER_ITEMS, []):  # otherwise rows with newer items are refused as such
         raise ServingError(
-            f"{file}: is of another later log than the items of the export (digest {str(given[ALL_ITEMS])[:8]}, "
-            f"expected {expected[ALL_ITEMS][:8]}); {_export_with_items(file)}"
+            f"{file}: is of another later log than the items of the export (digest {str(new)[:8]}, expected "
+            f"{own[:8]}), and neither log was prepared like the other; {_export_with_items(file)}"
         )
 
 
@@ -133,11 +147,18 @@ def _export_with_items(file: Path) -> str:
 
 
 def _digests(file: Path) -> dict[str, str]:
+    return _json_in(file, NUMBERING, {})
+
+
+def _json_in(file: Path, key: str, default: T) -> T:
+    """Return what the metadata of a file has of a key, of the type of the default."""
     try:
-        found: dict[str, str] = json.loads(_metadata(file).get(NUMBERING.encode(), b"{}"))
+        found = json.loads(_metadata(file).get(key.encode(), b"null"))
     except ValueError:
-        raise ServingError(f"{file}: its metadata {NUMBERING} are no JSON; prepare it again") from None
-    return found
+        found = ""
+    if found is not None and not isinstance(found, type(default)):
+        raise ServingError(f"{file}: its metadata {key} are damaged; prepare it again")
+    return default if found is None else found
 
 
 def _metadata(file: str | os.PathLike[str]) -> dict[bytes, bytes]:

@@ -31,5 +31,9 @@ NUMBERING = "fuxictr_mm.numbering"
 #: The column of the digest of all items of a later log, new ones included: its rows are read with its items.
 ALL_ITEMS = "item_id and new items"
 
+#: Key in the metadata of files of a log after a later one: digests of all items of the later logs before it, whose
+#: numbers its own continue.
+EARLIER_ITEMS = "fuxictr_mm.earlier_items"
+
 #: What a number of a log is named after it was scaled.
 SCALED = "_scaled"

@@ -14,6 +14,7 @@ import numpy as np
 
 from fuxictr_mm_serving.errors import ServingError
 from fuxictr_mm_serving.manifest import Files, TableEntry
+from fuxictr_mm_serving.vocabulary import Integers, Texts
 
 #: Number of an id that is not in a vocabulary.
 UNKNOWN = -1
@@ -109,10 +110,18 @@ class Ids:
 
     def __init__(self, values: Sequence[Any], is_integer: bool, takes_numbers: bool = False) -> None:
         self.values, self.is_integer, self.takes_numbers = values, is_integer, takes_numbers
+        self._large: Integers | Texts | None = values if isinstance(values, Integers | Texts) else None
 
     @cached_property
     def _numbers(self) -> dict[Any, int]:
         return {value: number for number, value in enumerate(self.values, start=1)}
+
+    def _find(self, values: Sequence[Any]) -> np.ndarray:
+        """Return the number of each value ``(M,)``, 0 for one that is no id."""
+        if self._large is not None:
+            return self._large.find(values)
+        get = self._numbers.get
+        return np.fromiter((get(value, 0) for value in values), np.int64, len(values))
 
     def value(self, number: int) -> Any:
         """Return the id of a number; None for 0 and for what is beyond."""
@@ -127,21 +136,23 @@ class Ids:
             Texts where the ids are integers, or the reverse.
         """
         values = ids.tolist() if isinstance(ids, np.ndarray) else ids
-        get, found = self._numbers.get, np.empty(len(values), dtype=np.int64)
-        for position, value in enumerate(values):
+        keys = []
+        for value in values:
             if value is None:
-                found[position] = 0
-                continue
-            if self.is_integer and type(value) is not int:
-                value = as_integer(value, what)
-            elif not self.is_integer and self.takes_numbers and isinstance(value, int | float):
+                pass
+            elif self.is_integer:
+                value = value if type(value) is int else as_integer(value, what)
+            elif self.takes_numbers and isinstance(value, int | float):
                 value = self._text(value)
-            elif not self.is_integer and not isinstance(value, str | bytes):
+            elif not isinstance(value, str | bytes):
                 raise ServingError(f"{what}: {value!r} is not a text, but its ids are texts")
-            number = get(value)
-            if number is None and self.is_integer and not -(2**63) <= value < 2**64:
+            keys.append(value)
+        found = self._find(keys)
+        for position in np.flatnonzero(found == 0).tolist():
+            value = keys[position]
+            if self.is_integer and value is not None and not -(2**63) <= value < 2**64:
                 raise ServingError(f"{what}: holds an id beyond 64 bits")
-            found[position] = number if number is not None else (UNKNOWN if value else 0)
+            found[position] = UNKNOWN if value else 0
         return found
 
     def _text(self, value: float) -> str:
@@ -150,7 +161,7 @@ class Ids:
             return ""
         text = str(value).lower() if isinstance(value, bool) else str(value)
         is_whole = isinstance(value, float) and value.is_integer()
-        return str(int(value)) if is_whole and text not in self._numbers else text
+        return str(int(value)) if is_whole and not self._find([text])[0] else text
 
 
 def as_integer(value: Any, what: str) -> int:

@@ -97,6 +97,7 @@ TESTED_BY = {
     "fuxictr_mm/runs/paths": "runs/test_run",
     "fuxictr_mm/runs/predictions": "runs/test_reading",
     "fuxictr_mm/serving/graph_files": "serving/test_graphs",
+    "fuxictr_mm/serving/pair_sizes": "serving/test_graphs",
     "fuxictr_mm/serving/parity": "serving/test_export",
     "fuxictr_mm/serving/prepared": "serving/test_own_ids",
     "fuxictr_mm/serving/tables": "serving/test_export",

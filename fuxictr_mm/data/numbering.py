@@ -20,7 +20,7 @@ from fuxictr_mm.data.remote import path_of
 from fuxictr_mm.data.schema import ITEM_ID, Feature
 from fuxictr_mm.data.vocabulary import Vocabularies, Vocabulary
 from fuxictr_mm.errors import DataError, MissingFileError
-from fuxictr_mm_serving.prepared import ALL_ITEMS, ITEM_FILE, NUMBERING
+from fuxictr_mm_serving.prepared import ALL_ITEMS, EARLIER_ITEMS, ITEM_FILE, NUMBERING
 
 #: Key in the metadata of files of a later log: how many of its items were numbered before, the digest of which it has.
 KNOWN_ITEMS = "fuxictr_mm.known_items"
@@ -49,16 +49,27 @@ def digests_in(metadata: Mapping[bytes, bytes]) -> dict[str, str]:
     return digests
 
 
-def to_later_metadata(digests: Mapping[str, str], known_items: int, all_items: str) -> dict[bytes, bytes]:
+def to_later_metadata(
+    digests: Mapping[str, str], known_items: int, all_items: str, earlier_items: Sequence[str] = ()
+) -> dict[bytes, bytes]:
     """Return the metadata of a file of a later log: its new items follow ``known_items``, which the digest is of."""
     metadata = to_metadata({**digests, ALL_ITEMS: all_items})
-    return {**metadata, KNOWN_ITEMS.encode(): str(known_items).encode()}
+    metadata[KNOWN_ITEMS.encode()] = str(known_items).encode()
+    if earlier_items:
+        metadata[EARLIER_ITEMS.encode()] = json.dumps(list(earlier_items)).encode()
+    return metadata
 
 
 def all_items_in(folder: Path) -> dict[str, str]:
     """Return the digest of all items of the folder of a later log, new ones included, as its files have it."""
     digests = digests_in(parquet.metadata_of(folder / ITEM_FILE))
     return {ALL_ITEMS: digests[ALL_ITEMS]} if ALL_ITEMS in digests else {}
+
+
+def earlier_items_in(folder: Path) -> list[str]:
+    """Return the digests of all items of the later logs that the items of a folder continue, the first log first."""
+    earlier: list[str] = json.loads(parquet.metadata_of(folder / ITEM_FILE).get(EARLIER_ITEMS.encode(), b"[]"))
+    return earlier
 
 
 def known_items(metadata: Mapping[bytes, bytes]) -> int | None:

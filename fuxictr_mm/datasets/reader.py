@@ -93,6 +93,8 @@ class Reader(ABC):
     row_sources: tuple[str, ...] = ()
     #: Of a later log: items up to this number were numbered before, and weights have no parameters of the others.
     known_items: int | None = None
+    #: Digests of all items of the later logs that this one continues: see ``fuxictr_mm.data.numbering``.
+    earlier_items: Sequence[str] = ()
     #: Default of ``max_len``.
     history_len: ClassVar[int] = 100
 

@@ -219,7 +219,8 @@ class Writer:
         known = self.reader.known_items
         if known is None:
             return to_metadata({"item_id": self._item_digest, **digests})
-        return to_later_metadata({"item_id": self._known_digest, **digests}, known, self._item_digest)
+        digests = {"item_id": self._known_digest, **digests}
+        return to_later_metadata(digests, known, self._item_digest, self.reader.earlier_items)
 
     def _item_column(self, name: str, kind: str) -> pa.Array:
         column = self._item_frame[name]

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from fuxictr_mm.data.dataset import Dataset
     from fuxictr_mm.experiment import Experiment
+    from fuxictr_mm.serving.graph_files import Written
     from fuxictr_mm.serving.prepared import Prepared
     from fuxictr_mm.serving.tables import Parts
     from fuxictr_mm_serving.graphs import Graph
@@ -96,7 +97,7 @@ def export(
     parity: dict[str, Any] = {}
 
     def write(folder: Path) -> None:
-        parity.update(_write(source, folder, "pt2" if format == "pt2" else "onnx", precision, tolerance))
+        parity.update(_write(source, folder, format, precision, tolerance))
 
     def write_repository(folder: Path) -> None:
         from fuxictr_mm.serving.triton import Repository
@@ -150,20 +151,23 @@ def _read_source(
     return _Source(experiment, model, dataset, parts, expected, prepared, columns, items)
 
 
-def _write(source: _Source, folder: Path, form: str, precision: str, tolerance: float | None) -> dict[str, Any]:
-    """Write an export, and return what ``parity.json`` holds."""
-    from fuxictr_mm.data.numbering import all_items_in
+def _write(source: _Source, folder: Path, format: str, precision: str, tolerance: float | None) -> dict[str, Any]:
+    """Write an export, that of ``triton`` without its repository, and return what ``parity.json`` holds."""
+    from fuxictr_mm.data.numbering import all_items_in, earlier_items_in
     from fuxictr_mm.serving import tables
     from fuxictr_mm.serving.graph_files import quantize_weights, write_graphs
+    from fuxictr_mm_serving.manifest import FORMATS
 
     parts, dataset, prepared = source.parts, source.dataset, source.prepared
-    files, opened = write_graphs(parts.graphs, folder, form, type(source.model).__name__)
+    written = write_graphs(parts.graphs, folder, "pt2" if format == "pt2" else "onnx", type(source.model).__name__)
     if precision == "int8-weights":
-        for name in files.keys() & {"rows", "candidates"}:
-            quantize_weights(folder / files[name])
-    manifest = _describe(source.experiment, parts, dataset, files, precision)
+        for name in written.files.keys() & {"rows", "candidates"}:
+            quantize_weights(folder / written.files[name])
+    manifest = _describe(source.experiment, parts, dataset, written, precision)
     if source.items is not None:
         manifest["numbering"] |= all_items_in(source.items)
+        manifest["earlier_items"] = earlier_items_in(source.items)
+    opened = written.opened or None
     if opened is not None:  # graphs of ONNX have names
         manifest["ports"] = {name: {"inputs": g.inputs, "outputs": g.outputs} for name, g in opened.items()}
     tables.write_tables(parts, dataset, folder, manifest, precision)
@@ -172,7 +176,8 @@ def _write(source: _Source, folder: Path, form: str, precision: str, tolerance: 
     if len(dataset.vocabularies) or dataset.items.vocabulary is not None or prepared is not None:
         manifest["vocabulary"] = "vocabulary.json"
         own = {} if prepared is None else prepared.vocabularies
-        tables.write_vocabularies(dataset, folder / "vocabulary.json", own)
+        if tables.write_vocabularies(dataset, folder / "vocabulary.json", own, as_arrays=format == "onnx"):
+            manifest["format"] = FORMATS[2]
     _write_manifest(folder, manifest)
     parity = _compare(source, folder, opened, precision, tolerance)
     (folder / "parity.json").write_text(_json(parity), encoding="utf-8")
@@ -264,7 +269,7 @@ def _predict(
 
 
 def _describe(
-    experiment: Experiment, parts: Parts, dataset: Dataset, graphs: Mapping[str, str], precision: str
+    experiment: Experiment, parts: Parts, dataset: Dataset, written: Written, precision: str
 ) -> dict[str, Any]:
     """Return the manifest, without tables and checksums."""
     import torch
@@ -301,7 +306,8 @@ def _describe(
         "torch_version": torch.__version__,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "precision": precision,
-        "graphs": dict(graphs),
+        "graphs": written.files,
+        "numbers_per_pair": written.numbers_per_pair,
         "items": {
             "target": roles.target,
             "history": roles.history,

@@ -10,6 +10,7 @@ import traceback
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from torch import Tensor
 from fuxictr_mm.errors import UserError
 from fuxictr_mm.serving import fuxictr_graph, graphs
 from fuxictr_mm.serving.graphs import Traced
+from fuxictr_mm.serving.pair_sizes import numbers_per_pair
 from fuxictr_mm.serving.torch_graph import TorchGraph
 
 if TYPE_CHECKING:
@@ -32,18 +34,28 @@ logger = logging.getLogger(__name__)
 FIXED_SIZE, SIZES_LOGGER = "Constraints violated", "torch.fx.experimental.symbolic_shapes"
 
 
-def write_graphs(
-    graphs: Mapping[str, Traced], folder: Path, format: str, what: str
-) -> tuple[dict[str, str], dict[str, Graph] | None]:
-    """Write the graphs of a model; returns their files by name, and those of ``torch.export`` as functions."""
-    opened: dict[str, Graph] = {}
+@dataclass(frozen=True)
+class Written:
+    """Graphs that are written: their files, how much memory they need, and those of ``torch.export`` as functions."""
+
+    files: dict[str, str] = field(default_factory=dict)
+    numbers_per_pair: dict[str, int] = field(default_factory=dict)
+    opened: dict[str, Graph] = field(default_factory=dict)
+
+
+def write_graphs(graphs: Mapping[str, Traced], folder: Path, format: str, what: str) -> Written:
+    """Write the graphs of a model."""
+    written = Written()
     for name, traced in graphs.items():
         started = time.perf_counter()
-        program = _write_graph(traced, folder / f"{name}.{format}", f"{what} ({name}.{format})")
+        written.files[name] = file = f"{name}.{format}"
+        program = _write_graph(traced, folder / file, f"{what} ({file})")
+        if name != "user":
+            written.numbers_per_pair[name] = numbers_per_pair(program, traced.names)
         if format == "pt2":
-            opened[name] = TorchGraph(program, traced.names, traced.outputs)
-        logger.info(f"{name}.{format}: exported in {time.perf_counter() - started:.1f} s")
-    return {name: f"{name}.{format}" for name in graphs}, opened or None
+            written.opened[name] = TorchGraph(program, traced.names, traced.outputs)
+        logger.info(f"{file}: exported in {time.perf_counter() - started:.1f} s")
+    return written
 
 
 def _write_graph(traced: Traced, path: Path, what: str) -> ExportedProgram:

@@ -30,6 +30,7 @@ from fuxictr_mm.serving.graphs import (
     row_dims,
 )
 from fuxictr_mm_serving.tables import quantize
+from fuxictr_mm_serving.vocabulary import LARGE, Integers, Texts
 
 if TYPE_CHECKING:
     from fuxictr_mm.data.dataset import Dataset
@@ -207,20 +208,27 @@ def write_table(
     return entry
 
 
-def write_vocabularies(dataset: Dataset, path: Path, own: Mapping[str, Vocabulary]) -> None:
-    """Write the vocabularies, with the items that are new since training, and the owner's of numbers in the files."""
+def write_vocabularies(dataset: Dataset, path: Path, own: Mapping[str, Vocabulary], *, as_arrays: bool = False) -> bool:
+    """Write the vocabularies, with the items that are new since training, and the owner's of numbers in the files.
+
+    With ``as_arrays``, large ones are files of their own, which servers map; returns whether there are any.
+    """
     found = dict(dataset.vocabularies)
     if dataset.items.vocabulary is not None:
         found[ITEM_ID] = dataset.items.vocabulary
     content: dict[str, dict[str, Any]] = {}
     for name, vocabulary in {**found, **own}.items():
-        values = vocabulary.values.to_pylist()
-        if pa.types.is_integer(vocabulary.values.type):
-            content[name] = {"type": "integer", "values": values}
-        elif pa.types.is_large_binary(vocabulary.values.type):
-            content[name] = {"type": "bytes", "values": [value.hex() for value in values]}
+        values, type = vocabulary.values.to_pylist(), vocabulary.values.type
+        kind = "integer" if pa.types.is_integer(type) else "bytes" if pa.types.is_large_binary(type) else "text"
+        content[name] = {"type": kind}
+        if kind == "text" and name in own:  # prepare makes texts of the numbers of a category
+            content[name]["takes_numbers"] = True
+        if as_arrays and len(values) >= LARGE:
+            arrays = Integers.of(values).arrays if kind == "integer" else Texts.of(values).arrays
+            content[name]["arrays"] = {part: f"vocabulary_{name}_{part}.npy" for part in arrays}
+            for part, array in arrays.items():
+                np.save(path.parent / f"vocabulary_{name}_{part}.npy", array)
         else:
-            content[name] = {"type": "text", "values": values}
-            if name in own:  # prepare makes texts of the numbers of a category
-                content[name]["takes_numbers"] = True
+            content[name]["values"] = [value.hex() for value in values] if kind == "bytes" else values
     path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    return any("arrays" in entry for entry in content.values())

@@ -22,6 +22,7 @@ from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.jagged import Jagged
 from fuxictr_mm.serving import export as module
 from fuxictr_mm.serving import parity as parity_module
+from fuxictr_mm.serving import tables
 from fuxictr_mm.serving.export import export
 from fuxictr_mm.serving.graph_files import quantize_weights
 from fuxictr_mm.serving.graphs import has_fold, reads_codes_of_candidates
@@ -365,8 +366,10 @@ def test_several_labels(weights_of, two_labels, tmp_path, name):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("is_large", [False, True])
 @pytest.mark.parametrize("kind", ["text", "uuid", "uint64", "negative"])
-def test_ids_of_any_kind(tmp_path, kind):
+def test_ids_of_any_kind(tmp_path, monkeypatch, kind, is_large):
+    monkeypatch.setattr(tables, "LARGE", 1 if is_large else 2**14)  # of vocabularies as arrays
     found = world.with_ids(world.tables(), world.KINDS[kind])
     experiment = Experiment.load("X", world.write(tmp_path, found))
     run = experiment.fit()
@@ -375,6 +378,8 @@ def test_ids_of_any_kind(tmp_path, kind):
     scores = pq.read_table(tmp_path / "scores.parquet")["score"].to_numpy()
     np.testing.assert_allclose(scores, run.predict(), atol=1e-5, rtol=0)
     exported = Export(tmp_path / "out")
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["format"] == FORMATS[2 if is_large else 0]
     row = found["test"].slice(0, 1).to_pylist()[0]
     state = exported.user_state({"likes_level": row["likes_level"]}, row["item_seq"])
     score, known = exported.score_candidates(state, [row["item_id"]])

@@ -166,6 +166,23 @@ def test_a_small_epsilon_stays_in_the_graph(tmp_path):
     np.testing.assert_allclose(found, [0, 2])
 
 
+def test_the_memory_of_a_graph_is_counted_by_pairs(tmp_path):
+    """An array of all pairs counts as it is, one of candidates alone little, and a parameter not at all."""
+
+    class Attention(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.rand(4096, 8, 1024))
+
+        def forward(self, candidates, state):
+            pairs = candidates.unsqueeze(1) * state
+            return pairs.repeat(1, 1, 3).sum(dim=(1, 2)) + (candidates @ self.weight[0]).sum(dim=1)
+
+    shapes = ({0: dim_named("candidates")}, {0: dim_named("length")})
+    traced = Traced(Attention(), (torch.rand(6, 8), torch.rand(5, 8)), ["candidates", "state_0"], shapes, ["x"])
+    assert write_graphs({"candidates": traced}, tmp_path, "pt2", "Attention").numbers_per_pair == {"candidates": 24}
+
+
 @pytest.mark.parametrize("format", ["onnx", "pt2"])
 def test_the_search_of_a_graph_finds_the_same(tmp_path, format):
     """Of equal scores the newest, whatever the length; with fewer entries than are asked for, all of them."""

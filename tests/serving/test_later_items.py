@@ -1,20 +1,27 @@
 """Rows of a later log, with items and users that training has not seen, scored by an export of its items."""
 
+import json
+import shutil
+import sys
 from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from fuxictr_mm.cli import main
 from fuxictr_mm.errors import ConfigError, MissingFileError
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.serving.export import export
+from fuxictr_mm.serving.triton import Repository
 from fuxictr_mm_serving import Export, ServingError, scoring
+from fuxictr_mm_serving.manifest import read_manifest
 from fuxictr_mm_serving.parquet import Users
 from tests.datasets.own.test_later import ROLES, START, make_log, write_source
 from tests.errors import raises_naming
+from tests.test_compat import CHALLENGE, HISTORY, SEQUENCE
 
 
 @pytest.fixture(scope="module", params=["LightFM", pytest.param("DIN_MM", marks=pytest.mark.slow)])
@@ -39,6 +46,12 @@ def shop(tmp_path_factory, request):
     for name in ("tomorrow", "others"):
         like = ["--like", str(root / "base")]
         main([*prepare, str(root / name), "--out", str(root / f"of_{name}"), *like])
+    # A day after tomorrow, with an item of its own.
+    last = new[:60].with_columns(time=START + 200 + pl.int_range(60), click=1)
+    last = last.with_columns(asin=pl.when(pl.int_range(60) % 7 == 0).then(pl.lit("new")).otherwise("asin"))
+    write_source(root / "third", last, items[:1].with_columns(asin=pl.lit("new")), users)
+    vectors[:1].with_columns(asin=pl.lit("new")).write_parquet(root / "third" / "vectors.parquet")
+    main([*prepare, str(root / "third"), "--out", str(root / "of_third"), "--like", str(root / "of_tomorrow")])
     options = {"epochs": 1, "record": False, "model_root": str(root / "runs"), "verbose": 0}
     experiment = Experiment.load(f"{request.param}_base", root / "base", **options)
     experiment.fit()
@@ -110,6 +123,73 @@ def test_the_owner_s_ids_and_numbers(shop, tmp_path):
         scores, known = exported.score_candidates(state, [ids[rows["item_id"][row]]])
         assert known.all()
         assert scores[0] == pytest.approx(shop.scores[row], abs=1e-5)
+
+
+def test_a_log_after_a_later_one_continues_its_numbers(shop, tmp_path):
+    """Rows of either log are scored by an export of the other, unless they hold an item that it does not hold."""
+    after = shop.root / "of_third"
+    export(shop.experiment, tmp_path / "export", items=after)
+    found = scores_of(tmp_path / "export", shop.later / "test", tmp_path / "before.parquet")
+    np.testing.assert_allclose(found, shop.scores, atol=1e-5)
+    assert Users(shop.later / "test", "user_id", Export(tmp_path / "export")).some(1)
+    is_known = np.array([max(row) <= 30 for row in histories_of(after / "test")])
+    assert 5 < is_known.sum() < len(is_known) - 5
+    rows = pq.read_table(after / "test")
+    pq.write_table(rows.filter(is_known), tmp_path / "known.parquet")
+    found = scores_of(shop.root / "export_later", tmp_path / "known.parquet", tmp_path / "found.parquet")
+    expected = scores_of(tmp_path / "export", after / "test", tmp_path / "after.parquet")
+    np.testing.assert_allclose(found, expected[is_known], atol=1e-5)
+    with raises_naming(ServingError, "item 31", f"--items {after}"):
+        scores_of(shop.root / "export_later", after / "test", tmp_path / "refused.parquet")
+    others = (
+        shop.root / "of_others"
+    )  # prepared like the first log, as the log before: its new items have the same numbers
+    with raises_naming(ServingError, others / "test", f"--items {others}"):
+        scores_of(tmp_path / "export", others / "test", tmp_path / "refused.parquet")
+
+
+@pytest.mark.parametrize("view", ["flat", pytest.param("challenge", marks=pytest.mark.slow)])
+def test_models_of_files(shop, tmp_path, view):
+    """Their new items have the id of padding, as in training."""
+    text = {"flat": SEQUENCE, "challenge": CHALLENGE.replace("len(mask)", "mask.shape[0]")}[view]
+    (tmp_path / "Plain.py").write_text(text)
+    sys.modules.pop("fuxictr_mm.model_zoo.Plain", None)
+    settings = {"model": "Plain", "dataset_id": shop.experiment.config.dataset_id, "embedding_dim": 4, "batch_size": 99}
+    features = ["device", "item_id", "vector"]
+    if view == "flat":
+        settings |= {"use_features": [*features, "item_seq"], "feature_specs": HISTORY["feature_specs"]}
+        settings |= {"din_target_field": "item_id", "din_sequence_field": "item_seq"}
+    else:
+        settings |= {"use_features": features, "batch_view": "challenge"}
+    (tmp_path / "model_config.yaml").write_text(json.dumps({"Plain_base": settings}))
+    shutil.copy(shop.root / "base" / "dataset_config.yaml", tmp_path)
+    experiment = Experiment.load(
+        "Plain_base", tmp_path, model_zoo=tmp_path, data_root=str(shop.root / "base"), verbose=0, max_len=5
+    )
+    torch.manual_seed(0)
+    model = experiment.build_model(experiment.load_dataset({"valid": True}))
+    model.save_weights(tmp_path / "weights.model")
+    export(experiment, tmp_path / "export", weights=tmp_path / "weights.model", items=shop.later)
+    expected = experiment.predict(shop.later / "test", weights=tmp_path / "weights.model")
+    found = scores_of(tmp_path / "export", shop.later / "test", tmp_path / "scores.parquet")
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_a_graph_of_torch(shop, tmp_path):
+    export(shop.experiment, tmp_path / "export", items=shop.later, format="pt2")
+    for name in ("items.npy", "known.npy"):
+        np.testing.assert_array_equal(np.load(tmp_path / "export" / name), np.load(shop.root / "export_later" / name))
+
+
+def test_a_repository_of_triton(shop, tmp_path):
+    from tests.serving.triton import Triton
+
+    source = shop.root / "export_later"
+    Repository(source, tmp_path, "x", read_manifest(source)).write()
+    exported = Export(source).of_numbers
+    found = Triton(tmp_path).infer("x_items", {"ids": np.arange(32)})["rows"]
+    np.testing.assert_array_equal(found[:31], exported.items.table.rows(np.arange(31)))
+    np.testing.assert_array_equal(found[31], found[0])
 
 
 @pytest.mark.slow

@@ -63,12 +63,39 @@ def test_pieces_of_rows_end_at_the_deadline(exported, monkeypatch):
     found = Export(exported)
     monkeypatch.setattr(Export, "is_folded", False)
     monkeypatch.setattr(found, "_predict", lambda *inputs: np.zeros(time.sleep(0.1) or 1, np.float32))
-    monkeypatch.setattr(export_module, "PAIRS", 1)
+    monkeypatch.setattr(export_module, "NUMBERS", 1)
     state = found.user_state(REQUEST["context"], REQUEST["history"])
     started = time.monotonic()
     with pytest.raises(DeadlineError), until(started + 0.05):
         found.score_candidates(state, list(range(1, 100)))
     assert time.monotonic() - started < 2
+
+
+@pytest.mark.parametrize("is_folded", [True, False])
+def test_memory_is_bounded_by_the_pairs_of_candidates_and_history(exported, monkeypatch, is_folded):
+    """As many candidates at a time as the largest array of the graph allows; the scores are the same."""
+    found = Export(exported)
+    monkeypatch.setattr(Export, "is_folded", is_folded)
+    history, candidates = [*range(1, 21)], [*range(1, 101)]
+    state = found.user_state(REQUEST["context"], history)
+    expected = found.score_candidates(state, candidates)[0]
+    graph = found._graphs["candidates" if is_folded else "rows"]
+    counts, run = [], graph.run
+    name = "candidates" if is_folded else "target"
+    monkeypatch.setattr(graph, "run", lambda inputs: counts.append(len(inputs[name])) or run(inputs))
+    need = found.manifest.numbers_per_pair
+    numbers = need["candidates"] if is_folded else max(need["rows"], len(history))
+    monkeypatch.setattr(export_module, "NUMBERS", 30 * len(history) * numbers)
+    np.testing.assert_allclose(found.score_candidates(state, candidates)[0], expected, rtol=0, atol=1e-6)
+    assert counts == [25] * 4
+    rows = {"item_id": candidates, "item_seq": [history] * 100, "likes_level": [3] * 100, "views_level": [2] * 100}
+    np.testing.assert_allclose(found.score_rows(rows), expected, rtol=0, atol=1e-5)
+    assert is_folded or counts == [25] * 8
+    if is_folded:
+        reasons = found.explain(state, history, candidates)
+        monkeypatch.setattr(export_module, "NUMBERS", 2**40)
+        for some, all_at_once in zip(reasons, found.explain(state, history, candidates), strict=True):
+            assert dict(some) == pytest.approx(dict(all_at_once), abs=1e-6)
 
 
 def test_a_text_and_other_bytes_are_two_users():

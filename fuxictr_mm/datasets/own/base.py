@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 
-from fuxictr_mm.data.numbering import known_items
+from fuxictr_mm.data.numbering import all_items_in, earlier_items_in, known_items
 from fuxictr_mm.data.parquet import metadata_of
 from fuxictr_mm.datasets.own.columns import LogColumn
 from fuxictr_mm.datasets.own.instants import Unit
@@ -126,6 +126,11 @@ class Base:
         """How many items weights may have parameters of: those of the first folder, where this is of a later log."""
         known = known_items(metadata_of(self.folder / ITEM_FILE))
         return len(self._item_file) if known is None else known
+
+    @property
+    def earlier_items(self) -> list[str]:
+        """Digests of all items of the later logs up to this one, whose numbers those of a log after it continue."""
+        return [*earlier_items_in(self.folder), *all_items_in(self.folder).values()]
 
     @cached_property
     def items(self) -> pl.DataFrame:

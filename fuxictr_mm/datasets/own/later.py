@@ -177,7 +177,7 @@ class LaterLog(Log):
         self._given = files
         self.asked = replace(self.base.asked, negatives=0, **files)
         self.max_len = self.base.max_len
-        self.known_items = self.base.known_items
+        self.known_items, self.earlier_items = self.base.known_items, self.base.earlier_items
         listed = {name: list(value) if isinstance(value, tuple) else value for name, value in files.items()}
         self.options = {"like": self.base.digest, **listed}
         self._set_labels()
