@@ -13,7 +13,8 @@ from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.serving.export import export
 from fuxictr_mm_serving import Export, ServingError, scoring
 from fuxictr_mm_serving.parquet import Users
-from tests.datasets.own.test_later import ROLES, START, make_log, write_source
+from tests.datasets.logs import START, make_log, write_source
+from tests.datasets.shop import ROLES
 from tests.errors import raises_naming
 
 
