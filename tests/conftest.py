@@ -5,7 +5,6 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +12,7 @@ import torch
 from torch import Tensor
 
 from fuxictr_mm.data.batch import Batch
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests.paths import ROOT, TINY
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +82,7 @@ def runs_root(train, tmp_path_factory):
         "DIN_MM_none_tiny",
         seed=1,
         batch_size=512,
-        test_data=str(ROOT / "data" / "tiny_mm" / "test_labelled.parquet"),
+        test_data=str(TINY / "test_labelled.parquet"),
     )
     return root
 

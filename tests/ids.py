@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-ROOT = Path(__file__).resolve().parents[1]
-TINY = ROOT / "data" / "tiny_mm"
+from tests.paths import TINY
+
 ITEMS = 1000
 
 _random = np.random.default_rng(7)

@@ -17,8 +17,8 @@ from fuxictr_mm import arguments
 from fuxictr_mm.arguments import Parser, run_main
 from fuxictr_mm.cli import COMMANDS, GROUPS, main
 from tests.errors import check_names, exits_naming
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 HEAVY = (
     "torch",
     "fuxictr.pytorch",

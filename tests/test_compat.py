@@ -20,9 +20,9 @@ from fuxictr_mm.errors import ConfigError, DataError, UserError
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.training import loop
 from tests.errors import raises_naming
+from tests.paths import ROOT
+from tests.tensors import read_tensors
 from tests.two_labels import MULTI_TASK, write_world
-
-ROOT = Path(__file__).resolve().parents[1]
 
 MODEL = """
 from fuxictr.pytorch.layers import FeatureEmbedding, MLP_Block
@@ -225,7 +225,7 @@ def test_a_whole_number_regularizes(start):
 
     def norm(value):
         run = start(embedding_regularizer=value).fit()
-        state = torch.load(run.weights, weights_only=True)
+        state = read_tensors(run.weights)
         return state["embedding_layer.embedding_layer.embedding_layers.item_id.weight"].norm()
 
     ours = norm(1)
@@ -382,7 +382,7 @@ def test_files_written_for_other_code_learn(start, model, settings, floor):
 
 def test_a_file_with_a_sequence_runs(start):
     run = train_and_score(start, SEQUENCE, din_target_field="item_id", din_sequence_field="item_seq", **HISTORY)
-    state = torch.load(run.weights, weights_only=True)
+    state = read_tensors(run.weights)
     assert torch.equal(
         state["embedding_layer.embedding_layers.item_seq.weight"],
         state["embedding_layer.embedding_layers.item_id.weight"],
@@ -419,7 +419,7 @@ LINEAR = (
 def test_a_linear_term_weighs_stored_vectors(start):
     """FuxiCTR's own stops at the first batch: it stacks numbers and whole vectors."""
     run = train_and_score(start, LINEAR, use_features=ALL)
-    state = torch.load(run.weights, weights_only=True)
+    state = read_tensors(run.weights)
     assert state["linear.embedding_layer.embedding_layer.feature_encoders.item_emb_d16.weight"].shape == (1, 16)
 
 

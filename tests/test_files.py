@@ -1,7 +1,5 @@
 """Outputs are refused before any work where they cannot be written."""
 
-from pathlib import Path
-
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -10,8 +8,7 @@ from fuxictr_mm.cli import main
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.files import check_outputs, check_replaceable
 from tests.errors import exits_naming, raises_naming
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests.paths import ROOT
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,8 +16,9 @@ from fuxictr_mm.errors import MissingFileError, UserError
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.training.checkpoints import read_safetensors
 from tests.errors import raises_naming
+from tests.paths import ROOT
+from tests.tensors import assert_equal_tensors, read_tensors
 
-ROOT = Path(__file__).resolve().parents[1]
 TABLES = "embedding_layer.embedding_layers"
 
 #: A model with one table under two names.
@@ -90,7 +90,7 @@ def test_a_folder_scores_as_its_experiment(trained, exported):
         moved.rename(weights)
     model = experiment.build_model(experiment.load_dataset({}))
     model.load_weights(exported)
-    assert all(torch.equal(v, torch.load(weights, weights_only=True)[k]) for k, v in model.state_dict().items())
+    assert_equal_tensors(read_tensors(weights), model.state_dict())
 
 
 def test_a_model_of_the_zoo_scores_as_its_export(tmp_path):
@@ -157,7 +157,7 @@ def test_parts_of_one_memory_are_each_stored_whole(tmp_path):
     hub.save_safetensors(state, tmp_path / "a.safetensors")
     found = read_safetensors(tmp_path / "a.safetensors")
     assert set(found) == set(state)
-    assert all(torch.equal(found[k], v) for k, v in state.items())
+    assert_equal_tensors(found, state)
     with safe_open(tmp_path / "a.safetensors", "pt") as file:
         assert file.metadata() == {"format": "pt", "same": "whole"}
 

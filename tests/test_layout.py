@@ -4,7 +4,8 @@ import ast
 from functools import cache
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.paths import ROOT
+
 TESTS = ROOT / "tests"
 
 #: Where the tests of a package are, below tests/. ``test_init.py`` tests ``__init__.py``.

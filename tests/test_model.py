@@ -1,7 +1,5 @@
 """The base class: embedding once per distinct item, losses, what is and what is not a parameter."""
 
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,8 +12,8 @@ from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.jagged import Jagged
 from tests.errors import raises_naming
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 MODAL = ["txt_emb_pca8", "img_emb_pca8"]
 TRAINED = {"feature_specs": [{"name": MODAL, "freeze_emb": False}]}
 

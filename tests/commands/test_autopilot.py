@@ -9,7 +9,7 @@ import pytest
 from fuxictr_mm.cli import main
 from fuxictr_mm.commands.autopilot import _seconds
 from fuxictr_mm.files import try_lock
-from tests.docs.fences import ROOT
+from tests.paths import ROOT
 
 
 def test_time():

@@ -15,8 +15,7 @@ from fuxictr_mm.model import MultimodalModel
 from fuxictr_mm.registry import load_model_class
 from fuxictr_mm.yaml_files import dump_yaml, load_yaml
 from tests.errors import check_names, raises_naming
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.paths import ROOT
 
 MODEL = """
 Base:

@@ -26,8 +26,8 @@ from fuxictr_mm.errors import ConfigError, DataError
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.training import loop
 from fuxictr_mm.training.resume import TrainingCheckpoint
+from tests.paths import ROOT, TINY
 
-ROOT = Path(__file__).resolve().parents[2]
 FEATURES = [
     Feature("user_id", "meta"),
     Feature("level", "categorical", vocab_size=11),
@@ -519,7 +519,7 @@ def test_on_a_gpu_batches_are_the_same(tmp_path):
 
 def test_bad_rows_of_a_streamed_file_are_found_before_training(tmp_path, monkeypatch):
     data = tmp_path / "tiny_mm"
-    shutil.copytree(ROOT / "data" / "tiny_mm", data)
+    shutil.copytree(TINY, data)
     table = pq.read_table(data / "train.parquet")
     label = np.zeros(len(table))
     place = table.schema.get_field_index("label")

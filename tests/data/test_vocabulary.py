@@ -22,6 +22,8 @@ from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.model import MultimodalModel
 from tests import ids as world
 from tests.errors import exits_naming, raises_naming
+from tests.paths import ROOT
+from tests.tensors import read_tensors
 
 TEXTS = ["B07", "a", "A", "ü", "", "x" * 300, "0", "-1"]
 BIG = 2**63 + 11
@@ -258,7 +260,7 @@ def fit(folder, found, names=None, resident=True, **changes):
 
 
 def state(run):
-    return torch.load(run.weights, weights_only=True)
+    return read_tensors(run.weights)
 
 
 def same_weights(run, other):
@@ -397,7 +399,7 @@ def test_prediction_without_it_is_one_line_and_exit_code_2(text_run, monkeypatch
     monkeypatch.chdir(folder)
     monkeypatch.setattr("sys.argv", ["prediction.py", "--config", str(folder), "--expid", "X"])
     with exits_naming(capsys, path):
-        runpy.run_path(str(world.ROOT / "prediction.py"), run_name="__main__")
+        runpy.run_path(str(ROOT / "prediction.py"), run_name="__main__")
     assert not (folder / "submission").exists()
 
 

@@ -22,8 +22,7 @@ from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
 from fuxictr_mm.yaml_files import load_yaml
 from tests.data import test_histories as raw_world
 from tests.errors import raises_naming
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.paths import ROOT, TINY
 
 #: Findings that the trained model has none of.
 FAULTS = {
@@ -57,7 +56,7 @@ def look(experiment, model, dataset, repeats=2):
 def healthy(trained):
     """The diagnosis of the trained model."""
     experiment, model, dataset = trained
-    popularity = count_items(ROOT / "data" / "tiny_mm" / "train.parquet", "label", 1001)
+    popularity = count_items(TINY / "train.parquet", "label", 1001)
     return diagnose(experiment, model, dataset.splits["valid"], popularity)
 
 
@@ -409,7 +408,7 @@ def test_a_fuxictr_model(workplace):
 
 def test_without_a_training_file_popularity_is_left_out(workplace, tmp_path):
     data = tmp_path / "own"
-    shutil.copytree(ROOT / "data" / "tiny_mm", data / "tiny_mm")
+    shutil.copytree(TINY, data / "tiny_mm")
     (data / "tiny_mm" / "train.parquet").unlink()
     save("DIN_tiny", "checkpoints/tiny_mm/DIN_tiny.model")
     run("--expid", "DIN_tiny", "--quiet", "--data_root", str(data), "--out", "x.json")

@@ -3,14 +3,13 @@
 import re
 import runpy
 import sys
-from pathlib import Path
 
 import pytest
 
 from fuxictr_mm.cli import COMMANDS, main
 from fuxictr_mm.commands.scripts import SCRIPTS
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "command_line.md").read_text(encoding="utf-8")
 STAGES = ("encode", "reduce", "quantize", "align")
 OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*")

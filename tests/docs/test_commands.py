@@ -30,8 +30,9 @@ from torch.distributed.run import main as launch
 
 from fuxictr_mm import cli
 from fuxictr_mm.config import list_experiments
-from tests.docs.fences import PAGES, ROOT, Command, commands, fences, is_shell
+from tests.docs.fences import PAGES, Command, commands, fences, is_shell
 from tests.docs.models import CHALLENGE_MODEL, save_image_model, save_text_model
+from tests.paths import ROOT
 
 pytestmark = pytest.mark.slow
 

@@ -22,9 +22,9 @@ from tests.configs import load_any_dataset as load_dataset
 from tests.encoding.raw import COLUMNS, LABEL, flatten, params_of, rows_of, same, write_csv
 from tests.encoding.test_encode import columns_of
 from tests.errors import check_names, raises_naming
+from tests.paths import ROOT
+from tests.tensors import assert_equal_tensors, read_tensors
 from tests.two_labels import write_world
-
-ROOT = Path(__file__).resolve().parents[2]
 
 DNN = """
 from fuxictr.pytorch.layers import FeatureEmbedding, MLP_Block
@@ -564,12 +564,12 @@ def test_a_killed_run_of_raw_columns_resumes_bit_for_bit(tmp_path):
         except KeyboardInterrupt:
             assert experiment.paths.checkpoint.exists()
             return None
-        return torch.load(experiment.paths.weights, weights_only=True)
+        return read_tensors(experiment.paths.weights)
 
     expected = fit("whole")
     assert fit("killed", die_at=9) is None
     found = fit("killed", resume=True)
-    assert all(torch.equal(value, found[name]) for name, value in expected.items())
+    assert_equal_tensors(found, expected)
 
 
 def test_labels_and_meta_columns_that_scoring_does_not_need(folder, caplog):

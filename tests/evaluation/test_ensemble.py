@@ -20,8 +20,7 @@ from fuxictr_mm.metrics import evaluate_metrics
 from fuxictr_mm.runs import find_runs
 from tests.errors import exits_naming, raises_naming
 from tests.evaluation.conftest import change_data, change_rows, change_settings
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.paths import ROOT
 
 
 def plant(root, scores):

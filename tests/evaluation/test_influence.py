@@ -23,8 +23,9 @@ from fuxictr_mm.evaluation.influence_training import number_of_worst, rank_by_in
 from tests.arrow import write_partitions
 from tests.data import test_histories as raw_world
 from tests.errors import exits_naming, raises_naming
+from tests.paths import ROOT, TINY
+from tests.tensors import read_tensors
 
-ROOT = Path(__file__).resolve().parents[2]
 LAST = {"DIN_tiny": "dnn", "DIN_MM_tiny": "dnn", "QIN_tiny": "qnn.fc", "Transformer_DCN_tiny": "mlp"}
 
 
@@ -238,7 +239,7 @@ def noisy(tmp_path):
     """A copy of tiny_mm with a tenth of the first 6,000 training labels flipped; returns it and which."""
     folder = tmp_path / "data" / "tiny_mm"
     folder.mkdir(parents=True)
-    for file in (ROOT / "data" / "tiny_mm").glob("*.parquet"):
+    for file in (TINY).glob("*.parquet"):
         (folder / file.name).symlink_to(file)
     table = pq.read_table(folder / "train.parquet").slice(0, 6000)
     flipped = np.random.default_rng(0).random(6000) < 0.1
@@ -290,8 +291,8 @@ def test_training_is_that_of_run_expid(tmp_path):
     checkpoints, metrics = train_keeping_checkpoints(experiment, dataset, tmp_path / "kept")
     assert metrics == {"valid": run.valid}
     assert [c.learning_rate for c in checkpoints] == [2e-3, 2e-3]
-    best = torch.load(run.weights, weights_only=True)
-    last = torch.load(checkpoints[-1].path, weights_only=True)
+    best = read_tensors(run.weights)
+    last = read_tensors(checkpoints[-1].path)
     assert all(torch.equal(best[name], last[name]) for name in best)
 
 

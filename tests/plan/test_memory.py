@@ -11,7 +11,7 @@ from fuxictr_mm.cli import main
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.plan.footers import measure_data
 from fuxictr_mm.plan.memory import make_plan
-from tests.docs.fences import ROOT
+from tests.paths import ROOT
 
 SHOP = {
     "data_root": "./", "data_format": "csv", "train_data": "./train.csv", "valid_data": "./valid.csv",

@@ -3,14 +3,12 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-import torch
 
+from tests.paths import ROOT
+from tests.tensors import assert_equal_tensors, read_tensors
 from tests.training.test_distributed import start
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.slow
@@ -32,10 +30,8 @@ def test_two_workers_train_as_two_processes_of_torchrun(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=580)
     assert done.returncode == 0, done.stderr
     assert "valid: AUC: " in done.stdout
-    ours, theirs = (
-        torch.load(folder / "tiny_mm" / "X.model", weights_only=True) for folder in (checkpoints, tmp_path / "torchrun")
-    )
-    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+    ours, theirs = (read_tensors(folder / "tiny_mm" / "X.model") for folder in (checkpoints, tmp_path / "torchrun"))
+    assert_equal_tensors(ours, theirs)
 
 
 @pytest.mark.slow

@@ -29,13 +29,13 @@ from fuxictr_mm_serving.scoring import score_file
 from fuxictr_mm_serving.service import Service
 from tests import ids as world
 from tests.errors import raises_naming
+from tests.paths import ROOT
+from tests.serving.server import ROWS
 from tests.test_compat import ALL, CHALLENGE, HISTORY, LINEAR, MODEL, SEQUENCE
 from tests.two_labels import write_world
 
 pytest.importorskip("onnxscript")
 
-ROOT = Path(__file__).resolve().parents[2]
-ROWS = ROOT / "data" / "tiny_mm" / "test.parquet"
 MAX_LEN = 20
 
 #: A number of rows that torch can follow: ``len`` gives Python's integer.

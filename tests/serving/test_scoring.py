@@ -11,7 +11,6 @@ import sys
 from dataclasses import replace
 from decimal import Decimal
 from multiprocessing.context import SpawnProcess
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -27,9 +26,8 @@ from fuxictr_mm_serving.scoring import score_file
 from fuxictr_mm_serving.tables import Ids
 from tests.arrow import write_partitions
 from tests.errors import raises_naming
-
-ROOT = Path(__file__).resolve().parents[2]
-ROWS = ROOT / "data" / "tiny_mm" / "test.parquet"
+from tests.paths import ROOT
+from tests.serving.server import ROWS
 
 
 @pytest.fixture(scope="session")

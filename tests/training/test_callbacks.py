@@ -2,7 +2,6 @@
 
 import errno
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,8 +11,7 @@ from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.training import callbacks, loop
 from fuxictr_mm.training.resume import TrainingCheckpoint
 from tests.errors import raises_naming
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.paths import ROOT
 
 
 def read(folder):

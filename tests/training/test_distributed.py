@@ -17,8 +17,8 @@ from fuxictr_mm.data.shards import Shard
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.training import distributed, loop
 from fuxictr_mm.training.distributed import SyncBatchNorm, replace_batch_norm
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.paths import ROOT
+from tests.tensors import assert_equal_tensors, read_tensors
 
 #: What each process runs: gradients of a few batches, the last of them of an odd size, then scores of all of valid.
 TOGETHER = """
@@ -100,7 +100,7 @@ def test_processes_have_the_gradients_of_one_with_all_rows(tmp_path, expid, sett
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.float)  # gradients_and_scores changes it
     expected = gradients_and_scores(expid, str(tmp_path), 1200, Shard(0, 1, 12), settings)
     for rank in range(processes):
-        found = torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)
+        found = read_tensors(tmp_path / f"rank{rank}.pt")
         assert len(found["points"]) == len(expected["points"]) == 3
         for point, reference in zip(found["points"], expected["points"], strict=True):
             assert point.keys() == reference.keys()
@@ -211,7 +211,7 @@ def test_killed_and_resumed_with_as_many_processes_or_fewer(dying):
     weights = record.with_suffix(".model")
     done = run()
     assert done.returncode == 0, done.stderr
-    expected, metrics = torch.load(weights, weights_only=True), json.loads(record.read_text())["valid"]
+    expected, metrics = read_tensors(weights), json.loads(record.read_text())["valid"]
     record.unlink()
     checkpoint = record.with_suffix(".snapshot")
     assert not checkpoint.exists()
@@ -222,8 +222,8 @@ def test_killed_and_resumed_with_as_many_processes_or_fewer(dying):
     resumed = run("--resume")
     assert resumed.returncode == 0, resumed.stderr
     assert "Resumed at epoch 1, batch 16 of 32" in resumed.stderr
-    found = torch.load(weights, weights_only=True)
-    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    found = read_tensors(weights)
+    assert_equal_tensors(found, expected)
     assert json.loads(record.read_text())["valid"] == metrics
 
     record.unlink()
@@ -255,13 +255,13 @@ def test_settings_with_a_state_of_their_own_resume_with_two_processes(dying):
     weights = folder / "checkpoints" / "tiny_mm" / "DIN_MM_tiny.model"
     done = run()
     assert done.returncode == 0, done.stderr
-    expected = torch.load(weights, weights_only=True)
+    expected = read_tensors(weights)
     weights.with_suffix(".json").unlink()
     (folder / "die").write_text("kill 21")
     assert run().returncode != 0
     assert run("--resume").returncode == 0
-    found = torch.load(weights, weights_only=True)
-    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    found = read_tensors(weights)
+    assert_equal_tensors(found, expected)
 
 
 SLOW = """

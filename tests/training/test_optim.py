@@ -17,6 +17,7 @@ from fuxictr_mm.training.optim import (
     make_optimizer,
 )
 from tests.errors import raises_naming
+from tests.tensors import assert_equal_tensors
 
 
 @pytest.mark.parametrize(
@@ -268,7 +269,7 @@ def test_the_average_in_closed_form():
         torch.testing.assert_close(model.weight.detach().double(), expected, rtol=1e-6, atol=0)
         assert model.running_mean[0] < 5
         inside = model.weight.detach().clone()
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert_equal_tensors(before, model.state_dict())
     other = WeightAverage(model, 0.3)
     other.load(average.state())
     with other.applied():

@@ -20,8 +20,8 @@ from fuxictr_mm.tables.gradients import sparse_gradient, touched_parameters
 from fuxictr_mm.training import loop, tensor_files
 from fuxictr_mm.training.resume import Progress, TrainingCheckpoint
 from tests.errors import raises_naming
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.paths import ROOT
+from tests.tensors import assert_equal_tensors, read_tensors
 
 
 def prepare(folder, expid="DIN_MM_tiny", **settings):
@@ -75,8 +75,7 @@ def test_the_same_weights_after_a_kill(tmp_path, settings, step):
     torch.manual_seed(999)
     found, resumed_history = train(prepare(tmp_path / "killed", **settings), resume=True)
     assert resumed_history == history
-    for name, value in expected.items():
-        assert torch.equal(found[name], value), name
+    assert_equal_tensors(found, expected)
 
 
 #: What has a state of its own, or draws random numbers, besides weights and optimizer.
@@ -125,7 +124,7 @@ def test_killed_again_and_again(tmp_path):
             train(parts, resume=True)
     found, resumed_history = train(prepare(tmp_path / "killed"), resume=True)
     assert resumed_history == history
-    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert_equal_tensors(found, expected)
 
 
 def test_a_signal_ends_the_run_after_the_step(tmp_path):
@@ -143,7 +142,7 @@ def test_a_signal_ends_the_run_after_the_step(tmp_path):
         train(parts)
     assert stopped.value.exit_code == 143
     found, _ = train(prepare(tmp_path / "stopped"), resume=True)
-    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert_equal_tensors(found, expected)
 
 
 def test_without_resume_a_run_starts_again(tmp_path):
@@ -153,7 +152,7 @@ def test_without_resume_a_run_starts_again(tmp_path):
         train(parts)
     expected, _ = train(prepare(tmp_path / "whole"))
     found, _ = train(prepare(tmp_path / "killed"))
-    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert_equal_tensors(found, expected)
 
 
 def test_a_checkpoint_of_another_configuration_is_refused(tmp_path):
@@ -225,7 +224,7 @@ def test_checkpoints_in_the_background_are_complete_and_the_newest_are_kept(tmp_
     assert sorted(p.name[-2:] for p in checkpoint.path.iterdir()) == ["15", "16"]  # after 16 steps an epoch ends
     found, resumed_history = train(prepare(tmp_path / "killed"), resume=True)
     assert resumed_history == history
-    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert_equal_tensors(found, expected)
 
 
 def test_gradients_of_few_rows_are_kept(tmp_path):
@@ -278,7 +277,7 @@ def test_a_last_checkpoint_that_fails_in_the_background_leaves_the_finished_run(
     monkeypatch.setattr(TrainingCheckpoint, "is_due", lambda *_: False)
     found, again = train((model, rows, valid, checkpoint))
     assert again == history
-    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert_equal_tensors(found, expected)
     assert [p.name[-2:] for p in checkpoint.path.iterdir()] == ["16"]  # without what was half written
     assert any("No space left on device" in r.message for r in caplog.records if r.levelname == "WARNING")
 
@@ -331,7 +330,7 @@ def test_kill_9_at_random_moments(tmp_path):
     run = start()
     run.communicate()
     assert run.returncode == 0
-    expected = torch.load(weights, weights_only=True)
+    expected = read_tensors(weights)
     for name in ("model", "json"):
         weights.with_suffix(f".{name}").unlink()
     moments = random.Random(0)
@@ -346,8 +345,8 @@ def test_kill_9_at_random_moments(tmp_path):
     run = start("--resume")
     run.communicate()
     assert run.returncode == 0
-    found = torch.load(weights, weights_only=True)
-    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    found = read_tensors(weights)
+    assert_equal_tensors(found, expected)
     assert not weights.with_suffix(".snapshot").exists()
     again = start("--resume")
     assert "already finished" in again.communicate()[1]

@@ -31,9 +31,8 @@ from fuxictr_mm.tuning import (
 )
 from fuxictr_mm.yaml_files import load_yaml
 from tests.errors import check_names, raises_naming
+from tests.paths import ROOT
 from tests.tuning.grids import run, runs, tuner_file
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_a_grid_is_enumerated(folder):
