@@ -23,7 +23,7 @@ from fuxictr_mm.model import MultimodalModel
 from tests import ids as world
 from tests.errors import exits_naming, raises_naming
 from tests.paths import ROOT
-from tests.tensors import read_tensors
+from tests.tensors import assert_equal_tensors, read_tensors
 
 TEXTS = ["B07", "a", "A", "ü", "", "x" * 300, "0", "-1"]
 BIG = 2**63 + 11
@@ -259,13 +259,8 @@ def fit(folder, found, names=None, resident=True, **changes):
     return Experiment.load("X", world.write(folder, found, change, names)).fit()
 
 
-def state(run):
-    return read_tensors(run.weights)
-
-
-def same_weights(run, other):
-    ours, theirs = state(run), state(other)
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+def assert_same_weights(run, other):
+    assert_equal_tensors(read_tensors(run.weights), read_tensors(other.weights))
 
 
 @pytest.fixture(scope="module")
@@ -283,7 +278,7 @@ def test_renamed_ids_give_the_same_weights_and_predictions(tmp_path, dense, kind
     found = world.with_ids(world.tables(), world.KINDS[kind])
     run = fit(tmp_path, found, world.NAMES, resident)
     assert run.metrics == expected.metrics
-    assert same_weights(run, expected)
+    assert_same_weights(run, expected)
     np.testing.assert_array_equal(run.predict(), predictions)
     # In batches of other sizes, which some processors round differently.
     frame = world.renamed(found, world.NAMES)["test"].slice(3, 50)
@@ -297,18 +292,18 @@ def test_renamed_ids_give_the_same_weights_and_predictions(tmp_path, dense, kind
 @pytest.mark.parametrize("kind", ["text", "uuid", "negative", "sparse"])
 def test_padded_histories_give_the_same(tmp_path, dense, kind):
     run = fit(tmp_path, world.with_ids(world.tables(), world.KINDS[kind], padded=20))
-    assert same_weights(run, dense[True][0])
+    assert_same_weights(run, dense[True][0])
 
 
 def test_dense_ids_under_other_names_need_no_vocabulary(tmp_path, dense):
     run = fit(tmp_path, world.tables(), world.NAMES)
-    assert same_weights(run, dense[True][0])
+    assert_same_weights(run, dense[True][0])
     assert not (run.path / "vocabulary.parquet").exists()
 
 
 def test_dense_ids_give_the_same_with_a_vocabulary(tmp_path, dense):
     run = fit(tmp_path, world.tables(), ids="vocabulary")
-    assert same_weights(run, dense[True][0])
+    assert_same_weights(run, dense[True][0])
     assert (run.path / "vocabulary.parquet").exists()
 
 
@@ -317,7 +312,7 @@ def test_the_key_of_the_item_files_may_be_item_id(tmp_path, dense):
     folder = world.write(tmp_path, found, names=world.NAMES)
     table = pq.read_table(folder / "data/items.parquet")
     pq.write_table(table.rename_columns(["item_id", *table.column_names[1:]]), folder / "data/items.parquet")
-    assert same_weights(Experiment.load("X", folder).fit(), dense[True][0])
+    assert_same_weights(Experiment.load("X", folder).fit(), dense[True][0])
 
 
 @pytest.fixture
@@ -345,7 +340,7 @@ def test_new_items_have_their_features_and_no_embedding_of_their_ids(text_run):
     as_new = world.put(rows, "article", pa.array(["new 0"] * 20))
     as_known = world.put(rows, "article", pa.array([known] * 20))
     predicted = run.predict(as_new)
-    weights = state(run)
+    weights = read_tensors(run.weights)
     name = next(name for name in weights if "item_id" in name and name.endswith("weight"))
     number = Vocabularies.load(run.path / "vocabulary.parquet")["item_id"].encode(pa.array([known]))[0]
     assert not np.array_equal(predicted, run.predict(as_known))
@@ -451,7 +446,7 @@ def test_a_resumed_run_keeps_its_numbers(tmp_path, monkeypatch, dense):
     monkeypatch.setattr(MultimodalModel, "train_step", step)
     assert Experiment.load("X", folder).paths.checkpoint.exists()
     run = Experiment.load("X", folder).fit(resume=True)
-    assert same_weights(run, dense[True][0])
+    assert_same_weights(run, dense[True][0])
 
 
 # ---- columns of text
@@ -494,7 +489,7 @@ def test_texts_of_context_and_items_give_the_same_as_their_numbers(tmp_path):
         del dataset["feature_cols"][2]["vocab_size"]
 
     run = Experiment.load("X", world.write(tmp_path / "texts", with_texts(world.tables()), inferred)).fit()
-    assert same_weights(run, expected)
+    assert_same_weights(run, expected)
     np.testing.assert_array_equal(run.predict(), expected.predict())
     assert set(Vocabularies.load(run.path / "vocabulary.parquet")) == {"likes_level", "item_tags"}
 
@@ -538,7 +533,7 @@ def test_neighbours_of_items_are_ids_of_items(tmp_path):
             dataset["feature_cols"].append(column)
 
         runs.append(Experiment.load("X", world.write(tmp_path / name, found, change)).fit())
-    assert same_weights(*runs)
+    assert_same_weights(*runs)
 
 
 # ---- which ids are numbered
