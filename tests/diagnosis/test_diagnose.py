@@ -20,7 +20,7 @@ from fuxictr_mm.diagnosis.slices import count_items
 from fuxictr_mm.diagnosis.trained import find_trained
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
 from fuxictr_mm.yaml_files import load_yaml
-from tests.data import test_histories as raw_world
+from tests import several_histories
 from tests.errors import raises_naming
 from tests.paths import ROOT, TINY
 
@@ -456,8 +456,8 @@ def test_a_regression_is_refused(workplace, capsys):
 
 
 def test_items_of_raw_columns(tmp_path, capsys):
-    raw_world.write_world(tmp_path, "csv", rows=1000)
-    raw_world.load(tmp_path, "DIN").fit()
+    several_histories.write_world(tmp_path, "csv", rows=1000)
+    several_histories.load(tmp_path, "DIN").fit()
     cli.main(["diagnose", "--config", str(tmp_path), "--expid", "DIN", "--json", "--repeats", "2"])
     found = json.loads(capsys.readouterr().out)
     groups = {group["name"]: group["fields"] for group in found["importance"]["groups"]}

@@ -20,8 +20,8 @@ from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.evaluation.influence import Checkpoint, find_last_layer, influence_on_validation, last_layer_inputs
 from fuxictr_mm.evaluation.influence_ranking import make_ranking, summarize
 from fuxictr_mm.evaluation.influence_training import number_of_worst, rank_by_influence, train_keeping_checkpoints
+from tests import several_histories
 from tests.arrow import write_partitions
-from tests.data import test_histories as raw_world
 from tests.errors import exits_naming, raises_naming
 from tests.paths import ROOT, TINY
 from tests.tensors import read_tensors
@@ -327,7 +327,7 @@ def test_streamed_examples_are_ranked_but_not_dropped(tmp_path, build):
 
 
 def test_rows_of_csv_files(tmp_path, capsys):
-    raw_world.write_world(tmp_path, "csv", rows=600)
+    several_histories.write_world(tmp_path, "csv", rows=600)
     header, rows = (tmp_path / "train.csv").read_text().split("\n", 1)
     (tmp_path / "train.csv").write_text(f"{header}\n\n{rows}\n")
     cli.main(

@@ -8,7 +8,7 @@ import pytest
 
 from tests.paths import ROOT
 from tests.tensors import assert_equal_tensors, read_tensors
-from tests.training.test_distributed import start
+from tests.torchrun import start
 
 
 @pytest.mark.slow

@@ -29,9 +29,9 @@ from fuxictr_mm_serving.scoring import score_file
 from fuxictr_mm_serving.service import Service
 from tests import ids as world
 from tests.errors import raises_naming
+from tests.fuxictr_models import ALL, CHALLENGE, HISTORY, LINEAR, MODEL, SEQUENCE
 from tests.paths import ROOT
 from tests.serving.server import ROWS
-from tests.test_compat import ALL, CHALLENGE, HISTORY, LINEAR, MODEL, SEQUENCE
 from tests.two_labels import write_world
 
 pytest.importorskip("onnxscript")

@@ -25,7 +25,7 @@ from fuxictr_mm.training.resume import Progress, TrainingCheckpoint
 from tests.errors import check_names, raises_naming
 from tests.paths import ROOT
 from tests.tensors import assert_equal_tensors, read_tensors
-from tests.training.test_distributed import dying, start  # noqa: F401
+from tests.torchrun import start
 
 needs_torchrec = pytest.mark.skipif(
     find_spec("torchrec") is None, reason="pip install --no-deps -r requirements-scale-cpu.txt"
@@ -131,7 +131,7 @@ def test_several_processes_train_as_one(tmp_path, rule, processes, sharding):
 
 @needs_torchrec
 @pytest.mark.slow
-def test_killed_in_a_step_and_in_a_checkpoint_and_resumed_by_any_number_of_processes(dying):  # noqa: F811
+def test_killed_in_a_step_and_in_a_checkpoint_and_resumed_by_any_number_of_processes(dying):
     folder, run = dying
     path = folder / "model_config.yaml"
     settings = ["eval_steps: 8", "checkpoint_steps: 5", "checkpoint_keep: 2", "net_dropout: 0", "optimizer: sgd"]

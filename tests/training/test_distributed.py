@@ -1,10 +1,7 @@
 """Several processes do together what one does."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +16,7 @@ from fuxictr_mm.training import distributed, loop
 from fuxictr_mm.training.distributed import SyncBatchNorm, replace_batch_norm
 from tests.paths import ROOT
 from tests.tensors import assert_equal_tensors, read_tensors
+from tests.torchrun import start
 
 #: What each process runs: gradients of a few batches, the last of them of an odd size, then scores of all of valid.
 TOGETHER = """
@@ -64,14 +62,6 @@ def gradients_and_scores(expid, folder, batch_size, shard, settings):
     scored = loop.score(model, valid)
     rows = {"scores": scored.prediction, "labels": scored.label, "groups": scored.group}
     return {"points": points, "state": model.state_dict(), **rows}
-
-
-def start(script, *arguments, processes=2, cwd=None):
-    """Run a script under torchrun; return the finished process."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", "0"]
-    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", str(script), *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240, check=False)
 
 
 TOUCHED = [{"name": ["item_id", "likes_level"], "table": "touched"}]
@@ -150,58 +140,6 @@ def test_a_model_of_another_library_trains_together(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "Training: 16 batches per epoch" in done.stderr
     assert json.loads((tmp_path / "checkpoints" / "tiny_mm" / "X.json").read_text())["valid"]["AUC"] > 0.5
-
-
-DYING = """
-import os
-import signal
-from pathlib import Path
-
-from fuxictr_mm.errors import DataError
-from fuxictr_mm.training import distributed
-from model_of_the_package import DIN_MM
-
-
-class Dying(DIN_MM):
-    '''As the file `die` says, process 1 ends once: "kill 21" at step 21, "save 21" in the next checkpoint.'''
-
-    def batch_loss(self, batch):
-        path = Path("die")
-        if distributed.rank() == 1 and path.exists():
-            how, step = path.read_text().split()
-            if self._total_steps == int(step):
-                path.unlink()
-                if how == "raise":
-                    raise DataError("planted trouble")
-                if how == "kill":
-                    die()
-                os.fsync = die  # its file is written then, and not yet complete
-        return super().batch_loss(batch)
-
-
-def die(*_):
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-@pytest.fixture
-def dying(tmp_path):
-    """A folder with an experiment whose process 1 dies while there is a file `die`; returns what runs it."""
-    (tmp_path / "model_zoo").mkdir()
-    zoo = f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\n"
-    (tmp_path / "model_zoo" / "Dying.py").write_text(zoo + DYING)
-    (tmp_path / "model_of_the_package.py").write_text((ROOT / "model_zoo" / "DIN_MM.py").read_text())
-    text = (ROOT / "model_config.yaml").read_text().replace("model: DIN_MM\n", "model: Dying\n")
-    text = text.replace("epochs: 12", "epochs: 2\n    eval_steps: 8").replace("verbose: 1", "verbose: 0")
-    (tmp_path / "model_config.yaml").write_text(text)
-    (tmp_path / "dataset_config.yaml").write_text((ROOT / "dataset_config.yaml").read_text())
-    (tmp_path / "data").symlink_to(ROOT / "data")
-
-    def run(*flags, processes=2):
-        arguments = ("--config", str(tmp_path), "--expid", "DIN_MM_tiny", *flags)
-        return start(ROOT / "run_expid.py", *arguments, processes=processes, cwd=tmp_path)
-
-    return tmp_path, run
 
 
 @pytest.mark.slow
