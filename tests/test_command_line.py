@@ -13,7 +13,7 @@ import pytest
 
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.yaml_files import load_yaml
-from tests.errors import exits_naming
+from tests.errors import exits_naming, raises_naming
 from tests.paths import ROOT, TINY
 
 
@@ -206,7 +206,7 @@ def test_weights_of_another_configuration_are_named(project, monkeypatch, capsys
 def test_debug_shows_the_traceback(project, monkeypatch):
     from fuxictr_mm.errors import ConfigError
 
-    with pytest.raises(ConfigError):
+    with raises_naming(ConfigError, "nothing"):
         run("run_expid.py", "--expid", "nothing", "--debug", monkeypatch=monkeypatch)
 
 

@@ -51,7 +51,7 @@ def test_integers_of_both_signs_and_types_are_told_apart():
     assert unsigned.encode(pa.array([7, BIG - 2**64, -1, 8])).tolist() == [1, UNKNOWN, UNKNOWN, UNKNOWN]
     assert signed.encode(pa.array([7, 2**64 - 5, 8], pa.uint64())).tolist() == [2, UNKNOWN, UNKNOWN]
     assert Vocabulary.build([pa.array([7]), pa.array([BIG], pa.uint64())]).values.to_pylist() == [7, BIG]
-    with pytest.raises(DataError):
+    with raises_naming(DataError, "negative", "2**63"):
         Vocabulary.build([pa.array([-7]), pa.array([BIG], pa.uint64())])
 
 

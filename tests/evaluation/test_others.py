@@ -217,7 +217,7 @@ def test_files_that_do_not_fit(change, found, run, frame, tmp_path):
 
 
 def test_files_that_cannot_be_read(run, tmp_path):
-    with pytest.raises(MissingFileError):
+    with raises_naming(MissingFileError, tmp_path / "x.csv"):
         read_file(tmp_path / "x.csv", run)
     (tmp_path / "x.parquet").write_bytes(b"nothing")
     with raises_naming(DataError, tmp_path / "x.parquet"):

@@ -130,8 +130,11 @@ def test_only_parts_that_are_of_use_are_kept(exported, pieces, tmp_path):
 
     broken = shutil.copytree(exported, tmp_path / "broken")
     (broken / "known.npy").write_bytes(b"")
-    for folder, rows in ((broken, pieces), (exported, write(tmp_path, item_id=[*range(1, 20), 99999]))):
-        with pytest.raises(ServingError):
+    for folder, rows, named in (
+        (broken, pieces, "known.npy"),
+        (exported, write(tmp_path, item_id=[*range(1, 20), 99999]), "99999"),
+    ):
+        with raises_naming(ServingError, named):
             score_file(folder, rows, tmp_path / "out", part_rows=15)
         assert not (tmp_path / ".out.parts").exists()
     shutil.copy(exported / "known.npy", broken)

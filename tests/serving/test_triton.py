@@ -6,6 +6,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
 from fuxictr_mm.serving.export import export
 from fuxictr_mm.serving.triton import Repository
@@ -121,5 +122,5 @@ def test_lookups_for_triton(tmp_path, name, length):
         np.testing.assert_allclose(look_up(-1, 20, 5), restored[[0, 0, 5]], rtol=1e-6)
         return
     for number in (-1, 20):
-        with pytest.raises(Exception, match="bounds"):
+        with pytest.raises(InvalidArgument, match="bounds"):
             look_up(number)
