@@ -80,13 +80,7 @@ def runs_root(train, tmp_path_factory):
     for seed in (1, 2, 3, 3):
         train(root, seed=seed, batch_size=512)
     time.sleep(1)  # names of runs have seconds: on a fast machine the next would have that of the first
-    train(
-        root,
-        "DIN_MM_none_tiny",
-        seed=1,
-        batch_size=512,
-        test_data=str(TINY / "test_labelled.parquet"),
-    )
+    train(root, "DIN_MM_none_tiny", seed=1, batch_size=512, test_data=str(TINY / "test_labelled.parquet"))
     return root
 
 

@@ -19,10 +19,7 @@ TRAINED = {"feature_specs": [{"name": MODAL, "freeze_emb": False}]}
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    target=st.lists(st.integers(0, 19), min_size=1, max_size=8),
-    history=st.lists(st.integers(0, 19), max_size=30),
-)
+@given(target=st.lists(st.integers(0, 19), min_size=1, max_size=8), history=st.lists(st.integers(0, 19), max_size=30))
 def test_distinct_items_are_those_of_unique(target, history):
     values = torch.tensor(history, dtype=torch.int32)
     offsets = torch.tensor([0] * len(target) + [len(history)])

@@ -229,12 +229,7 @@ def run(command: Command, patch: pytest.MonkeyPatch) -> None:
         elif program == "torchrun":
             words = [str(ROOT / word) if word.endswith(".py") else word for word in words]
             inner.setenv("OMP_NUM_THREADS", "1")
-            signals = (
-                signal.SIGTERM,
-                signal.SIGINT,
-                signal.SIGHUP,
-                signal.SIGQUIT,
-            )  # torchrun sets its own
+            signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)  # torchrun sets its own
             handlers = [signal.getsignal(number) for number in signals]
             try:
                 launch(words)

@@ -31,10 +31,7 @@ def test_parts_and_sums_of_parameters_are_quantized(tmp_path):
     from onnx import TensorProto, helper, numpy_helper
 
     parts = [np.random.default_rng(i).normal(size=(8, 4)).astype(np.float32) for i in range(2)]
-    nodes = [
-        helper.make_node("Add", ["one", "two"], ["weight"]),
-        helper.make_node("MatMul", ["x", "weight"], ["y"]),
-    ]
+    nodes = [helper.make_node("Add", ["one", "two"], ["weight"]), helper.make_node("MatMul", ["x", "weight"], ["y"])]
     x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, ["rows", d]) for n, d in (("x", 8), ("y", 4)))
     tensors = [numpy_helper.from_array(part, name) for name, part in zip(("one", "two"), parts, strict=True)]
     graph = helper.make_graph(nodes, "graph", [x], [y], tensors)

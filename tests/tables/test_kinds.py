@@ -15,12 +15,7 @@ TABLE = "embedding_layer.embedding_layer.embedding_layers.item_id.weight"
 
 
 def specs(kind):
-    return {
-        "feature_specs": [
-            {"name": "item_id", "table": kind},
-            {"name": MODAL, "freeze_emb": False, "table": kind},
-        ]
-    }
+    return {"feature_specs": [{"name": "item_id", "table": kind}, {"name": MODAL, "freeze_emb": False, "table": kind}]}
 
 
 @pytest.fixture

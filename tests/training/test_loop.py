@@ -237,12 +237,7 @@ def test_settings_that_a_run_does_not_reach_are_named(settings, named):
 
 
 @pytest.mark.parametrize(
-    ("script", "patience", "hinted"),
-    [
-        ((0.7, 0.6), 1, True),
-        ((0.7, 0.6), 2, False),
-        ((0.6, 0.7, 0.8, 0.7), 1, False),
-    ],
+    ("script", "patience", "hinted"), [((0.7, 0.6), 1, True), ((0.7, 0.6), 2, False), ((0.6, 0.7, 0.8, 0.7), 1, False)]
 )
 def test_a_rate_that_is_lowered_early_names_the_patience(tmp_path, caplog, script, patience, hinted):
     model = Scripted(tmp_path, aucs(*script), early_stop_patience=3)

@@ -8,14 +8,7 @@ from fuxictr.pytorch.models import BaseModel
 from torch import nn
 
 from fuxictr_mm.errors import ConfigError
-from fuxictr_mm.training.optim import (
-    Penalty,
-    Schedule,
-    WeightAverage,
-    clip_gradients,
-    embedding_tables,
-    make_optimizer,
-)
+from fuxictr_mm.training.optim import Penalty, Schedule, WeightAverage, clip_gradients, embedding_tables, make_optimizer
 from tests.errors import raises_naming
 from tests.tensors import assert_equal_tensors
 
