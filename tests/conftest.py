@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,7 @@ from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.experiment import Experiment
 from tests.fuxictr_models import MODEL
 from tests.paths import ROOT, TINY
+from tests.projects import write_project
 from tests.torchrun import DYING, start
 
 
@@ -113,12 +113,11 @@ def make_batch() -> Callable[..., Batch]:
 def load_model_file(tmp_path):
     """Write a model file and load its experiment, with the settings given."""
 
-    (tmp_path / "model_config.yaml").write_text(
+    write_project(
+        tmp_path,
         "Plain_tiny: {model: Plain, dataset_id: tiny_mm, epochs: 1, embedding_dim: 4, max_len: 20, batch_size: 1000,"
-        " use_features: [likes_level, item_id, item_tags]}"
+        " use_features: [likes_level, item_id, item_tags]}",
     )
-    shutil.copy(ROOT / "dataset_config.yaml", tmp_path)
-    (tmp_path / "data").symlink_to(ROOT / "data")
 
     def read(model=MODEL, **settings):
         (tmp_path / "Plain.py").write_text(model)
@@ -138,9 +137,7 @@ def dying(tmp_path):
     (tmp_path / "model_of_the_package.py").write_text((ROOT / "model_zoo" / "DIN_MM.py").read_text())
     text = (ROOT / "model_config.yaml").read_text().replace("model: DIN_MM\n", "model: Dying\n")
     text = text.replace("epochs: 12", "epochs: 2\n    eval_steps: 8").replace("verbose: 1", "verbose: 0")
-    (tmp_path / "model_config.yaml").write_text(text)
-    (tmp_path / "dataset_config.yaml").write_text((ROOT / "dataset_config.yaml").read_text())
-    (tmp_path / "data").symlink_to(ROOT / "data")
+    write_project(tmp_path, text)
 
     def run(*flags, processes=2):
         arguments = ("--config", str(tmp_path), "--expid", "DIN_MM_tiny", *flags)

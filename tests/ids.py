@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tests.paths import TINY
+from tests.projects import write_project
 
 ITEMS = 1000
 
@@ -127,6 +127,4 @@ def write(
         "verbose": 0,
     }
     change(dataset, experiment)
-    (folder / "dataset_config.yaml").write_text(json.dumps({"d": dataset}))
-    (folder / "model_config.yaml").write_text(json.dumps({"X": experiment}))
-    return folder
+    return write_project(folder, {"X": experiment}, {"d": dataset})

@@ -1,11 +1,10 @@
 """A planted world with two histories in a row, and sequences along them; the label follows what was bought last."""
 
-import json
-
 import numpy as np
 import polars as pl
 
 from fuxictr_mm.experiment import Experiment
+from tests.projects import write_project
 
 ITEMS = 30
 
@@ -99,10 +98,8 @@ def write_world(folder, form="parquet", rows=3000, **dataset):
         "dataset_id": "d", "epochs": 4, "batch_size": 100, "embedding_dim": 8, "learning_rate": 0.01, "verbose": 0,
         "dnn_hidden_units": [32], "metrics": ["AUC"], "tensorboard": False, "model_root": str(folder / "checkpoints"),
     }  # fmt: skip
-    (folder / "dataset_config.yaml").write_text(json.dumps({"d": entry}))
     experiments = {"Baskets": {"model": "Baskets", **settings}, "DIN": {"model": "DIN", **settings}}
-    (folder / "model_config.yaml").write_text(json.dumps(experiments))
-    return folder
+    return write_project(folder, experiments, {"d": entry})
 
 
 def load(folder, expid="Baskets", **settings):

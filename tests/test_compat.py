@@ -3,7 +3,6 @@
 import os
 import pickle
 import re
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,6 +18,7 @@ from fuxictr_mm.experiment import Experiment
 from tests.errors import raises_naming
 from tests.fuxictr_models import MODEL
 from tests.paths import ROOT
+from tests.projects import write_project
 from tests.tensors import read_tensors
 from tests.two_labels import MULTI_TASK, write_world
 
@@ -149,8 +149,7 @@ def test_weights_are_read_without_running_anything(load_model_file, tmp_path, mo
 def test_the_examples_of_the_documentation_are_right(tmp_path):
     """Their keys are known, and their features exist."""
     blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/drop_in.md").read_text(), flags=re.DOTALL)
-    (tmp_path / "model_config.yaml").write_text("\n".join(blocks))
-    shutil.copy(ROOT / "dataset_config.yaml", tmp_path)
+    write_project(tmp_path, "\n".join(blocks))
     experiments = list_experiments(tmp_path)
     assert len(experiments) == len(blocks) > 0
     for expid in experiments:

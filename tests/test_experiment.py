@@ -20,6 +20,7 @@ from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.yaml_files import dump_yaml, load_yaml
 from tests.errors import check_names, exits_naming, raises_naming
 from tests.paths import ROOT, TINY
+from tests.projects import write_project
 from tests.tensors import read_tensors
 
 LABELLED = str(TINY / "test_labelled.parquet")
@@ -114,9 +115,7 @@ def test_a_model_file_drops_in(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     settings = "dataset_id: tiny_mm, max_len: 20, learning_rate: 3.0e-3, batch_size: 256, epochs: 4, embedding_dim: 16"
     used = "use_features: [likes_level, item_id, txt_emb_pca8, img_emb_pca8]"
-    (tmp_path / "model_config.yaml").write_text(f"Mean_tiny: {{model: MeanPooling, {settings}, {used}}}")
-    shutil.copy(ROOT / "dataset_config.yaml", tmp_path)
-    (tmp_path / "data").symlink_to(ROOT / "data")
+    write_project(tmp_path, f"Mean_tiny: {{model: MeanPooling, {settings}, {used}}}")
     result, _ = run("Mean_tiny", tmp_path, config=tmp_path)
     assert result.valid["AUC"] > 0.65
 

@@ -17,6 +17,7 @@ from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.training.checkpoints import read_safetensors
 from tests.errors import raises_naming
 from tests.paths import ROOT
+from tests.projects import write_project
 from tests.tensors import assert_equal_tensors, read_tensors
 
 TABLES = "embedding_layer.embedding_layers"
@@ -61,9 +62,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hub")
     (folder / "Shared.py").write_text(MODEL)
     settings = {**SETTINGS, "model_root": str(folder / "checkpoints")}
-    (folder / "model_config.yaml").write_text(yaml.safe_dump({"Shared_tiny": settings}))
-    shutil.copy(ROOT / "dataset_config.yaml", folder)
-    (folder / "data").symlink_to(ROOT / "data")
+    write_project(folder, {"Shared_tiny": settings})
     read(folder).fit()
     return folder
 

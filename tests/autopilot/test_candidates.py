@@ -21,6 +21,7 @@ from fuxictr_mm.autopilot.facts import Facts, encoded, look
 from fuxictr_mm.config import ExperimentConfig
 from fuxictr_mm.experiment import Experiment
 from tests.paths import TINY
+from tests.projects import write_project
 
 
 def test_features_models_and_settings(dataset):
@@ -83,8 +84,7 @@ def test_raw_columns_are_encoded_and_every_model_trains_on_them(tmp_path, monkey
     entry = {"data_root": "./", "data_format": "csv", "train_data": "./train.csv", "valid_data": "./valid.csv"}
     entry |= {"label_col": {"name": "click", "dtype": "float"}, "feature_cols": columns}
     entry["roles"] = {"target": "asin", "history": "seen", "user": "uid"}
-    (tmp_path / "dataset_config.yaml").write_text(json.dumps({"shop": entry}))
-    (tmp_path / "model_config.yaml").write_text(json.dumps({"X": {"model": "DIN", "dataset_id": "shop"}}))
+    write_project(tmp_path, {"X": {"model": "DIN", "dataset_id": "shop"}}, {"shop": entry})
     dataset = encoded(ExperimentConfig.load(tmp_path, "X"))
     facts = look(dataset)
     assert facts.rows == {"train": 200, "valid": 200}

@@ -163,6 +163,8 @@ def test_lists_of_several_lengths_may_hold_item_zero_anywhere(tmp_path):
     kind = pa.list_(pa.int64())
     found = read_history(tmp_path, [[0, 0], [5], [], [0]], [5, 0], kind=kind)
     assert found.history_values.tolist() == [2, 2, 1, 2]
+    # Lists of two are too short for padding by three zeros.
+    assert read_history(tmp_path, [[0, 0], [5, 5]], [5, 0], 3, kind).history_values.tolist() == [2, 2, 1, 1]
 
 
 @pytest.mark.parametrize("column", ["item_id", "item_seq"])

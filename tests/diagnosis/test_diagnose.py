@@ -23,6 +23,7 @@ from fuxictr_mm.yaml_files import load_yaml
 from tests import several_histories
 from tests.errors import raises_naming
 from tests.paths import ROOT, TINY
+from tests.projects import write_project
 
 #: Findings that the trained model has none of.
 FAULTS = {
@@ -279,8 +280,6 @@ class Other(BaseModel):
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
     """A folder with the configuration, its own weights, and a FuxiCTR model file."""
-    shutil.copy(ROOT / "dataset_config.yaml", tmp_path)
-    (tmp_path / "data").symlink_to(ROOT / "data")
     zoo = tmp_path / "zoo"
     zoo.mkdir()
     for file in (ROOT / "model_zoo").glob("*.py"):
@@ -290,9 +289,8 @@ def workplace(tmp_path, monkeypatch):
     other = {**list_experiments(ROOT)["DIN_tiny"], "model": "Other", "batch_view": "challenge", "embedding_dim": 4}
     for key in [k for k in other if k.startswith(("dnn", "attention", "net_", "batch_norm"))]:
         del other[key]
-    (tmp_path / "model_config.yaml").write_text(f"{few}\nOther_tiny: {json.dumps(other)}\n")
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    return write_project(tmp_path, f"{few}\nOther_tiny: {json.dumps(other)}\n")
 
 
 def save(expid, path, seed=1):

@@ -15,6 +15,7 @@ from tests.configs import load_any_dataset as load_dataset
 from tests.encoding.raw import COLUMNS, LABEL, columns_of, edited, params_of
 from tests.errors import raises_naming
 from tests.paths import ROOT
+from tests.projects import write_project
 from tests.tensors import assert_equal_tensors, read_tensors
 from tests.two_labels import write_world
 
@@ -48,9 +49,7 @@ def configuration(folder, model="PlainDNN", **dataset):
         "metrics": ["AUC", "gAUC"], "group_id": "user", "model_root": str(folder / "checkpoints"), "verbose": 0,
         "optimizer": "adam", "loss": "binary_crossentropy", "dnn_hidden_units": [8],
     }  # fmt: skip
-    (folder / "dataset_config.yaml").write_text(json.dumps({"d": {k: v for k, v in entry.items() if v is not None}}))
-    (folder / "model_config.yaml").write_text(json.dumps({"X": experiment}))
-    return folder
+    return write_project(folder, {"X": experiment}, {"d": {k: v for k, v in entry.items() if v is not None}})
 
 
 @pytest.mark.slow

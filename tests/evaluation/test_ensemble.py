@@ -92,6 +92,8 @@ def test_greedy_weights():
     assert weights[0] < 0.1
     assert Ranking(label, weights @ np.concatenate([noise, good])).auc > max(Ranking(label, row).auc for row in good)
     np.testing.assert_array_equal(greedy_weights(label, good[:1]), [1.0])
+    few = np.array([[0.1, 0.3, 0.2, 0.4], [0.0, 0.1, 0.8, 0.9]])
+    assert greedy_weights(np.array([0, 0, 1, 1]), few).tolist() == [0, 1]  # the first would only do no harm
 
 
 @pytest.mark.parametrize("how", [{"fit_weights": True}, pytest.param({"stack": True}, id="stack")])

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from tests.paths import ROOT
+from tests.projects import write_project
 from tests.tensors import assert_equal_tensors, read_tensors
 from tests.torchrun import start
 
@@ -14,9 +15,7 @@ from tests.torchrun import start
 @pytest.mark.slow
 def test_two_workers_train_as_two_processes_of_torchrun(tmp_path):
     entry = "\nX:\n    <<: *DIN_MM_tiny\n    epochs: 1\n"
-    (tmp_path / "model_config.yaml").write_text((ROOT / "model_config.yaml").read_text() + entry)
-    (tmp_path / "dataset_config.yaml").write_text((ROOT / "dataset_config.yaml").read_text())
-    (tmp_path / "data").symlink_to(ROOT / "data")
+    write_project(tmp_path, (ROOT / "model_config.yaml").read_text() + entry)
     checkpoints = tmp_path / "checkpoints"
     done = start(ROOT / "run_expid.py", "--config", str(tmp_path), "--expid", "X", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -15,6 +15,7 @@ from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.training import distributed, loop
 from fuxictr_mm.training.distributed import SyncBatchNorm, replace_batch_norm
 from tests.paths import ROOT
+from tests.projects import write_project
 from tests.tensors import assert_equal_tensors, read_tensors
 from tests.torchrun import start
 
@@ -133,9 +134,7 @@ def test_a_model_of_another_library_trains_together(tmp_path):
     (tmp_path / "model_zoo" / "Foreign.py").write_text(FOREIGN)
     base = "Base: {model_root: ./checkpoints/, verbose: 0}\nX: {model: Foreign, dataset_id: tiny_mm, epochs: 1, "
     fields = "use_features: [likes_level, views_level, item_id], embedding_dim: 4"
-    (tmp_path / "model_config.yaml").write_text(base + f"batch_size: 500, batch_view: flat, {fields}}}\n")
-    (tmp_path / "dataset_config.yaml").write_text((ROOT / "dataset_config.yaml").read_text())
-    (tmp_path / "data").symlink_to(ROOT / "data")
+    write_project(tmp_path, base + f"batch_size: 500, batch_view: flat, {fields}}}\n")
     done = start(ROOT / "run_expid.py", "--config", str(tmp_path), "--expid", "X", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "Training: 16 batches per epoch" in done.stderr

@@ -13,6 +13,7 @@ import torch
 
 from fuxictr_mm.experiment import Experiment
 from tests.paths import ROOT
+from tests.projects import write_project
 from tests.tensors import read_tensors
 
 SLOW = """
@@ -70,9 +71,7 @@ def test_a_lost_host_and_its_return(tmp_path):
     (tmp_path / "model_of_the_package.py").write_text((ROOT / "model_zoo" / "DIN_MM.py").read_text())
     entry = "\nX:\n    <<: *DIN_MM_tiny\n    model: Slow\n    use_features: [likes_level, item_id, txt_emb_pca8]\n"
     entry += "".join(f"    {part}\n" for part in SETTINGS.strip("{}").split(", "))
-    (tmp_path / "model_config.yaml").write_text((ROOT / "model_config.yaml").read_text() + entry)
-    (tmp_path / "dataset_config.yaml").write_text((ROOT / "dataset_config.yaml").read_text())
-    (tmp_path / "data").symlink_to(ROOT / "data")
+    write_project(tmp_path, (ROOT / "model_config.yaml").read_text() + entry)
     options = {"model_zoo": tmp_path / "model_zoo", "model_root": str(tmp_path / "alone"), "record": False}
     alone = Experiment.load("X", tmp_path, batch_size=512, streams=24, verbose=0, **options).fit()
     expected = read_tensors(tmp_path / "alone" / "tiny_mm" / "X.model")

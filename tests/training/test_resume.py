@@ -21,6 +21,7 @@ from fuxictr_mm.training import loop, tensor_files
 from fuxictr_mm.training.resume import Progress, TrainingCheckpoint
 from tests.errors import raises_naming
 from tests.paths import ROOT
+from tests.projects import write_project
 from tests.tensors import assert_equal_tensors, read_tensors
 
 
@@ -317,9 +318,7 @@ def test_a_damaged_checkpoint_is_named_with_what_to_do(tmp_path):
 def test_kill_9_at_random_moments(tmp_path):
     """The script itself, killed three times by the system, against the script left alone."""
     settings = (ROOT / "model_config.yaml").read_text().replace("batch_size: 256", "batch_size: 64")
-    (tmp_path / "model_config.yaml").write_text(settings.replace("epochs: 12", "epochs: 3"))
-    (tmp_path / "dataset_config.yaml").write_text((ROOT / "dataset_config.yaml").read_text())
-    (tmp_path / "data").symlink_to(ROOT / "data")
+    write_project(tmp_path, settings.replace("epochs: 12", "epochs: 3"))
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(ROOT / "run_expid.py"), "--expid", "DIN_MM_tiny"]
 
