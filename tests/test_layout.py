@@ -209,3 +209,8 @@ def test_every_test_file_has_a_module_or_a_theme():
 def test_the_file_that_tests_a_module_reaches_it():
     assert set(TESTED_BY.values()) <= TEST_FILES
     assert [module for module, test in TESTED_BY.items() if not is_reached(module, test)] == []
+
+
+def test_what_several_files_use_is_in_no_test_file():
+    files = {f"tests/{test}" for test in TEST_FILES}
+    assert {(test, file) for test in TEST_FILES for file in read(f"tests/{test}")[0] & files} == set()
