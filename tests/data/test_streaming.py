@@ -26,6 +26,7 @@ from fuxictr_mm.errors import ConfigError, DataError
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.training import loop
 from fuxictr_mm.training.resume import TrainingCheckpoint
+from tests.kills import Killed, kill_at_step
 from tests.paths import ROOT, TINY
 from tests.tensors import assert_equal_tensors
 
@@ -435,10 +436,6 @@ def prepare(folder, expid="DIN_MM_tiny", **settings):
     return model, train, valid, TrainingCheckpoint(folder / "run.snapshot", "hash", every_seconds=0)
 
 
-class Killed(BaseException):
-    """Stands for a kill: nothing catches it."""
-
-
 @pytest.mark.slow
 def test_the_same_weights_after_kills(tmp_path):
     model, train, valid, checkpoint = prepare(tmp_path / "whole")
@@ -446,15 +443,7 @@ def test_the_same_weights_after_kills(tmp_path):
     expected = model.state_dict()
     for step in (1, 11, 18):
         model, train, valid, checkpoint = prepare(tmp_path / "killed")
-        inner, steps = model.train_step, itertools.count(1)
-
-        def train_step(batch, inner=inner, steps=steps, step=step):
-            loss = inner(batch)
-            if next(steps) == step:
-                raise Killed
-            return loss
-
-        model.train_step = train_step
+        kill_at_step(model, step)
         with pytest.raises(Killed):
             loop.fit(model, train, 2, valid, checkpoint=checkpoint, resume=True)
         assert not reading_threads()

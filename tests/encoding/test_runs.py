@@ -14,6 +14,7 @@ from fuxictr_mm.experiment import Experiment
 from tests.configs import load_any_dataset as load_dataset
 from tests.encoding.raw import COLUMNS, LABEL, columns_of, edited, params_of
 from tests.errors import raises_naming
+from tests.kills import Killed, kill_run_at_step
 from tests.paths import ROOT
 from tests.projects import write_project
 from tests.tensors import assert_equal_tensors, read_tensors
@@ -221,34 +222,17 @@ def test_a_killed_run_of_raw_columns_resumes_bit_for_bit(tmp_path):
     write_world(tmp_path, "csv", rows=1200)
     options = {"model_zoo": tmp_path / "zoo", "resident": False, "buffer_rows": 500}
 
-    def fit(folder, die_at=None, resume=False):
-        experiment = Experiment.load("Towers", tmp_path, model_root=str(tmp_path / folder), **options)
-        build = experiment.build_model
+    def experiment(folder):
+        return Experiment.load("Towers", tmp_path, model_root=str(tmp_path / folder), **options)
 
-        def build_model(dataset):
-            model = build(dataset)
-            step = model.train_step
-
-            def train_step(batch):
-                if model._total_steps == die_at:
-                    raise KeyboardInterrupt
-                return step(batch)
-
-            model.train_step = train_step
-            return model
-
-        experiment.build_model = build_model
-        try:
-            experiment.fit(resume=resume)
-        except KeyboardInterrupt:
-            assert experiment.paths.checkpoint.exists()
-            return None
-        return read_tensors(experiment.paths.weights)
-
-    expected = fit("whole")
-    assert fit("killed", die_at=9) is None
-    found = fit("killed", resume=True)
-    assert_equal_tensors(found, expected)
+    expected = experiment("whole").fit()
+    killed = experiment("killed")
+    kill_run_at_step(killed, 9)
+    with pytest.raises(Killed):
+        killed.fit()
+    assert killed.paths.checkpoint.exists()
+    found = experiment("killed").fit(resume=True)
+    assert_equal_tensors(read_tensors(found.weights), read_tensors(expected.weights))
 
 
 def test_labels_and_meta_columns_that_scoring_does_not_need(folder, caplog):

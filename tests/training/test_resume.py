@@ -20,6 +20,7 @@ from fuxictr_mm.tables.gradients import sparse_gradient, touched_parameters
 from fuxictr_mm.training import loop, tensor_files
 from fuxictr_mm.training.resume import Progress, TrainingCheckpoint
 from tests.errors import raises_naming
+from tests.kills import Killed, kill_at_step, kill_run_at_step
 from tests.paths import ROOT
 from tests.projects import write_project
 from tests.tensors import assert_equal_tensors, read_tensors
@@ -41,25 +42,6 @@ def train(parts, resume=False):
     model, loader, valid, checkpoint = parts
     history = loop.fit(model, loader, 2, valid, checkpoint=checkpoint, resume=resume)
     return model.state_dict(), history
-
-
-class Killed(BaseException):
-    """Stands for a kill: nothing catches it."""
-
-
-def kill_at_step(model, step):
-    """Make the model die in the middle of its `step`-th step, its weights half updated."""
-    inner, done = model.train_step, 0
-
-    def train_step(batch):
-        nonlocal done
-        done += 1
-        loss = inner(batch)
-        if done == step:
-            raise Killed
-        return loss
-
-    model.train_step = train_step
 
 
 @pytest.mark.parametrize(
@@ -177,15 +159,8 @@ def test_a_run_is_resumed_only_on_the_files_that_it_began_with(tmp_path, caplog)
 
     def fit(resume, die_at=None):
         experiment = Experiment.load("DIN_MM_tiny", ROOT, data_root=tmp_path, **options)
-        build = experiment.build_model
-
-        def build_model(dataset):
-            model = build(dataset)
-            if die_at is not None:
-                kill_at_step(model, die_at)
-            return model
-
-        experiment.build_model = build_model
+        if die_at is not None:
+            kill_run_at_step(experiment, die_at)
         experiment.fit(resume=resume)
 
     # The state is written at every step.
