@@ -211,15 +211,21 @@ def fail_midway(error):
     return save
 
 
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
 @pytest.mark.parametrize(
-    ("error", "reason"),
+    ("where", "error", "reason"),
     [
-        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
-        (RuntimeError("PytorchStreamWriter failed writing file\nmore"), "PytorchStreamWriter failed writing file"),
-        (OSError(), "OSError"),
+        *((where, FULL, "No space left on device") for where in ("save", "fsync", "replace")),
+        *((where, OSError(), "OSError") for where in ("save", "fsync", "replace")),
+        (
+            "save",
+            RuntimeError("PytorchStreamWriter failed writing file\nmore"),
+            "PytorchStreamWriter failed writing file",
+        ),
     ],
 )
-@pytest.mark.parametrize("where", ["save", "fsync", "replace"])
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch, error, reason, where):
     path = tmp_path / "a.model"
     save_state_dict(nn.Linear(2, 2).state_dict(), path)
@@ -230,13 +236,10 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch, error, reason
 
     if where == "save":
         monkeypatch.setattr(torch, "save", fail_midway(error))
-    elif isinstance(error, RuntimeError):
-        pytest.skip("only torch's writer raises it")
     else:
         monkeypatch.setattr(checkpoints.os, where, fail)
-    with raises_naming(UserError, path, f"({reason})") as caught:
+    with raises_naming(UserError, path, f"({reason})"):
         save_state_dict(nn.Linear(2, 2).state_dict(), path)
-    assert f"({reason})" in str(caught.value)
     assert path.read_bytes() == old
     assert os.listdir(tmp_path) == ["a.model"]
 
