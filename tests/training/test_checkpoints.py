@@ -212,6 +212,7 @@ def fail_midway(error):
 
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
+OF_TORCH = "PytorchStreamWriter failed writing file"
 
 
 @pytest.mark.parametrize(
