@@ -57,7 +57,6 @@ TESTED_BY = {
     "fuxictr_mm/datasets/own/base": "datasets/own/test_later",
     "fuxictr_mm/datasets/own/options": "datasets/test_log",
     "fuxictr_mm/datasets/own/source": "datasets/test_log",
-    "fuxictr_mm/datasets/own/splits": "datasets/test_log",
     "fuxictr_mm/datasets/own/vectors": "datasets/test_log",
     "fuxictr_mm/diagnosis/attention_hooks": "diagnosis/test_attention",
     "fuxictr_mm/diagnosis/trained": "diagnosis/test_diagnose",
