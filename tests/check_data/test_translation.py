@@ -55,10 +55,15 @@ def with_ids(found, ids):
 UNKNOWN = {"text": "gone", "uuid": bytes(16), "uint64": 2**63 - 1, "negative": -1, "sparse": 5, "from_zero": 1001}
 
 
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+    """The report of the planted world with the ids 1 to N."""
+    return check_folder(write(tmp_path_factory.mktemp("dense") / "d", planted()))[0]
+
+
 @pytest.mark.parametrize("kind", list(world.KINDS))
-def test_the_same_is_found_with_names_and_ids_of_the_files(tmp_path, kind):
+def test_the_same_is_found_with_names_and_ids_of_the_files(tmp_path, kind, expected):
     found = planted()
-    expected, _ = check_folder(write(tmp_path / "dense", found))
     table = world.KINDS[kind]
     ids = pa.concat_arrays([table, pa.array([UNKNOWN[kind]], table.type)])
     changed = world.renamed(with_ids(found, ids), world.NAMES)
