@@ -10,7 +10,7 @@ from fuxictr_mm.datasets.own.splits import NEVER, bounds_of_all, bounds_of_users
 @pytest.mark.parametrize(
     ("rows", "split", "expected"),
     [
-        (10, (0.7, 0.2, 0.1), (7, 9)),  # 0.7 + 0.2 is below 0.9
+        (90, (0.7, 0.2, 0.1), (63, 81)),  # 0.7 * 90 and (0.7 + 0.2) * 90 are below 63 and 81
         (25, (0.8, 0.1, 0.1), (20, 22)),
         (10, (0.8, 0.2, 0.0), (8, NEVER)),
         (2, (0.8, 0.1, 0.1), None),
