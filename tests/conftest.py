@@ -2,10 +2,10 @@
 
 import copy
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +13,11 @@ import torch
 from torch import Tensor
 
 from fuxictr_mm.data.batch import Batch
-
-ROOT = Path(__file__).resolve().parents[1]
+from fuxictr_mm.experiment import Experiment
+from tests.fuxictr_models import MODEL
+from tests.paths import ROOT, TINY
+from tests.projects import write_project
+from tests.torchrun import DYING, start
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +50,6 @@ def tiny_dataset() -> Callable[[dict[str, Any]], Any]:
 @pytest.fixture
 def build(tiny_dataset, tmp_path) -> Callable[..., tuple[Any, Any]]:
     """Build the model of an experiment id with a seed; returns it and its dataset."""
-    from fuxictr_mm.experiment import Experiment
 
     def make(expid: str, *, seed: int = 1, labels: Sequence[str] = (), **settings: Any) -> tuple[Any, Any]:
         settings = {"model_root": str(tmp_path / "checkpoints"), "verbose": 0, **settings}
@@ -63,7 +65,6 @@ def build(tiny_dataset, tmp_path) -> Callable[..., tuple[Any, Any]]:
 @pytest.fixture(scope="session")
 def train():
     """Train an experiment into a folder; returns the run."""
-    from fuxictr_mm.experiment import Experiment
 
     def run(root, expid="DIN_tiny", resume=False, config=ROOT, **settings):
         settings = {"model_root": str(root), "verbose": 0, "epochs": 1, "tensorboard": False, **settings}
@@ -79,13 +80,7 @@ def runs_root(train, tmp_path_factory):
     for seed in (1, 2, 3, 3):
         train(root, seed=seed, batch_size=512)
     time.sleep(1)  # names of runs have seconds: on a fast machine the next would have that of the first
-    train(
-        root,
-        "DIN_MM_none_tiny",
-        seed=1,
-        batch_size=512,
-        test_data=str(ROOT / "data" / "tiny_mm" / "test_labelled.parquet"),
-    )
+    train(root, "DIN_MM_none_tiny", seed=1, batch_size=512, test_data=str(TINY / "test_labelled.parquet"))
     return root
 
 
@@ -112,3 +107,40 @@ def make_batch() -> Callable[..., Batch]:
         return replace(batch, history=history, label=batch.label.double())
 
     return make
+
+
+@pytest.fixture
+def load_model_file(tmp_path):
+    """Write a model file and load its experiment, with the settings given."""
+
+    write_project(
+        tmp_path,
+        "Plain_tiny: {model: Plain, dataset_id: tiny_mm, epochs: 1, embedding_dim: 4, max_len: 20, batch_size: 1000,"
+        " use_features: [likes_level, item_id, item_tags]}",
+    )
+
+    def read(model=MODEL, **settings):
+        (tmp_path / "Plain.py").write_text(model)
+        sys.modules.pop("fuxictr_mm.model_zoo.Plain", None)
+        settings = {"model_root": str(tmp_path), "verbose": 0, **settings}
+        return Experiment.load("Plain_tiny", tmp_path, model_zoo=tmp_path, **settings)
+
+    return read
+
+
+@pytest.fixture
+def dying(tmp_path):
+    """A folder with an experiment whose process 1 dies while there is a file `die`; returns what runs it."""
+    (tmp_path / "model_zoo").mkdir()
+    zoo = f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\n"
+    (tmp_path / "model_zoo" / "Dying.py").write_text(zoo + DYING)
+    (tmp_path / "model_of_the_package.py").write_text((ROOT / "model_zoo" / "DIN_MM.py").read_text())
+    text = (ROOT / "model_config.yaml").read_text().replace("model: DIN_MM\n", "model: Dying\n")
+    text = text.replace("epochs: 12", "epochs: 2\n    eval_steps: 8").replace("verbose: 1", "verbose: 0")
+    write_project(tmp_path, text)
+
+    def run(*flags, processes=2):
+        arguments = ("--config", str(tmp_path), "--expid", "DIN_MM_tiny", *flags)
+        return start(ROOT / "run_expid.py", *arguments, processes=processes, cwd=tmp_path)
+
+    return tmp_path, run

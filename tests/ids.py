@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-ROOT = Path(__file__).resolve().parents[1]
-TINY = ROOT / "data" / "tiny_mm"
+from tests.paths import TINY
+from tests.projects import write_project
+
 ITEMS = 1000
 
 _random = np.random.default_rng(7)
@@ -127,6 +127,4 @@ def write(
         "verbose": 0,
     }
     change(dataset, experiment)
-    (folder / "dataset_config.yaml").write_text(json.dumps({"d": dataset}))
-    (folder / "model_config.yaml").write_text(json.dumps({"X": experiment}))
-    return folder
+    return write_project(folder, {"X": experiment}, {"d": dataset})

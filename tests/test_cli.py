@@ -17,8 +17,8 @@ from fuxictr_mm import arguments
 from fuxictr_mm.arguments import Parser, run_main
 from fuxictr_mm.cli import COMMANDS, GROUPS, main
 from tests.errors import check_names, exits_naming
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 HEAVY = (
     "torch",
     "fuxictr.pytorch",
@@ -66,7 +66,7 @@ def test_the_help_of_a_command_has_examples_of_it(command, capsys):
 @pytest.mark.parametrize("command", ["run_expid.py", "prediction.py", "run_param_tuner.py"])
 def test_the_help_of_a_script_has_examples_of_it(command, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", [command, "--help"])
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match=r"^0$"):
         runpy.run_path(str(ROOT / command), run_name="__main__")
     assert f"python {command} --" in capsys.readouterr().out.split("\nexamples:\n")[1]
 

@@ -5,7 +5,6 @@ import runpy
 import shutil
 import sys
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -14,9 +13,8 @@ import pytest
 
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.yaml_files import load_yaml
-from tests.errors import exits_naming
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests.errors import exits_naming, raises_naming
+from tests.paths import ROOT, TINY
 
 
 def run(script, *arguments, monkeypatch):
@@ -38,7 +36,7 @@ def project(tmp_path, monkeypatch):
     """A working directory of a user's own: configuration, a small copy of tiny_mm, no results."""
     data = tmp_path / "data" / "tiny_mm"
     data.mkdir(parents=True)
-    for path in (ROOT / "data" / "tiny_mm").glob("*.parquet"):
+    for path in (TINY).glob("*.parquet"):
         shutil.copy(path, data)
     shutil.copytree(ROOT / "data" / "tiny_mm_derived", tmp_path / "data" / "tiny_mm_derived")
     train = pq.read_table(data / "train.parquet").slice(0, 600)
@@ -208,7 +206,7 @@ def test_weights_of_another_configuration_are_named(project, monkeypatch, capsys
 def test_debug_shows_the_traceback(project, monkeypatch):
     from fuxictr_mm.errors import ConfigError
 
-    with pytest.raises(ConfigError):
+    with raises_naming(ConfigError, "nothing"):
         run("run_expid.py", "--expid", "nothing", "--debug", monkeypatch=monkeypatch)
 
 

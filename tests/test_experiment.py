@@ -6,7 +6,6 @@ import random
 import shutil
 import threading
 from contextlib import nullcontext
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -20,9 +19,11 @@ from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.yaml_files import dump_yaml, load_yaml
 from tests.errors import check_names, exits_naming, raises_naming
+from tests.paths import ROOT, TINY
+from tests.projects import write_project
+from tests.tensors import read_tensors
 
-ROOT = Path(__file__).resolve().parents[1]
-LABELLED = str(ROOT / "data" / "tiny_mm" / "test_labelled.parquet")
+LABELLED = str(TINY / "test_labelled.parquet")
 
 #: Stands for float64 as default.
 FLOAT64 = object()
@@ -63,7 +64,7 @@ def test_one_process_at_a_time_trains_an_experiment(tmp_path):
 @pytest.fixture
 def challenge(tmp_path, monkeypatch):
     """A working directory as the challenge's: data in ./data/MicroLens_1M_x1, its dataset entry, one item file."""
-    source, data = ROOT / "data" / "tiny_mm", tmp_path / "data" / "MicroLens_1M_x1"
+    source, data = TINY, tmp_path / "data" / "MicroLens_1M_x1"
     data.mkdir(parents=True)
     for name in ("train", "valid", "test"):
         shutil.copy(source / f"{name}.parquet", data)
@@ -99,7 +100,7 @@ def test_the_challenges_own_dataset_entry_runs(challenge, expid):
     result, experiment = run(expid, challenge, config=challenge, **small)
     assert 0.5 < result.valid["AUC"] < 1
     assert list(result.metrics) == ["valid"]
-    state = torch.load(experiment.paths.weights, weights_only=True)
+    state = read_tensors(experiment.paths.weights)
     projection = "embedding_layer.embedding_layer.feature_encoders.item_emb_d128.weight"
     assert state["embedding_layer.embedding_layer.embedding_layers.item_id.weight"].shape == (91718, 16)
     # As in the published model, the vectors pass a linear map to embedding_dim; DIN_MM's fields are all 16 wide.
@@ -114,9 +115,7 @@ def test_a_model_file_drops_in(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     settings = "dataset_id: tiny_mm, max_len: 20, learning_rate: 3.0e-3, batch_size: 256, epochs: 4, embedding_dim: 16"
     used = "use_features: [likes_level, item_id, txt_emb_pca8, img_emb_pca8]"
-    (tmp_path / "model_config.yaml").write_text(f"Mean_tiny: {{model: MeanPooling, {settings}, {used}}}")
-    shutil.copy(ROOT / "dataset_config.yaml", tmp_path)
-    (tmp_path / "data").symlink_to(ROOT / "data")
+    write_project(tmp_path, f"Mean_tiny: {{model: MeanPooling, {settings}, {used}}}")
     result, _ = run("Mean_tiny", tmp_path, config=tmp_path)
     assert result.valid["AUC"] > 0.65
 
@@ -244,7 +243,7 @@ def alone(source, path):
 
 @pytest.mark.parametrize("resident", [True, False])
 def test_group_metrics_that_cannot_be_computed_are_found_before_training(tmp_path, caplog, resident):
-    data = ROOT / "data" / "tiny_mm"
+    data = TINY
     valid = alone(data / "valid.parquet", tmp_path / "valid.parquet")
     test = alone(LABELLED, tmp_path / "test.parquet")
     settings = {"group_id": "user_id", "epochs": 1, "resident": resident}
@@ -291,7 +290,7 @@ def test_an_experiment_neither_takes_nor_leaves_settings_of_the_process(tmp_path
 def test_a_regression_on_other_numbers_is_refused_before_training(tmp_path, caplog, resident):
     paths = {}
     for split, source in {"train_data": "train", "valid_data": "valid", "test_data": "test_labelled"}.items():
-        table = pq.read_table(ROOT / "data" / "tiny_mm" / f"{source}.parquet")
+        table = pq.read_table(TINY / f"{source}.parquet")
         numbers = np.where(np.arange(len(table)) % 3, table["label"].to_numpy(), 0.5)
         paths[split] = str(tmp_path / f"{split}.parquet")
         pq.write_table(of_label(table, pa.array(numbers)), paths[split])
@@ -337,7 +336,7 @@ def test_a_kind_of_table_that_cannot_be_is_refused_before_data_is_read(tmp_path,
 
 
 def test_the_log_loss_of_validation_rows_of_one_class(tmp_path):
-    table = pq.read_table(ROOT / "data" / "tiny_mm" / "valid.parquet")
+    table = pq.read_table(TINY / "valid.parquet")
     path = str(tmp_path / "valid.parquet")
     pq.write_table(of_label(table, pa.array([1.0] * len(table))), path)
     result, _ = run(

@@ -7,11 +7,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from fuxictr_mm.cli import main
-from fuxictr_mm.errors import ConfigError
-from fuxictr_mm.files import check_outputs, check_replaceable
+from fuxictr_mm.errors import ConfigError, UserError
+from fuxictr_mm.files import check_outputs, check_replaceable, write_folder
 from tests.errors import exits_naming, raises_naming
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests.paths import ROOT
 
 
 @pytest.fixture
@@ -81,3 +80,22 @@ def test_no_command_replaces_a_file_of_another_kind(command, tmp_path, capsys, m
     with exits_naming(capsys, path):
         main([*command, str(path)])
     assert path.read_text() == "my notes"
+
+
+def test_a_folder_is_replaced_whole_or_kept(tmp_path, monkeypatch):
+    out, rename = tmp_path / "out", Path.rename
+    write_folder(out, lambda new: (new / "old.txt").write_text("old"))
+
+    def refuse_new(path, target):
+        if path.name == "new":
+            raise OSError(28, "No space left on device")
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", refuse_new)
+        with raises_naming(UserError, out, "No space left"):
+            write_folder(out, lambda new: (new / "new.txt").write_text("new"))
+    assert [path.name for path in out.iterdir()] == ["old.txt"]
+    write_folder(out, lambda new: (new / "new.txt").write_text("new"))
+    assert [path.name for path in out.iterdir()] == ["new.txt"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

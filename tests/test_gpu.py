@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +11,8 @@ import torch
 
 import fuxictr_mm as fm
 from fuxictr_mm.experiment import Experiment
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 NAMES = sorted(path.stem for path in (ROOT / "model_zoo").glob("*.py"))
 #: DIN_MM's other layers.
 SWITCHES = {

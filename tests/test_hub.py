@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,8 +16,10 @@ from fuxictr_mm.errors import MissingFileError, UserError
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.training.checkpoints import read_safetensors
 from tests.errors import raises_naming
+from tests.paths import ROOT
+from tests.projects import write_project
+from tests.tensors import assert_equal_tensors, read_tensors
 
-ROOT = Path(__file__).resolve().parents[1]
 TABLES = "embedding_layer.embedding_layers"
 
 #: A model with one table under two names.
@@ -61,9 +62,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hub")
     (folder / "Shared.py").write_text(MODEL)
     settings = {**SETTINGS, "model_root": str(folder / "checkpoints")}
-    (folder / "model_config.yaml").write_text(yaml.safe_dump({"Shared_tiny": settings}))
-    shutil.copy(ROOT / "dataset_config.yaml", folder)
-    (folder / "data").symlink_to(ROOT / "data")
+    write_project(folder, {"Shared_tiny": settings})
     read(folder).fit()
     return folder
 
@@ -90,7 +89,7 @@ def test_a_folder_scores_as_its_experiment(trained, exported):
         moved.rename(weights)
     model = experiment.build_model(experiment.load_dataset({}))
     model.load_weights(exported)
-    assert all(torch.equal(v, torch.load(weights, weights_only=True)[k]) for k, v in model.state_dict().items())
+    assert_equal_tensors(read_tensors(weights), model.state_dict())
 
 
 def test_a_model_of_the_zoo_scores_as_its_export(tmp_path):
@@ -157,7 +156,7 @@ def test_parts_of_one_memory_are_each_stored_whole(tmp_path):
     hub.save_safetensors(state, tmp_path / "a.safetensors")
     found = read_safetensors(tmp_path / "a.safetensors")
     assert set(found) == set(state)
-    assert all(torch.equal(found[k], v) for k, v in state.items())
+    assert_equal_tensors(found, state)
     with safe_open(tmp_path / "a.safetensors", "pt") as file:
         assert file.metadata() == {"format": "pt", "same": "whole"}
 

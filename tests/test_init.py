@@ -1,7 +1,5 @@
 """The public interface: what it names, that it imports nothing early, and a small program that uses it."""
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -11,9 +9,9 @@ import pytest
 import fuxictr_mm as fm
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, UserError
 from tests.errors import raises_naming
+from tests.paths import ROOT, TINY
 
-ROOT = Path(__file__).resolve().parents[1]
-TEST = ROOT / "data" / "tiny_mm" / "test.parquet"
+TEST = TINY / "test.parquet"
 
 
 @pytest.fixture(scope="module")

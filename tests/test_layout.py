@@ -4,7 +4,8 @@ import ast
 from functools import cache
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.paths import ROOT
+
 TESTS = ROOT / "tests"
 
 #: Where the tests of a package are, below tests/. ``test_init.py`` tests ``__init__.py``.
@@ -48,21 +49,14 @@ TESTED_BY = {
     "fuxictr_mm/data/feature_map": "data/test_schema",
     "fuxictr_mm/data/interaction_files": "data/test_interactions",
     "fuxictr_mm/data/interleaved": "data/test_streaming",
-    "fuxictr_mm/data/item_numbers": "data/test_vocabulary",
     "fuxictr_mm/data/item_parts": "data/test_items",
     "fuxictr_mm/data/partitions": "data/test_interactions",
     "fuxictr_mm/data/shards": "data/test_streaming",
     "fuxictr_mm/datasets/configuration": "datasets/test_log",
     "fuxictr_mm/datasets/folder": "datasets/test_writer",
     "fuxictr_mm/datasets/own/base": "datasets/own/test_later",
-    "fuxictr_mm/datasets/own/columns": "datasets/test_log",
-    "fuxictr_mm/datasets/own/experiments": "datasets/test_log",
-    "fuxictr_mm/datasets/own/instants": "datasets/test_log",
-    "fuxictr_mm/datasets/own/leaks": "datasets/test_log",
     "fuxictr_mm/datasets/own/options": "datasets/test_log",
     "fuxictr_mm/datasets/own/source": "datasets/test_log",
-    "fuxictr_mm/datasets/own/splits": "datasets/test_log",
-    "fuxictr_mm/datasets/own/tables": "datasets/test_log",
     "fuxictr_mm/datasets/own/vectors": "datasets/test_log",
     "fuxictr_mm/diagnosis/attention_hooks": "diagnosis/test_attention",
     "fuxictr_mm/diagnosis/metrics": "diagnosis/test_diagnose",
@@ -74,7 +68,6 @@ TESTED_BY = {
     "fuxictr_mm/embeddings/pretrained": "embeddings/test_encoders",
     "fuxictr_mm/embeddings/quantize_report": "embeddings/test_quantize",
     "fuxictr_mm/encoding/columns": "encoding/test_encode",
-    "fuxictr_mm/encoding/history_check": "encoding/test_fuxictr",
     "fuxictr_mm/encoding/vocabulary": "encoding/test_encode",
     "fuxictr_mm/evaluation/combine": "evaluation/test_ensemble",
     "fuxictr_mm/evaluation/influence_ranking": "evaluation/test_influence",
@@ -96,12 +89,8 @@ TESTED_BY = {
     "fuxictr_mm/runs/evaluations": "runs/test_reading",
     "fuxictr_mm/runs/paths": "runs/test_run",
     "fuxictr_mm/runs/predictions": "runs/test_reading",
-    "fuxictr_mm/serving/graph_files": "serving/test_graphs",
     "fuxictr_mm/serving/pair_sizes": "serving/test_graphs",
-    "fuxictr_mm/serving/parity": "serving/test_export",
     "fuxictr_mm/serving/prepared": "serving/test_own_ids",
-    "fuxictr_mm/serving/tables": "serving/test_export",
-    "fuxictr_mm/serving/torch_graph": "serving/test_export",
     "fuxictr_mm/settings_problems": "test_experiment",
     "fuxictr_mm/sparse_products": "layers/test_pooling",
     "fuxictr_mm/table_settings": "test_experiment",
@@ -116,22 +105,21 @@ TESTED_BY = {
     "fuxictr_mm_serving/deadline": "serving/test_load",
     "fuxictr_mm_serving/errors": "serving/test_scoring",
     "fuxictr_mm_serving/features": "serving/test_scoring",
-    "fuxictr_mm_serving/manifest": "serving/test_export",
-    "fuxictr_mm_serving/new_items": "serving/test_service",
     "fuxictr_mm_serving/parquet": "serving/test_scoring",
     "fuxictr_mm_serving/prepared": "serving/test_scoring",
     "fuxictr_mm_serving/server": "serving/test_access",
     "fuxictr_mm_serving/settings": "serving/test_access",
-    "fuxictr_mm_serving/tables": "serving/test_export",
 }
 
 #: Test files of no single module: documents, the whole process, and what holds for every model or module.
 THEMES = {
     "data/test_histories": "several histories in one row, from files to a model",
+    "data/test_other_ids": "runs on other ids and on texts",
     "docs/test_command_line_page": "docs/command_line.md",
     "docs/test_commands": "commands in the documentation",
     "docs/test_pages": "the other pages",
     "docs/test_settings_page": "docs/settings.md",
+    "encoding/test_runs": "runs on raw columns, from files to scores",
     "model_zoo/test_author_errors": "errors of who writes a model",
     "model_zoo/test_contract": "every model",
     "model_zoo/test_float32": "every model in float32",
@@ -148,6 +136,7 @@ THEMES = {
     "test_imports": "the direction of imports",
     "test_layout": "the paths of tests",
     "test_messages": "messages of all modules",
+    "test_model_files": "model files written for FuxiCTR",
     "test_package": "the wheel and the source distribution",
     "training/test_elastic": "a run on two hosts",
     "tuning/test_model_files": "results of a model file that has changed",
@@ -227,3 +216,8 @@ def test_every_test_file_has_a_module_or_a_theme():
 def test_the_file_that_tests_a_module_reaches_it():
     assert set(TESTED_BY.values()) <= TEST_FILES
     assert [module for module, test in TESTED_BY.items() if not is_reached(module, test)] == []
+
+
+def test_what_several_files_use_is_in_no_test_file():
+    files = {f"tests/{test}" for test in TEST_FILES}
+    assert {(test, file) for test in TEST_FILES for file in read(f"tests/{test}")[0] & files} == set()

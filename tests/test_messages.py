@@ -12,8 +12,8 @@ from fuxictr_mm.cli import COMMANDS, make_parser
 from fuxictr_mm.commands.scripts import SCRIPTS
 from fuxictr_mm.config import Fold
 from fuxictr_mm.experiment import Experiment
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted(path for name in ("fuxictr_mm", "fuxictr_mm_serving") for path in (ROOT / name).rglob("*.py"))
 
 #: They say which scripts there are, or speak of what was started as one.

@@ -1,7 +1,5 @@
 """The base class: embedding once per distinct item, losses, what is and what is not a parameter."""
 
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,17 +12,14 @@ from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.jagged import Jagged
 from tests.errors import raises_naming
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 MODAL = ["txt_emb_pca8", "img_emb_pca8"]
 TRAINED = {"feature_specs": [{"name": MODAL, "freeze_emb": False}]}
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    target=st.lists(st.integers(0, 19), min_size=1, max_size=8),
-    history=st.lists(st.integers(0, 19), max_size=30),
-)
+@given(target=st.lists(st.integers(0, 19), min_size=1, max_size=8), history=st.lists(st.integers(0, 19), max_size=30))
 def test_distinct_items_are_those_of_unique(target, history):
     values = torch.tensor(history, dtype=torch.int32)
     offsets = torch.tensor([0] * len(target) + [len(history)])

@@ -13,8 +13,7 @@ from fuxictr_mm import registry
 from fuxictr_mm.errors import ConfigError, MissingFileError
 from fuxictr_mm.registry import code_hash, list_models, load_model_class, search_folders
 from tests.errors import check_names, raises_naming
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests.paths import ROOT
 
 
 @pytest.fixture

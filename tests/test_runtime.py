@@ -1,15 +1,14 @@
 """Precision of products, and bf16 as an option of an experiment."""
 
 import platform
-from pathlib import Path
 
 import pytest
 import torch
 
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.runtime import keep_freed_memory, set_precision
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests.paths import ROOT
+from tests.tensors import read_tensors
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +44,7 @@ def test_bf16_learns_as_well(tmp_path, expid):
     def auc(precision):
         overrides = {"precision": precision, "epochs": 6, "model_root": str(tmp_path), "verbose": 0}
         result = Experiment.load(expid, ROOT, **overrides).fit()
-        state = torch.load(result.weights, weights_only=True)
+        state = read_tensors(result.weights)
         assert all(value.dtype in (torch.float32, torch.int64) for value in state.values())
         return result.valid["AUC"]
 

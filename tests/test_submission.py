@@ -44,6 +44,13 @@ def test_round_trip(tmp_path, dtype, task):
     assert os.listdir(path.parent) == ["X.zip"]
 
 
+@pytest.mark.parametrize(("dtype", "text"), [(np.float32, "0.1"), (np.float64, "0.10000000149011612")])
+def test_numbers_are_the_shortest_of_their_type(tmp_path, dtype, text):
+    values = np.array([0.1, 0.7], np.float32).astype(dtype)
+    with zipfile.ZipFile(write_submission(tmp_path / "X.zip", values)) as archive:
+        assert archive.read("prediction.csv").decode().splitlines()[1] == f"0,{text}"
+
+
 def test_same_predictions_same_bytes(tmp_path):
     first = write_submission(tmp_path / "a.zip", predictions())
     second = write_submission(tmp_path / "b.zip", predictions().tolist())

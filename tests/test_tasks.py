@@ -5,7 +5,6 @@ import math
 import runpy
 import zipfile
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -23,9 +22,10 @@ from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.metrics import evaluate_metrics
 from fuxictr_mm.tasks import UncertaintyWeights, loss_of_tasks
 from tests.errors import exits_naming, raises_naming
+from tests.paths import ROOT
+from tests.tensors import assert_equal_tensors, read_tensors
 from tests.two_labels import ITEMS, write_world
 
-ROOT = Path(__file__).resolve().parents[1]
 NAN = math.nan
 
 
@@ -70,7 +70,7 @@ def test_learned_weights(world, tmp_path, expid):
     experiment = load(world, tmp_path, expid, epochs=3, task_weights="uncertainty")
     run = experiment.fit()
     assert min(run.valid["click_AUC"], run.valid["like_AUC"]) > 0.85
-    learned = torch.load(experiment.paths.weights, weights_only=True)["task_uncertainty.log_variances"]
+    learned = read_tensors(experiment.paths.weights)["task_uncertainty.log_variances"]
     assert 0.01 < learned.abs().min() < learned.abs().max() < 2
     assert experiment.predict().shape == (200, 2)
 
@@ -318,7 +318,7 @@ def test_weights_decide_what_is_learned(world, tmp_path):
 
 def weights_of(experiment):
     experiment.fit()
-    return torch.load(experiment.paths.weights, weights_only=True)
+    return read_tensors(experiment.paths.weights)
 
 
 def test_streamed_is_as_in_memory(world, tmp_path):
@@ -329,7 +329,7 @@ def test_streamed_is_as_in_memory(world, tmp_path):
     assert 1000 < tables[0].label.isnan().sum() < 1400
     torch.testing.assert_close(streamed_table.label, tables[0].label, rtol=0, atol=0, equal_nan=True)
     found = [weights_of(e) for e in (memory, streamed)]
-    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+    assert_equal_tensors(found[1], found[0])
 
 
 @pytest.mark.parametrize(("value", "words"), [(1.0, ["like is 1"]), (None, ["like is"]), (2.0, ["like", "2, "])])

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,8 +13,7 @@ from fuxictr_mm import threads
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.experiment import Experiment
 from tests.errors import raises_naming
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests.paths import ROOT
 
 
 @pytest.fixture(autouse=True)

@@ -1,10 +1,11 @@
 """A planted world with two labels, which follow two properties of the items; cells of the second are missing."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import polars as pl
+
+from tests.projects import write_project
 
 LABELS = [{"name": "click", "dtype": "float"}, {"name": "like", "dtype": "float"}]
 ITEMS = 40
@@ -92,8 +93,6 @@ def write_world(folder: Path, form: str = "parquet", missing: float = 0.3, rows:
         "X": {"model": "DIN", "dnn_hidden_units": [16], **shared},
         "Towers": {"model": "Towers", "num_tasks": 2, **shared, "task": both, "loss": ["binary_crossentropy"] * 2},
     }
-    (folder / "dataset_config.yaml").write_text(json.dumps({"d": dataset}))
-    (folder / "model_config.yaml").write_text(json.dumps(experiments))
     (folder / "zoo" / "Towers" / "src").mkdir(parents=True, exist_ok=True)
     (folder / "zoo" / "Towers" / "src" / "Towers.py").write_text(MULTI_TASK)
-    return folder
+    return write_project(folder, experiments, {"d": dataset})

@@ -3,7 +3,7 @@
 import pytest
 
 from fuxictr_mm.config import ExperimentConfig
-from tests.docs.fences import ROOT
+from tests.paths import ROOT
 
 
 @pytest.fixture

@@ -20,7 +20,8 @@ from fuxictr_mm.autopilot.candidates import (
 from fuxictr_mm.autopilot.facts import Facts, encoded, look
 from fuxictr_mm.config import ExperimentConfig
 from fuxictr_mm.experiment import Experiment
-from tests.docs.fences import ROOT
+from tests.paths import TINY
+from tests.projects import write_project
 
 
 def test_features_models_and_settings(dataset):
@@ -69,7 +70,7 @@ def test_features_models_and_settings(dataset):
 @pytest.mark.slow
 def test_raw_columns_are_encoded_and_every_model_trains_on_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    rows = pq.read_table(ROOT / "data" / "tiny_mm" / "train.parquet")[:200].to_pylist()
+    rows = pq.read_table(TINY / "train.parquet")[:200].to_pylist()
     for split in ("train", "valid"):
         lines = [
             f"u{n % 9},A{row['item_id']},{'^'.join(f'A{i}' for i in row['item_seq'] if i)},{row['label']}"
@@ -83,8 +84,7 @@ def test_raw_columns_are_encoded_and_every_model_trains_on_them(tmp_path, monkey
     entry = {"data_root": "./", "data_format": "csv", "train_data": "./train.csv", "valid_data": "./valid.csv"}
     entry |= {"label_col": {"name": "click", "dtype": "float"}, "feature_cols": columns}
     entry["roles"] = {"target": "asin", "history": "seen", "user": "uid"}
-    (tmp_path / "dataset_config.yaml").write_text(json.dumps({"shop": entry}))
-    (tmp_path / "model_config.yaml").write_text(json.dumps({"X": {"model": "DIN", "dataset_id": "shop"}}))
+    write_project(tmp_path, {"X": {"model": "DIN", "dataset_id": "shop"}}, {"shop": entry})
     dataset = encoded(ExperimentConfig.load(tmp_path, "X"))
     facts = look(dataset)
     assert facts.rows == {"train": 200, "valid": 200}

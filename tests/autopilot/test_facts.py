@@ -7,13 +7,13 @@ import pytest
 from fuxictr_mm.autopilot.facts import look
 from fuxictr_mm.errors import ConfigError, DataError
 from tests.arrow import write_partitions
-from tests.docs.fences import ROOT
 from tests.errors import raises_naming
+from tests.paths import TINY
 
 
 def test_the_facts_by_brute_force(dataset):
     facts = look(dataset)
-    tables = {split: pq.read_table(ROOT / "data" / "tiny_mm" / f"{split}.parquet") for split in facts.rows}
+    tables = {split: pq.read_table(TINY / f"{split}.parquet") for split in facts.rows}
     assert facts.rows == {split: table.num_rows for split, table in tables.items()}
     shown = {split: table["item_id"].to_pylist() for split, table in tables.items()}
     for split in ("valid", "test"):
@@ -34,7 +34,7 @@ def test_the_facts_of_hive_partitions(dataset, tmp_path):
         write_partitions(pq.read_table(getattr(dataset, f"{split}_data")), "likes_level", tmp_path / split)
         paths[f"{split}_data"] = str(tmp_path / split)
     (tmp_path / "items").mkdir()
-    features = pq.read_table(ROOT / "data" / "tiny_mm" / "item_feature.parquet")
+    features = pq.read_table(TINY / "item_feature.parquet")
     for part in (0, 1):
         pq.write_table(features[: part * len(features)], tmp_path / "items" / f"{part}.parquet")
     expected = look(dataset)
@@ -51,7 +51,7 @@ def test_a_missing_split_is_named(dataset):
 
 
 def test_embeddings_of_any_name_count_where_none_tells_its_modality(dataset, tmp_path):
-    features = pq.read_table(ROOT / "data" / "tiny_mm" / "item_feature.parquet")
+    features = pq.read_table(TINY / "item_feature.parquet")
     for number, name in enumerate(("img_emb_CLIPRN50", "txt_emb_BERT"), 1):
         features = features.rename_columns([f"item_emb_v{number}" if c == name else c for c in features.column_names])
     pq.write_table(features, tmp_path / "items.parquet")
@@ -73,7 +73,7 @@ def test_embeddings_of_any_name_count_where_none_tells_its_modality(dataset, tmp
     ],
 )
 def test_what_cannot_be_measured_is_named(dataset, tmp_path, change, names):
-    table = pq.read_table(ROOT / "data" / "tiny_mm" / "train.parquet")
+    table = pq.read_table(TINY / "train.parquet")
     assert table.column_names[2] == "item_seq"
     pq.write_table(change(table), tmp_path / "train.parquet")
     with raises_naming(DataError, "train.parquet", *names):

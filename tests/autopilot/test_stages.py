@@ -16,7 +16,7 @@ from fuxictr_mm.cli import main
 from fuxictr_mm.config import sizes as config_sizes
 from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.runs import find_runs
-from tests.docs.fences import ROOT
+from tests.paths import ROOT, TINY
 
 
 def test_trials_are_of_this_library_where_another_one_has_a_script(tmp_path, monkeypatch):
@@ -62,7 +62,7 @@ def test_from_a_dataset_to_a_submission(tmp_path, monkeypatch, capsys):
     pytest.importorskip("optuna")
     pytest.importorskip("matplotlib")
     data = tmp_path / "data" / "tiny_mm"
-    shutil.copytree(ROOT / "data" / "tiny_mm", data)
+    shutil.copytree(TINY, data)
     for name, rows in (("train", 600), ("valid", 500), ("test_labelled", 400)):
         pq.write_table(pq.read_table(data / f"{name}.parquet").slice(0, rows), data / f"{name}.parquet")
     shutil.copytree(ROOT / "data" / "tiny_mm_derived", tmp_path / "data" / "tiny_mm_derived")

@@ -1,7 +1,6 @@
 """Counts, rates and similarities by brute force; no training row has a part in its own rates."""
 
 import sys
-from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -10,15 +9,15 @@ import pytest
 from benchmarks import boosted_trees
 from fuxictr_mm.errors import UserError
 from tests.errors import raises_naming
+from tests.paths import TINY
 
-ROOT = Path(__file__).resolve().parents[2]
 EMBEDDING = "item_emb_d16"
 
 
 @pytest.fixture
 def folder(tmp_path):
     """A folder with few rows of tiny_mm."""
-    data = ROOT / "data" / "tiny_mm"
+    data = TINY
     for split, rows in (("train", 400), ("valid", 100), ("test_labelled", 100)):
         name = split.removesuffix("_labelled")
         pl.read_parquet(data / f"{split}.parquet").head(rows).write_parquet(tmp_path / f"{name}.parquet")

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -17,8 +16,8 @@ from fuxictr_mm.errors import UserError
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.yaml_files import load_yaml
 from tests.errors import check_names
+from tests.paths import ROOT, TINY
 
-ROOT = Path(__file__).resolve().parents[2]
 DERIVED = ROOT / "data" / "tiny_mm_derived"
 
 
@@ -170,7 +169,7 @@ def test_experiments_on_the_derived_files(expid, tmp_path):
 
 
 def test_derived_files_fit_the_items():
-    items = pq.read_table(ROOT / "data" / "tiny_mm" / "item_info.parquet")["item_id"].to_pylist()
+    items = pq.read_table(TINY / "item_info.parquet")["item_id"].to_pylist()
     for method, levels in (("rq", 4), ("pq", 4), ("vq", 1)):
         table = pq.read_table(DERIVED / f"item_codes_{method}.parquet")
         assert sorted(table["item_id"].to_pylist()) == sorted(items)

@@ -1,15 +1,13 @@
 """The table counts what is there."""
 
 import re
-from pathlib import Path
 
 import torch
 
 from benchmarks import model_table
 from fuxictr_mm.errors import ConfigError
 from tests.errors import raises_naming
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.paths import ROOT
 
 
 def test_a_row_per_experiment(build, capsys):

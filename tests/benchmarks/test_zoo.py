@@ -1,14 +1,11 @@
 """The search of every model: the same budget for each, and a second start that repeats nothing."""
 
-from pathlib import Path
-
 import pytest
 
 from benchmarks import zoo
 from fuxictr_mm.runs.paths import METRICS
 from fuxictr_mm.yaml_files import load_yaml
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.paths import ROOT
 
 
 def test_every_model_of_the_zoo_is_searched():

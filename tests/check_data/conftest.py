@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from fuxictr_mm.cli import main
+from tests.paths import TINY
 
-TINY = Path(__file__).parents[2] / "data" / "tiny_mm"
 FILES = ("train", "valid", "test", "item_info", "item_feature", "item_emb")
 
 

@@ -11,6 +11,7 @@ from fuxictr_mm.check_data import checks
 from fuxictr_mm.check_data.check import choose_checks
 from fuxictr_mm.check_data.checks import CHECKS, INFO, WARNING, Action, Fault, Measure, Report, check
 from fuxictr_mm.errors import ConfigError
+from tests.errors import raises_naming
 
 
 class Number(int):
@@ -77,8 +78,12 @@ def test_rows_are_shown_up_to_the_limit(odd_number):
 def test_checks_are_chosen_by_name():
     assert choose_checks(None, None) == set(CHECKS)
     assert choose_checks(None, ["mojibake"]) == set(CHECKS) - {"mojibake"}
-    for only, skip in ((["mojibak"], None), (None, ["mojibak"]), (["mojibake"], ["mojibake", "unreadable"])):
-        with pytest.raises(ConfigError):
+    for only, skip, named in (
+        (["mojibak"], None, ["--only", "'mojibak'"]),
+        (None, ["mojibak"], ["--skip", "'mojibak'"]),
+        (["mojibake"], ["mojibake", "unreadable"], ["--only", "--skip"]),
+    ):
+        with raises_naming(ConfigError, *named):
             choose_checks(only, skip)
 
 

@@ -15,6 +15,7 @@ from fuxictr_mm.check_data.check import check_folder
 from fuxictr_mm.check_data.checks import CHECKS
 from fuxictr_mm.check_data.layout import first_chunk, read_chunks
 from fuxictr_mm.errors import DataError
+from tests.errors import raises_naming
 
 COUNT = 60
 VECTORS = np.random.default_rng(0).standard_normal((COUNT, 16))
@@ -132,7 +133,7 @@ def test_rows_of_small_part_files_come_together(tmp_path):
     (tmp_path / "part-30.parquet").write_bytes(content[:4] + b"\xff" * 16 + content[20:])  # the footer is whole
     chunks = read_chunks(tmp_path, ["user_id"])
     assert [next(chunks)[1].num_rows, next(chunks)[1].num_rows] == [38, 20]  # what is before the damage
-    with pytest.raises(DataError):
+    with raises_naming(DataError, "part-30.parquet"):
         next(chunks)
     assert first_chunk(tmp_path, "user_id") is not None
 

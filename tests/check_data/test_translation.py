@@ -12,6 +12,7 @@ from fuxictr_mm.cli import main
 from fuxictr_mm.config import Roles
 from fuxictr_mm.errors import ConfigError
 from tests import ids as world
+from tests.errors import raises_naming
 
 ROLES = Roles(target="article", history="clicked", user="uid")
 
@@ -54,10 +55,15 @@ def with_ids(found, ids):
 UNKNOWN = {"text": "gone", "uuid": bytes(16), "uint64": 2**63 - 1, "negative": -1, "sparse": 5, "from_zero": 1001}
 
 
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+    """The report of the planted world with the ids 1 to N."""
+    return check_folder(write(tmp_path_factory.mktemp("dense") / "d", planted()))[0]
+
+
 @pytest.mark.parametrize("kind", list(world.KINDS))
-def test_the_same_is_found_with_names_and_ids_of_the_files(tmp_path, kind):
+def test_the_same_is_found_with_names_and_ids_of_the_files(tmp_path, kind, expected):
     found = planted()
-    expected, _ = check_folder(write(tmp_path / "dense", found))
     table = world.KINDS[kind]
     ids = pa.concat_arrays([table, pa.array([UNKNOWN[kind]], table.type)])
     changed = world.renamed(with_ids(found, ids), world.NAMES)
@@ -107,7 +113,7 @@ def test_a_cleaned_copy_keeps_types_and_ids(tmp_path, capsys):
     changed["train"] = world.put(changed["train"], "label", changed["train"]["label"].cast(pa.decimal128(38, 0)))
     folder = write(tmp_path / "d", changed)
     words = ["--roles", "target=article", "history=clicked", "user=uid", "--clean", str(tmp_path / "clean"), "--json"]
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match=r"^1$"):  # the folder has errors
         main(["check-data", str(folder), *words, "--quiet"])
     checks = {action["check"] for action in json.loads(capsys.readouterr().out)["cleaned"]["actions"]}
     assert {"unknown-target", "unknown-history", "null-history", "duplicate-item"} <= checks
@@ -163,10 +169,17 @@ def test_a_few_ids_that_are_wrong_are_found(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "words", [["target"], ["targt=x"], ["target=x", "history=x"], ["target=user_id"], ["user=a", "user=b"]]
+    ("words", "named"),
+    [
+        (["target"], ["target"]),
+        (["targt=x"], ["'targt'"]),
+        (["target=x", "history=x"], ["history", "'x'", "target"]),
+        (["target=user_id"], ["user", "'user_id'", "target"]),
+        (["user=a", "user=b"], ["user=b", "a"]),
+    ],
 )
-def test_roles_that_cannot_be(words):
-    with pytest.raises(ConfigError):
+def test_roles_that_cannot_be(words, named):
+    with raises_naming(ConfigError, "--roles", *named):
         Roles.parse(words)
 
 

@@ -9,7 +9,7 @@ import pytest
 from fuxictr_mm.cli import main
 from fuxictr_mm.commands.autopilot import _seconds
 from fuxictr_mm.files import try_lock
-from tests.docs.fences import ROOT
+from tests.paths import ROOT
 
 
 def test_time():
@@ -86,7 +86,7 @@ def test_a_folder_keeps_its_configuration(tmp_path, capsys):
     named = str(tmp_path / "first" / "dataset_config.yaml")
     assert [named in error for error in errors] == [False, True, False]
     (tmp_path / "first").rename(tmp_path / "moved")  # with its file gone, the folder belongs to none
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match=r"^2$"):
         main(["autopilot", "--dataset_id", "shop", "--config", str(tmp_path / "moved"), "--out", str(tmp_path / "out")])
     assert (tmp_path / "out" / "shop" / "look" / "dataset_config.yaml").resolve().parent.name == "moved"
 
@@ -100,7 +100,7 @@ def test_a_folder_that_was_copied_with_its_links_followed_goes_on(tmp_path, name
     file.write_text(json.dumps({"shop": {**entry, "label_col": {"name": "click", "dtype": "float"}}}))
 
     def start(out):
-        with pytest.raises(SystemExit):
+        with pytest.raises(SystemExit, match=r"^2$"):
             main(["autopilot", "--dataset_id", "shop", "--config", str(config.parent), "--out", str(tmp_path / out)])
         return capsys.readouterr().err.strip().splitlines()[-1]
 

@@ -65,7 +65,7 @@ def test_json_is_one_document_and_quiet_prints_nothing(stage, key, features, tmp
 
 
 def test_the_stages_help_names_every_method(capsys):
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match=r"^0$"):
         run("--help")
     assert "VQ, RQ, PQ, OPQ, VQ-VAE" in capsys.readouterr().out
 

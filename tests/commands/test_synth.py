@@ -3,12 +3,11 @@
 import argparse
 import dataclasses
 
-import pytest
-
 from fuxictr_mm.commands.synth import add_arguments, main_from_args
 from fuxictr_mm.data.synthetic.spec import PRESETS
 from fuxictr_mm.data.synthetic.writer import generate
 from fuxictr_mm.errors import DataError
+from tests.errors import raises_naming
 
 TINY = PRESETS["tiny"]
 
@@ -27,7 +26,7 @@ def test_command_line_starts_from_the_preset_and_takes_every_field(tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
     for name in names:
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "direct" / name).read_bytes()
-    with pytest.raises(DataError):
+    with raises_naming(DataError, "--overwrite"):
         main_from_args(parser.parse_args(arguments))
     main_from_args(parser.parse_args([*arguments, "--overwrite"]))
 

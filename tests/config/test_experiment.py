@@ -15,8 +15,7 @@ from fuxictr_mm.model import MultimodalModel
 from fuxictr_mm.registry import load_model_class
 from fuxictr_mm.yaml_files import dump_yaml, load_yaml
 from tests.errors import check_names, raises_naming
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.paths import ROOT
 
 MODEL = """
 Base:
@@ -288,11 +287,7 @@ def test_a_tab_needs_no_double_quotes():
         ("data_format: parquet", "data_format: parquet\n    valid_size: 0.1", ["valid_size", "0.1"]),
         ("data_format: parquet", "data_format: csv\n    sep: '::'", ["sep", "'::'", "one character"]),
         ("train_data:", "trian_data:", ["'trian_data'", "'train_data'"]),
-        (
-            "vocab_size: 11",
-            "vocab_size: '11'",
-            ["vocab_size is '11'", "null"],
-        ),
+        ("vocab_size: 11", "vocab_size: '11'", ["vocab_size is '11'", "null"]),
         ("vocab_size: 11", "vocabsize: 11", ["'vocabsize'", "'vocab_size'"]),
         ("vocab_size: 11", "11: vocab_size", ["'11'"]),
         ("type: meta", "type: mta", ["'user_id'", "type is 'mta'", "'meta'"]),
@@ -329,10 +324,7 @@ def test_wrong_dataset_keys(folder, old, new, names):
         ("group_id: [a, b]", ["group_id is ['a'", "'b'"]),
         ("feature_specs: [{name: a, tpe: meta}]", ["'a'", "'tpe'", "'type'"]),
         ("feature_specs: [{name: a, dropout: 1}]", ["'a'", "dropout is 1", "0", "null"]),
-        (
-            "feature_specs: [{name: a, norm: L2}]",
-            ["'a'", "norm is 'L2'", "'l2'", "'layer'"],
-        ),
+        ("feature_specs: [{name: a, norm: L2}]", ["'a'", "norm is 'L2'", "'l2'", "'layer'"]),
         ("feature_specs: [{name: a, scale: 0}]", ["'a'", "scale is 0"]),
         ("feature_specs: [{name: a, statistics: [median]}]", ["'a'", "'median'"]),
         ("feature_specs: [{name: a, statistics: [newest_0]}]", ["'a'", "'newest_0'"]),

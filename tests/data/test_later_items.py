@@ -13,10 +13,7 @@ from fuxictr_mm.data.vocabulary import Vocabularies
 from fuxictr_mm.errors import DataError
 from tests.errors import raises_naming
 
-FEATURES = [
-    Feature(ITEM_ID, "categorical", "item", vocab_size=3),
-    Feature("price", "numeric", "item"),
-]
+FEATURES = [Feature(ITEM_ID, "categorical", "item", vocab_size=3), Feature("price", "numeric", "item")]
 
 
 def write_items(path, count, metadata):

@@ -14,7 +14,7 @@ from fuxictr_mm.errors import DataError
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.yaml_files import dump_yaml, load_yaml
 from fuxictr_mm_serving.prepared import NUMBERING
-from tests.datasets.test_prepare import run
+from tests.datasets.command import run
 from tests.errors import exits_naming, raises_naming
 
 ITEMS = [f"B{number:03}" for number in range(30)]

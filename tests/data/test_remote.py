@@ -1,7 +1,5 @@
 """Files in an object store are read as those on a disk."""
 
-from pathlib import Path
-
 import fsspec
 import numpy as np
 import polars as pl
@@ -17,9 +15,8 @@ from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, UserErro
 from fuxictr_mm.experiment import Experiment
 from tests.configs import load_any_dataset as load_dataset
 from tests.errors import raises_naming
+from tests.paths import ROOT, TINY
 
-ROOT = Path(__file__).resolve().parents[2]
-TINY = ROOT / "data" / "tiny_mm"
 ITEMS = ("item_info.parquet", "item_emb.parquet", "item_feature.parquet")
 
 

@@ -145,10 +145,7 @@ def test_parsing_leaves_the_parameters_alone():
 @pytest.mark.parametrize(
     ("change", "names"),
     [
-        (
-            {"use_features": ["item_id", "like_level"]},
-            ["use_features", "'like_level'", "'likes_level'"],
-        ),
+        ({"use_features": ["item_id", "like_level"]}, ["use_features", "'like_level'", "'likes_level'"]),
         ({"use_features": ["item_id", "price"]}, ["use_features", "'price'", "likes_level, views_level"]),
         (
             {"feature_specs": [{"name": ["item_id", "item_tag"], "embedding_dim": 3}]},
@@ -169,10 +166,7 @@ def test_parsing_leaves_the_parameters_alone():
             {"feature_specs": [{"name": "likes_level", "share_embedding": "views_level"}]},
             ["share_embedding", "'likes_level'", "'views_level'"],
         ),
-        (
-            {"feature_specs": [{"name": "item_id", "source": ""}]},
-            ["item_id", "source: item"],
-        ),
+        ({"feature_specs": [{"name": "item_id", "source": ""}]}, ["item_id", "source: item"]),
     ],
 )
 def test_unknown_names_are_refused_with_the_nearest(change, names):

@@ -26,8 +26,10 @@ from fuxictr_mm.errors import ConfigError, DataError
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.training import loop
 from fuxictr_mm.training.resume import TrainingCheckpoint
+from tests.kills import Killed, kill_at_step
+from tests.paths import ROOT, TINY
+from tests.tensors import assert_equal_tensors
 
-ROOT = Path(__file__).resolve().parents[2]
 FEATURES = [
     Feature("user_id", "meta"),
     Feature("level", "categorical", vocab_size=11),
@@ -85,7 +87,7 @@ def reading_threads():
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    rows=st.integers(1, 90),
+    rows=st.integers(1, 60),
     parts=st.integers(1, 4),
     group=st.integers(1, 30),
     chunk=st.integers(1, 30),
@@ -151,7 +153,7 @@ def global_batches(files, resident, batch_size, size, streams, start=0, **option
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    rows=st.integers(1, 90),
+    rows=st.integers(1, 60),
     batch_size=st.integers(1, 12),
     buffer_rows=st.integers(1, 80),
     size=st.integers(1, 4),
@@ -207,7 +209,7 @@ def test_one_process_without_streams_has_the_batches_of_before(tmp_path):
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
 @pytest.mark.parametrize("resident", [True, False])
 def test_each_process_opens_its_own_row_groups_only(tmp_path, monkeypatch, size, resident):
-    files = write(tmp_path, 1200, parts=3, group=10)
+    files = write(tmp_path, 600, parts=3, group=10)
     opened = []
     read = pq.ParquetFile.iter_batches
 
@@ -220,9 +222,9 @@ def test_each_process_opens_its_own_row_groups_only(tmp_path, monkeypatch, size,
     for rank in range(size):
         opened.append(set())
         loader = loader_of(files, resident, 50, Shard(rank, size, 12), buffer_rows=120)
-        assert sum(map(len, epoch(loader))) == 1200 // size
-        assert len(opened[-1]) == 120 // size
-    assert len({group[1:] for part in opened for group in part}) == 120, "all, none of them twice"
+        assert sum(map(len, epoch(loader))) == 600 // size
+        assert len(opened[-1]) == 60 // size
+    assert len({group[1:] for part in opened for group in part}) == 60, "all, none of them twice"
 
 
 def test_processes_that_do_not_divide_the_streams_are_refused():
@@ -434,10 +436,6 @@ def prepare(folder, expid="DIN_MM_tiny", **settings):
     return model, train, valid, TrainingCheckpoint(folder / "run.snapshot", "hash", every_seconds=0)
 
 
-class Killed(BaseException):
-    """Stands for a kill: nothing catches it."""
-
-
 @pytest.mark.slow
 def test_the_same_weights_after_kills(tmp_path):
     model, train, valid, checkpoint = prepare(tmp_path / "whole")
@@ -445,22 +443,14 @@ def test_the_same_weights_after_kills(tmp_path):
     expected = model.state_dict()
     for step in (1, 11, 18):
         model, train, valid, checkpoint = prepare(tmp_path / "killed")
-        inner, steps = model.train_step, itertools.count(1)
-
-        def train_step(batch, inner=inner, steps=steps, step=step):
-            loss = inner(batch)
-            if next(steps) == step:
-                raise Killed
-            return loss
-
-        model.train_step = train_step
+        kill_at_step(model, step)
         with pytest.raises(Killed):
             loop.fit(model, train, 2, valid, checkpoint=checkpoint, resume=True)
         assert not reading_threads()
     torch.manual_seed(999)
     model, train, valid, checkpoint = prepare(tmp_path / "killed")
     assert loop.fit(model, train, 2, valid, checkpoint=checkpoint, resume=True) == history
-    assert all(torch.equal(model.state_dict()[name], value) for name, value in expected.items())
+    assert_equal_tensors(model.state_dict(), expected)
 
 
 def run(folder, **settings):
@@ -519,7 +509,7 @@ def test_on_a_gpu_batches_are_the_same(tmp_path):
 
 def test_bad_rows_of_a_streamed_file_are_found_before_training(tmp_path, monkeypatch):
     data = tmp_path / "tiny_mm"
-    shutil.copytree(ROOT / "data" / "tiny_mm", data)
+    shutil.copytree(TINY, data)
     table = pq.read_table(data / "train.parquet")
     label = np.zeros(len(table))
     place = table.schema.get_field_index("label")

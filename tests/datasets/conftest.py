@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from fuxictr_mm.datasets.configuration import write_config
 from fuxictr_mm.datasets.reader import load_reader
 from fuxictr_mm.datasets.writer import Writer
+from tests.datasets.shop import ROLES
 
 #: Two different 64-bit ids that a float would take for one.
 BIG = 2**62
@@ -238,3 +240,55 @@ def amazon_electronics(tmp_path) -> Path:
             lines.append(f"{int(user % 3 == 0)},{user},{item},{category[item]},{ids},{categories}")
         (source / f"{split}.csv").write_text("\n".join(lines) + "\n")
     return source
+
+
+@pytest.fixture
+def shop(tmp_path):
+    """A shop of three CSV files; the last item of the log is in no item file."""
+    source = tmp_path / "exports"
+    source.mkdir()
+    random = np.random.default_rng(0)
+    rows = 300
+    asins = [f"B{number:03}" for number in random.choice(900, 30, replace=False)]
+    log = pl.DataFrame(
+        {
+            "user": [f"u-{number}" for number in random.integers(0, 12, rows)],
+            "asin": [asins[number] for number in random.integers(0, 30, rows)],
+            "time": np.sort(random.integers(0, 150, rows)) + 1_700_000_000,
+            "click": random.integers(0, 2, rows),
+            "device": random.choice(["phone", "tablet"], rows),
+            "basket": random.normal(20, 5, rows).round(3),
+        }
+    )
+    log.sample(fraction=1, shuffle=True, seed=1).write_csv(source / "interactions.csv")
+    pl.DataFrame(
+        {
+            "asin": asins[:-1],
+            "title": [f"a thing no {number}" for number in range(29)],
+            "category": random.choice(["tea", "books"], 29),
+            "tags": random.choice(["red|big", "blue", "red|blue|big"], 29),
+            "price": random.lognormal(3, 1, 29).round(2),
+        }
+    ).write_csv(source / "items.csv")
+    pl.DataFrame(
+        {
+            "user": [f"u-{number}" for number in range(11)],
+            "age": random.integers(18, 80, 11),
+            "country": ["fr", "de"] * 5 + [None],
+        }
+    ).write_csv(source / "users.csv")
+    return source
+
+
+@pytest.fixture
+def prepare_log(tmp_path):
+    """Prepare a log with options as of the command line; returns folder, summary and experiment ids."""
+
+    def prepare(source, folder="out", max_len=100, **options):
+        out = tmp_path / folder
+        reader = load_reader("log")(source, out / ".scratch", max_len)
+        reader.configure({"roles": ROLES, **options})
+        summary = Writer(reader, "log", out, verbose=0).write()
+        return out, summary, write_config(out, out.name, reader, summary, [reader.label, *reader.other_labels])
+
+    return prepare

@@ -36,6 +36,7 @@ def test_partition_keeps_all_events_of_a_user_together(tmp_path):
     users = [set(frame["user"]) for frame in read]
     assert sum(map(len, users)) == len(set().union(*users))
     assert sorted(pl.concat(read)["row"]) == list(range(300))
+    assert all(frame["row"].is_sorted() for frame in read)  # events of one moment stay in the order of the log
     # A complete folder is used again, whatever the frames.
     assert partition_by_user([], "user", tmp_path / "buckets", 4) == paths
 

@@ -5,18 +5,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from fuxictr_mm.cli import main
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.yaml_files import load_yaml
-
-
-def run(*arguments: object) -> int:
-    """Run ``fuxictr-mm prepare``; returns its exit code."""
-    try:
-        main(["prepare", *map(str, arguments)])
-    except SystemExit as stopped:
-        return int(stopped.code or 0)
-    return 0
+from tests.datasets.command import run
 
 
 def test_json_says_what_was_found(mind, tmp_path, capsys):

@@ -1,12 +1,11 @@
 """DIN_MM trained for a few epochs on tiny_mm, once for all tests."""
 
 import copy
-from pathlib import Path
 
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.paths import ROOT
 
 
 def train_model(experiment, dataset, epochs=4):

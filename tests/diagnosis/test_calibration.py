@@ -98,13 +98,7 @@ def test_by_popularity():
         assert entry["mean_prediction"] == pytest.approx(prediction[rows].mean())
         assert entry["rate"] == pytest.approx(label[rows].mean())
         assert entry["low"] < entry["rate"] < entry["high"]
-    result = {
-        "calibration": {
-            **calibration.measure(label, prediction),
-            "by_popularity": found,
-            "command": COMMAND,
-        }
-    }
+    result = {"calibration": {**calibration.measure(label, prediction), "by_popularity": found, "command": COMMAND}}
     told = {finding.code: finding for finding in calibration.findings(result)}
     assert told["miscalibrated_on_cold_items"].subject == "never shown"
     assert told["miscalibrated_by_popularity"].subject == "1-2"

@@ -20,10 +20,10 @@ from fuxictr_mm.diagnosis.slices import count_items
 from fuxictr_mm.diagnosis.trained import find_trained
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
 from fuxictr_mm.yaml_files import load_yaml
-from tests.data import test_histories as raw_world
+from tests import several_histories
 from tests.errors import raises_naming
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.paths import ROOT, TINY
+from tests.projects import write_project
 
 #: Findings that the trained model has none of.
 FAULTS = {
@@ -57,7 +57,7 @@ def look(experiment, model, dataset, repeats=2):
 def healthy(trained):
     """The diagnosis of the trained model."""
     experiment, model, dataset = trained
-    popularity = count_items(ROOT / "data" / "tiny_mm" / "train.parquet", "label", 1001)
+    popularity = count_items(TINY / "train.parquet", "label", 1001)
     return diagnose(experiment, model, dataset.splits["valid"], popularity)
 
 
@@ -280,8 +280,6 @@ class Other(BaseModel):
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
     """A folder with the configuration, its own weights, and a FuxiCTR model file."""
-    shutil.copy(ROOT / "dataset_config.yaml", tmp_path)
-    (tmp_path / "data").symlink_to(ROOT / "data")
     zoo = tmp_path / "zoo"
     zoo.mkdir()
     for file in (ROOT / "model_zoo").glob("*.py"):
@@ -291,9 +289,8 @@ def workplace(tmp_path, monkeypatch):
     other = {**list_experiments(ROOT)["DIN_tiny"], "model": "Other", "batch_view": "challenge", "embedding_dim": 4}
     for key in [k for k in other if k.startswith(("dnn", "attention", "net_", "batch_norm"))]:
         del other[key]
-    (tmp_path / "model_config.yaml").write_text(f"{few}\nOther_tiny: {json.dumps(other)}\n")
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    return write_project(tmp_path, f"{few}\nOther_tiny: {json.dumps(other)}\n")
 
 
 def save(expid, path, seed=1):
@@ -409,7 +406,7 @@ def test_a_fuxictr_model(workplace):
 
 def test_without_a_training_file_popularity_is_left_out(workplace, tmp_path):
     data = tmp_path / "own"
-    shutil.copytree(ROOT / "data" / "tiny_mm", data / "tiny_mm")
+    shutil.copytree(TINY, data / "tiny_mm")
     (data / "tiny_mm" / "train.parquet").unlink()
     save("DIN_tiny", "checkpoints/tiny_mm/DIN_tiny.model")
     run("--expid", "DIN_tiny", "--quiet", "--data_root", str(data), "--out", "x.json")
@@ -457,8 +454,8 @@ def test_a_regression_is_refused(workplace, capsys):
 
 
 def test_items_of_raw_columns(tmp_path, capsys):
-    raw_world.write_world(tmp_path, "csv", rows=1000)
-    raw_world.load(tmp_path, "DIN").fit()
+    several_histories.write_world(tmp_path, "csv", rows=1000)
+    several_histories.load(tmp_path, "DIN").fit()
     cli.main(["diagnose", "--config", str(tmp_path), "--expid", "DIN", "--json", "--repeats", "2"])
     found = json.loads(capsys.readouterr().out)
     groups = {group["name"]: group["fields"] for group in found["importance"]["groups"]}

@@ -3,14 +3,13 @@
 import re
 import runpy
 import sys
-from pathlib import Path
 
 import pytest
 
 from fuxictr_mm.cli import COMMANDS, main
 from fuxictr_mm.commands.scripts import SCRIPTS
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "command_line.md").read_text(encoding="utf-8")
 STAGES = ("encode", "reduce", "quantize", "align")
 OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*")
@@ -27,7 +26,7 @@ def options_of(words, capsys, monkeypatch):
     """Return the options that the help of a command lists."""
     is_script = words[0].endswith(".py")
     monkeypatch.setattr(sys, "argv", [*(() if is_script else ("fuxictr-mm",)), *words, "--help"])
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match=r"^0$"):
         runpy.run_path(str(ROOT / words[0]), run_name="__main__") if is_script else main()
     shown = capsys.readouterr().out.split("\nexamples:\n")[0].split("\n\n", 1)[1]
     lines = [line for line in shown.splitlines() if re.match(r"  (-h, )?--", line)]

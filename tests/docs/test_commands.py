@@ -30,8 +30,9 @@ from torch.distributed.run import main as launch
 
 from fuxictr_mm import cli
 from fuxictr_mm.config import list_experiments
-from tests.docs.fences import PAGES, ROOT, Command, commands, fences, is_shell
+from tests.docs.fences import PAGES, Command, commands, fences, is_shell
 from tests.docs.models import CHALLENGE_MODEL, save_image_model, save_text_model
+from tests.paths import ROOT
 
 pytestmark = pytest.mark.slow
 
@@ -228,12 +229,7 @@ def run(command: Command, patch: pytest.MonkeyPatch) -> None:
         elif program == "torchrun":
             words = [str(ROOT / word) if word.endswith(".py") else word for word in words]
             inner.setenv("OMP_NUM_THREADS", "1")
-            signals = (
-                signal.SIGTERM,
-                signal.SIGINT,
-                signal.SIGHUP,
-                signal.SIGQUIT,
-            )  # torchrun sets its own
+            signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)  # torchrun sets its own
             handlers = [signal.getsignal(number) for number in signals]
             try:
                 launch(words)

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import yaml
 
-from tests.docs.fences import PAGES, ROOT, fences
+from tests.docs.fences import PAGES, fences
+from tests.paths import ROOT, TINY
 
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)|!\[[^\]]*\]\(([^)\s]+)\)")
 
@@ -111,7 +112,7 @@ def test_python(fence, reader, monkeypatch):
     compile(fence.text, name_of(fence), "exec")
     if any(mark in fence.text for mark in NOT_RUN):
         return
-    item_file = ROOT / "data" / "tiny_mm" / "item_feature.parquet"
+    item_file = TINY / "item_feature.parquet"
     (reader / "item_feature.parquet").symlink_to(item_file)
     vectors = np.random.default_rng(0).normal(size=(8, 32)).astype(np.float32)
     if "item_codes.safetensors" in fence.text:

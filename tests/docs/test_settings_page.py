@@ -2,7 +2,7 @@
 
 import runpy
 
-from tests.docs.fences import ROOT
+from tests.paths import ROOT
 
 
 def test_the_page_is_up_to_date():

@@ -11,14 +11,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from fuxictr_mm.embeddings.codebooks import (
-    Codebook,
-    Modality,
-    Space,
-    fit_codebook,
-    load_codebooks,
-    save_codebooks,
-)
+from fuxictr_mm.embeddings.codebooks import Codebook, Modality, Space, fit_codebook, load_codebooks, save_codebooks
 from fuxictr_mm.errors import ConfigError, DataError, UserError
 from tests.errors import raises_naming
 

@@ -94,7 +94,7 @@ def test_a_sample_of_the_held_out_items_is_not_those_of_small_ids():
 
 
 def test_neighbors_of_other_items():
-    with pytest.raises(DataError):
+    with raises_naming(DataError, "0 items"):
         pairs_of([10**6], [10**6 + 1], [1.0], items=5)
 
 

@@ -153,8 +153,8 @@ def test_sorted_copies_are_removed_also_after_an_error(tmp_path, monkeypatch):
 
 def test_two_sources_of_one_name_are_refused(tmp_path):
     source = write(tmp_path / "a.parquet", [1], [[1]])
-    for sources in ([source, source], []):
-        with pytest.raises(ConfigError):
+    for sources, named in (([source, source], f"'{source.name}'"), ([], "no source")):
+        with raises_naming(ConfigError, named):
             JoinedEmbeddings(sources)
 
 

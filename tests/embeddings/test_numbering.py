@@ -16,6 +16,7 @@ from fuxictr_mm.embeddings.numbering import find_numbering
 from fuxictr_mm.embeddings.swing import Neighbors
 from tests import ids as world
 from tests.errors import exits_naming
+from tests.paths import TINY
 
 KINDS = [kind for kind in world.KINDS if kind != "sparse"]  # which stays as it is
 ROLES = ["--roles", "target=article", "history=clicked", "user=uid"]
@@ -25,8 +26,8 @@ ROLES = ["--roles", "target=article", "history=clicked", "user=uid"]
 def folders(tmp_path_factory):
     """The same items and clicks with ids 1 to N, and with others: a folder each."""
     root = tmp_path_factory.mktemp("ids")
-    item = pq.read_table(world.TINY / "item_feature.parquet").slice(0, 300)
-    train = pq.read_table(world.TINY / "train.parquet")
+    item = pq.read_table(TINY / "item_feature.parquet").slice(0, 300)
+    train = pq.read_table(TINY / "train.parquet")
     rows = [[i for i in row if 0 < i <= 300] for row in train["item_seq"].to_pylist()]
     train = world.put(train, "item_seq", pa.array(rows, pa.list_(pa.int64())))
     train = train.filter(pa.array(train["item_id"].to_numpy() <= 300))
@@ -183,7 +184,7 @@ def test_neighbors_that_are_in_no_item_file_are_left_out(tmp_path):
 
 
 def test_small_integers_stay_as_they_are():
-    assert find_numbering([world.TINY / "item_info.parquet"], Roles()).items is None
+    assert find_numbering([TINY / "item_info.parquet"], Roles()).items is None
     assert find_numbering(["nowhere"], Roles()).items is None
 
 

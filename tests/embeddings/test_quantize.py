@@ -1,7 +1,6 @@
 """``embed quantize``: files in, files out, the command line, and models that read the codes."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -17,9 +16,7 @@ from fuxictr_mm.embeddings.quantize_report import yaml_lines
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.experiment import Experiment
 from tests.errors import raises_naming
-
-ROOT = Path(__file__).resolve().parents[2]
-TINY = ROOT / "data" / "tiny_mm"
+from tests.paths import ROOT, TINY
 
 
 def column(path, name):

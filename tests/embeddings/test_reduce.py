@@ -1,7 +1,6 @@
 import dataclasses
 import json
 import tracemalloc
-from pathlib import Path
 
 import h5py
 import numpy as np
@@ -19,8 +18,7 @@ from fuxictr_mm.errors import ConfigError, DataError, UserError
 from fuxictr_mm.reduction.reducer import Reducer
 from fuxictr_mm.reduction.summary import summarize
 from tests.errors import raises_naming
-
-TINY = Path(__file__).resolve().parents[2] / "data" / "tiny_mm"
+from tests.paths import TINY
 
 
 def read(path, column):

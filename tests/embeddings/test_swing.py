@@ -143,7 +143,7 @@ def test_clicks_are_histories_and_positive_targets_each_once(merge, tmp_path, mo
 def test_bad_clicks(tmp_path, changes, found):
     with pytest.raises(DataError, match=found):
         Clicks.read(write_train(tmp_path / "train.parquet", **changes))
-    with pytest.raises(MissingFileError):
+    with raises_naming(MissingFileError, "valid.parquet"):
         Clicks.read(tmp_path / "valid.parquet")
 
 

@@ -49,7 +49,8 @@ def test_the_digest_is_of_ids_texts_and_their_borders(write):
 
 @pytest.mark.parametrize("template", ["plain", "{}", "{0.x}", "{a!r}", "{a:>5}", "{a[0]}", "{", "a}"])
 def test_templates_are_names_in_braces_only(write, template):
-    with pytest.raises((ConfigError, DataError)):
+    error, named = (DataError, "0.x") if template == "{0.x}" else (ConfigError, f"template '{template}'")
+    with raises_naming(error, named):
         ItemTexts(write(item_id=[1], a=["x"]), template)
 
 

@@ -4,6 +4,9 @@ import csv
 
 import torch
 
+from fuxictr_mm.data.batch import flat_format
+from fuxictr_mm.data.loaders import gather
+
 COLUMNS = [
     {"name": "user", "active": True, "dtype": "str", "type": "meta"},
     {"name": ["city", "shop"], "active": True, "dtype": "str", "type": "categorical", "source": "item"},
@@ -87,3 +90,17 @@ def flatten(table):
             else {f"{name}.v": column.values, f"{name}.o": column.offsets}
         )
     return found
+
+
+def columns_of(loaded, split):
+    """Return the columns of a split as a model of FuxiCTR's gets them."""
+    table = loaded.splits[split]
+    batch = gather(table, torch.arange(len(table)))
+    return flat_format(batch, loaded.feature_map, loaded.items, 100)
+
+
+def edited(folder, change):
+    rows = rows_of(60)
+    change(rows)
+    write_csv(folder / "train.csv", rows)
+    return params_of(folder)

@@ -15,8 +15,8 @@ from fuxictr_mm.encoding.encode import Encoding
 from fuxictr_mm.errors import UserError
 from tests.configs import config_of
 from tests.encoding.raw import params_of, rows_of, write_csv
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 NEEDS = {"train": True, "valid": True}
 
 

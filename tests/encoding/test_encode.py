@@ -16,13 +16,11 @@ from fuxictr.preprocess.build_dataset import merge_meta_ddf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fuxictr_mm.data.batch import flat_format
 from fuxictr_mm.data.groups import NO_GROUP
-from fuxictr_mm.data.loaders import gather
 from fuxictr_mm.encoding.vocabulary import TokenVocabulary
 from fuxictr_mm.errors import DataError
 from tests.configs import load_any_dataset as load_dataset
-from tests.encoding.raw import COLUMNS, both_labels, params_of, rows_of, same, write_csv
+from tests.encoding.raw import COLUMNS, both_labels, columns_of, params_of, rows_of, same, write_csv
 from tests.errors import raises_naming
 
 TEXTS = st.sampled_from(["", "a", "b", "B", "ä", "日本", 'say "x"', "x,y", " a ", "10", "9", "𝄞", "\uffee", "a\nb"])
@@ -61,13 +59,6 @@ def reference(params, folder):
         table = frame.collect()
         encoded[split] = processor.transform({name: table[name].to_numpy() for name in table.columns})
     return processor.feature_map, encoded
-
-
-def columns_of(loaded, split):
-    """Return the columns of a split as a model of FuxiCTR's gets them."""
-    table = loaded.splits[split]
-    batch = gather(table, torch.arange(len(table)))
-    return flat_format(batch, loaded.feature_map, loaded.items, 100)
 
 
 def assert_equal(params, folder, names=None):

@@ -13,8 +13,7 @@ ITEMS = pl.DataFrame({"id": ["7", "30"], "title": ["tea, green", "a\n\nred cup"]
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize(
-    ("ending", "separator"),
-    [("csv", ","), ("tsv", "\t"), ("txt", ";"), ("csv", "|"), ("jsonl", ""), ("json", "")],
+    ("ending", "separator"), [("csv", ","), ("tsv", "\t"), ("txt", ";"), ("csv", "|"), ("jsonl", ""), ("json", "")]
 )
 def test_every_form_is_read(ending, separator, packed, tmp_path):
     path = tmp_path / f"items.{ending}"

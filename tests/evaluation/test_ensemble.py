@@ -20,8 +20,7 @@ from fuxictr_mm.metrics import evaluate_metrics
 from fuxictr_mm.runs import find_runs
 from tests.errors import exits_naming, raises_naming
 from tests.evaluation.conftest import change_data, change_rows, change_settings
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.paths import ROOT
 
 
 def plant(root, scores):
@@ -93,6 +92,8 @@ def test_greedy_weights():
     assert weights[0] < 0.1
     assert Ranking(label, weights @ np.concatenate([noise, good])).auc > max(Ranking(label, row).auc for row in good)
     np.testing.assert_array_equal(greedy_weights(label, good[:1]), [1.0])
+    few = np.array([[0.1, 0.3, 0.2, 0.4], [0.0, 0.1, 0.8, 0.9]])
+    assert greedy_weights(np.array([0, 0, 1, 1]), few).tolist() == [0, 1]  # the first would only do no harm
 
 
 @pytest.mark.parametrize("how", [{"fit_weights": True}, pytest.param({"stack": True}, id="stack")])
@@ -262,7 +263,7 @@ def test_a_name_that_is_no_name_of_a_folder_is_refused(copy):
 
 
 def test_what_does_not_fit_is_refused(copy):
-    with pytest.raises(MissingFileError):
+    with raises_naming(MissingFileError, "DIN_tinny"):
         ensemble(["DIN_tinny"], copy)
     with raises_naming(ConfigError, "--average"):
         ensemble(["DIN_tiny"], copy, average="median")

@@ -20,11 +20,12 @@ from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.evaluation.influence import Checkpoint, find_last_layer, influence_on_validation, last_layer_inputs
 from fuxictr_mm.evaluation.influence_ranking import make_ranking, summarize
 from fuxictr_mm.evaluation.influence_training import number_of_worst, rank_by_influence, train_keeping_checkpoints
+from tests import several_histories
 from tests.arrow import write_partitions
-from tests.data import test_histories as raw_world
 from tests.errors import exits_naming, raises_naming
+from tests.paths import ROOT, TINY
+from tests.tensors import read_tensors
 
-ROOT = Path(__file__).resolve().parents[2]
 LAST = {"DIN_tiny": "dnn", "DIN_MM_tiny": "dnn", "QIN_tiny": "qnn.fc", "Transformer_DCN_tiny": "mlp"}
 
 
@@ -238,7 +239,7 @@ def noisy(tmp_path):
     """A copy of tiny_mm with a tenth of the first 6,000 training labels flipped; returns it and which."""
     folder = tmp_path / "data" / "tiny_mm"
     folder.mkdir(parents=True)
-    for file in (ROOT / "data" / "tiny_mm").glob("*.parquet"):
+    for file in (TINY).glob("*.parquet"):
         (folder / file.name).symlink_to(file)
     table = pq.read_table(folder / "train.parquet").slice(0, 6000)
     flipped = np.random.default_rng(0).random(6000) < 0.1
@@ -290,8 +291,8 @@ def test_training_is_that_of_run_expid(tmp_path):
     checkpoints, metrics = train_keeping_checkpoints(experiment, dataset, tmp_path / "kept")
     assert metrics == {"valid": run.valid}
     assert [c.learning_rate for c in checkpoints] == [2e-3, 2e-3]
-    best = torch.load(run.weights, weights_only=True)
-    last = torch.load(checkpoints[-1].path, weights_only=True)
+    best = read_tensors(run.weights)
+    last = read_tensors(checkpoints[-1].path)
     assert all(torch.equal(best[name], last[name]) for name in best)
 
 
@@ -326,7 +327,7 @@ def test_streamed_examples_are_ranked_but_not_dropped(tmp_path, build):
 
 
 def test_rows_of_csv_files(tmp_path, capsys):
-    raw_world.write_world(tmp_path, "csv", rows=600)
+    several_histories.write_world(tmp_path, "csv", rows=600)
     header, rows = (tmp_path / "train.csv").read_text().split("\n", 1)
     (tmp_path / "train.csv").write_text(f"{header}\n\n{rows}\n")
     cli.main(

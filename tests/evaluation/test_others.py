@@ -1,7 +1,6 @@
 """Predictions of other programs: how they are ordered, joined and refused."""
 
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,8 +15,7 @@ from fuxictr_mm.evaluation.compare import compare
 from fuxictr_mm.evaluation.others import read_file
 from fuxictr_mm.runs import find_runs
 from tests.errors import exits_naming, raises_naming
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.paths import TINY
 
 
 @pytest.fixture
@@ -29,7 +27,7 @@ def run(runs_root):
 @pytest.fixture
 def frame(run):
     """Scores of its test rows with the columns of the test file, of rows that user and item tell apart."""
-    data = pd.read_parquet(ROOT / "data" / "tiny_mm" / "test_labelled.parquet")[["user_id", "item_id", "label"]]
+    data = pd.read_parquet(TINY / "test_labelled.parquet")[["user_id", "item_id", "label"]]
     return data.assign(score=run.predictions("test")[1])
 
 
@@ -219,7 +217,7 @@ def test_files_that_do_not_fit(change, found, run, frame, tmp_path):
 
 
 def test_files_that_cannot_be_read(run, tmp_path):
-    with pytest.raises(MissingFileError):
+    with raises_naming(MissingFileError, tmp_path / "x.csv"):
         read_file(tmp_path / "x.csv", run)
     (tmp_path / "x.parquet").write_bytes(b"nothing")
     with raises_naming(DataError, tmp_path / "x.parquet"):

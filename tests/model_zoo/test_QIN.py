@@ -1,7 +1,5 @@
 """QIN equals a padded re-computation from its formulas with the same state dict."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -9,8 +7,7 @@ from fuxictr_mm.errors import UserError
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.layers import Jagged, MultiHeadTargetAttention
 from tests.errors import raises_naming
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.paths import ROOT
 
 
 @pytest.mark.parametrize("settings", [{}, {"num_layers": 1, "batch_norm": False}, {"num_layers": 3, "num_row": 4}])

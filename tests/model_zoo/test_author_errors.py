@@ -8,8 +8,7 @@ import torch
 from fuxictr_mm import Experiment
 from fuxictr_mm.errors import ConfigError
 from tests.errors import raises_naming
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.paths import ROOT
 
 GOOD = """
 import torch

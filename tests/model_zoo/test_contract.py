@@ -15,6 +15,7 @@ from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.jagged import Jagged
 from fuxictr_mm.registry import load_model_class
 from tests.errors import raises_naming
+from tests.tensors import assert_equal_tensors
 
 ZOO = Path(__file__).resolve().parents[2] / "model_zoo"
 NAMES = sorted(path.stem for path in ZOO.glob("*.py"))
@@ -161,7 +162,7 @@ def test_one_seed_one_result(model_and_table, make_batch, expid, settings):
         return model.state_dict()
 
     first, again, other = train(3), train(3), train(4)
-    assert all(torch.equal(value, again[key]) for key, value in first.items())
+    assert_equal_tensors(again, first)
     assert any(not torch.equal(value, other[key]) for key, value in first.items())
 
 

@@ -9,7 +9,7 @@ from fuxictr_mm.data.synthetic.spec import PRESETS
 from fuxictr_mm.data.synthetic.world import World, sigmoid
 from fuxictr_mm.data.synthetic.writer import generate
 from fuxictr_mm.experiment import Experiment
-from tests.docs.fences import ROOT
+from tests.paths import ROOT
 
 pytestmark = pytest.mark.slow
 

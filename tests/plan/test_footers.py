@@ -14,8 +14,8 @@ from fuxictr_mm.plan.model import measure_model
 from fuxictr_mm.registry import load_model_class
 from tests.arrow import write_partitions
 from tests.configs import config_of, load_dataset
-from tests.docs.fences import ROOT
 from tests.errors import raises_naming
+from tests.paths import ROOT
 
 
 @pytest.mark.parametrize("expid", ["DIN_MM_tiny", "DIN_tiny", "DIN_MM_VQ_tiny", "Transformer_DCN_tiny"])

@@ -11,7 +11,8 @@ from fuxictr_mm.cli import main
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.plan.footers import measure_data
 from fuxictr_mm.plan.memory import make_plan
-from tests.docs.fences import ROOT
+from tests.paths import ROOT
+from tests.projects import write_project
 
 SHOP = {
     "data_root": "./", "data_format": "csv", "train_data": "./train.csv", "valid_data": "./valid.csv",
@@ -78,8 +79,7 @@ def test_a_streamed_split_leaves_its_memory_to_train(monkeypatch):
 
 def test_a_dataset_without_item_files_is_refused(tmp_path, capsys):
     """Its roles do not help: the sizes of the tables are those of item files."""
-    (tmp_path / "dataset_config.yaml").write_text(json.dumps({"shop": SHOP}))
-    (tmp_path / "model_config.yaml").write_text(json.dumps({"X": {"model": "DIN", "dataset_id": "shop"}}))
+    write_project(tmp_path, {"X": {"model": "DIN", "dataset_id": "shop"}}, {"shop": SHOP})
     with pytest.raises(SystemExit) as stopped:
         main(["plan", "--config", str(tmp_path), "--expid", "X", "--model_zoo", str(ROOT / "model_zoo")])
     assert stopped.value.code == 2

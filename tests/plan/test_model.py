@@ -6,7 +6,7 @@ import torch
 from fuxictr_mm.data.dataset import read_dataset
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.plan.model import _state_per_weight, measure_model
-from tests.docs.fences import ROOT
+from tests.paths import ROOT
 
 SPECS = [{"name": "item_id", "table": "touched"}, {"name": "txt_emb_pca8", "freeze_emb": False}]
 

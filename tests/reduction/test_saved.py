@@ -14,10 +14,7 @@ def test_a_saved_fit_is_read_back_or_refused(tmp_path):
     assert content["name"] == "it"
     assert all(np.array_equal(found[name], array) for name, array in arrays.items())
     data = path.read_bytes()
-    for other, message in (
-        (SavedFormat("other", "make"), "other"),
-        (SavedFormat("thing", "make", 2), " 1,"),
-    ):
+    for other, message in ((SavedFormat("other", "make"), "other"), (SavedFormat("thing", "make", 2), " 1,")):
         with pytest.raises(DataError, match=message):
             other.load(path, lambda *parts: parts)
     with raises_naming(MissingFileError, "aa.safetensors", "'a.safetensors'"):

@@ -355,11 +355,7 @@ def test_twenty_runs_stay_small(runs: Any, tmp_path: Path, factory: Callable[...
 
 @pytest.mark.parametrize(
     ("arguments", "names"),
-    [
-        ({}, ["fuxictr-mm train --expid"]),
-        ({"names": ["BSET"]}, ["'BEST'"]),
-        ({"dataset": "tin"}, ["'tin'", "'tiny'"]),
-    ],
+    [({}, ["fuxictr-mm train --expid"]), ({"names": ["BSET"]}, ["'BEST'"]), ({"dataset": "tin"}, ["'tin'", "'tiny'"])],
 )
 def test_what_is_not_there_is_said_in_a_line(arguments: dict[str, Any], names: str, three: Any, tmp_path: Path) -> None:
     root = three.root if arguments else tmp_path / "none"

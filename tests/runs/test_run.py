@@ -27,8 +27,8 @@ from fuxictr_mm.training import callbacks
 from fuxictr_mm.training.callbacks import RunWriter
 from fuxictr_mm.yaml_files import load_yaml
 from tests.errors import raises_naming
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.paths import ROOT, TINY
+from tests.tensors import read_tensors
 
 
 def test_the_files_say_what_happened(train, tmp_path):
@@ -74,14 +74,14 @@ def test_the_files_say_what_happened(train, tmp_path):
     assert run.environment["torch"] == torch.__version__
     assert run.environment["command"] == sys.argv
     buffers = ("running_mean", "running_var", "num_batches_tracked")
-    state = torch.load(best, weights_only=True)
+    state = read_tensors(best)
     assert run.parameters == sum(v.numel() for name, v in state.items() if not name.endswith(buffers))
 
 
 def test_groups_are_written_as_they_are_and_rows_may_have_none(train, tmp_path, caplog):
     data = {}
     for split, name in {"valid": "valid", "test": "test_labelled"}.items():
-        table = pq.read_table(ROOT / "data" / "tiny_mm" / f"{name}.parquet")
+        table = pq.read_table(TINY / f"{name}.parquet")
         users = [None if row % 7 == 0 else f"user {user}" for row, user in enumerate(table["user_id"].to_pylist())]
         data[split] = table.set_column(table.column_names.index("user_id"), "user_id", pa.array(users))
         pq.write_table(data[split], tmp_path / f"{split}.parquet")
@@ -112,7 +112,7 @@ def test_groups_are_written_as_they_are_and_rows_may_have_none(train, tmp_path, 
 def test_a_later_run_leaves_earlier_weights_alone(runs_root):
     runs = find_runs(runs_root, expid="DIN_tiny")
     assert len({run.path for run in runs}) == 4  # two of seed 3, perhaps in one second
-    states = {run.seed: torch.load(run.path / "best.model", weights_only=True) for run in runs}
+    states = {run.seed: read_tensors(run.path / "best.model") for run in runs}
     assert not torch.equal(*(next(iter(states[seed].values())) for seed in (1, 2)))
     first, second = (run.predictions()[1] for run in runs if run.seed == 3)
     np.testing.assert_array_equal(first, second)

@@ -3,22 +3,19 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-import torch
 
-from tests.training.test_distributed import start
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.paths import ROOT
+from tests.projects import write_project
+from tests.tensors import assert_equal_tensors, read_tensors
+from tests.torchrun import start
 
 
 @pytest.mark.slow
 def test_two_workers_train_as_two_processes_of_torchrun(tmp_path):
     entry = "\nX:\n    <<: *DIN_MM_tiny\n    epochs: 1\n"
-    (tmp_path / "model_config.yaml").write_text((ROOT / "model_config.yaml").read_text() + entry)
-    (tmp_path / "dataset_config.yaml").write_text((ROOT / "dataset_config.yaml").read_text())
-    (tmp_path / "data").symlink_to(ROOT / "data")
+    write_project(tmp_path, (ROOT / "model_config.yaml").read_text() + entry)
     checkpoints = tmp_path / "checkpoints"
     done = start(ROOT / "run_expid.py", "--config", str(tmp_path), "--expid", "X", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -32,10 +29,8 @@ def test_two_workers_train_as_two_processes_of_torchrun(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=580)
     assert done.returncode == 0, done.stderr
     assert "valid: AUC: " in done.stdout
-    ours, theirs = (
-        torch.load(folder / "tiny_mm" / "X.model", weights_only=True) for folder in (checkpoints, tmp_path / "torchrun")
-    )
-    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+    ours, theirs = (read_tensors(folder / "tiny_mm" / "X.model") for folder in (checkpoints, tmp_path / "torchrun"))
+    assert_equal_tensors(ours, theirs)
 
 
 @pytest.mark.slow

@@ -1,13 +1,12 @@
 """Models with weights of ordinary size, exported without training."""
 
-from pathlib import Path
+import shutil
 
 import pytest
 import torch
 
 from fuxictr_mm.experiment import Experiment
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.paths import ROOT
 
 
 @pytest.fixture(scope="session")
@@ -38,6 +37,12 @@ def exported(weights_of, tmp_path_factory):
     out = tmp_path_factory.mktemp("export") / "DIN_MM"
     export(experiment, out, weights=weights)
     return out
+
+
+@pytest.fixture
+def export_copy(exported, tmp_path):
+    """Return a copy of the export, to change."""
+    return shutil.copytree(exported, tmp_path / "export")
 
 
 @pytest.fixture

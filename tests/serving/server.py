@@ -8,13 +8,12 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from pathlib import Path
 
 from fuxictr_mm_serving import Export
+from tests.paths import ROOT, TINY
 
-ROOT = Path(__file__).resolve().parents[2]
-ROWS = str(ROOT / "data" / "tiny_mm" / "test.parquet")
-TITLES = str(ROOT / "data" / "tiny_mm" / "item_feature.parquet")
+ROWS = str(TINY / "test.parquet")
+TITLES = str(TINY / "item_feature.parquet")
 REQUEST = {"context": {"likes_level": 3, "views_level": 2}, "history": [5, 6, 7], "candidates": [8, 9, 10]}
 
 

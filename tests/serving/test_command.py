@@ -17,7 +17,8 @@ import uvicorn
 from fuxictr_mm_serving import command
 from fuxictr_mm_serving.manifest import version_of
 from fuxictr_mm_serving.settings import Settings
-from tests.serving.server import ROOT, Server, free_port
+from tests.paths import ROOT
+from tests.serving.server import Server, free_port
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])

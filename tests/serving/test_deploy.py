@@ -9,8 +9,8 @@ import yaml
 
 from fuxictr_mm_serving import __version__, command
 from fuxictr_mm_serving.requests import ROUTES
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 PATHS = {path for _, path, *_ in ROUTES}
 
 

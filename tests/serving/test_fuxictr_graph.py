@@ -1,7 +1,6 @@
 """Models of FuxiCTR and of the challenge export with their tables beside the graph, and score as they do."""
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -29,13 +28,14 @@ from fuxictr_mm_serving.scoring import score_file
 from fuxictr_mm_serving.service import Service
 from tests import ids as world
 from tests.errors import raises_naming
-from tests.test_compat import ALL, CHALLENGE, HISTORY, LINEAR, MODEL, SEQUENCE
+from tests.fuxictr_models import ALL, CHALLENGE, HISTORY, LINEAR, MODEL, SEQUENCE
+from tests.paths import ROOT
+from tests.projects import write_project
+from tests.serving.server import ROWS
 from tests.two_labels import write_world
 
 pytest.importorskip("onnxscript")
 
-ROOT = Path(__file__).resolve().parents[2]
-ROWS = ROOT / "data" / "tiny_mm" / "test.parquet"
 MAX_LEN = 20
 
 #: A number of rows that torch can follow: ``len`` gives Python's integer.
@@ -66,9 +66,7 @@ def weights_of_file(tmp_path_factory):
         folder = tmp_path_factory.mktemp("file")
         experiment = {"model": "Plain", "dataset_id": "tiny_mm", "max_len": MAX_LEN, "batch_size": 1000}
         experiment |= {"embedding_dim": 4, "use_features": ["likes_level", "item_id", "item_tags"], **settings}
-        (folder / "model_config.yaml").write_text(json.dumps({"Plain_tiny": experiment}))
-        shutil.copy(ROOT / "dataset_config.yaml", folder)
-        (folder / "data").symlink_to(ROOT / "data")
+        write_project(folder, {"Plain_tiny": experiment})
         (folder / "Plain.py").write_text(text)
         sys.modules.pop("fuxictr_mm.model_zoo.Plain", None)
         return _with_weights(Experiment.load("Plain_tiny", folder, model_zoo=folder, verbose=0), folder)

@@ -19,9 +19,10 @@ from fuxictr_mm.serving.triton import Repository
 from fuxictr_mm_serving import Export, ServingError, scoring
 from fuxictr_mm_serving.manifest import read_manifest
 from fuxictr_mm_serving.parquet import Users
-from tests.datasets.own.test_later import ROLES, START, make_log, write_source
+from tests.datasets.logs import START, make_log, write_source
+from tests.datasets.shop import ROLES
 from tests.errors import raises_naming
-from tests.test_compat import CHALLENGE, HISTORY, SEQUENCE
+from tests.fuxictr_models import CHALLENGE, HISTORY, SEQUENCE
 
 
 @pytest.fixture(scope="module", params=["LightFM", pytest.param("DIN_MM", marks=pytest.mark.slow)])

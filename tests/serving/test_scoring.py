@@ -11,7 +11,6 @@ import sys
 from dataclasses import replace
 from decimal import Decimal
 from multiprocessing.context import SpawnProcess
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -27,9 +26,8 @@ from fuxictr_mm_serving.scoring import score_file
 from fuxictr_mm_serving.tables import Ids
 from tests.arrow import write_partitions
 from tests.errors import raises_naming
-
-ROOT = Path(__file__).resolve().parents[2]
-ROWS = ROOT / "data" / "tiny_mm" / "test.parquet"
+from tests.paths import ROOT
+from tests.serving.server import ROWS
 
 
 @pytest.fixture(scope="session")
@@ -132,8 +130,11 @@ def test_only_parts_that_are_of_use_are_kept(exported, pieces, tmp_path):
 
     broken = shutil.copytree(exported, tmp_path / "broken")
     (broken / "known.npy").write_bytes(b"")
-    for folder, rows in ((broken, pieces), (exported, write(tmp_path, item_id=[*range(1, 20), 99999]))):
-        with pytest.raises(ServingError):
+    for folder, rows, named in (
+        (broken, pieces, "known.npy"),
+        (exported, write(tmp_path, item_id=[*range(1, 20), 99999]), "99999"),
+    ):
+        with raises_naming(ServingError, named):
             score_file(folder, rows, tmp_path / "out", part_rows=15)
         assert not (tmp_path / ".out.parts").exists()
     shutil.copy(exported / "known.npy", broken)

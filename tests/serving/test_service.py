@@ -18,6 +18,7 @@ from fuxictr_mm_serving.server import make_app
 from fuxictr_mm_serving.settings import Settings
 from fuxictr_mm_serving.tables import Ids
 from tests.errors import raises_naming
+from tests.serving.scores import load_model
 from tests.serving.server import REQUEST, ROWS, TITLES, rows_of
 
 
@@ -88,9 +89,7 @@ def test_a_new_item_by_its_embeddings(client, weights_of, exported):
     import torch
 
     experiment, weights = weights_of("DIN_MM_tiny")
-    model = experiment.build_model(experiment.load_dataset({"valid": True}, weights))
-    model.load_weights(weights)
-    model.eval()
+    model = load_model(experiment, weights)
     items = {name: model.items.rows(torch.tensor([0]), [name])[name].clone() for name in model.item_fields}
     table = {}
     for name in ("txt_emb_pca8", "img_emb_pca8"):

@@ -23,35 +23,31 @@ from tests.errors import raises_naming
 from tests.serving.server import REQUEST, ROWS, Server, rows_of
 
 
-def served(exported, tmp_path):
+def served(export_copy):
     """Return a copy of the export, and a function that changes its manifest."""
-    folder = tmp_path / "served"
-    shutil.copytree(exported, folder)
 
     def rewrite(change=lambda manifest: None, **files):
-        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest = json.loads((export_copy / "manifest.json").read_text())
         change(manifest)
         for name, content in files.items():
             name = name.replace("_npy", ".npy").replace("_json", ".json").replace("_onnx", ".onnx")
-            (folder / "new").write_bytes(content)
-            os.replace(folder / "new", folder / name)
-            manifest["sha256"][name], manifest["bytes"][name] = checksum(folder / name), len(content)
+            (export_copy / "new").write_bytes(content)
+            os.replace(export_copy / "new", export_copy / name)
+            manifest["sha256"][name], manifest["bytes"][name] = checksum(export_copy / name), len(content)
         manifest["created"] = str(time.time_ns())
-        (folder / "manifest.json").write_text(json.dumps(manifest))
+        (export_copy / "manifest.json").write_text(json.dumps(manifest))
 
-    return folder, rewrite
+    return export_copy, rewrite
 
 
-def test_a_large_file_is_checked_after_the_start(exported, tmp_path, monkeypatch):
-    folder = tmp_path / "damaged"
-    shutil.copytree(exported, folder)
-    content = bytearray((folder / "items.npy").read_bytes())
+def test_a_large_file_is_checked_after_the_start(export_copy, tmp_path, monkeypatch):
+    content = bytearray((export_copy / "items.npy").read_bytes())
     content[-1] ^= 1
-    (folder / "items.npy").write_bytes(content)
+    (export_copy / "items.npy").write_bytes(content)
     with pytest.raises(ServingError, match=r"items\.npy"):
-        make_app(Settings(folder=str(folder)))
+        make_app(Settings(folder=str(export_copy)))
     monkeypatch.setattr(service, "CHECKED_BYTES", 10000)
-    with TestClient(make_app(Settings(folder=str(folder)))) as client:
+    with TestClient(make_app(Settings(folder=str(export_copy)))) as client:
         for _ in range(100):
             if (ready := client.get("/ready")).status_code == 503:
                 break
@@ -61,28 +57,26 @@ def test_a_large_file_is_checked_after_the_start(exported, tmp_path, monkeypatch
         assert client.post("/score", json=REQUEST).status_code == 503
         assert client.get("/health").status_code == 200
         content[-1] ^= 1
-        (folder / "items.npy").write_bytes(content)
+        (export_copy / "items.npy").write_bytes(content)
         client.app.state.service.switch()
         assert client.post("/score", json=REQUEST).status_code == 200
-    (folder / "items.npy").write_bytes(content[:-1])
+    (export_copy / "items.npy").write_bytes(content[:-1])
     with pytest.raises(ServingError, match=r"items\.npy"):
-        make_app(Settings(folder=str(folder)))
+        make_app(Settings(folder=str(export_copy)))
 
 
-def test_a_refused_export_is_read_once(exported, tmp_path, monkeypatch):
-    folder = tmp_path / "served"
-    shutil.copytree(exported, folder)
-    found = service.Service(folder)
-    whole = (folder / "manifest.json").read_bytes()
-    (folder / "manifest.json").write_bytes(whole.replace(b'"fp32"', b"5"))
+def test_a_refused_export_is_read_once(export_copy, monkeypatch):
+    found = service.Service(export_copy)
+    whole = (export_copy / "manifest.json").read_bytes()
+    (export_copy / "manifest.json").write_bytes(whole.replace(b'"fp32"', b"5"))
     with raises_naming(ServingError, "precision"):
         found.switch()
     monkeypatch.setattr(service, "Export", None)
     assert not found.switch()
     monkeypatch.undo()
-    (folder / "manifest.json").write_bytes(whole + b" ")
+    (export_copy / "manifest.json").write_bytes(whole + b" ")
     assert found.switch()
-    assert found.loaded.version == version_of(folder)
+    assert found.loaded.version == version_of(export_copy)
 
 
 def test_the_watcher_survives_any_error_and_logs_it_once(caplog):
@@ -193,13 +187,11 @@ def test_an_export_that_cannot_score_replaces_none_and_is_read_once(exported, tm
 
 
 @pytest.mark.slow
-def test_another_export_under_load(exported, weights_of, tmp_path):
+def test_another_export_under_load(export_copy, weights_of):
     """No request fails, and every answer is wholly of one export."""
     experiment, weights = weights_of("DIN_tiny")
-    folder = tmp_path / "served"
-    shutil.copytree(exported, folder)
     expected = {}
-    server = Server(folder, "--reload", "0.1")
+    server = Server(export_copy, "--reload", "0.1")
     try:
         answers, errors, stop = [], [], threading.Event()
 
@@ -211,15 +203,15 @@ def test_another_export_under_load(exported, weights_of, tmp_path):
                     errors.append(error)
 
         threads = [threading.Thread(target=load) for _ in range(3)]
-        expected[server.get("/ready")["version"]] = rows_of(folder, REQUEST)
+        expected[server.get("/ready")["version"]] = rows_of(export_copy, REQUEST)
         for thread in threads:
             thread.start()
-        export(experiment, folder, weights=weights, overwrite=True, tolerance=1e-3)
+        export(experiment, export_copy, weights=weights, overwrite=True, tolerance=1e-3)
         for _ in range(100):
             time.sleep(0.1)
             if server.get("/ready")["model"] == "DIN":
                 break
-        expected[server.get("/ready")["version"]] = rows_of(folder, REQUEST)
+        expected[server.get("/ready")["version"]] = rows_of(export_copy, REQUEST)
         time.sleep(0.5)
         stop.set()
         for thread in threads:

@@ -3,12 +3,17 @@
 import json
 
 import numpy as np
+import onnxruntime
 import pytest
+import torch
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
 from fuxictr_mm.serving.export import export
 from fuxictr_mm.serving.triton import Repository
 from fuxictr_mm_serving import Export, ServingError
-from fuxictr_mm_serving.manifest import read_manifest
+from fuxictr_mm_serving.manifest import TableEntry, read_manifest
+from fuxictr_mm_serving.tables import quantize
+from tests.serving.scores import load_model
 from tests.serving.triton import Triton
 
 pytest.importorskip("onnxscript")
@@ -88,12 +93,34 @@ def test_tables_of_8_bits(weights_of, tmp_path):
     export(experiment, tmp_path / "models", format="triton", weights=weights, precision="int8-tables")
     triton = Triton(tmp_path / "models")
     rows = triton.infer("DIN_MM_tiny_items", {"ids": np.array([0, 9])})["rows"]
-    model = experiment.build_model(experiment.load_dataset({"valid": True}, weights))
-    model.load_weights(weights)
-    import torch
+    model = load_model(experiment, weights)
 
     with torch.no_grad():
         expected = model.eval().embed_items(torch.tensor([0, 9])).numpy()
     np.testing.assert_allclose(rows, expected, atol=np.abs(expected).max() / 127)
     parity = json.loads((tmp_path / "models" / "parity.json").read_text())
     assert parity["largest_difference"] > 1e-7
+
+
+@pytest.mark.parametrize(("name", "length"), [("items", 1), ("context_a", 1), ("context_b", 2)])
+def test_lookups_for_triton(tmp_path, name, length):
+    """An unknown item is item 0, as in the server, and any other unknown id is refused; factors are those of fields."""
+    rows = np.random.default_rng(0).normal(size=(20, 12)).astype(np.float32) * np.repeat([100, 1, 0.01], 4)
+    values, scales = quantize(rows, [4, 4, 4])
+    np.save(tmp_path / "a.npy", values)
+    np.save(tmp_path / "scales.npy", scales)
+    entry = TableEntry(file="a.npy", scales="scales.npy", dims=[4, 4, 4])
+    Repository(tmp_path, tmp_path, "x", manifest=None)._write_lookup(name, entry, length)
+    session = onnxruntime.InferenceSession(tmp_path / f"x_{name}" / "1" / "model.onnx")
+
+    def look_up(*ids):
+        return session.run(None, {"ids": np.array(ids).reshape((-1,) * (length == 2) + (len(ids),))})[0].reshape(-1, 12)
+
+    restored = values * np.repeat(scales, 4, axis=1)
+    np.testing.assert_allclose(look_up(0, 19, 5), restored[[0, 19, 5]], rtol=1e-6)
+    if name == "items":
+        np.testing.assert_allclose(look_up(-1, 20, 5), restored[[0, 0, 5]], rtol=1e-6)
+        return
+    for number in (-1, 20):
+        with pytest.raises(InvalidArgument, match="bounds"):
+            look_up(number)

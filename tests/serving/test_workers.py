@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 from multiprocessing.context import SpawnProcess
-from pathlib import Path
 
 import pytest
 import uvicorn
@@ -19,9 +18,8 @@ import uvicorn
 from fuxictr_mm_serving import ServingError, command, workers
 from fuxictr_mm_serving.workers import Workers
 from tests.errors import raises_naming
+from tests.paths import ROOT
 from tests.serving.work import ignore, refuse, write
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def starts(folder):

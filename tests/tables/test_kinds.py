@@ -7,20 +7,15 @@ from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.tables import kinds, touched_parameters
 from fuxictr_mm.training.optim import clip_gradients
-from tests.docs.fences import ROOT
 from tests.errors import raises_naming
+from tests.paths import ROOT
 
 MODAL = ["txt_emb_pca8", "img_emb_pca8"]
 TABLE = "embedding_layer.embedding_layer.embedding_layers.item_id.weight"
 
 
 def specs(kind):
-    return {
-        "feature_specs": [
-            {"name": "item_id", "table": kind},
-            {"name": MODAL, "freeze_emb": False, "table": kind},
-        ]
-    }
+    return {"feature_specs": [{"name": "item_id", "table": kind}, {"name": MODAL, "freeze_emb": False, "table": kind}]}
 
 
 @pytest.fixture

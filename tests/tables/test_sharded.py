@@ -22,9 +22,10 @@ from fuxictr_mm.tables.layout import Layout, Part, TableShape, by_rows, choose_l
 from fuxictr_mm.tables.sharded import check_torchrec
 from fuxictr_mm.training import distributed, loop
 from fuxictr_mm.training.resume import Progress, TrainingCheckpoint
-from tests.docs.fences import ROOT
 from tests.errors import check_names, raises_naming
-from tests.training.test_distributed import dying, start  # noqa: F401
+from tests.paths import ROOT
+from tests.tensors import assert_equal_tensors, read_tensors
+from tests.torchrun import start
 
 needs_torchrec = pytest.mark.skipif(
     find_spec("torchrec") is None, reason="pip install --no-deps -r requirements-scale-cpu.txt"
@@ -109,9 +110,9 @@ def test_several_processes_train_as_one(tmp_path, rule, processes, sharding):
     script.write_text(TOGETHER.format(settings=settings, folder=str(tmp_path)))
     done = start(script, processes=processes)
     assert done.returncode == 0, done.stderr
-    found = torch.load(tmp_path / "found.pt", weights_only=True)
+    found = read_tensors(tmp_path / "found.pt")
     # The same start, whatever the number of processes and the layout.
-    assert all(torch.equal(found["start"][name], value) for name, value in expected["start"].items())
+    assert_equal_tensors(found["start"], expected["start"])
     assert found["losses"] == pytest.approx(expected["losses"], rel=1e-5)
     torch.testing.assert_close(found["scores"], expected["scores"], rtol=1e-4, atol=1e-5)
     assert found["weights"].keys() == expected["weights"].keys()
@@ -130,7 +131,7 @@ def test_several_processes_train_as_one(tmp_path, rule, processes, sharding):
 
 @needs_torchrec
 @pytest.mark.slow
-def test_killed_in_a_step_and_in_a_checkpoint_and_resumed_by_any_number_of_processes(dying):  # noqa: F811
+def test_killed_in_a_step_and_in_a_checkpoint_and_resumed_by_any_number_of_processes(dying):
     folder, run = dying
     path = folder / "model_config.yaml"
     settings = ["eval_steps: 8", "checkpoint_steps: 5", "checkpoint_keep: 2", "net_dropout: 0", "optimizer: sgd"]
@@ -155,7 +156,7 @@ def test_killed_in_a_step_and_in_a_checkpoint_and_resumed_by_any_number_of_proce
     def finish(processes):
         done = run("--resume", processes=processes)
         assert done.returncode == 0, done.stderr
-        found = torch.load(weights, weights_only=True)
+        found = read_tensors(weights)
         metrics = json.loads(record.read_text())["valid"]
         record.unlink()
         assert not checkpoints.exists()
@@ -169,7 +170,7 @@ def test_killed_in_a_step_and_in_a_checkpoint_and_resumed_by_any_number_of_proce
     assert "Resumed at epoch 1, batch 20 of 32" in die("save 22", 2, "--resume")
     assert steps() == [16, 20]
     found, _ = finish(2)
-    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert_equal_tensors(found, expected)
 
     shutil.copytree(folder / "kept", checkpoints)
     assert "512 rows per step, as before" in die("kill 39", 3, "--resume")
@@ -230,12 +231,12 @@ def test_a_checkpoint_of_any_layout_is_read_by_any_number_of_processes(tmp_path)
             assert done.returncode == 0, done.stderr
         else:
             reshard(tmp_path)
-        found.append(torch.load(tmp_path / "found.pt", weights_only=True))
+        found.append(read_tensors(tmp_path / "found.pt"))
     for weights, sums in found[1:]:
         assert sums.keys() == found[0][1].keys() == {0, 1, 2}
         assert all(float(value.sum()) > 0 for value in sums.values())
-        assert all(torch.equal(sums[index], value) for index, value in found[0][1].items())
-        assert all(torch.equal(weights[name], value) for name, value in found[0][0].items())
+        assert_equal_tensors(sums, found[0][1])
+        assert_equal_tensors(weights, found[0][0])
 
 
 def build(**settings):

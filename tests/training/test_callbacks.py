@@ -2,7 +2,6 @@
 
 import errno
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,8 +11,8 @@ from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.training import callbacks, loop
 from fuxictr_mm.training.resume import TrainingCheckpoint
 from tests.errors import raises_naming
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.kills import Killed, kill_at_step
+from tests.paths import ROOT
 
 
 def read(folder):
@@ -33,14 +32,7 @@ def fit(tmp_path, epochs, steps_killed=None, resume=False):
     train = experiment.make_loader(dataset.splits["train"], model, shuffle=True, training=True)
     valid = experiment.make_loader(dataset.splits["valid"], model)
     if steps_killed:
-        step = model.train_step
-
-        def dying(batch):
-            if model._total_steps == steps_killed:
-                raise KeyboardInterrupt
-            return step(batch)
-
-        model.train_step = dying
+        kill_at_step(model, steps_killed)
     checkpoint = TrainingCheckpoint(tmp_path / "run.snapshot", "hash")
     return loop.fit(
         model, train, epochs, valid, 10.0, checkpoint, resume, [callbacks.TensorBoardLogger(tmp_path / "events")]
@@ -60,7 +52,7 @@ def test_metrics_loss_and_speed_are_written(tmp_path):
 
 
 def test_a_resumed_run_continues_the_same_curves(tmp_path):
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Killed):
         fit(tmp_path, 2, steps_killed=21)
     history = fit(tmp_path, 2, resume=True)
     shown = read(tmp_path / "events")

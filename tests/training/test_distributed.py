@@ -1,10 +1,7 @@
 """Several processes do together what one does."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,8 +14,10 @@ from fuxictr_mm.data.shards import Shard
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.training import distributed, loop
 from fuxictr_mm.training.distributed import SyncBatchNorm, replace_batch_norm
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.paths import ROOT
+from tests.projects import write_project
+from tests.tensors import assert_equal_tensors, read_tensors
+from tests.torchrun import start
 
 #: What each process runs: gradients of a few batches, the last of them of an odd size, then scores of all of valid.
 TOGETHER = """
@@ -66,14 +65,6 @@ def gradients_and_scores(expid, folder, batch_size, shard, settings):
     return {"points": points, "state": model.state_dict(), **rows}
 
 
-def start(script, *arguments, processes=2, cwd=None):
-    """Run a script under torchrun; return the finished process."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", "0"]
-    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", str(script), *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240, check=False)
-
-
 TOUCHED = [{"name": ["item_id", "likes_level"], "table": "touched"}]
 
 
@@ -100,7 +91,7 @@ def test_processes_have_the_gradients_of_one_with_all_rows(tmp_path, expid, sett
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.float)  # gradients_and_scores changes it
     expected = gradients_and_scores(expid, str(tmp_path), 1200, Shard(0, 1, 12), settings)
     for rank in range(processes):
-        found = torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)
+        found = read_tensors(tmp_path / f"rank{rank}.pt")
         assert len(found["points"]) == len(expected["points"]) == 3
         for point, reference in zip(found["points"], expected["points"], strict=True):
             assert point.keys() == reference.keys()
@@ -143,65 +134,11 @@ def test_a_model_of_another_library_trains_together(tmp_path):
     (tmp_path / "model_zoo" / "Foreign.py").write_text(FOREIGN)
     base = "Base: {model_root: ./checkpoints/, verbose: 0}\nX: {model: Foreign, dataset_id: tiny_mm, epochs: 1, "
     fields = "use_features: [likes_level, views_level, item_id], embedding_dim: 4"
-    (tmp_path / "model_config.yaml").write_text(base + f"batch_size: 500, batch_view: flat, {fields}}}\n")
-    (tmp_path / "dataset_config.yaml").write_text((ROOT / "dataset_config.yaml").read_text())
-    (tmp_path / "data").symlink_to(ROOT / "data")
+    write_project(tmp_path, base + f"batch_size: 500, batch_view: flat, {fields}}}\n")
     done = start(ROOT / "run_expid.py", "--config", str(tmp_path), "--expid", "X", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "Training: 16 batches per epoch" in done.stderr
     assert json.loads((tmp_path / "checkpoints" / "tiny_mm" / "X.json").read_text())["valid"]["AUC"] > 0.5
-
-
-DYING = """
-import os
-import signal
-from pathlib import Path
-
-from fuxictr_mm.errors import DataError
-from fuxictr_mm.training import distributed
-from model_of_the_package import DIN_MM
-
-
-class Dying(DIN_MM):
-    '''As the file `die` says, process 1 ends once: "kill 21" at step 21, "save 21" in the next checkpoint.'''
-
-    def batch_loss(self, batch):
-        path = Path("die")
-        if distributed.rank() == 1 and path.exists():
-            how, step = path.read_text().split()
-            if self._total_steps == int(step):
-                path.unlink()
-                if how == "raise":
-                    raise DataError("planted trouble")
-                if how == "kill":
-                    die()
-                os.fsync = die  # its file is written then, and not yet complete
-        return super().batch_loss(batch)
-
-
-def die(*_):
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-@pytest.fixture
-def dying(tmp_path):
-    """A folder with an experiment whose process 1 dies while there is a file `die`; returns what runs it."""
-    (tmp_path / "model_zoo").mkdir()
-    zoo = f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\n"
-    (tmp_path / "model_zoo" / "Dying.py").write_text(zoo + DYING)
-    (tmp_path / "model_of_the_package.py").write_text((ROOT / "model_zoo" / "DIN_MM.py").read_text())
-    text = (ROOT / "model_config.yaml").read_text().replace("model: DIN_MM\n", "model: Dying\n")
-    text = text.replace("epochs: 12", "epochs: 2\n    eval_steps: 8").replace("verbose: 1", "verbose: 0")
-    (tmp_path / "model_config.yaml").write_text(text)
-    (tmp_path / "dataset_config.yaml").write_text((ROOT / "dataset_config.yaml").read_text())
-    (tmp_path / "data").symlink_to(ROOT / "data")
-
-    def run(*flags, processes=2):
-        arguments = ("--config", str(tmp_path), "--expid", "DIN_MM_tiny", *flags)
-        return start(ROOT / "run_expid.py", *arguments, processes=processes, cwd=tmp_path)
-
-    return tmp_path, run
 
 
 @pytest.mark.slow
@@ -211,7 +148,7 @@ def test_killed_and_resumed_with_as_many_processes_or_fewer(dying):
     weights = record.with_suffix(".model")
     done = run()
     assert done.returncode == 0, done.stderr
-    expected, metrics = torch.load(weights, weights_only=True), json.loads(record.read_text())["valid"]
+    expected, metrics = read_tensors(weights), json.loads(record.read_text())["valid"]
     record.unlink()
     checkpoint = record.with_suffix(".snapshot")
     assert not checkpoint.exists()
@@ -222,8 +159,8 @@ def test_killed_and_resumed_with_as_many_processes_or_fewer(dying):
     resumed = run("--resume")
     assert resumed.returncode == 0, resumed.stderr
     assert "Resumed at epoch 1, batch 16 of 32" in resumed.stderr
-    found = torch.load(weights, weights_only=True)
-    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    found = read_tensors(weights)
+    assert_equal_tensors(found, expected)
     assert json.loads(record.read_text())["valid"] == metrics
 
     record.unlink()
@@ -255,13 +192,13 @@ def test_settings_with_a_state_of_their_own_resume_with_two_processes(dying):
     weights = folder / "checkpoints" / "tiny_mm" / "DIN_MM_tiny.model"
     done = run()
     assert done.returncode == 0, done.stderr
-    expected = torch.load(weights, weights_only=True)
+    expected = read_tensors(weights)
     weights.with_suffix(".json").unlink()
     (folder / "die").write_text("kill 21")
     assert run().returncode != 0
     assert run("--resume").returncode == 0
-    found = torch.load(weights, weights_only=True)
-    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    found = read_tensors(weights)
+    assert_equal_tensors(found, expected)
 
 
 SLOW = """

@@ -7,14 +7,14 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 
 from fuxictr_mm.experiment import Experiment
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.paths import ROOT
+from tests.projects import write_project
+from tests.tensors import read_tensors
 
 SLOW = """
 import os
@@ -71,12 +71,10 @@ def test_a_lost_host_and_its_return(tmp_path):
     (tmp_path / "model_of_the_package.py").write_text((ROOT / "model_zoo" / "DIN_MM.py").read_text())
     entry = "\nX:\n    <<: *DIN_MM_tiny\n    model: Slow\n    use_features: [likes_level, item_id, txt_emb_pca8]\n"
     entry += "".join(f"    {part}\n" for part in SETTINGS.strip("{}").split(", "))
-    (tmp_path / "model_config.yaml").write_text((ROOT / "model_config.yaml").read_text() + entry)
-    (tmp_path / "dataset_config.yaml").write_text((ROOT / "dataset_config.yaml").read_text())
-    (tmp_path / "data").symlink_to(ROOT / "data")
+    write_project(tmp_path, (ROOT / "model_config.yaml").read_text() + entry)
     options = {"model_zoo": tmp_path / "model_zoo", "model_root": str(tmp_path / "alone"), "record": False}
     alone = Experiment.load("X", tmp_path, batch_size=512, streams=24, verbose=0, **options).fit()
-    expected = torch.load(tmp_path / "alone" / "tiny_mm" / "X.model", weights_only=True)
+    expected = read_tensors(tmp_path / "alone" / "tiny_mm" / "X.model")
 
     with socket.create_server(("localhost", 0)) as free:
         endpoint = f"localhost:{free.getsockname()[1]}"
@@ -102,7 +100,7 @@ def test_a_lost_host_and_its_return(tmp_path):
     assert text.count("Resumed at epoch") == 2
     assert text.count("2 processes with batches of 256") == 2
     assert "512 rows per step, as before" in text
-    found = torch.load(checkpoints.with_suffix(".model"), weights_only=True)
+    found = read_tensors(checkpoints.with_suffix(".model"))
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-3, atol=2e-5, msg=name)
     metrics = json.loads(checkpoints.with_suffix(".json").read_text())["valid"]

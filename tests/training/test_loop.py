@@ -17,6 +17,7 @@ from fuxictr_mm.data.loaders import InMemoryLoader
 from fuxictr_mm.errors import ConfigError, DataError, UserError
 from fuxictr_mm.training import loop
 from tests.errors import raises_naming
+from tests.tensors import assert_equal_tensors, read_tensors
 
 
 class Scripted(BaseModel):
@@ -129,7 +130,7 @@ def test_an_older_checkpoint_is_never_loaded(build, make_batch, validation):
     train = InMemoryLoader(dataset.splits["valid"], 256)
     model.fit(train, epochs=1, validation_data=validation)
     assert not torch.equal(model.dnn.mlp[0].weight, old)
-    stored = torch.load(model.checkpoint, weights_only=True)
+    stored = read_tensors(model.checkpoint)
     assert torch.equal(stored["dnn.mlp.0.weight"], model.dnn.mlp[0].weight)
 
 
@@ -144,7 +145,7 @@ def test_the_best_weights_come_back(build, monkeypatch):
 
     monkeypatch.setattr(loop, "evaluate", evaluate)
     model.fit(loader, epochs=3, validation_data=loader)
-    assert all(torch.equal(v, seen[1][k]) for k, v in model.state_dict().items())
+    assert_equal_tensors(seen[1], model.state_dict())
     assert not torch.equal(seen[1]["dnn.mlp.0.weight"], seen[2]["dnn.mlp.0.weight"])
 
 
@@ -236,12 +237,7 @@ def test_settings_that_a_run_does_not_reach_are_named(settings, named):
 
 
 @pytest.mark.parametrize(
-    ("script", "patience", "hinted"),
-    [
-        ((0.7, 0.6), 1, True),
-        ((0.7, 0.6), 2, False),
-        ((0.6, 0.7, 0.8, 0.7), 1, False),
-    ],
+    ("script", "patience", "hinted"), [((0.7, 0.6), 1, True), ((0.7, 0.6), 2, False), ((0.6, 0.7, 0.8, 0.7), 1, False)]
 )
 def test_a_rate_that_is_lowered_early_names_the_patience(tmp_path, caplog, script, patience, hinted):
     model = Scripted(tmp_path, aucs(*script), early_stop_patience=3)

@@ -9,10 +9,7 @@ from torch import nn
 from fuxictr_mm.training import memory
 
 
-@pytest.mark.parametrize(
-    ("free", "expected"),
-    [(3_000_000, ["large", "Module", "1.0 GB"]), (9e9, [])],
-)
+@pytest.mark.parametrize(("free", "expected"), [(3_000_000, ["large", "Module", "1.0 GB"]), (9e9, [])])
 def test_the_warning_comes_before_the_memory_is_taken(free, expected, monkeypatch, caplog):
     monkeypatch.setattr(memory, "free_memory", lambda device: free)
     caplog.set_level(logging.WARNING, logger=memory.__name__)

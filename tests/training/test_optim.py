@@ -8,15 +8,9 @@ from fuxictr.pytorch.models import BaseModel
 from torch import nn
 
 from fuxictr_mm.errors import ConfigError
-from fuxictr_mm.training.optim import (
-    Penalty,
-    Schedule,
-    WeightAverage,
-    clip_gradients,
-    embedding_tables,
-    make_optimizer,
-)
+from fuxictr_mm.training.optim import Penalty, Schedule, WeightAverage, clip_gradients, embedding_tables, make_optimizer
 from tests.errors import raises_naming
+from tests.tensors import assert_equal_tensors
 
 
 @pytest.mark.parametrize(
@@ -268,7 +262,7 @@ def test_the_average_in_closed_form():
         torch.testing.assert_close(model.weight.detach().double(), expected, rtol=1e-6, atol=0)
         assert model.running_mean[0] < 5
         inside = model.weight.detach().clone()
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert_equal_tensors(before, model.state_dict())
     other = WeightAverage(model, 0.3)
     other.load(average.state())
     with other.applied():

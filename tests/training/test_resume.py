@@ -20,8 +20,10 @@ from fuxictr_mm.tables.gradients import sparse_gradient, touched_parameters
 from fuxictr_mm.training import loop, tensor_files
 from fuxictr_mm.training.resume import Progress, TrainingCheckpoint
 from tests.errors import raises_naming
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.kills import Killed, kill_at_step, kill_run_at_step
+from tests.paths import ROOT
+from tests.projects import write_project
+from tests.tensors import assert_equal_tensors, read_tensors
 
 
 def prepare(folder, expid="DIN_MM_tiny", **settings):
@@ -42,25 +44,6 @@ def train(parts, resume=False):
     return model.state_dict(), history
 
 
-class Killed(BaseException):
-    """Stands for a kill: nothing catches it."""
-
-
-def kill_at_step(model, step):
-    """Make the model die in the middle of its `step`-th step, its weights half updated."""
-    inner, done = model.train_step, 0
-
-    def train_step(batch):
-        nonlocal done
-        done += 1
-        loss = inner(batch)
-        if done == step:
-            raise Killed
-        return loss
-
-    model.train_step = train_step
-
-
 @pytest.mark.parametrize(
     ("settings", "step"),
     [({}, 1), ({}, 9), ({}, 16), ({}, 17)]
@@ -75,8 +58,7 @@ def test_the_same_weights_after_a_kill(tmp_path, settings, step):
     torch.manual_seed(999)
     found, resumed_history = train(prepare(tmp_path / "killed", **settings), resume=True)
     assert resumed_history == history
-    for name, value in expected.items():
-        assert torch.equal(found[name], value), name
+    assert_equal_tensors(found, expected)
 
 
 #: What has a state of its own, or draws random numbers, besides weights and optimizer.
@@ -125,7 +107,7 @@ def test_killed_again_and_again(tmp_path):
             train(parts, resume=True)
     found, resumed_history = train(prepare(tmp_path / "killed"), resume=True)
     assert resumed_history == history
-    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert_equal_tensors(found, expected)
 
 
 def test_a_signal_ends_the_run_after_the_step(tmp_path):
@@ -143,7 +125,7 @@ def test_a_signal_ends_the_run_after_the_step(tmp_path):
         train(parts)
     assert stopped.value.exit_code == 143
     found, _ = train(prepare(tmp_path / "stopped"), resume=True)
-    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert_equal_tensors(found, expected)
 
 
 def test_without_resume_a_run_starts_again(tmp_path):
@@ -153,7 +135,7 @@ def test_without_resume_a_run_starts_again(tmp_path):
         train(parts)
     expected, _ = train(prepare(tmp_path / "whole"))
     found, _ = train(prepare(tmp_path / "killed"))
-    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert_equal_tensors(found, expected)
 
 
 def test_a_checkpoint_of_another_configuration_is_refused(tmp_path):
@@ -177,15 +159,8 @@ def test_a_run_is_resumed_only_on_the_files_that_it_began_with(tmp_path, caplog)
 
     def fit(resume, die_at=None):
         experiment = Experiment.load("DIN_MM_tiny", ROOT, data_root=tmp_path, **options)
-        build = experiment.build_model
-
-        def build_model(dataset):
-            model = build(dataset)
-            if die_at is not None:
-                kill_at_step(model, die_at)
-            return model
-
-        experiment.build_model = build_model
+        if die_at is not None:
+            kill_run_at_step(experiment, die_at)
         experiment.fit(resume=resume)
 
     # The state is written at every step.
@@ -225,7 +200,7 @@ def test_checkpoints_in_the_background_are_complete_and_the_newest_are_kept(tmp_
     assert sorted(p.name[-2:] for p in checkpoint.path.iterdir()) == ["15", "16"]  # after 16 steps an epoch ends
     found, resumed_history = train(prepare(tmp_path / "killed"), resume=True)
     assert resumed_history == history
-    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert_equal_tensors(found, expected)
 
 
 def test_gradients_of_few_rows_are_kept(tmp_path):
@@ -278,7 +253,7 @@ def test_a_last_checkpoint_that_fails_in_the_background_leaves_the_finished_run(
     monkeypatch.setattr(TrainingCheckpoint, "is_due", lambda *_: False)
     found, again = train((model, rows, valid, checkpoint))
     assert again == history
-    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert_equal_tensors(found, expected)
     assert [p.name[-2:] for p in checkpoint.path.iterdir()] == ["16"]  # without what was half written
     assert any("No space left on device" in r.message for r in caplog.records if r.levelname == "WARNING")
 
@@ -318,9 +293,7 @@ def test_a_damaged_checkpoint_is_named_with_what_to_do(tmp_path):
 def test_kill_9_at_random_moments(tmp_path):
     """The script itself, killed three times by the system, against the script left alone."""
     settings = (ROOT / "model_config.yaml").read_text().replace("batch_size: 256", "batch_size: 64")
-    (tmp_path / "model_config.yaml").write_text(settings.replace("epochs: 12", "epochs: 3"))
-    (tmp_path / "dataset_config.yaml").write_text((ROOT / "dataset_config.yaml").read_text())
-    (tmp_path / "data").symlink_to(ROOT / "data")
+    write_project(tmp_path, settings.replace("epochs: 12", "epochs: 3"))
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(ROOT / "run_expid.py"), "--expid", "DIN_MM_tiny"]
 
@@ -331,7 +304,7 @@ def test_kill_9_at_random_moments(tmp_path):
     run = start()
     run.communicate()
     assert run.returncode == 0
-    expected = torch.load(weights, weights_only=True)
+    expected = read_tensors(weights)
     for name in ("model", "json"):
         weights.with_suffix(f".{name}").unlink()
     moments = random.Random(0)
@@ -346,8 +319,8 @@ def test_kill_9_at_random_moments(tmp_path):
     run = start("--resume")
     run.communicate()
     assert run.returncode == 0
-    found = torch.load(weights, weights_only=True)
-    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    found = read_tensors(weights)
+    assert_equal_tensors(found, expected)
     assert not weights.with_suffix(".snapshot").exists()
     again = start("--resume")
     assert "already finished" in again.communicate()[1]

@@ -16,13 +16,10 @@ from fuxictr_mm.training import run as run_module
 from fuxictr_mm.training.callbacks import RunWriter
 from fuxictr_mm.training.resume import TrainingCheckpoint
 from tests.errors import raises_naming
+from tests.kills import Killed
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 QUICK = {"batch_size": 4096, "epochs": 2, "threads": 1}
-
-
-class Killed(BaseException):
-    """Stands for a kill: nothing catches it."""
 
 
 def killed(*_, **__):

@@ -8,7 +8,7 @@ import torch
 from fuxictr_mm.errors import UserError
 from fuxictr_mm.training.tensor_files import TensorFiles, put_tensors, take_tensors
 from tests.errors import raises_naming
-from tests.training.test_distributed import start
+from tests.torchrun import start
 
 
 def test_nested_values_come_back_from_json(tmp_path):

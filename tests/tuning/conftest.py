@@ -5,14 +5,12 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 from fuxictr_mm.arguments import run_main
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.paths import ROOT, TINY
 
 MODEL = """
 from collections.abc import Sequence
@@ -148,7 +146,7 @@ def wait_for():
 def small_project(tmp_path, monkeypatch):
     """A working directory with tiny_mm of few rows."""
     data = tmp_path / "data" / "tiny_mm"
-    shutil.copytree(ROOT / "data" / "tiny_mm", data)
+    shutil.copytree(TINY, data)
     pq.write_table(pq.read_table(data / "train.parquet").slice(0, 600), data / "train.parquet")
     for name in ("model_config.yaml", "dataset_config.yaml"):
         text = (ROOT / name).read_text().replace("epochs: 12", "epochs: 1")

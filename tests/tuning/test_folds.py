@@ -2,7 +2,6 @@
 
 import runpy
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,8 +15,7 @@ from fuxictr_mm.metrics import evaluate_metrics
 from fuxictr_mm.runs import find_runs
 from fuxictr_mm.tuning.seeds import train_side_by_side
 from tests.errors import raises_naming
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.paths import ROOT
 
 
 def run(*words, monkeypatch):

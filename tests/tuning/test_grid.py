@@ -20,20 +20,11 @@ from fuxictr_mm.errors import ConfigError, MissingFileError, UserError
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.files import write_json
 from fuxictr_mm.training.resume import FORMAT, Progress
-from fuxictr_mm.tuning import (
-    enumerate_trials,
-    format_table,
-    grid,
-    report,
-    run_grid,
-    run_tuner,
-    write_table,
-)
+from fuxictr_mm.tuning import enumerate_trials, format_table, grid, report, run_grid, run_tuner, write_table
 from fuxictr_mm.yaml_files import load_yaml
 from tests.errors import check_names, raises_naming
+from tests.paths import ROOT
 from tests.tuning.grids import run, runs, tuner_file
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_a_grid_is_enumerated(folder):

@@ -11,8 +11,7 @@ from fuxictr_mm.files import read_json, write_json
 from fuxictr_mm.registry import code_hash, load_model_class
 from fuxictr_mm.training.resume import Progress, TrainingCheckpoint
 from fuxictr_mm.tuning.trial import Trial
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.paths import ROOT
 
 
 @pytest.fixture

@@ -16,8 +16,7 @@ from fuxictr_mm.files import read_json
 from fuxictr_mm.runs import find_runs
 from fuxictr_mm.tuning.seeds import train_seeds
 from tests.errors import raises_naming
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.paths import ROOT
 
 #: Stands for run_expid.py and fails with seed 2 while there is a file "broken".
 SCRIPT = f"""

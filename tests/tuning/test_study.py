@@ -16,11 +16,11 @@ from fuxictr_mm.runs import read_evaluations
 from fuxictr_mm.tuning import run_study, run_tuner, study
 from fuxictr_mm.tuning.space import point_key
 from tests.errors import raises_naming
+from tests.paths import ROOT
 from tests.tuning.grids import HEAD
 from tests.tuning.points import draw_all
 
 optuna = pytest.importorskip("optuna")
-ROOT = Path(__file__).resolve().parents[2]
 
 SCRIPT = """
 import argparse, json, os, signal, sys, time

@@ -1,0 +1,44 @@
+"""Experiments of a prepared log: their settings follow what was counted."""
+
+import pytest
+
+from fuxictr_mm.autopilot.candidates import MODELS
+from fuxictr_mm.datasets.own.experiments import explain, log_experiments, users_recur
+from fuxictr_mm.datasets.writer import SplitSummary, Summary
+
+
+@pytest.mark.parametrize(("users", "recur"), [(50, True), (200, False)])
+def test_the_user_is_a_feature_where_users_recur(users, recur):
+    summary = Summary(9, users, {"train": SplitSummary(rows=300)}, vocab_sizes={"user_id": users + 1})
+    experiments = log_experiments(summary, 20)
+    assert ("LightFM" in experiments) == recur
+    assert users_recur(summary) == recur
+
+
+def test_a_high_learning_rate_comes_with_the_average_of_the_weights():
+    """As ``docs/choosing_settings.md`` has it, and as the autopilot begins."""
+    for rows, updates in ((80_024, 626), (600, 6), (1, 2), (3_000_000, 1466)):
+        experiments = log_experiments(Summary(9, 1, {"train": SplitSummary(rows=rows)}, vocab_sizes={"user_id": 2}), 20)
+        for name, entry in experiments.items():
+            rate = entry["learning_rate"]
+            assert (rate, entry.get("swa_start")) == ((5e-3, None) if name == "LightFM" else (4e-3, updates))
+            if name in MODELS and name != "LightFM":
+                assert rate == MODELS[name].first["learning_rate"]
+
+
+@pytest.mark.parametrize(("cold", "coverage", "dropout"), [(85, True, 0.5), (85, False, None), (40, True, None)])
+def test_item_ids_are_dropped_where_targets_are_cold_and_embeddings_tell_the_item(cold, coverage, dropout):
+    splits = {"train": SplitSummary(rows=300), "test": SplitSummary(rows=100, cold=cold)}
+    summary = Summary(9, 200, splits, {"title_emb": 1.0} if coverage else {}, vocab_sizes={"user_id": 201})
+    entry = log_experiments(summary, 20)["DIN_MM"]
+    assert entry.get("feature_specs") == (dropout and [{"name": "item_id", "dropout": dropout}])
+    assert "factor_dim" not in entry
+    assert [f"{cold}%" in line for line in explain(summary)] == [True] * (cold > 80)
+
+
+def test_where_users_recur_the_attention_has_a_factorization():
+    splits = {"train": SplitSummary(rows=300)}
+    summary = Summary(9, 10, splits, {"title_emb": 1.0}, vocab_sizes={"user_id": 11})
+    entry = log_experiments(summary, 20)["DIN_MM"]
+    assert (entry["factor_dim"], entry["factor_features"]) == (17, ["user_id", "item_id", "title_emb"])
+    assert ["factor_dim: 17" in line for line in explain(summary)] == [True]

@@ -1,0 +1,110 @@
+"""Files of every form give the same rows; a row that cannot be read is named."""
+
+import polars as pl
+import pytest
+
+from fuxictr_mm.errors import DataError
+from tests.datasets.shop import without_time, write_form
+from tests.errors import raises_naming
+
+
+@pytest.mark.parametrize(
+    "form",
+    ["csv", "tsv", "semicolon and BOM", "gz", "parquet", "jsonl", "jsonl.gz", "parts", "ISO", "zones", "datetimes"],
+)
+def test_every_form_gives_the_same_rows(form, shop, prepare_log, read_split, tmp_path):
+    whole, _, _ = prepare_log(shop, folder="whole")
+    source = tmp_path / "other"
+    source.mkdir()
+    for name in ("interactions", "items", "users"):
+        write_form(
+            pl.read_csv(shop / f"{name}.csv"),
+            source / name,
+            form if name == "interactions" or form[0] not in "IZzd" else "csv",
+        )
+    folder, _, _ = prepare_log(source, interactions="interactions*")
+    for split in ("train", "valid", "test"):  # in the same order: they train to the same metrics
+        assert without_time(read_split(whole, split)) == without_time(read_split(folder, split))
+
+
+@pytest.mark.parametrize("kind", ["from 0", "large", "UUIDs", "zeros in front"])
+def test_ids_map_back(kind, tmp_path, prepare_log, read_split):
+    make = {
+        "from 0": int,
+        "large": lambda number: 2**62 + number,
+        "UUIDs": lambda number: f"{number:032x}",
+        "zeros in front": lambda number: f"{number:03}",
+    }[kind]
+    rows = [(make(number % 4), make(number % 5), number, number % 2) for number in range(40)]
+    frame = pl.DataFrame(rows, schema=["user", "asin", "time", "click"], orient="row")
+    for form in ("csv", "parquet"):
+        source = tmp_path / form
+        source.mkdir()
+        getattr(frame, f"write_{form}")(source / f"interactions.{form}")
+        folder, summary, _ = prepare_log(source, folder=f"out-{form}")
+        found = [row for split in summary.splits for row in read_split(folder, split)]
+        known = {(row[0], row[1]) if form == "parquet" else (str(row[0]), str(row[1])) for row in rows}
+        assert {(row["user_id"], row["item_id"]) for row in found} == known
+        assert (summary.items, summary.users) == (5, 4)  # without --items, those of the log
+
+
+def test_ids_of_several_types_are_compared_as_texts(shop, prepare_log, tmp_path):
+    (shop / "items.csv").unlink()
+    log = pl.read_csv(shop / "interactions.csv").with_columns(pl.col("asin").str.slice(1).cast(pl.Int64))
+    log.write_parquet(shop / "interactions.parquet")
+    log.select(pl.col("asin").cast(pl.String).unique()).write_csv(shop / "items.csv")
+    assert prepare_log(shop, interactions="interactions.parquet")[1].items == 30
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        (b"u-1,B001,1700000001,1,phone,2.5,more", ["row 300", "7"]),
+        ("u-1,B001,1700000001,1,t\u00e9l\u00e9phone,2.5".encode("latin-1"), ["row 300", "device", "UTF-8"]),
+    ],
+)
+def test_a_row_that_cannot_be_read_is_named(line, named, shop, prepare_log):
+    path = shop / "interactions.csv"
+    path.write_bytes(path.read_bytes() + line + b"\n")
+    with raises_naming(DataError, "interactions.csv", *named):
+        prepare_log(shop)
+
+
+def test_blank_lines_and_spaces_around_ids_do_not_count(shop, prepare_log, read_split, caplog):
+    whole, _, _ = prepare_log(shop, folder="whole")
+    path = shop / "interactions.csv"
+    header, *lines = path.read_text().splitlines()
+    lines = [" , ".join(line.split(",", 2)) for line in lines]
+    path.write_text("\n".join([header, *lines[:9], "", *lines[9:], lines[0].rpartition(",")[0], "", ""]))
+    with caplog.at_level("WARNING"):
+        folder, summary, _ = prepare_log(shop)
+    assert "interactions.csv: 1 rows" in caplog.text  # the short one
+    assert sum(split.rows for split in summary.splits.values()) == 301
+    known = {str(row["item_seq"]) for row in read_split(whole, "train")}
+    assert {str(row["item_seq"]) for row in read_split(folder, "train")[:20]} <= known
+
+
+@pytest.mark.parametrize("kind", [pl.UInt64, pl.Decimal(38, 0)])
+def test_integers_of_other_types_are_ids(kind, tmp_path, prepare_log, read_split):
+    base = 2**63 if kind == pl.UInt64 else 2**60
+    ids = pl.Series([base + number % 5 for number in range(40)], dtype=kind)
+    log = pl.DataFrame({"user": ids, "asin": ids, "time": range(40), "click": [0, 0, 1, 1] * 10})
+    log.write_parquet(tmp_path / "interactions.parquet")
+    log.select("asin", color=pl.lit("red")).unique().write_parquet(tmp_path / "items.parquet")
+    folder, _, _ = prepare_log(tmp_path)
+    assert {row["user_id"] for row in read_split(folder, "train")} == {base + number for number in range(5)}
+
+
+def test_a_column_twice_is_refused(shop, prepare_log):
+    path = shop / "interactions.csv"
+    path.write_text(path.read_text().replace("basket", "click", 1))
+    with raises_naming(DataError, "interactions.csv", "click"):
+        prepare_log(shop)
+
+
+@pytest.mark.parametrize("name", ["items", "users"])
+def test_an_id_twice_is_refused(name, shop, prepare_log):
+    path = shop / f"{name}.csv"
+    path.write_text(path.read_text() + path.read_text().splitlines()[1] + "\n")
+    with raises_naming(DataError, f"{name}.csv: row", "again"):
+        prepare_log(shop)

@@ -1,0 +1,94 @@
+"""Items that an export does not hold score by their content."""
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from fuxictr_mm.data.items import ItemTable
+from fuxictr_mm.experiment import Experiment
+from fuxictr_mm.serving.export import export
+from fuxictr_mm_serving import Export, ServingError
+from fuxictr_mm_serving.new_items import ItemRows, NewItem, NewItems
+from tests.errors import raises_naming
+from tests.paths import ROOT, TINY
+from tests.serving.scores import NOISE, eager, load_model
+
+pytest.importorskip("onnxscript")
+
+
+def test_codes_beyond_their_vocabulary_are_refused():
+    items = NewItems({}, {"a": 1, "b": 2}, {"a": 17})
+    unseen = ItemRows(np.zeros((1, 3), np.float32), np.zeros((1, 3), np.int64))
+    assert items.rows([NewItem({}, {"a": [16], "b": [99, 3]})], unseen).codes.tolist() == [[16, 99, 3]]
+    for code in (17, -1, 2**40):
+        with raises_naming(ServingError, "'a'", "16"):
+            items.rows([NewItem({}, {"a": [code]})], unseen)
+
+
+def test_a_new_item_by_its_ids(exported):
+    found, item = Export(exported), 9
+    table = pq.read_table(TINY / "item_feature.parquet", columns=["item_id", "item_tags"]).to_pylist()
+    tags = next([*filter(None, row["item_tags"])] for row in table if row["item_id"] == item)
+    fields = found.manifest.items.fields
+    start = sum([*fields.values()][: [*fields].index("item_tags")])
+    columns = slice(start, start + fields["item_tags"])
+    row, stored = found.embed_new([NewItem({}, {"item_tags": tags})]), found.items.table.rows(np.array([0, item]))
+    np.testing.assert_allclose(row.values[0, columns], stored[1, columns], atol=1e-6)
+    assert np.abs(row.values[0, columns]).max() > 1e-3
+    row.values[0, columns] = stored[0, columns]
+    np.testing.assert_array_equal(row.values[0], stored[0])
+    for wrong in ([], [1] * 6, [10**6], [-1], ["x"]):
+        with raises_naming(ServingError, "item_tags"):
+            found.embed_new([NewItem({}, {"item_tags": wrong})])
+
+
+#: Experiments whose models read contents or codes of the items, and what else they are given.
+NEW = [("DIN_MM_tiny", "similarity"), ("DIN_MM_VQ_tiny", ""), ("MUSE_tiny", ""), ("SEMINAR_tiny", "")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("expid", "kind"), NEW, ids=[name for name, _ in NEW])
+def test_new_items_have_the_posted_content_in_every_use(weights_of, tmp_path, expid, kind):
+    """They score as an item of the files that is new since training, with the same content and nothing else."""
+    settings = {}
+    if kind:
+        of = {"name": "near", "type": "similarity", "of": "txt_emb_pca8", "statistics": ["mean", "max"]}
+        columns = [*Experiment.load(expid, ROOT).config.dataset.feature_cols, of]
+        settings = {"feature_cols": columns, "use_features": None}
+    experiment, weights = weights_of(expid, max_len=1000, **settings)
+    export(experiment, tmp_path / "out", weights=weights, tolerance=NOISE)
+    model = load_model(experiment, weights)
+    generator = torch.Generator().manual_seed(1)
+    entry = json.loads((tmp_path / "out" / "manifest.json").read_text())["items"]
+    embeddings = {n: torch.randn(c["dim"], generator=generator) for n, c in entry["contents"].items()}
+    counts = entry["codes"]["columns"] if "codes" in entry else {}
+    if counts:
+        assert entry["codes"]["vocab_sizes"] == dict.fromkeys(counts, 65)  # of dataset_config.yaml
+    codes = {name: torch.randint(1, 16, (count,), generator=generator) for name, count in counts.items()}
+    codes |= {e["name"]: torch.randint(1, e["vocab_size"], (e["max_len"],), generator=generator) for e in entry["ids"]}
+    given = NewItem({n: v.tolist() for n, v in embeddings.items()}, {n: v.tolist() for n, v in codes.items()})
+    number = model.items.num_items
+    columns = {}
+    for column in model.items.names:
+        old = model.items.stored(column)
+        row = {**embeddings, **codes}.get(column, torch.zeros(1)).expand(old[0].shape).to(old.dtype)[None]
+        columns[column] = torch.cat([old, row])
+    known = torch.cat([model.items.known, torch.tensor([True])])
+    more = ItemTable(columns, known, num_trained=number, scales=model.items.scales)
+    model.items = more
+    if "codes" in dict(model.named_buffers()):
+        model.codes = torch.cat([more.stored(column) for column in model.per_item_codes], dim=1)
+    for name, layer in model.similarities.items():
+        model.similarities[name] = type(layer)(more.stored("txt_emb_pca8"), layer.statistics)
+    exported = Export(tmp_path / "out")
+    context = {"likes_level": 3, "views_level": 2, "user_id": 7}
+    context = {name: value for name, value in context.items() if name in model.context_fields}
+    for history in ([], list(range(1, 60))):
+        state = exported.user_state(context, history)
+        found = exported.score_items(state, exported.embed_new([given, NewItem()]))
+        np.testing.assert_allclose(found[:1], eager(model, context, history, [number]), atol=NOISE, rtol=0)
+        # Content that is no field counts by its similarity to the history alone.
+        assert not history or abs(found[0] - found[1]) > NOISE

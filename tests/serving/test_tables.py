@@ -1,0 +1,43 @@
+"""Tables of an export, beside its graphs, of 32, 16 and 8 bits."""
+
+import numpy as np
+import pytest
+
+from fuxictr_mm.errors import UserError
+from fuxictr_mm.serving import export as module
+from fuxictr_mm.serving.export import export
+from fuxictr_mm_serving.tables import quantize
+
+pytest.importorskip("onnxscript")
+
+
+def test_a_table_is_in_no_graph(exported):
+    items = np.load(exported / "items.npy")
+    whole = b"".join((exported / f"{name}.onnx").read_bytes() for name in ("rows", "user", "candidates"))
+    assert items[7].tobytes() not in whole
+
+
+@pytest.mark.slow
+def test_tables_of_fewer_bits(weights_of, tmp_path):
+    experiment, weights = weights_of("DIN_MM_tiny")
+    sizes = {}
+    for precision, kind in (("fp16", np.float16), ("int8-tables", np.int8)):
+        out = tmp_path / precision
+        parity = export(experiment, out, weights=weights, precision=precision)
+        table = np.load(out / "items.npy", mmap_mode="r")
+        assert table.dtype == kind
+        assert 1e-7 < parity["largest_difference"] <= module.TOLERANCES[precision]
+        assert abs(parity["auc"]["export"] - parity["auc"]["model"]) < 0.01
+        sizes[precision] = table.nbytes
+    assert sizes["fp16"] == 2 * sizes["int8-tables"]
+    with pytest.raises(UserError, match="tolerance"):
+        export(experiment, tmp_path / "out", weights=weights, precision="fp16", tolerance=0)
+
+
+def test_fields_of_8_bits_have_factors_of_their_own():
+    rows = np.random.default_rng(0).normal(size=(20, 12)).astype(np.float32) * np.repeat([100, 1, 0.01], 4)
+    rows[3, 4:8] = 0
+    values, scales = quantize(rows, [4, 4, 4])
+    restored = values * np.repeat(scales, 4, axis=1)
+    bounds = np.abs(rows).reshape(20, 3, 4).max(axis=2) / 127 / 2
+    assert (np.abs(restored - rows).reshape(20, 3, 4).max(axis=2) <= bounds * 1.001).all()
