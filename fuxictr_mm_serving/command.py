@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
 import ipaddress
 import json
 import logging
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from fuxictr_mm_serving.settings import Settings
 
 logger = logging.getLogger("fuxictr_mm_serving")
+
+#: What the server imports beyond the dependencies of fuxictr-mm, which has it as an extra.
+PACKAGES = ("onnxruntime", "starlette", "uvicorn", "prometheus_client", "msgpack")
 
 #: Smallest and largest value of each option.
 RANGES: dict[str, tuple[float, float]] = {
@@ -99,8 +103,11 @@ def serve(args: argparse.Namespace) -> None:
     Raises
     ------
     ServingError
-        The export, or a file of users, titles or the token, cannot be read; the port is taken.
+        A package is not installed; the export, or a file of users, titles or the token, cannot be read; the port is
+        taken.
     """
+    if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
+        raise ServingError(f"the server needs {', '.join(missing)}: pip install 'fuxictr-mm[serving]'")
     from fuxictr_mm_serving.manifest import read_manifest
     from fuxictr_mm_serving.settings import Settings, read_token
     from fuxictr_mm_serving.workers import Workers

@@ -36,12 +36,14 @@ class OnnxGraph:
     Raises
     ------
     ServingError
-        It is not a graph.
+        It is not a graph, or ONNX Runtime is not installed.
     """
 
     def __init__(self, content: bytes, name: str, threads: int) -> None:
-        import onnxruntime
-
+        try:
+            import onnxruntime
+        except ModuleNotFoundError:
+            raise ServingError("onnxruntime is not installed: pip install 'fuxictr-mm[serving]'") from None
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1

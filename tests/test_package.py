@@ -1,9 +1,10 @@
-"""The wheel: the package and its zoo import from any folder."""
+"""The distributions: the wheels import from any folder, the source distribution is the checkout."""
 
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 
 import pytest
 
@@ -38,6 +39,7 @@ assert load_model_class("DIN").__name__ == DIN.__name__
 assert layers.DINAttention
 from importlib.resources import files
 assert files("fuxictr_mm_serving").joinpath("page.html").is_file()
+assert all(files(package).joinpath("py.typed").is_file() for package in ("fuxictr_mm", "fuxictr_mm_serving"))
 """
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
     result = subprocess.run([sys.executable, "-c", code], cwd=empty, env=environment, capture_output=True, text=True)
@@ -54,5 +56,26 @@ def test_the_distribution_without_torch(tmp_path):
     installed = tmp_path / "site" / "fuxictr_mm_serving"
     assert (installed / "page.html").is_file()
     assert (installed / "server.py").is_file()
+    assert (installed / "py.typed").is_file()
+    assert not (installed / "pyproject.toml").exists()
+    licence = next((tmp_path / "site").glob("fuxictr_mm_serving-*.dist-info/licenses/LICENSE"))
+    assert licence.read_bytes() == (ROOT / "LICENSE").read_bytes()
     assert not (tmp_path / "site" / "fuxictr_mm").exists()
     assert (tmp_path / "site" / "bin" / "fuxictr-mm-serve").is_file()
+
+
+@pytest.mark.slow
+def test_the_source_distribution_is_the_checkout(tmp_path):
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    tracked = {name for name in listed.split("\0") if name and (ROOT / name).exists()}
+    source = tmp_path / "source"
+    for name in tracked:
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, source / name)
+    build = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", build, tmp_path], cwd=source, check=True, capture_output=True)
+    with tarfile.open(next(tmp_path.glob("fuxictr_mm-*.tar.gz"))) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()}
+    assert tracked - held == {".gitignore"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 
 from fuxictr_mm.arguments import add_examples
 from fuxictr_mm.errors import UserError
@@ -23,9 +22,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main_from_args(args: argparse.Namespace) -> None:
     """Run the server."""
-    missing = [name for name in ("onnxruntime", "starlette", "uvicorn") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(f"serve needs {', '.join(missing)}: pip install 'fuxictr-mm[serving]'")
     from fuxictr_mm_serving.command import serve
     from fuxictr_mm_serving.errors import ServingError
 

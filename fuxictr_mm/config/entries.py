@@ -66,8 +66,8 @@ def _read_files(folder: str | os.PathLike[str], stem: str) -> dict[Path, dict[st
     if not paths:
         raise MissingFileError(
             f"{folder.absolute()}: holds neither {stem}.yaml nor a folder {stem}/ with .yaml files; "
-            "give the folder of your configuration with --config, or a tuner file that has it as base_config to "
-            "fuxictr-mm tune"
+            "give the folder of your configuration with --config (fuxictr-mm prepare writes one), or a tuner file that "
+            "has it as base_config to fuxictr-mm tune"
         )
     return {path: load_shared(path) for path in paths}
 

@@ -15,6 +15,8 @@ import pytest
 import uvicorn
 
 from fuxictr_mm_serving import command
+from fuxictr_mm_serving.errors import ServingError
+from fuxictr_mm_serving.graphs import OnnxGraph
 from fuxictr_mm_serving.manifest import version_of
 from fuxictr_mm_serving.settings import Settings
 from tests.paths import ROOT
@@ -31,6 +33,21 @@ def test_a_port_that_is_taken(exported, capsys, workers):
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert port in lines[0]
+
+
+@pytest.mark.parametrize("package", command.PACKAGES)
+def test_a_package_that_is_not_installed(package, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(SystemExit) as stopped:
+        command.main([str(tmp_path)])
+    assert stopped.value.code == 2
+    assert package in capsys.readouterr().err
+
+
+def test_a_graph_without_onnxruntime(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ServingError, match="onnxruntime"):
+        OnnxGraph(b"", "graph.onnx", 1)
 
 
 def test_the_command_refuses_what_is_no_export(tmp_path):

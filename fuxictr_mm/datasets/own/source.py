@@ -263,7 +263,7 @@ class LogSource:
         if table.frame.collect_schema()[column] == pl.String:
             label = label.str.strip_chars().str.to_lowercase().replace({"true": "1", "false": "0", "": None})
         number, bound = label.cast(pl.Float64, strict=False).fill_nan(None), self.asked.positive_from
-        is_known = number.is_in([0, 1]) if bound is None else number.is_not_null()
+        is_known = number.is_in([0.0, 1.0]) if bound is None else number.is_not_null()
         wrong = label.is_not_null() & ~is_known.fill_null(False) & (label.cast(pl.String) != "NaN")
         others = "0, 1 or null; for ratings, add --positive_from 4 or another threshold"
         table.refuse(wrong, column, others if bound is None else "a number or null")
