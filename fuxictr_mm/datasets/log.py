@@ -239,10 +239,11 @@ class Log(Reader):
 
     def _warn_of_leaks(self, train: pl.DataFrame, columns: list[Column]) -> None:
         if self.asked.negatives:
-            for column in of_items(train, columns):
+            for column, between in of_items(train, columns):
+                found = "each item has one value" if between == 1 else f"items explain {between:.0%} of the variance"
                 logger.warning(
-                    f"{self._source.log.paths[0]}: each item has one value of {column.source}, but "
-                    "negatives copy the value of the clicked item; move the column to --items, or exclude it: "
+                    f"{self._source.log.paths[0]}: {found} of {column.source}, and negatives copy the value of the "
+                    "clicked item, from which a model recognises them; move the column to --items, or exclude it: "
                     f"--types {column.source}=none"
                 )
             return
