@@ -134,13 +134,6 @@ def test_where_users_recur_the_attention_has_a_factorization():
     assert ["factor_dim: 17" in line for line in explain(summary)] == [True]
 
 
-@pytest.mark.parametrize(("items", "coverage", "is_advised"), [(30, True, True), (3, True, False), (30, False, False)])
-def test_where_items_have_few_rows_a_similarity_is_advised(items, coverage, is_advised):
-    splits = {"train": SplitSummary(rows=300)}
-    summary = Summary(items, 200, splits, {"title_emb": 1.0} if coverage else {}, vocab_sizes={"user_id": 201})
-    assert ["of: title_emb" in line for line in explain(summary)] == [True] * is_advised
-
-
 def test_types_of_columns(shop, prepare_log, values_of):
     folder, summary, _ = prepare_log(shop)
     entry = load_yaml(folder / "dataset_config.yaml")[folder.name]

@@ -18,9 +18,6 @@ FACTOR_DIM = 17
 #: gains: planted worlds of ``docs/choosing_settings.md``, which measured no gain with fewer cold rows.
 COLD, COLD_DROPOUT = 0.8, 0.5
 
-#: Training rows of an item up to which the similarity of target and history gains (``docs/choosing_settings.md``).
-FEW_ITEM_ROWS = 15
-
 
 def users_recur(summary: Summary) -> bool:
     """Return whether users have training rows enough for the user to be a feature."""
@@ -66,11 +63,6 @@ def explain(summary: Summary) -> list[str]:
     if users_recur(summary):
         rows = summary.splits["train"].rows / summary.users
         lines.append(f"DIN_MM has factor_dim: {FACTOR_DIM}, since users have {rows:.0f} training rows on average")
-    rows = summary.splits["train"].rows / max(summary.items, 1)
-    if summary.coverage and rows <= FEW_ITEM_ROWS:
-        name = next(iter(summary.coverage))
-        feature = f"{{name: {name}_similarity, type: similarity, of: {name}}}"
-        lines.append(f"items have {rows:.0f} training rows on average: try {feature} in feature_cols")
     if _are_cold(summary):
         split, part = _newest_cold(summary)
         fix = f"DIN_MM has dropout: {COLD_DROPOUT} of {ITEM_ID}"
