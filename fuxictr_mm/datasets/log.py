@@ -239,10 +239,11 @@ class Log(Reader):
 
     def _warn_of_leaks(self, train: pl.DataFrame, columns: list[LogColumn]) -> None:
         if self.asked.negatives:
-            for column in of_items(train, columns):
+            for column, between in of_items(train, columns):
+                found = "each item has one value" if between == 1 else f"items explain {between:.0%} of the variance"
                 logger.warning(
-                    f"{self._source.log.paths[0]}: each item has one value of {column.source}, but "
-                    "negatives copy the value of the clicked item; move the column to --items, or exclude it: "
+                    f"{self._source.log.paths[0]}: {found} of {column.source}, and negatives copy the value of the "
+                    "clicked item, from which a model recognises them; move the column to --items, or exclude it: "
                     f"--types {column.source}=none"
                 )
             return
@@ -321,7 +322,10 @@ class Log(Reader):
         for at in range(0, len(columns), PART_ROWS):
             rows = which[at : at + PART_ROWS]
             part = slice(int(rows[0]), int(rows[-1]) + 1)
-            histories = histories_before(users, times, items, positive, self.max_len, part)
+            if self.asked.history is None:
+                histories = histories_before(users, times, items, positive, self.max_len, part)
+            else:
+                histories = frame[":history"][part].to_arrow()
             yield Rows(columns[at : at + PART_ROWS], histories, rows - rows[0])
 
     @cached_property
@@ -363,10 +367,31 @@ class Log(Reader):
     # Items
 
     @cached_property
+    def _seen_items(self) -> pl.Series:
+        """The items of the log: its targets, then those that are only in the histories that it has."""
+        targets = self._scan().select(":item").unique(maintain_order=True).collect(engine="streaming")[":item"]
+        if self.asked.history is None:
+            return targets
+        entries = self._scan().select(pl.col(":history").explode().alias(":item")).drop_nulls()
+        others = entries.unique().sort(":item").collect(engine="streaming")[":item"]
+        # 0 and an empty text pad histories, unless they are items.
+        padding = pl.Series(["", "0"]) if others.dtype == pl.String else pl.Series([0], dtype=others.dtype)
+        is_target = others.is_in(targets.implode())
+        if len(others) and is_target.sum() < KNOWN * len(others):
+            found = (
+                f"{self._source.log.paths[0]}: {is_target.sum()} of {len(others)} items of {self.asked.history}, such "
+                f"as {others[0]!r}, occur in {self.asked.item}; both must hold the same ids"
+            )
+            if not is_target.any():
+                raise DataError(f"{found}, or leave out --roles history={self.asked.history}")
+            logger.warning(found)
+        return pl.concat([targets, others.filter(~is_target & ~others.is_in(padding.implode()))])
+
+    @cached_property
     def _written_items(self) -> tuple[list[LogColumn], pl.DataFrame]:
         """Return the columns of items, with their statistics, and the items."""
         table, item = self._source.items, self.asked.item
-        seen = self._scan().select(":item").unique(maintain_order=True).collect(engine="streaming")[":item"]
+        seen = self._seen_items
         if table is None:
             return [], pl.DataFrame({"item_id": seen})
         columns = self._source.written("items")

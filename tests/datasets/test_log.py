@@ -1,5 +1,6 @@
 """``prepare log`` against a plain reading of a log."""
 
+import json
 from itertools import pairwise
 
 import numpy as np
@@ -170,6 +171,79 @@ def test_embeddings_and_several_labels(shop, prepare_log, tmp_path):
         prepare_log(shop, folder="uneven", **options)
 
 
+def test_items_with_a_vector_of_zeros_have_no_embedding(shop, prepare_log):
+    asins = pl.read_csv(shop / "items.csv")["asin"]
+    vectors = [[0.0, 0.0], *([1.0, float(number)] for number in range(len(asins) - 1))]
+    pl.DataFrame({"asin": asins, "vector": vectors}).write_parquet(shop / "vectors.parquet")
+    folder, summary, _ = prepare_log(shop, embeddings=["vectors.parquet"])
+    assert summary.coverage == {"vector": 28 / 30}
+    assert 1 not in pl.read_parquet(folder / "vector.parquet")["item_id"]
+
+
+@pytest.mark.parametrize("interactions", ["log", "log/*", "log/*/*/*.parquet"])
+def test_a_folder_of_partitions(interactions, shop, prepare_log, read_split):
+    log = pl.read_csv(shop / "interactions.csv").with_row_index("row")
+    day = pl.when(pl.col("time") < log["time"].median()).then(pl.lit("2023-11-14")).otherwise(pl.lit("2023-11-15"))
+    log = log.with_columns(day=day, hour=pl.col("row") % 3)
+    for (at, hour), part in log.sort("day", "hour").group_by("day", "hour", maintain_order=True):
+        (shop / f"log/day={at}/hour={hour:02}").mkdir(parents=True)
+        part.drop("day", "hour", "row").write_parquet(shop / f"log/day={at}/hour={hour:02}/part-0.parquet")
+    (shop / "log/day=2023-11-14/_SUCCESS").touch()
+    folder, summary, _ = prepare_log(shop, interactions=interactions)
+    assert sum(split.rows for split in summary.splits.values()) == 300
+    facts = json.loads((folder / "manifest.json").read_text())["columns"]["interactions"]
+    assert facts["written"]["hour"]["type"] == "categorical"
+    assert "day" in facts["left_out"]
+    hours = dict(enumerate(log.sort("day", "hour")["hour"]))
+    values = pl.read_parquet(folder / "vocabularies/hour.parquet")
+    value = dict(zip(values["code"], values["value"], strict=True))
+    for row in read_split(folder, "train"):
+        assert value[row["hour"]] == str(hours[row["source_row"]])
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_integers_with_missing_values_are_integers(form, shop, prepare_log, values_of):
+    # pandas makes floats of them: 12 is 12.0.
+    users = pl.read_csv(shop / "users.csv")
+    missing = pl.int_range(pl.len()) % 4 == 1
+    users = users.with_columns(
+        city=pl.when(~missing).then((pl.int_range(pl.len()) % 3 + 7).cast(pl.Float64)),
+        member=pl.when(missing).then(1.0),
+        height=pl.when(~missing).then(1.5),
+    )
+    (shop / "users.csv").unlink()
+    users.write_csv(shop / "users.csv") if form == "csv" else users.write_parquet(shop / "users.parquet")
+    folder, _, _ = prepare_log(shop)
+    assert sorted(values_of(folder, "city").values()) == ["7", "8", "9"]
+    assert list(values_of(folder, "member").values()) == ["1"]
+    facts = json.loads((folder / "manifest.json").read_text())["columns"]["users"]["written"]
+    assert facts["height_scaled"]["type"] == "numeric"
+
+
+def test_integers_of_users_that_are_all_different_are_numbers(shop, prepare_log):
+    random = np.random.default_rng(0)
+    log = pl.read_csv(shop / "interactions.csv").with_columns(user=pl.Series([f"u-{n % 150}" for n in range(300)]))
+    log.write_csv(shop / "interactions.csv")
+    numbers = random.choice(5000, 150, replace=False)
+    users = pl.DataFrame({"user": [f"u-{n}" for n in range(150)], "days": numbers, "device_id": numbers})
+    users.write_csv(shop / "users.csv")
+    folder, _, _ = prepare_log(shop)
+    facts = json.loads((folder / "manifest.json").read_text())["columns"]["users"]
+    assert facts["written"]["days_scaled"]["type"] == "numeric"
+    assert "device_id" in facts["left_out"]
+
+
+def test_paths_of_categories_are_lists(shop, prepare_log, values_of):
+    items = pl.read_csv(shop / "items.csv").drop("tags")
+    paths = [[["all", "tea"], ["all", "new"]], [["all", "books"]], [[]], []] * 8
+    items.with_columns(path=pl.Series(paths[:29])).write_parquet(shop / "items.parquet")
+    (shop / "items.csv").unlink()
+    folder, _, _ = prepare_log(shop)
+    names = values_of(folder, "path")
+    written = [[names[code] for code in codes] for codes in pl.read_parquet(folder / "items.parquet")["path"]]
+    assert written[:4] == [["all", "tea", "new"], ["all", "books"], [], []]
+
+
 def test_metrics_group_by_the_column_with_the_role(shop, prepare_log, tmp_path):
     with_impressions(shop, rows=10)
     roles = [*ROLES, "group=impression"]
@@ -202,6 +276,8 @@ def test_metrics_group_by_the_column_with_the_role(shop, prepare_log, tmp_path):
         (None, {"positive_from": 2, "negatives": 1}, ["--negatives", "--positive_from"]),
         (None, {"roles": ["user=usr", "target=asin"]}, ["--roles user=usr", "user"]),
         (None, {"roles": ["user=user", "target=asin", "history=seen"]}, ["--roles history=seen"]),
+        (None, {"roles": [*ROLES, "history=basket"]}, ["--roles history=basket", "interactions.csv"]),
+        (None, {"roles": [*ROLES, "history=asin"]}, ["--roles", "history", "asin"]),
         (None, {"roles": [*ROLES, "group=impresion"]}, ["--roles group=impresion", "interactions.csv"]),
         (None, {"roles": [*ROLES, "group=user"]}, ["--roles group=user"]),
         (None, {"roles": [*ROLES, "group=basket"]}, ["--roles group=basket", "interactions.csv"]),

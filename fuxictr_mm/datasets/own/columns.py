@@ -112,7 +112,7 @@ def choose_columns(
     for source, dtype in schema.items():
         kind, reason = types.get(source, ""), "set by --types"
         if not kind:
-            kind, reason = _kind_of(source, dtype, *facts[source], is_item=prefix == "item_")
+            kind, reason = _kind_of(source, dtype, *facts[source], table=table.option)
         elif not _is_possible(kind, dtype, prefix == "item_"):
             raise ConfigError(f"--types {source}={kind}: {table.paths[0]} holds {dtype} there, expected another type")
         if kind == "none":
@@ -132,11 +132,19 @@ def free_name(name: str, taken: set[str], prefix: str) -> str:
 
 
 def split_lists(frame: pl.DataFrame, columns: Sequence[LogColumn]) -> pl.DataFrame:
-    """Return a table in which texts such as ``a|b|c`` of sequences are lists."""
+    """Return a table in which texts such as ``a|b|c`` of sequences are lists, and lists of lists are flat."""
     kinds = frame.schema
+    nested = [column.source for column in columns if column.kind == "sequence" and _is_nested(kinds[column.source])]
+    flat = pl.element().explode().drop_nulls().unique(maintain_order=True)
+    frame = frame.with_columns(pl.col(nested).list.eval(flat)) if nested else frame
     texts = [column.source for column in columns if column.kind == "sequence" and kinds[column.source] == pl.String]
     parts = pl.col(texts).str.split(LIST_SEPARATOR).list.eval(pl.element().str.strip_chars())
     return frame.with_columns(parts.list.eval(pl.element().filter(pl.element() != ""))) if texts else frame
+
+
+def _is_nested(kind: pl.DataType) -> bool:
+    """Whether a column holds lists of lists, such as paths of categories."""
+    return isinstance(kind, pl.List) and isinstance(kind.inner, pl.List)
 
 
 def _count(frame: pl.LazyFrame, schema: Mapping[str, pl.DataType]) -> dict[str, tuple[int, int, int, int]]:
@@ -157,9 +165,10 @@ def _count(frame: pl.LazyFrame, schema: Mapping[str, pl.DataType]) -> dict[str, 
 
 
 def _kind_of(
-    name: str, kind: pl.DataType, count: int, distinct: int, lists: int, dates: int, is_item: bool
+    name: str, kind: pl.DataType, count: int, distinct: int, lists: int, dates: int, table: str
 ) -> tuple[str, str]:
     """Return the type of a column, and why it is none."""
+    is_item, is_id = table == "items", name.lower().endswith("id")
     if not count:
         return "none", "it is empty"
     if kind.is_float():
@@ -169,9 +178,10 @@ def _kind_of(
     if kind.is_integer():
         if distinct < 2:
             return "none", "it has one value"
-        if not is_item and distinct > FEW_VALUES and distinct > 0.9 * count:
+        is_own = distinct > FEW_VALUES and distinct > 0.9 * count
+        if is_own and (table == "interactions" or (table == "users" and is_id)):
             return "none", "nearly every row has a different value"
-        return ("categorical" if distinct <= FEW_VALUES or name.lower().endswith("id") else "numeric"), ""
+        return ("categorical" if distinct <= FEW_VALUES or is_id else "numeric"), ""
     if kind == pl.String:
         if lists > LISTS * count and is_item:
             return "sequence", ""
@@ -180,8 +190,10 @@ def _kind_of(
         if distinct > FEW_VALUES // 5 and distinct > OWN_VALUE * count:
             return ("text", "") if is_item else ("none", "most rows have different values")
         return "categorical", ""
-    if is_item and isinstance(kind, pl.List) and (kind.inner == pl.String or kind.inner.is_integer()):
-        return "sequence", ""
+    if is_item and isinstance(kind, pl.List):
+        inner = kind.inner.inner if isinstance(kind.inner, pl.List) else kind.inner
+        if inner == pl.String or (inner is not None and inner.is_integer()):
+            return "sequence", ""
     return "none", f"it holds {kind}"
 
 

@@ -257,7 +257,7 @@ class LaterLog(Log):
     def _written_items(self) -> tuple[list[LogColumn], pl.DataFrame]:
         """Return the columns of items, and the items: earlier ones, new ones of their table, new ones of the log."""
         columns, table, before = self._source.written("items"), self._source.items, self.base.items
-        seen = self._scan().select(item_id=":item").unique(maintain_order=True).collect(engine="streaming")
+        seen = self._seen_items.to_frame("item_id")
         parts = [before]
         if table is not None:
             rows = split_lists(self._source.rows_by_id(table, "target"), columns)

@@ -14,6 +14,10 @@ BINS = 5
 #: Significance level for all rows of a value being positive.
 CHANCE = 1e-9
 
+#: A column is one of the item if this fraction of its variance is between items, and is measured in so many rows of
+#: items that have others.
+BETWEEN, BETWEEN_ROWS = 0.5, 30
+
 
 def find_leaks(rows: pl.DataFrame, columns: Sequence[LogColumn], label: str) -> Iterator[tuple[LogColumn, int, str]]:
     """Yield columns with a value whose rows are all positive, more than chance explains, their number, and that value.
@@ -39,13 +43,31 @@ def find_leaks(rows: pl.DataFrame, columns: Sequence[LogColumn], label: str) -> 
                 yield column, number, f"from {least:g} to {most:g}" if is_range else repr(value)
 
 
-def of_items(rows: pl.DataFrame, columns: Sequence[LogColumn]) -> Iterator[LogColumn]:
-    """Yield columns of which all rows of an item have one value, and other items others, more than chance explains."""
+def of_items(rows: pl.DataFrame, columns: Sequence[LogColumn]) -> Iterator[tuple[LogColumn, float]]:
+    """Yield columns that describe the item, and the fraction of their variance that is between items.
+
+    A price varies with discounts, but two rows of an item have nearly the same. The variance of a number is that of its
+    ranks; that of a category is the probability that two rows differ. Both are estimated without bias, so that the
+    fraction of a column that has nothing to do with the item is about 0.
+    """
     rows = rows.filter(pl.len().over(":item") > 1)
     again = len(rows) - rows[":item"].n_unique()
     for column in columns:
-        pairs = rows.select(":item", column.values().alias("value")).group_by(":item", "value").len()
-        counts = pairs.group_by("value").agg(pl.col("len").sum())["len"].to_numpy()
-        is_chance = not len(rows) or float(((counts / len(rows)) ** 2).sum()) ** again >= CHANCE
-        if not is_chance and len(pairs) == pairs[":item"].n_unique():
-            yield column
+        value, number = pl.col("value"), pl.col("number")
+        frame = rows.select(":item", column.values().alias("value"))
+        counts = frame.group_by(":item", "value").agg(number=pl.len().cast(pl.Float64))
+        frequencies = counts.group_by("value").agg(number.sum() / len(rows))
+        same = float((frequencies["number"] ** 2).sum())  # the probability that two rows are equal
+        if not again or same == 1:
+            continue
+        if column.kind == "numeric":
+            frame = frame.with_columns(value.rank().fill_null(0))
+            total = float(frame["value"].var())  # type: ignore[arg-type]
+            parts = frame.group_by(":item").agg(part=pl.len() * value.var())
+        else:
+            total = (1 - same) * len(rows) / (len(rows) - 1)
+            size = number.sum().over(":item")
+            parts = counts.select(part=number * (size - number) / (size - 1))
+        between = 1 - float(parts["part"].sum()) / len(rows) / total
+        if same**again < CHANCE if between == 1 else between >= BETWEEN and again >= BETWEEN_ROWS:
+            yield column, between

@@ -34,6 +34,8 @@ class LogOptions:
         Columns of these roles.
     group : str, optional
         Column of impressions, sessions or requests that metrics group by, instead of the user.
+    history : str, optional
+        Column of lists of items that is the history of its row; by default histories are computed of the log.
     types : mapping
         The type of columns by name, of ``TYPES``.
     labels : tuple of str
@@ -56,6 +58,7 @@ class LogOptions:
     item: str = "item_id"
     time: str = "time"
     group: str | None = None
+    history: str | None = None
     types: Mapping[str, str] = field(default_factory=dict)
     labels: tuple[str, ...] = ()
     split: tuple[float, float, float] = (0.8, 0.1, 0.1)
@@ -79,10 +82,13 @@ class LogOptions:
         groups = [word for word in words if word.startswith("group=") and word != "group="]
         roles = Roles.parse([word for word in words if word not in groups])
         for word in words:
-            if word.partition("=")[0] not in ("user", "target", "time", "group"):
-                raise ConfigError(f"--roles {word}: histories are computed here; expected user, target, time and group")
+            if word.partition("=")[0] not in ("user", "target", "time", "group", "history"):
+                raise ConfigError(f"--roles {word}: expected user, target, time, group and history")
         values |= {"user": roles.user, "item": roles.target, "time": roles.time or cls.time}
         values["group"] = _parse_group(groups, values)
+        values["history"] = roles.history if any(word.startswith("history=") for word in words) else None
+        if values["history"] is not None and values["history"] == values["group"]:
+            raise ConfigError(f"--roles history={values['history']}: is the column of the group as well; name another")
         values["types"] = _parse_types(given.get("types") or ())
         for name in ("labels", "embeddings", "split"):
             if name in values:
@@ -136,7 +142,7 @@ def add_log_options(parser: argparse.ArgumentParser) -> None:
         "--roles",
         nargs="+",
         metavar="ROLE=COLUMN",
-        help="log: columns with a role: user, target, time (default: user_id, item_id, time), group",
+        help="log: columns with a role: user, target, time (default: user_id, item_id, time), group, history",
     )
     group.add_argument(
         "--types",

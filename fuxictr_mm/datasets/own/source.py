@@ -21,6 +21,9 @@ logger = logging.getLogger(__name__)
 #: Labels that are looked for where none is named.
 LABELS = ("label", "click")
 
+#: Ids in a text of several, however they are separated.
+IDS = r"""[^\s,;|\[\]()'"]+"""
+
 #: Names that the written files have.
 WRITTEN = ("user_id", "item_id", "item_seq", "source_id", *ROW_SOURCES, "split", "label")
 
@@ -28,7 +31,8 @@ WRITTEN = ("user_id", "item_id", "item_seq", "source_id", *ROW_SOURCES, "split",
 def find_files(source: Path, option: str, pattern: str | None) -> list[Path]:
     """Return the files of an option: of a name, a pattern or a folder within the source, or by default ``OPTION.*``.
 
-    By default there may be none. Files of several forms are refused: they would be the same rows twice.
+    By default there may be none. A folder stands for all files below it, such as those of Hive partitions. Files of
+    several forms are refused: they would be the same rows twice.
 
     Raises
     ------
@@ -38,9 +42,7 @@ def find_files(source: Path, option: str, pattern: str | None) -> list[Path]:
     name = pattern or f"{option}.*"
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise ConfigError(f"--{option} {name}: expected a name within --source {source}")
-    if (source / name).is_dir():
-        name = f"{name}/*"
-    paths = sorted(path for path in source.glob(name) if path.is_file() and path.name[0] not in "._")
+    paths = sorted({file for path in source.glob(name) for file in _files_of(path)})
     if not paths and pattern is not None:
         present = sorted(str(path.relative_to(source)) for path in source.rglob("*") if path.is_file())
         listing = ", ".join(present[:8]) or "no file"
@@ -49,6 +51,13 @@ def find_files(source: Path, option: str, pattern: str | None) -> list[Path]:
     if other is not None and (form_of(other) != form_of(paths[0]) or other.suffix == ".gz" or paths[0].suffix == ".gz"):
         raise ConfigError(f"--{option}: {source} holds {paths[0].name} and {other.name}; name one of them")
     return paths
+
+
+def _files_of(path: Path) -> list[Path]:
+    """Return a file, or the files below a folder; names such as ``_SUCCESS`` and ``.part-0.crc`` are no data."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    hidden = (file for file in files if all(name[0] not in "._" for name in file.relative_to(path.parent).parts))
+    return [file for file in hidden if file.is_file()]
 
 
 class LogSource:
@@ -76,6 +85,8 @@ class LogSource:
         log.check(asked.time, f"--roles time={asked.time}")
         if asked.group is not None:
             log.check(asked.group, f"--roles group={asked.group}")
+        if asked.history is not None:
+            log.check(asked.history, f"--roles history={asked.history}")
         self.log = log
         self.items = self._table("items", asked.items, {"target": asked.item})
         self.users = self._table("users", asked.users, {"user": asked.user})
@@ -85,7 +96,8 @@ class LogSource:
         paths = find_files(self.source, option, pattern)
         if not paths:
             return None
-        table = Table(paths, self.scratch, option, tuple(ids.values()))
+        history = () if self.asked.history is None else (self.asked.history,)
+        table = Table(paths, self.scratch, option, (*ids.values(), *history))
         for role, column in ids.items():
             table.check(column, f"--roles {role}={column}")
         return table
@@ -129,7 +141,7 @@ class LogSource:
         """Columns of each table that are written, and why each of the others is not."""
         taken = {*WRITTEN, *self.labels}
         roles = {self.asked.user, self.asked.item, self.asked.time, *self.labels}
-        roles |= {self.asked.group} if self.asked.group else set()
+        roles |= {column for column in (self.asked.group, self.asked.history) if column}
         types, found = self.asked.types, {}
         for table, without, prefix in (
             (self.log, roles, "context_"),
@@ -164,6 +176,8 @@ class LogSource:
     def path(self) -> Path:
         """The log as Parquet: ``:user``, ``:item``, ``:time``, labels, and columns of context as in the file.
 
+        ``:history`` is there if the log has a column of histories.
+
         ``:source_row`` is the number of the row in all files of the log.
         """
         path = self.scratch / "log.parquet"
@@ -181,6 +195,7 @@ class LogSource:
             self.ids(self.log, "user").alias(":user"),
             self.ids(self.log, "target").alias(":item"),
             read_times(self.log, self.asked.time).alias(":time"),
+            *([] if self.asked.history is None else [self._histories(self.asked.history).alias(":history")]),
             *labels,
             *(column.source for column in self.written("interactions")),
         )
@@ -234,6 +249,29 @@ class LogSource:
         else:
             table.refuse(is_missing, column, "an id; correct or drop the row")
         return ids.cast(self._type_of_ids(role, column))
+
+    def _histories(self, column: str) -> pl.Expr:
+        """Return lists of items as lists of ids; texts of a CSV file such as ``N1 N2``, ``1|2`` or ``['a', 'b']`` too.
+
+        Raises
+        ------
+        ConfigError
+            The column is of another type.
+        """
+        kind, lists = self.log.frame.collect_schema()[column], pl.col(column)
+        inner = kind.inner if isinstance(kind, pl.List | pl.Array) else kind
+        if not (inner == pl.String or (inner != kind and inner is not None and inner.is_integer())):
+            raise ConfigError(
+                f"--roles history={column}: {self.log.paths[0]} holds {kind} there, expected lists of item ids, or "
+                "texts such as 'N1 N2'"
+            )
+        if kind == pl.String:
+            lists = lists.str.extract_all(IDS)
+        elif isinstance(kind, pl.Array):
+            lists = lists.arr.to_list()
+        if inner == pl.String:
+            lists = lists.list.eval(pl.element().str.strip_chars())
+        return lists.list.drop_nulls().cast(pl.List(self._type_of_ids("target", self.asked.item)), strict=False)
 
     def _type_of_ids(self, role: str, column: str) -> pl.DataType:
         other = self.users if role == "user" else self.items

@@ -8,8 +8,10 @@ from functools import cached_property
 from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
 
 from fuxictr_mm.data import parquet
+from fuxictr_mm.data.partitions import partition_columns
 from fuxictr_mm.encoding.text_files import CSV, form_of, is_text, scanned, schema_of
 from fuxictr_mm.errors import ConfigError, DataError, first_line, nearest
 
@@ -62,6 +64,7 @@ class Table:
         for path in self.paths:
             try:
                 found = schema_of(path) if is_text(path) else pl.read_parquet_schema(path)
+                found |= {n: value.dtype for n, value in _partitions(path).items() if n not in found}
             except (pl.exceptions.PolarsError, OSError) as error:
                 raise DataError(f"{path}: cannot be read ({first_line(error)})") from None
             schema = {**found, **schema}
@@ -82,7 +85,8 @@ class Table:
     @cached_property
     def frame(self) -> pl.LazyFrame:
         """All rows, lazily: texts of CSV files that are numbers in all rows as numbers, categories as texts."""
-        frame = pl.concat([pl.scan_parquet(part) for part in self._parts], how="diagonal_relaxed")
+        parts = [_with_partitions(part, path) for part, path in zip(self._parts, self.paths, strict=True)]
+        frame = pl.concat(parts, how="diagonal_relaxed")
         frame = frame.select(value.alias(name) for name, _, value in _fields(frame.collect_schema(), self.paths[0]))
         casts: dict[str, type[pl.DataType]] = {}
         for name, kind in frame.collect_schema().items():
@@ -91,7 +95,24 @@ class Table:
             elif isinstance(kind, pl.Decimal | pl.Float32):  # databases have integers of a scale of 0
                 casts[name] = pl.Int64 if isinstance(kind, pl.Decimal) and not kind.scale else pl.Float64
         frame = frame.with_columns(pl.col(name).cast(kind) for name, kind in casts.items())
-        return frame.with_columns(self._numbers(frame))
+        frame = frame.with_columns(self._numbers(frame))
+        return frame.with_columns(self._integers(frame))
+
+    def _integers(self, frame: pl.LazyFrame) -> list[pl.Expr]:
+        """Return casts of floats that are integers with missing values: pandas writes 12 as 12.0 in such a column."""
+        names = [name for name, kind in frame.collect_schema().items() if kind == pl.Float64]
+        if not names:
+            return []
+        values = {name: pl.col(name).fill_nan(None) for name in names}
+        # Larger ones may have been rounded to floats.
+        tests = [
+            (
+                (value.is_null() | ((value == value.round()) & (value.abs() < 2**53))).all() & value.is_null().any()
+            ).alias(name)
+            for name, value in values.items()
+        ]
+        found = frame.select(tests).collect(engine="streaming").row(0, named=True)
+        return [value.cast(pl.Int64) for name, value in values.items() if found[name]]
 
     def _numbers(self, frame: pl.LazyFrame) -> list[pl.Expr]:
         """Return casts of the columns of CSV files whose texts are all numbers."""
@@ -151,6 +172,20 @@ def _fields(schema: Mapping[str, pl.DataType], path: Path) -> Iterator[tuple[str
             )
         taken.update(field[0] for field in inner)
         columns = [*inner, *columns]  # type: ignore[list-item]
+
+
+def _partitions(path: Path) -> dict[str, pl.Series]:
+    """Return the columns that the folders of a file name, such as ``day=3``, each with its value."""
+    values = partition_columns(path.absolute())
+    types = {name: pl.Int64 if pa.types.is_integer(value.type) else pl.String for name, value in values.items()}
+    return {name: pl.Series([value.as_py()], dtype=types[name]) for name, value in values.items()}
+
+
+def _with_partitions(part: Path, path: Path) -> pl.LazyFrame:
+    """Return the rows of a file as Parquet, with the columns that its folders name and it does not have."""
+    frame, columns = pl.scan_parquet(part), _partitions(path)
+    held = frame.collect_schema() if columns else ()
+    return frame.with_columns(pl.lit(value[0], value.dtype).alias(n) for n, value in columns.items() if n not in held)
 
 
 def _as_parquet(path: Path, target: Path) -> Path:

@@ -26,7 +26,9 @@ def vector_columns(path: Path, item: str, taken: Collection[str]) -> list[str]:
         There is no such column, its name is taken, or the column of the item is missing.
     """
     if path.suffix.lower() not in parquet.SUFFIXES:
-        raise ConfigError(f"--embeddings {path}: expected a Parquet file")
+        raise ConfigError(
+            f"--embeddings {path}: expected a Parquet file with the column {item} and a column of lists of numbers"
+        )
     table = Table([path], path.parent, "embeddings")
     table.check(item, f"--roles target={item}")
     lists = {name: kind for name, kind in table.schema.items() if isinstance(kind, pl.List | pl.Array)}
@@ -40,7 +42,7 @@ def vector_columns(path: Path, item: str, taken: Collection[str]) -> list[str]:
 
 
 def read_vectors(path: Path, item: str, column: str, ids: pl.DataType) -> Iterator[tuple[pl.Series, np.ndarray]]:
-    """Yield item ids and their embeddings; items whose embedding is null are left out.
+    """Yield item ids and their embeddings; items whose embedding is null or zero (no image) are left out.
 
     Raises
     ------
@@ -59,5 +61,9 @@ def read_vectors(path: Path, item: str, column: str, ids: pl.DataType) -> Iterat
         wrong = ((lists.list.len() != width) | ~finite).arg_true()
         if len(wrong):
             raise DataError(f"{path}: row {frame[':row'][wrong[0]]}: {column} is not {width} finite numbers, as before")
+        is_zero = lists.list.eval(pl.element() == 0).list.all()
+        frame, lists = frame.filter(~is_zero), lists.filter(~is_zero)
+        if not len(frame):
+            continue
         numbers = frame[item].str.strip_chars() if frame[item].dtype == pl.String else frame[item]
         yield numbers.cast(ids), lists.explode().to_numpy().reshape(-1, width)

@@ -14,7 +14,7 @@ from fuxictr_mm.cli import main
 from fuxictr_mm.datasets import log as log_module
 from fuxictr_mm.datasets import writer as writer_module
 from fuxictr_mm.datasets.own.later import LaterLog
-from fuxictr_mm.datasets.reader import load_reader
+from fuxictr_mm.datasets.reader import SPLITS, load_reader
 from fuxictr_mm.datasets.writer import Writer
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, UserError
 from fuxictr_mm.experiment import Experiment
@@ -322,6 +322,43 @@ def test_instants_are_compared_whatever_their_form(unit, prepare, tmp_path):
     assert sorted(rows["source_time"].dt.epoch("s")) == sorted(log.filter(~is_old)["time"])
     with raises_naming(DataError, "time", base):
         prepare(write_source(tmp_path / "numbers", log, items, users), "numbers_later", base)
+
+
+@pytest.mark.parametrize("form", ["lists", "spaces", "python"])
+def test_histories_of_the_rows_themselves(form, prepare, tmp_path):
+    log, items, _ = make_log(7)
+    random = np.random.default_rng(7)
+    # An item that only a history has, padding, and more items than are kept.
+    seen = [
+        None if number % 9 == 0 else ["B-old", *random.choice(items["asin"].to_numpy(), number % 8).tolist()]
+        for number in range(len(log))
+    ]
+    log = log.with_columns(user=pl.when(pl.col("user") != "u-3").then("user"), seen=pl.Series(seen))
+    expected = [(row or [])[-5:] for row in seen]
+    if form == "spaces":
+        log = log.with_columns(pl.col("seen").list.join(" "))
+    elif form == "python":
+        log = log.with_columns(seen=pl.Series([None if row is None else str(row) for row in seen]))
+    log = log.with_columns(row=pl.int_range(pl.len()))
+    old, new = log.filter(pl.col("time") <= START + 110), log.filter(pl.col("time") > START + 110)
+    source, later = tmp_path / "old", tmp_path / "new"
+    for folder, part in ((source, old), (later, new)):
+        folder.mkdir()
+        if form == "lists":
+            part.write_parquet(folder / "interactions.parquet")
+        else:
+            part.write_csv(folder / "interactions.csv")
+    items.write_csv(source / "items.csv")
+    base = prepare(source, "shop", roles=[*ROLES, "history=seen"], types=["row=none"])
+    next_day = prepare(later, "next", like=base)
+    for folder, part in ((base, old), (next_day, new)):
+        ids = values(folder, "item_id", "item_id", "source_id")
+        rows = pl.concat(
+            [pl.read_parquet(folder / split) for split in SPLITS if (folder / split).exists()], how="diagonal"
+        )
+        assert len(rows) == len(part)
+        for at, history in rows.select("source_row", "item_seq").iter_rows():
+            assert [ids[item] for item in history] == expected[part["row"][at]]
 
 
 def test_a_log_of_clicks_goes_on_without_negatives(prepare, tmp_path):
