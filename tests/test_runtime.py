@@ -1,13 +1,16 @@
 """Precision of products, and bf16 as an option of an experiment."""
 
+import os
 import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from fuxictr_mm.experiment import Experiment
-from fuxictr_mm.runtime import keep_freed_memory, set_precision
+from fuxictr_mm.runtime import CODE_CACHE, keep_freed_memory, set_precision
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -37,6 +40,15 @@ def test_bf16_on_a_processor_without_it_is_slow_and_says_so(monkeypatch, caplog,
 
 def test_freed_memory_is_kept_by_glibc():
     assert keep_freed_memory() == (platform.libc_ver()[0] == "glibc")
+
+
+@pytest.mark.parametrize("users", [None, "7"])
+def test_code_of_products_is_bounded_unless_the_user_has_set_it(users):
+    environment = {name: value for name, value in os.environ.items() if name != CODE_CACHE}
+    environment.update({CODE_CACHE: users} if users else {}, PYTHONPATH=str(ROOT))
+    command = [sys.executable, "-c", f"import os, fuxictr_mm; print(os.environ['{CODE_CACHE}'])"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == (users or "64")
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ from fuxictr_mm.data.shards import Shard
 from fuxictr_mm.data.vocabulary import Encoding, Vocabularies
 from fuxictr_mm.errors import ConfigError, DataError
 from fuxictr_mm.metrics import takes_one_class
-from fuxictr_mm.runtime import device_of
+from fuxictr_mm.runtime import device_of, return_freed_memory
 
 logger = logging.getLogger(__name__)
 
@@ -119,6 +119,7 @@ def load_dataset(
     if "train" in splits and "train" not in resident:
         splits["train"] = files["train"]  # of which the loader reads the streams of this process
     feature_map = build_feature_map(features, config)
+    return_freed_memory()
     return Dataset(features, feature_map, items, splits, summaries, vocabularies, files)
 
 
