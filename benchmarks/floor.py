@@ -162,7 +162,7 @@ def peak_of_tensors(profiler: profile) -> int:
     assert profiler.profiler is not None
     assert profiler.profiler.kineto_results is not None
     changes = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
-    return max(itertools.accumulate(e.nbytes() for e in sorted(changes, key=lambda e: e.start_ns())))
+    return max(itertools.accumulate(e.nbytes() for e in sorted(changes, key=lambda e: e.start_ns())))  # type: ignore[attr-defined]
 
 
 def flops_of_addmm(total: Sequence[int], a: Sequence[int], b: Sequence[int], *_: Any, **__: Any) -> int:
@@ -225,9 +225,8 @@ def print_step(found: dict[str, Any]) -> None:
         line += ", {kernels:.0f} kernels, {waits:.1f} waits".format(**found)
     print(line, flush=True)
     if found["peak_parts_mb"]:
-        print(
-            "    peak, MB: " + ", ".join(f"{part} {mb:,.0f}" for part, mb in found["peak_parts_mb"].items()), flush=True
-        )
+        parts = ", ".join(f"{part} {mb:,.0f}" for part, mb in found["peak_parts_mb"].items())
+        print(f"    peak, MB: {parts}", flush=True)
     for name, ms, calls in found["top"]:
         print(f"    {ms:8.3f} ms {calls:6.1f}  {name}", flush=True)
 

@@ -1,5 +1,6 @@
 """Precision of products, and bf16 as an option of an experiment."""
 
+import ctypes
 import os
 import platform
 import subprocess
@@ -9,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.memory import in_use
 from fuxictr_mm.experiment import Experiment
-from fuxictr_mm.runtime import CODE_CACHE, keep_freed_memory, set_precision
+from fuxictr_mm.runtime import CODE_CACHE, keep_freed_memory, return_freed_memory, set_precision
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -40,6 +42,22 @@ def test_bf16_on_a_processor_without_it_is_slow_and_says_so(monkeypatch, caplog,
 
 def test_freed_memory_is_kept_by_glibc():
     assert keep_freed_memory() == (platform.libc_ver()[0] == "glibc")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other libraries keep other memory")
+def test_freed_memory_is_returned_after_files_are_read():
+    library, size = ctypes.CDLL(None), 2**16
+    library.malloc.restype = ctypes.c_void_p
+    blocks = [ctypes.c_void_p(library.malloc(size)) for _ in range(1000)]
+    for block in blocks:
+        ctypes.memset(block, 1, size)
+    *freed, last = blocks  # the last one keeps the heap from shrinking
+    for block in freed:
+        library.free(block)
+    before = in_use("cpu")
+    return_freed_memory()
+    assert before - in_use("cpu") > 500 * size
+    library.free(last)
 
 
 @pytest.mark.parametrize("users", [None, "7"])
