@@ -4,12 +4,19 @@
 
 The floor is the step's floating-point operations, as torch counts them, at the rate that one large product reaches on
 this machine. Kernels and synchronisations are counted by torch's profiler.
+
+On a CPU, the peak of the process is divided into libraries (in use after their import), tensors of the data, weights,
+state of the optimizer, the most that tensors of a step take at once, gradients included, and the rest: memory that was
+freed and is kept, and the code that oneDNN generates for products. With several models, the rest includes what earlier
+ones left; take a process for each.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
+import gc
+import itertools
 import json
 import statistics
 import time
@@ -54,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     torch.set_num_threads(args.threads)
     if args.keep_freed_memory:
         memory.keep_freed_memory()
+    args.libraries = memory.in_use(args.device)
     report: dict[str, Any] = {"environment": environment(), "machine": machine_speeds(args.device)}
     print(json.dumps(report), flush=True)
     report["steps"] = []
@@ -101,10 +109,14 @@ def measure(
     folder = make_data(args.rows, args.users, args.items)
     gpu = -1 if args.device == "cpu" else 0
     params = parameters(name, folder, batch_size=batch_size, max_len=args.max_len, gpu=gpu)
+    before = tensor_bytes()
     dataset = read_dataset(ExperimentConfig.from_dict(params), {"train": True})
+    parts = {"libraries": args.libraries, "data": tensor_bytes() - before}
     (side,) = make_sides("train", dataset, params, {"ours": precision}, 0)
+    parts["weights"] = tensor_bytes() - before - parts["data"]
     with matmul_precision("highest" if precision == "fp32" else "medium"):
         take(side, 5, args.device)
+        parts["optimizer"] = tensor_bytes() - before - parts["data"] - parts["weights"]
         memory.reset_peak(args.device)
         blocks = [take(side, args.steps, args.device) for _ in range(5)]
         peak = memory.peak(args.device)
@@ -115,6 +127,11 @@ def measure(
         activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (args.device == "cuda")
         with profile(activities=activities) as profiler:
             take(side, 5, args.device)
+        if args.device == "cpu":
+            with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as of_memory:
+                take(side, 1, args.device)
+            parts["step"] = peak_of_tensors(of_memory)
+            parts["other"] = peak - sum(parts.values())
     step = statistics.median(wall for wall, _, _ in blocks)
     floor = counter.get_total_flops() / speeds[precision]
     return {
@@ -129,8 +146,23 @@ def measure(
         "floor_ms": 1e3 * floor,
         "ratio": step / floor,
         "peak_mb": peak / 1e6,
+        "peak_parts_mb": {part: size / 1e6 for part, size in parts.items()} if args.device == "cpu" else {},
         **where_time_goes(profiler.events(), 5, args.device, args.top),
     }
+
+
+def tensor_bytes() -> int:
+    """Return the bytes of all tensors of the process, each storage once."""
+    storages = [t.untyped_storage() for t in gc.get_objects() if issubclass(type(t), torch.Tensor)]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+def peak_of_tensors(profiler: profile) -> int:
+    """Return the most bytes that tensors on the CPU took at once, beside those from before the profiler started."""
+    assert profiler.profiler is not None
+    assert profiler.profiler.kineto_results is not None
+    changes = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    return max(itertools.accumulate(e.nbytes() for e in sorted(changes, key=lambda e: e.start_ns())))  # type: ignore[attr-defined]
 
 
 def flops_of_addmm(total: Sequence[int], a: Sequence[int], b: Sequence[int], *_: Any, **__: Any) -> int:
@@ -192,6 +224,9 @@ def print_step(found: dict[str, Any]) -> None:
     if "kernels" in found:
         line += ", {kernels:.0f} kernels, {waits:.1f} waits".format(**found)
     print(line, flush=True)
+    if found["peak_parts_mb"]:
+        parts = ", ".join(f"{part} {mb:,.0f}" for part, mb in found["peak_parts_mb"].items())
+        print(f"    peak, MB: {parts}", flush=True)
     for name, ms, calls in found["top"]:
         print(f"    {ms:8.3f} ms {calls:6.1f}  {name}", flush=True)
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from fuxictr_mm.runtime import bound_code_cache
 from fuxictr_mm.threads import set_wait_policy
 
 if TYPE_CHECKING:
@@ -34,7 +35,9 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-set_wait_policy()  # before torch is imported
+# Before torch is imported.
+set_wait_policy()
+bound_code_cache()
 
 #: Where the public names are defined; a module is imported when one of its names is first used.
 _HOMES = {

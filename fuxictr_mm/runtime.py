@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from fuxictr_mm.errors import ConfigError, UserError
@@ -114,6 +114,21 @@ def _has_fast_bfloat16() -> bool:
     return not torch.backends.mkldnn.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
+#: Environment variable with the number of matrix products whose code torch keeps, beside oneDNN's own cache.
+CODE_CACHE = "LRU_CACHE_CAPACITY"
+
+
+def bound_code_cache() -> None:
+    """Let torch keep the code of 64 matrix products, unless the user has set another number.
+
+    In bfloat16, oneDNN generates code for every shape. It keeps that of 1,024 shapes, and torch keeps as much again,
+    0.3 MB each. The numbers of items differ from batch to batch, so most of it is never used again. oneDNN's own cache
+    is left as it is: a model may have hundreds of shapes in a step, whose code would be generated in every step. The
+    variable is read when torch is imported, so this is called when the package is.
+    """
+    os.environ.setdefault(CODE_CACHE, "64")
+
+
 def keep_freed_memory() -> bool:
     """Let glibc keep freed memory for the next step, instead of returning it and clearing every page again.
 
@@ -130,6 +145,16 @@ def keep_freed_memory() -> bool:
         return False  # another C library
     settings = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1, _M_TOP_PAD: 2**28}
     return sum(mallopt(option, value) for option, value in settings.items()) == len(settings)
+
+
+def return_freed_memory() -> None:
+    """Return what reading files left free, which Arrow and glibc keep; a hundred megabytes or more."""
+    import pyarrow as pa
+
+    pa.default_memory_pool().release_unused()
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):  # another C library
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 #: Held by the experiment that trains or predicts, because random numbers, precision and signals belong to the process.

@@ -1,12 +1,17 @@
 """Precision of products, and bf16 as an option of an experiment."""
 
+import ctypes
+import os
 import platform
+import subprocess
+import sys
 
 import pytest
 import torch
 
+from benchmarks.memory import in_use
 from fuxictr_mm.experiment import Experiment
-from fuxictr_mm.runtime import keep_freed_memory, set_precision
+from fuxictr_mm.runtime import CODE_CACHE, keep_freed_memory, return_freed_memory, set_precision
 from tests.paths import ROOT
 from tests.tensors import read_tensors
 
@@ -36,6 +41,31 @@ def test_bf16_on_a_processor_without_it_is_slow_and_says_so(monkeypatch, caplog,
 
 def test_freed_memory_is_kept_by_glibc():
     assert keep_freed_memory() == (platform.libc_ver()[0] == "glibc")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other libraries keep other memory")
+def test_freed_memory_is_returned_after_files_are_read():
+    library, size = ctypes.CDLL(None), 2**16
+    library.malloc.restype = ctypes.c_void_p
+    blocks = [ctypes.c_void_p(library.malloc(size)) for _ in range(1000)]
+    for block in blocks:
+        ctypes.memset(block, 1, size)
+    *freed, last = blocks  # the last one keeps the heap from shrinking
+    for block in freed:
+        library.free(block)
+    before = in_use("cpu")
+    return_freed_memory()
+    assert before - in_use("cpu") > 500 * size
+    library.free(last)
+
+
+@pytest.mark.parametrize("users", [None, "7"])
+def test_code_of_products_is_bounded_unless_the_user_has_set_it(users):
+    environment = {name: value for name, value in os.environ.items() if name != CODE_CACHE}
+    environment.update({CODE_CACHE: users} if users else {}, PYTHONPATH=str(ROOT))
+    command = [sys.executable, "-c", f"import os, fuxictr_mm; print(os.environ['{CODE_CACHE}'])"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == (users or "64")
 
 
 @pytest.mark.slow

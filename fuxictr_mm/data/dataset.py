@@ -27,7 +27,7 @@ from fuxictr_mm.data.shards import Shard
 from fuxictr_mm.data.vocabulary import Conversion, Vocabularies
 from fuxictr_mm.errors import ConfigError, DataError
 from fuxictr_mm.metrics import takes_one_class
-from fuxictr_mm.runtime import device_of
+from fuxictr_mm.runtime import device_of, return_freed_memory
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +98,7 @@ def read_dataset(
     _check_dims(features, summaries)
     features = complete(features, dims, _vocabulary_sizes(features, items, summaries, vocabularies))
     logger.info("Items: %d. Files read in %.1f s.", items.num_items - 1, time.perf_counter() - started)
+    return_freed_memory()
     return Dataset(features, build_feature_map(features, config), items, splits, summaries, vocabularies, files)
 
 

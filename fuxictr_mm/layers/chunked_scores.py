@@ -24,6 +24,10 @@ from fuxictr_mm.sparse_products import sums_by
 #: Items of a chunk: large enough for the rate of a matrix product, small enough for a core's share of the cache.
 CHUNK = 1024
 
+#: The number of items is filled up to a multiple of this. For bfloat16, oneDNN generates code for every shape, which
+#: takes longer than to compute some scores that nothing reads, and half a megabyte each.
+MULTIPLES = {torch.bfloat16: 64}
+
 
 @dataclass(frozen=True)
 class ReLULayers:
@@ -97,7 +101,10 @@ def chunked_scores(
     parameters = [p.to(dtype) for linear in layers.linears for p in (linear.weight, linear.bias)]
     inputs = [target.to(dtype), history.distinct.to(dtype), target_part, items_part, weight.to(dtype), *parameters]
     keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
-    return _Scores.apply(history.places, history.rows, layers.dropouts, keep, *inputs)
+    index, rows = history.places, history.rows
+    if more := -index.shape[0] % MULTIPLES.get(dtype, 1):
+        index, rows = (torch.cat([entries, entries[-1:].expand(more)]) for entries in (index, rows))
+    return _Scores.apply(index, rows, layers.dropouts, keep, *inputs)[: history.num_values]
 
 
 class _Scores(torch.autograd.Function):

@@ -50,7 +50,9 @@ def threads(request) -> Iterator[int]:
 
 @pytest.mark.parametrize("chunk", [2, 3, 4, 1024])
 @pytest.mark.parametrize("training", [True, False])
-def test_chunks_equal_the_formula(monkeypatch, layer, inputs, threads, chunk, training):
+@pytest.mark.parametrize("multiple", [1, 5])
+def test_chunks_equal_the_formula(monkeypatch, layer, inputs, threads, chunk, training, multiple):
+    monkeypatch.setattr(module, "MULTIPLES", {torch.float64: multiple})
     target, history = inputs
     layer.train(training)
     parts: list[list[list[torch.Tensor]]] = []  # of the masks that each part has drawn, for every layer
@@ -79,7 +81,10 @@ def test_chunks_equal_the_formula(monkeypatch, layer, inputs, threads, chunk, tr
         torch.cat([torch.ones(0, n, dtype=torch.float64), *(mask for part in parts for mask in part[k])])
         for k, n in enumerate(UNITS)
     ]
-    if not training:
+    if training:
+        assert all(len(mask) == -(-history.num_values // multiple) * multiple for mask in masks)
+        masks = [mask[: history.num_values] for mask in masks]
+    else:
         assert not parts
         masks = [torch.ones(history.num_values, n, dtype=torch.float64) for n in UNITS]
     weights = weights_of(layer, target, history, masks)
