@@ -18,6 +18,7 @@ from fuxictr_mm.errors import ConfigError, DataError, Interrupted
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.model import MultimodalModel
 from fuxictr_mm.serving.export import _describe, export
+from fuxictr_mm.serving.graph_files import Written
 from fuxictr_mm.serving.tables import zoo_parts
 from fuxictr_mm.training.run import _warn_of_unscaled
 from fuxictr_mm_serving import Export
@@ -183,7 +184,7 @@ def test_what_serves_scales_as_training_does(trained):
     experiment = Experiment.load("X", folder)
     dataset = experiment.load_dataset({"valid": True}, run.weights)
     parts = zoo_parts(experiment.build_model(dataset).eval(), dataset, experiment)
-    manifest = _describe(experiment, parts, dataset, {}, "fp32")
+    manifest = _describe(experiment, parts, dataset, Written(), "fp32")
     entry = next(entry for entry in manifest["context"] if entry["name"] == "age")
     train = np.where(np.arange(ROWS) % 7 == 3, 900, numbers_of(0, ROWS, 1000))
     assert (entry["shift"], entry["scale"]) == pytest.approx((train.mean(), train.std()))

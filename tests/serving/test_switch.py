@@ -116,8 +116,8 @@ def test_the_end_does_not_wait_for_an_export_that_is_read():
     free.set()
 
 
-def test_a_link_to_nothing_in_the_folder_stops_no_switch(exported, tmp_path):
-    folder, rewrite = served(exported, tmp_path)
+def test_a_link_to_nothing_in_the_folder_stops_no_switch(export_copy):
+    folder, rewrite = served(export_copy)
     found = service.Service(folder)
     (folder / ".#manifest.json").symlink_to("user@host.1:2")
     rewrite()
@@ -125,8 +125,8 @@ def test_a_link_to_nothing_in_the_folder_stops_no_switch(exported, tmp_path):
     assert found.loaded.version == version_of(folder)
 
 
-def test_an_export_that_reads_other_columns_is_refused_until_the_users_have_them(exported, tmp_path):
-    folder, rewrite = served(exported, tmp_path)
+def test_an_export_that_reads_other_columns_is_refused_until_the_users_have_them(export_copy, tmp_path):
+    folder, rewrite = served(export_copy)
     users = tmp_path / "users.parquet"
     shutil.copy(ROWS, users)
     found = service.Service(folder, users=users)
@@ -165,8 +165,8 @@ WRONG = {
 
 
 @pytest.mark.parametrize("what", WRONG)
-def test_an_export_that_cannot_score_replaces_none_and_is_read_once(exported, tmp_path, monkeypatch, what):
-    folder, rewrite = served(exported, tmp_path)
+def test_an_export_that_cannot_score_replaces_none_and_is_read_once(export_copy, monkeypatch, what):
+    folder, rewrite = served(export_copy)
     found = service.Service(folder)
     options, named = WRONG[what]
     files = dict(options)
