@@ -152,15 +152,15 @@ WRONG = {
     "type of a field": ({"change": lambda m: m["context"][0].update(type=["x"])}, "context"),
     "length": ({"change": lambda m: m["context"][0].update(type="sequence", max_len=10**12)}, "context"),
     "negative length": ({"change": lambda m: m["items"].update(max_len=-5)}, "max_len"),
-    "no context": ({"change": lambda m: m.update(context=[])}, "served"),
+    "no context": ({"change": lambda m: m.update(context=[])}, "/export:"),
     "swapped graphs": (
         {"change": lambda m: m["graphs"].update(user=m["graphs"]["rows"], rows=m["graphs"]["user"])},
-        "served",
+        "/export:",
     ),
-    "attention": ({"change": lambda m: m["graphs"].update(attention=m["graphs"]["rows"])}, "served"),
-    "labels": ({"change": lambda m: m.update(labels=["a", "b"])}, "served"),
-    "items that are not finite": ({"items_npy": None}, "served"),
-    "context that is not finite": ({"context_likes_level_npy": None}, "served"),
+    "attention": ({"change": lambda m: m["graphs"].update(attention=m["graphs"]["rows"])}, "/export:"),
+    "labels": ({"change": lambda m: m.update(labels=["a", "b"])}, "/export:"),
+    "items that are not finite": ({"items_npy": None}, "/export:"),
+    "context that is not finite": ({"context_likes_level_npy": None}, "/export:"),
 }
 
 
