@@ -90,6 +90,7 @@ SMALL = [
     (r"(benchmarks\.embedding_strategies [^#\n]*)", r"\1 --epochs 1 --strategies V4 "),
     (r"ML100K_MM=FOLDER", "ML100K_MM=data/ml100k"),
     (r"MLS_MM=FOLDER", "MLS_MM=data/mls"),
+    (r"ML1M_MM=FOLDER", "ML1M_MM=data/ml1m"),
     (r"--dataset_id mine", "--dataset_id tiny_mm"),
     (r"(fuxictr-mm autopilot [^#\n]*--budget) 20m", r"\1 1s"),
     (r"data/mine/", "data/tiny_mm/"),
@@ -132,6 +133,7 @@ DATASETS = {
     "data/tiny_noisy_mm": "--text-noise 1 --image-noise 1",
     "data/ml100k": "--users 900 --tags 20 --emb-dim 128 --text-dim 128 --image-dim 128 --seq-len 20",
     "data/mls": "--users 600 --tags 20 --emb-dim 128 --text-dim 128 --image-dim 128 --seq-len 20",
+    "data/ml1m": "--users 600 --tags 19 --emb-dim 128 --text-dim 128 --image-dim 128 --seq-len 20",
 }
 RAW = {"text": "txt_emb_BERT", "image": "img_emb_CLIPRN50"}
 EXPERIMENTS = {
