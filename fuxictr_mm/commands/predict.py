@@ -110,8 +110,8 @@ def _label_of(settings: dict[str, Any], label: str | None, out: Path) -> tuple[i
     if tasks[index] == "regression" and not is_table(out):
         of = f" of {names[index]}" if len(names) > 1 else ""
         raise ConfigError(
-            f"{settings['model_id']}: the task{of} is a regression, but a submission holds probabilities; write a table, "
-            "e.g. --out predictions.parquet"
+            f"{settings['model_id']}: the task{of} is a regression, but a submission holds probabilities; write a "
+            "table, e.g. --out predictions.parquet"
         )
     return index, f", label {names[index]} of {', '.join(names)}" if len(names) > 1 else ""
 
