@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from fuxictr_mm.cli import main
 from fuxictr_mm.config import ModelSettings
 from fuxictr_mm.data.interactions import concatenate
 from fuxictr_mm.errors import ConfigError, DataError
@@ -208,7 +209,7 @@ def test_a_classification_and_a_regression_are_learned(tmp_path, expid, weights)
         compare([run.path, load(tmp_path, tmp_path, expid, seed=5, **MIXED).fit().path], tmp_path / "ck", task="watch")
 
 
-def test_a_regression_alone(tmp_path):
+def test_a_regression_alone(tmp_path, capsys):
     write_mixed_world(tmp_path)
     path = tmp_path / "dataset_config.yaml"
     entry = json.loads(path.read_text())
@@ -231,6 +232,11 @@ def test_a_regression_alone(tmp_path):
             ensemble([run.path for run in runs], tmp_path / "ck", name="other", **options)
     with raises_naming(DataError, "regression"):
         calibrate_run(runs[0])
+    path = tmp_path / "model_config.yaml"
+    experiments = json.loads(path.read_text())
+    path.write_text(json.dumps({"X": {**experiments["X"], **settings}}))
+    with exits_naming(capsys, "regression", "parquet"):  # a submission holds probabilities
+        main(["predict", "--expid", "X", "--config", str(tmp_path), "--out", str(tmp_path / "out")])
 
 
 def test_losses_of_both_kinds_in_closed_form(tmp_path):
@@ -349,3 +355,14 @@ def test_a_placeholder_among_the_test_labels_is_left_out(tmp_path):
     assert run.test["AUC"] == run.test["like_AUC"]
     rows.drop("like").write_parquet(tmp_path / "test.parquet")
     assert list(load(tmp_path, tmp_path).fit().test) == ["click_AUC", "click_logloss", "AUC", "logloss"]
+
+
+def test_test_rows_of_placeholders_only_have_no_metrics(tmp_path):
+    write_mixed_world(tmp_path)
+    rows = pl.read_parquet(tmp_path / "test.parquet")
+    for watch in (None, 0.0):
+        placeholders = rows.with_columns(click=pl.lit(0.0), watch=pl.lit(watch, pl.Float64))
+        placeholders.write_parquet(tmp_path / "test.parquet")
+        run = load(tmp_path, tmp_path / str(watch), epochs=1, **MIXED).fit()
+        assert run.test == {}
+        assert run.valid["watch_RMSE"] > 0

@@ -89,7 +89,7 @@ def main_from_args(args: argparse.Namespace) -> None:
         write_predictions(args.out, settings["test_data"], scores, settings)
         print(f"{args.out}: {len(scores)} rows")
     else:
-        index, of_label = _label_of(settings, args.label)
+        index, of_label = _label_of(settings, args.label, args.out)
         scores = scores if scores.ndim == 1 else scores[:, index]
         is_parquet = settings.get("data_format", "parquet") == "parquet"
         rows = count_rows(settings["test_data"]) if is_parquet else len(scores)
@@ -97,14 +97,22 @@ def main_from_args(args: argparse.Namespace) -> None:
         print(f"{written}: {len(scores)} rows, column {args.task}{of_label}")
 
 
-def _label_of(settings: dict[str, Any], label: str | None) -> tuple[int, str]:
+def _label_of(settings: dict[str, Any], label: str | None, out: Path) -> tuple[int, str]:
     """Return the index of the label to write, and what is printed of it: nothing where there is only one."""
-    from fuxictr_mm.config import label_names
+    from fuxictr_mm.config import label_names, per_label
+    from fuxictr_mm.prediction_files import is_table
 
     names = label_names(settings) if settings.get("label_col") else []
     if label is not None and label not in names:
         raise ConfigError(f"--label {label}: label_col of {settings['model_id']} names {', '.join(names) or 'none'}")
     index = 0 if label is None else names.index(label)
+    tasks = per_label(settings.get("task", "binary_classification"), max(len(names), 1))
+    if tasks[index] == "regression" and not is_table(out):
+        of = f" of {names[index]}" if len(names) > 1 else ""
+        raise ConfigError(
+            f"{settings['model_id']}: the task{of} is a regression, but a submission holds probabilities; write a "
+            "table, e.g. --out predictions.parquet"
+        )
     return index, f", label {names[index]} of {', '.join(names)}" if len(names) > 1 else ""
 
 
@@ -118,7 +126,7 @@ def _of_experiment(args: argparse.Namespace) -> tuple[str, "np.ndarray", dict[st
         raise ConfigError(f"{option} is for --runs; --expid scores with one run's weights")
     config = find_config(args.config, script_folder(args))
     experiment = load_experiment(args, config)
-    _label_of(experiment.config.to_dict(), args.label)  # refused before scoring
+    _label_of(experiment.config.to_dict(), args.label, args.out)  # refused before scoring
     if args.calibrate and args.weights:
         raise ConfigError("--calibrate needs the validation predictions of a run; remove --weights")
     weights = experiment.find_weights(args.weights)

@@ -217,7 +217,7 @@ def write_vocabularies(dataset: Dataset, path: Path, own: Mapping[str, Vocabular
     if dataset.items.vocabulary is not None:
         found[ITEM_ID] = dataset.items.vocabulary
     content: dict[str, dict[str, Any]] = {}
-    for name, vocabulary in {**found, **own}.items():
+    for number, (name, vocabulary) in enumerate({**found, **own}.items()):
         values, type = vocabulary.values.to_pylist(), vocabulary.values.type
         kind = "integer" if pa.types.is_integer(type) else "bytes" if pa.types.is_large_binary(type) else "text"
         content[name] = {"type": kind}
@@ -225,9 +225,10 @@ def write_vocabularies(dataset: Dataset, path: Path, own: Mapping[str, Vocabular
             content[name]["takes_numbers"] = True
         if as_arrays and len(values) >= LARGE:
             arrays = Integers.of(values).arrays if kind == "integer" else Texts.of(values).arrays
-            content[name]["arrays"] = {part: f"vocabulary_{name}_{part}.npy" for part in arrays}
+            # A column may have a name that no file can have.
+            content[name]["arrays"] = {part: f"vocabulary_{number}_{part}.npy" for part in arrays}
             for part, array in arrays.items():
-                np.save(path.parent / f"vocabulary_{name}_{part}.npy", array)
+                np.save(path.parent / f"vocabulary_{number}_{part}.npy", array)
         else:
             content[name]["values"] = [value.hex() for value in values] if kind == "bytes" else values
     path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")

@@ -82,7 +82,7 @@ def _test_has_labels(config: ExperimentConfig, dataset: Dataset) -> bool:
     summary = dataset.summaries.get("test")
     if summary is None or not summary.labels:
         return False
-    if all(len(v) < 2 for v in summary.labels) and "regression" not in config.tasks.values():
+    if all(len(v) < 2 for v in summary.labels):
         values = ", ".join(f"{min(v):g}" if v else "missing" for v in summary.labels)
         logger.warning(
             f"{config.dataset.test_data}: the label is {values} in all {summary.num_rows} rows and "

@@ -65,11 +65,11 @@ def test_memory_by_id(is_integer):
 def test_large_ones_are_files_of_their_own(tmp_path, as_arrays):
     texts, bits, few = [f"id-{i}" for i in range(LARGE)], [b"%d" % i for i in range(LARGE)], ["a", "b"]
     owned = {"item_id": pa.array(texts), "key": pa.array(bits, pa.large_binary()), "few": pa.array(few)}
-    own = {name: Vocabulary(values) for name, values in {**owned, "n": pa.array(range(7, LARGE + 7))}.items()}
+    own = {name: Vocabulary(values) for name, values in {**owned, "a/b": pa.array(range(7, LARGE + 7))}.items()}
     dataset = SimpleNamespace(vocabularies={}, items=SimpleNamespace(vocabulary=None))
     assert write_vocabularies(dataset, tmp_path / "vocabulary.json", own, as_arrays=as_arrays) == as_arrays
     entries = json.loads((tmp_path / "vocabulary.json").read_text())
-    assert [name for name in entries if "arrays" in entries[name]] == (["item_id", "key", "n"] if as_arrays else [])
+    assert [name for name in entries if "arrays" in entries[name]] == (["item_id", "key", "a/b"] if as_arrays else [])
     files = SimpleNamespace(
         folder=tmp_path,
         read=lambda name: (tmp_path / name).read_bytes(),
@@ -79,9 +79,9 @@ def test_large_ones_are_files_of_their_own(tmp_path, as_arrays):
     assert found["item_id"].encode(["id-5", "id-0", "x", None], "x").tolist() == [6, 1, -1, 0]
     assert found["key"].encode([b"5", "5"], "x").tolist() == [6, -1]
     assert found["few"].encode(["b"], "x").tolist() == [2]
-    assert found["n"].encode([7, "8", 0], "x").tolist() == [1, 2, 0]
+    assert found["a/b"].encode([7, "8", 0], "x").tolist() == [1, 2, 0]
     assert isinstance(found["item_id"].values, Texts)
     if as_arrays:
-        np.save(tmp_path / "vocabulary_item_id_order.npy", np.zeros(3, np.uint32))
+        np.save(tmp_path / "vocabulary_0_order.npy", np.zeros(3, np.uint32))
         with pytest.raises(ServingError):
             _read_ids(files, "vocabulary.json")

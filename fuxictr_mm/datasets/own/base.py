@@ -106,6 +106,10 @@ class Base:
         """Return the values of a column, or all users (``user_id``), in the order of their numbers."""
         return pl.read_parquet(self.folder / VOCABULARIES / f"{name}.parquet").sort("code")["value"]
 
+    def has_floats(self, name: str) -> bool:
+        """Whether categories are texts of floats, such as 12.0."""
+        return bool(self.vocabulary(name).cast(pl.String).str.contains(r"^-?\d+\.0$").any())
+
     @cached_property
     def types_of_ids(self) -> dict[str, pl.DataType]:
         """The types of the ids of users and of items, by role."""

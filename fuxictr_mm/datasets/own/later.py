@@ -71,11 +71,15 @@ class LaterSource(LogSource):
 
     def _table(self, option: str, pattern: str | None, ids: dict[str, str]) -> Table | None:
         try:
-            return super()._table(option, pattern, ids)
+            table = super()._table(option, pattern, ids)
         except MissingFileError:
             if option == "interactions" or option in self._given:
                 raise
             return None
+        # A day without missing values may hold 12.0 where the earlier log had 12, or the reverse.
+        codes = [column for column in self.base.columns.get(option, []) if column.kind == "categorical"]
+        as_integers = {column.source: not self.base.has_floats(column.name) for column in codes}
+        return None if table is None else replace(table, as_integers=as_integers)
 
     def _find_labels(self) -> list[str]:
         """Return the labels that the log has; it may have none."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -42,12 +42,16 @@ class Table:
         The option that names them, for errors.
     texts : sequence of str
         Columns of ids, whose texts stay texts: 007 and 7 are two.
+    as_integers : mapping of str to bool
+        Whether floats that are integers in all rows are read as integers, by the column. By default they are if values
+        are missing.
     """
 
     paths: Sequence[Path]
     scratch: Path
     option: str
     texts: Sequence[str] = ()
+    as_integers: Mapping[str, bool] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for path in self.paths:
@@ -104,13 +108,12 @@ class Table:
         if not names:
             return []
         values = {name: pl.col(name).fill_nan(None) for name in names}
-        # Larger ones may have been rounded to floats.
-        tests = [
-            (
-                (value.is_null() | ((value == value.round()) & (value.abs() < 2**53))).all() & value.is_null().any()
-            ).alias(name)
-            for name, value in values.items()
-        ]
+        tests = []
+        for name, value in values.items():
+            # Larger ones may have been rounded to floats.
+            is_whole = (value.is_null() | ((value == value.round()) & (value.abs() < 2**53))).all()
+            is_asked = pl.lit(self.as_integers[name]) if name in self.as_integers else value.is_null().any()
+            tests.append((is_whole & is_asked).alias(name))
         found = frame.select(tests).collect(engine="streaming").row(0, named=True)
         return [value.cast(pl.Int64) for name, value in values.items() if found[name]]
 

@@ -451,3 +451,25 @@ def test_negatives_of_rows_without_a_user_and_a_log_of_no_user(prepare, tmp_path
     none = log.with_columns(user=pl.lit(None, pl.String))
     with raises_naming(DataError, "user", str(len(none))):
         prepare(write_source(tmp_path / "none", none, items), "none")
+
+
+@pytest.mark.parametrize("first_has_missing", [True, False])
+def test_categories_with_missing_values_on_one_day_only(tmp_path, prepare, first_has_missing):
+    """A float column of pandas, where 7 is 7.0: the texts are those of the earlier log, with missing values or not."""
+    types = None if first_has_missing else ["floor=categorical"]
+    for name, has_missing in (("first", first_has_missing), ("later", not first_has_missing)):
+        log, _, _ = make_log(1 if name == "first" else 2)
+        floor = pl.Series([float(row % 9) for row in range(len(log))])
+        if name == "later":
+            log = log.with_columns(time=pl.col("time") + 10_000)
+        log = log.with_columns(floor=floor)
+        if has_missing:
+            log = log.with_columns(floor=pl.when(pl.int_range(pl.len()) % 5 > 0).then("floor"))
+        (tmp_path / name).mkdir()
+        log.write_parquet(tmp_path / name / "interactions.parquet")
+    base = prepare(tmp_path / "first", "base", types=types)
+    later = prepare(tmp_path / "later", "day", like=base)
+    codes = pl.read_parquet(later / "test")["floor"]
+    is_known = codes != values(base, "floor").get(None, 0)
+    assert is_known.mean() > 0.7
+    assert codes.n_unique() > 8
