@@ -68,7 +68,7 @@ def test_the_folder_can_be_trained_on_as_it_is(tmp_path, capsys, options, labels
         experiment = Experiment.load(name, folder, model_root=str(tmp_path / "runs"), epochs=1)
         metrics = experiment.fit().metrics["valid"]
         for label in labels:
-            assert (f"AUC_{label}" if len(labels) > 1 else "AUC") in metrics
+            assert (f"{label}_AUC" if len(labels) > 1 else "AUC") in metrics
 
 
 def test_a_configuration_that_exists_is_kept(tmp_path, capsys):
