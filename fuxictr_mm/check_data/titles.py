@@ -113,7 +113,7 @@ LEAST_LETTERS, LEAST_WORDS, EXPECTED_MOST, OTHER_LEAST = 15, 4, 1e-3, 0.5
 
 
 class TitleFault(NamedTuple):
-    """The check that a title fails, and the fixed title (the same where there is no fix)."""
+    """The check that a title fails, and the fixed title (unchanged if the check has no fix)."""
 
     check: str
     fixed: str
