@@ -315,10 +315,11 @@ def check_call(text: str, where: str, allowed: Sequence[str]) -> None:
         raise ConfigError(f"{where}: '{text}' is not allowed; {expected}")
     owner, _, name = ast.unparse(called).rpartition(".")
     if owner in ("layers", "nn"):
-        from fuxictr.pytorch import layers
         from torch import nn
 
-        known = vars(layers if owner == "layers" else nn)
+        from fuxictr_mm.fuxictr_imports import fuxictr_layers
+
+        known = vars(fuxictr_layers if owner == "layers" else nn)
         classes = [k for k, v in known.items() if inspect.isclass(v) and issubclass(v, nn.Module)]
         if name not in classes:
             raise ConfigError(f"{where}: there is no layer '{owner}.{name}'{nearest(name, classes)}")

@@ -7,70 +7,28 @@ so that the files need no edit.
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import logging
 import re
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fuxictr_mm.checking import model_schema
+from fuxictr_mm.config import COMPUTED_TYPES, ModelSettings, label_names
+from fuxictr_mm.config.columns import Columns
+from fuxictr_mm.embedding_model import check_encoders
 from fuxictr_mm.errors import ConfigError, DataError, UserError, nearest
+from fuxictr_mm.fuxictr_imports import BaseModel, FeatureEmbedding, FeatureEmbeddingDict, MultiTaskModel
+from fuxictr_mm.model import MultimodalModel
 from fuxictr_mm.registry import describe_error, failed_on_first_batch
 from fuxictr_mm.runtime import is_main
-
-#: Modules of FuxiCTR of which its layers and models only call functions, and seldom: one reads embedding files, one is
-#: its own evaluation. They import ray, polars and scikit-learn, which takes longer than importing torch.
-DEFERRED = ("fuxictr.preprocess.tokenizer", "fuxictr.metrics")
-
-
-@contextmanager
-def deferred_imports(*names: str) -> Iterator[None]:
-    """Defer the import of the named modules until one of their functions is called.
-
-    Inside the block, ``from MODULE import FUNCTION`` gives a function that imports the module when it is called.
-    """
-    placeholders = {name: _Deferred(name) for name in names if name not in sys.modules}
-    sys.modules.update(placeholders)
-    try:
-        yield
-    finally:
-        for name in placeholders:
-            del sys.modules[name]
-
-
-class _Deferred(ModuleType):
-    """Placeholder of a module; its attributes are functions that import the module and call its own."""
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        if name.startswith("__"):
-            raise AttributeError(name)
-
-        def call(*arguments: Any, **named: Any) -> Any:
-            return getattr(importlib.import_module(self.__name__), name)(*arguments, **named)
-
-        return call
-
-
-with deferred_imports(*DEFERRED):
-    from fuxictr.pytorch.layers import FeatureEmbedding, FeatureEmbeddingDict
-    from fuxictr.pytorch.models import BaseModel, MultiTaskModel
-
-# Not at the top: these import FuxiCTR's layers and models too.
-from fuxictr_mm.checking import model_schema  # noqa: E402
-from fuxictr_mm.config import COMPUTED_TYPES, ModelSettings, label_names  # noqa: E402
-from fuxictr_mm.config.columns import Columns  # noqa: E402
-from fuxictr_mm.embedding_model import check_encoders  # noqa: E402
-from fuxictr_mm.model import MultimodalModel  # noqa: E402
-from fuxictr_mm.tasks import UncertaintyWeights, loss_of_tasks  # noqa: E402
-from fuxictr_mm.training.checkpoints import load_state_dict, save_state_dict  # noqa: E402
+from fuxictr_mm.tasks import UncertaintyWeights, loss_of_tasks
+from fuxictr_mm.training.checkpoints import load_state_dict, save_state_dict
 
 logger = logging.getLogger(__name__)
 

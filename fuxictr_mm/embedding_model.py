@@ -13,14 +13,13 @@ from typing import Any, Literal
 
 import torch
 from fuxictr.features import FeatureMap
-from fuxictr.pytorch.layers import FeatureEmbedding, FeatureEmbeddingDict
-from fuxictr.pytorch.models import BaseModel
 from torch import Tensor, nn
 
 from fuxictr_mm.data.batch import Batch, pad_columns
 from fuxictr_mm.data.items import ItemTable
 from fuxictr_mm.data.schema import why_no_layers
 from fuxictr_mm.errors import ConfigError
+from fuxictr_mm.fuxictr_imports import BaseModel, FeatureEmbedding, FeatureEmbeddingDict
 from fuxictr_mm.jagged import Jagged
 from fuxictr_mm.layers.history_search import directions
 from fuxictr_mm.layers.similarity import HistorySimilarity

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from fuxictr_mm.runtime import is_main
 
-#: Seconds between two lines of progress where there is no terminal.
+#: Seconds between two lines of progress if the output is not a terminal.
 LINE_SECONDS = 30.0
 
 #: ANSI codes of ``paint``.

@@ -407,7 +407,7 @@ class Titles:
         self._titles = {item: title or "" for item, title in pairs}
 
     def of(self, items: Sequence[Any]) -> list[str]:
-        """Return the title of each item, empty where there is none."""
+        """Return the title of each item, or an empty text for an item without a title."""
         get = self._titles.get
         return [get(item, get(_integer(item), get(str(item), ""))) for item in items]
 

@@ -16,7 +16,7 @@ SOURCE_ID = "source_id"
 SOURCE_USER, SOURCE_TIME, SOURCE_ROW = "source_user", "source_time", "source_row"
 ROW_SOURCES = (SOURCE_USER, SOURCE_TIME, SOURCE_ROW)
 
-#: Folder of the newest history of every user, which a later log goes on with.
+#: Folder of the newest history of every user, which a later log continues.
 HISTORIES = "histories"
 
 #: Folder of the values of every code, a file for each column.

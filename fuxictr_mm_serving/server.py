@@ -101,7 +101,7 @@ class Gate:
         self._pending = 0
 
     def check(self) -> None:
-        """Refuse what there is no room for.
+        """Refuse a request if too many are waiting.
 
         Raises
         ------

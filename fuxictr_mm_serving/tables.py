@@ -117,7 +117,7 @@ class Ids:
         return {value: number for number, value in enumerate(self.values, start=1)}
 
     def _find(self, values: Sequence[Any]) -> np.ndarray:
-        """Return the number of each value ``(M,)``, 0 for one that is no id."""
+        """Return the number of each value ``(M,)``, 0 for a value that is not an id."""
         if self._large is not None:
             return self._large.find(values)
         get = self._numbers.get

@@ -142,7 +142,7 @@ class Workers:
             with there:  # closed here, so that the end of the process is the end of the pipe
                 args = (there, self._work, self._args)
                 worker.process = start(context.Process(target=_run, args=args, daemon=True))
-        except ServingError as error:  # others may serve, and go on
+        except ServingError as error:  # the other workers may still serve requests
             here.close()
             self._on_end(worker, str(error))
         else:

@@ -1,5 +1,6 @@
 """Imports point one way, as the contracts in pyproject.toml say, and what is slow is imported only where it is used."""
 
+import re
 import subprocess
 import sys
 
@@ -23,13 +24,24 @@ def test_command_lines_are_parsed_in_commands():
     assert {path.as_posix() for path in importing if path.parts[0] != "commands"} == PARSERS
 
 
+def test_layers_of_fuxictr_are_imported_in_one_place():
+    """Elsewhere, they would load what they seldom use: 170 MB, if that module were the first to be imported."""
+    package = ROOT / "fuxictr_mm"
+    direct = re.compile(
+        r"(?m)^ *(?:from|import) fuxictr\.pytorch(?: import .*\b(?:layers|models)|\.(?:layers|models))\b"
+    )
+    found = [p.relative_to(package).as_posix() for p in package.rglob("*.py") if direct.search(p.read_text("utf-8"))]
+    assert found == ["fuxictr_imports.py"]
+
+
 #: In one process: what is done, and what it must not import, which takes long and is not used.
 LIGHT = [
     ("import fuxictr_mm as fm", "torch fuxictr numpy pyarrow pydantic"),
     ("import fuxictr_mm.submission", "numpy pandas pyarrow torch"),
     ("import fuxictr_mm.config", "torch fuxictr pandas"),
     ("fm.load_run; import fuxictr_mm.runs, fuxictr_mm.evaluation.compare", "torch"),
-    # FuxiCTR's layers and models import the rest of these, and a step of an optimizer torch's compiler.
+    # FuxiCTR's layers and models import these, and a step of an optimizer torch's compiler.
+    ("import fuxictr_mm.layers, fuxictr_mm.model", "ray sklearn scipy.stats polars pandas h5py torch._dynamo"),
     ("fm.Experiment; import fuxictr_mm.experiment", "ray sklearn scipy.stats polars pandas h5py torch._dynamo"),
     (
         """

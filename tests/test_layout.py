@@ -53,6 +53,8 @@ TESTED_BY = {
     "fuxictr_mm/data/partitions": "data/test_interactions",
     "fuxictr_mm/data/shards": "data/test_streaming",
     "fuxictr_mm/datasets/configuration": "datasets/test_log",
+    "fuxictr_mm/datasets/synthetic": "commands/test_synth",
+    "fuxictr_mm/fuxictr_imports": "test_compat",
     "fuxictr_mm/datasets/folder": "datasets/test_writer",
     "fuxictr_mm/datasets/own/base": "datasets/own/test_later",
     "fuxictr_mm/datasets/own/options": "datasets/test_log",

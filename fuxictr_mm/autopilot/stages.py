@@ -44,7 +44,7 @@ from fuxictr_mm.tuning.source import Source
 from fuxictr_mm.tuning.tuner_file import with_found_paths
 from fuxictr_mm.yaml_files import write_entries
 
-#: Trials of each model before the best goes on alone.
+#: Trials of each model, after which only the best model is tuned further.
 FIRST_TRIALS = 3
 
 #: Trials of models that take less than a quarter of the time of the slowest.

@@ -29,6 +29,7 @@ def check_folder(
     roles: Roles | None = None,
     ids: str | None = None,
     label: str | None = None,
+    needs_all: bool = False,
     verbose: int = 0,
 ) -> tuple[Report, Layout]:
     """Check a dataset in the challenge's layout.
@@ -52,6 +53,8 @@ def check_folder(
         As in ``dataset_config.yaml``, of which it is by default.
     label : str, optional
         Column of the label; by default the first of ``dataset_config.yaml``, else ``label``.
+    needs_all : bool
+        A check of titles whose library is not installed is an error; by default it is left out, with a warning.
     verbose : int
         0 shows no progress.
 
@@ -68,6 +71,8 @@ def check_folder(
         The folder does not exist, or holds no file of the layout.
     ConfigError
         A given column is missing, or ``dataset_config.yaml`` is invalid.
+    UserError
+        ``needs_all``, and a library is not installed.
     """
     report = Report(checks)
     described = Description.find(Path(folder))
@@ -81,7 +86,7 @@ def check_folder(
             raise ConfigError(f"--title-column: no item file has a column '{title_column}'")
         check_items(layout, report)
         similar = check_embeddings(layout, report, text_column, image_column, verbose)
-        check_titles(layout, report, title_column or TITLE, language, similar)
+        check_titles(layout, report, title_column or TITLE, language, similar, needs_all)
         check_interactions(layout, report, verbose)
     report.translate(translation.back)
     return report, layout

@@ -62,9 +62,9 @@ class Check(NamedTuple):
 class Fault:
     """What a check found in a column, or in the whole file, where ``column`` is empty.
 
-    ``rows`` has the columns ``row`` (number in the file, from 0), ``item_id`` or ``user_id`` (null or -1 where it is
-    none) and ``value``. No rows, no fault; None, and the column as a whole has it. Texts and severity replace those of
-    the check.
+    ``rows`` has the columns ``row`` (number in the file, from 0), ``item_id`` or ``user_id`` (null or -1 if the
+    row has none) and ``value``. Without rows it is not a fault; None stands for the whole column. Texts and severity
+    replace those of the check.
     """
 
     file: str

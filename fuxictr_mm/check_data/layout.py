@@ -58,7 +58,7 @@ class ItemFile:
 
     path: Path
     schema: pa.Schema
-    #: ``item_id`` of each row, ``(I,)`` int64, -1 where it is none.
+    #: ``item_id`` of each row, ``(I,)`` int64, -1 where the value is not an id.
     ids: np.ndarray
     #: Columns of lists of ids, such as tags.
     id_lists: list[str]

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import functools
 import html
+import importlib.util
 import json
+import logging
 import re
 import unicodedata
 from collections import Counter, defaultdict
@@ -28,6 +30,11 @@ from fuxictr_mm.check_data.layout import COLUMN_TYPE, ItemFile, Layout, as_text,
 from fuxictr_mm.data.arrow_types import is_bytes
 from fuxictr_mm.data.schema import ITEM_ID
 from fuxictr_mm.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+#: Checks that need a library of the extra ``quality``.
+LIBRARIES = {"mojibake": "ftfy", "lost-character": "ftfy", "foreign-title": "py3langid"}
 
 PLACEHOLDERS = frozenset(
     [
@@ -106,7 +113,7 @@ LEAST_LETTERS, LEAST_WORDS, EXPECTED_MOST, OTHER_LEAST = 15, 4, 1e-3, 0.5
 
 
 class TitleFault(NamedTuple):
-    """The check that a title fails, and the fixed title (the same where there is no fix)."""
+    """The check that a title fails, and the fixed title (unchanged if the check has no fix)."""
 
     check: str
     fixed: str
@@ -288,18 +295,31 @@ class Titles:
 
 
 def check_titles(
-    layout: Layout, report: Report, column: str, language: str | None = None, similar: Collection[int] = ()
+    layout: Layout,
+    report: Report,
+    column: str,
+    language: str | None = None,
+    similar: Collection[int] = (),
+    needs_all: bool = False,
 ) -> None:
-    """Check the titles of all item files that have the column; the parameters are those of ``Titles``.
+    """Check the titles of all item files that have the column; the other parameters are those of ``Titles``.
+
+    A check whose library is not installed is left out, with a warning, and named in ``layout.not_checked``.
+
+    Parameters
+    ----------
+    needs_all : bool
+        A missing library is an error.
 
     Raises
     ------
     UserError
         A library is missing, or does not support the language.
     """
-    for item in layout.items if report.wants(str, Titles) else ():
-        if column not in item.schema.names:
-            continue
+    items = [item for item in layout.items if column in item.schema.names] if report.wants(str, Titles) else []
+    if items and not needs_all:
+        layout.not_checked += [f"{item.path.name}: {column} ({name})" for name in _leave_out(report) for item in items]
+    for item in items:
         kind = item.schema.field(column).type
         if not (is_text(kind) or is_bytes(kind)):
             report.add(COLUMN_TYPE, Fault(item.path.name, column, found=f"holds {kind}", expected="text"))
@@ -307,6 +327,22 @@ def check_titles(
         with report.reading(item.path):
             rows = _report_single(item, column, report)
             report.examine(Titles(item.path.name, column, rows, language, similar))
+
+
+def _leave_out(report: Report) -> list[str]:
+    """Remove the checks whose library is not installed from the report; return their names."""
+    names = [name for name, library in LIBRARIES.items() if name in report.checks and not _is_installed(library)]
+    if names:
+        logger.warning(
+            f"not checked, because {' and '.join(dict.fromkeys(LIBRARIES[name] for name in names))} is not installed: "
+            f'{", ".join(names)}; pip install "fuxictr-mm[quality]"'
+        )
+    report.checks -= set(names)
+    return names
+
+
+def _is_installed(library: str) -> bool:
+    return importlib.util.find_spec(library) is not None
 
 
 def _report_single(item: ItemFile, column: str, report: Report) -> pl.DataFrame:

@@ -59,6 +59,7 @@ def main_from_args(args: argparse.Namespace) -> None:
         roles=Roles.parse(args.roles) if args.roles else None,
         ids=None if args.ids == "auto" else args.ids,
         label=args.label,
+        needs_all=args.only is not None,  # what is asked for by name is not left out
         verbose=0 if args.quiet else 1,
     )
     findings = report.findings()

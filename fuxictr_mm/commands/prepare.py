@@ -90,7 +90,7 @@ def main_from_args(args: argparse.Namespace) -> None:
 
 
 def _write_later(args: argparse.Namespace) -> None:
-    """Write a log that goes on where another ended, and say what was found."""
+    """Write a log that continues an earlier one, and print a summary."""
     from fuxictr_mm.datasets.own.later import LaterLog
     from fuxictr_mm.datasets.own.options import given_options
     from fuxictr_mm.datasets.writer import Writer

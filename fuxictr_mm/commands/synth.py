@@ -1,4 +1,4 @@
-"""``fuxictr-mm synth``: synthetic data in the layout of MicroLens_1M_x1."""
+"""``fuxictr-mm synth``: synthetic data in the layout of MicroLens_1M_x1, with a configuration to train."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import sys
 from pathlib import Path
+from shlex import quote
 
 from fuxictr_mm.arguments import add_examples, add_output_options, show
 from fuxictr_mm.data.synthetic.spec import PRESETS, SyntheticSpec
@@ -24,7 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", choices=sorted(PRESETS), default="tiny", help="sizes to start from (default: tiny)")
     parser.add_argument("--scale", type=float, metavar="X", help="X times as many users, items and rows")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="folder to write")
-    parser.add_argument("--overwrite", action="store_true", help="replace an older dataset in FOLDER")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace an older dataset in FOLDER; its configuration is kept"
+    )
     add_output_options(parser)
     for field in dataclasses.fields(SyntheticSpec):
         kind = type(field.default)
@@ -35,14 +38,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main_from_args(args: argparse.Namespace) -> None:
     """Write the dataset that the parsed options ask for."""
-    from fuxictr_mm.data.synthetic.writer import generate
+    from fuxictr_mm.data.synthetic.writer import CONFIGURATION, generate
+    from fuxictr_mm.datasets.synthetic import write_synthetic_config
 
     given = {field.name: getattr(args, field.name) for field in dataclasses.fields(SyntheticSpec)}
     changes = {name: value for name, value in given.items() if value is not None}
     if args.scale is not None and not 0 < args.scale <= 1000:
         raise ConfigError(f"--scale is {args.scale}, expected a number above 0 and at most 1000")
     spec = PRESETS[args.preset].scaled(1.0 if args.scale is None else args.scale, **changes)
-    generate(spec, args.out, progress=not args.quiet and sys.stderr.isatty(), overwrite=args.overwrite)
-    files = sorted(path.name for path in Path(args.out).iterdir())
-    document = {"folder": str(args.out), "preset": args.preset, "spec": dataclasses.asdict(spec), "files": files}
-    show(args, document, f"{args.out}: {', '.join(files)}")
+    folder = Path(args.out)
+    kept = [name for name in CONFIGURATION if (folder / name).exists()]
+    generate(spec, folder, progress=not args.quiet and sys.stderr.isatty(), overwrite=args.overwrite)
+    experiments = write_synthetic_config(folder, spec)
+    files = sorted(path.name for path in folder.iterdir())
+    document = {
+        **{"folder": str(folder), "preset": args.preset, "spec": dataclasses.asdict(spec)},
+        **{"files": files, "experiments": experiments, "kept": kept},
+    }
+    lines = [f"{folder}: {', '.join(files)}"]
+    if kept:
+        lines.append(f"{' and '.join(kept)} existed and was not changed; to have it written for these data, delete it")
+    lines += [
+        "",
+        "To train:",
+        *(f"  fuxictr-mm train --config {quote(str(folder))} --expid {name}" for name in experiments),
+    ]
+    show(args, document, "\n".join(lines))

@@ -87,7 +87,6 @@ def read_dataset(
     if config.dataset.item_files:
         row_files = [pair for split in files.values() for pair in split.metadata.items()]
         check_numbering(config.dataset.item_files, row_files, features, vocabularies)
-    _log_unread_labels(config, files, needs_labels)
     train_files = partial(files_of, "train", False)
     _build_vocabularies(config, files, train_files, vocabularies)
     scales = _scales(config, features, train_files, vocabularies)
@@ -162,16 +161,6 @@ def _conversion(config: ExperimentConfig, items: ItemTable) -> Conversion:
     roles, ids = config.dataset.roles, config.dataset.ids
     of_items = {} if items.vocabulary is None else {ITEM_ID: items.vocabulary}
     return Conversion(roles.target, roles.history, of_items, zero_ends=2 if ids == "vocabulary" else 1)
-
-
-def _log_unread_labels(
-    config: ExperimentConfig, files: Mapping[str, InteractionFiles], needs_labels: Mapping[str, bool | None]
-) -> None:
-    """Log the labels of splits that are only scored."""
-    for split, needs_label in needs_labels.items():
-        for name in config.dataset.label_names if needs_label is None else ():
-            if files[split].has_column(name):
-                logger.info(f"{files[split].path}: {name} is not read, because scoring needs no label")
 
 
 def _build_vocabularies(

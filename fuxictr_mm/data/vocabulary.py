@@ -112,7 +112,7 @@ class Vocabulary:
         DataError
             Texts for a vocabulary of integers or the reverse; floating-point numbers that are not exact integers.
         """
-        if values.null_count == len(values):  # of any type, which writers choose where there is no value
+        if values.null_count == len(values):  # the type is any, since writers choose one for a column without values
             return np.zeros(len(values), dtype=np.int64)
         # Ids repeat: each distinct one is looked up once. That is faster than joins and than hash tables made per call.
         encoded = plain(values, where).dictionary_encode()

@@ -47,16 +47,31 @@ def choose_labels(name: str, reader: Reader, given: Sequence[str] | None) -> lis
 def write_config(
     folder: Path, dataset_id: str, reader: Reader, summary: Summary, labels: Sequence[str] = ()
 ) -> list[str]:
-    """Write ``dataset_config.yaml`` and ``model_config.yaml`` for a prepared folder; return the experiment ids.
+    """Write the configuration of a prepared folder as ``write_files`` does; return the experiment ids."""
+    return write_files(folder, dataset_id, dataset_entry(reader, summary, labels), reader.experiments(summary))
+
+
+def write_files(folder: Path, dataset_id: str, dataset: dict[str, Any], models: dict[str, dict[str, Any]]) -> list[str]:
+    """Write ``dataset_config.yaml`` and ``model_config.yaml``; return the ids of the experiments, one of each model.
 
     Existing files are kept, because they may have been changed.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder of the dataset.
+    dataset_id : str
+        Name of the dataset.
+    dataset : dict
+        Its entry.
+    models : dict
+        Settings of each model, besides ``FIRST_SETTINGS``; None leaves out one of those.
     """
     from fuxictr_mm.files import atomic_path
     from fuxictr_mm.yaml_files import dump_yaml
 
-    dataset = dataset_entry(reader, summary, labels)
     experiments = {}
-    for model, others in reader.experiments(summary).items():
+    for model, others in models.items():
         settings = {key: value for key, value in {**FIRST_SETTINGS, **others}.items() if value is not None}
         experiments[f"{model}_{dataset_id}"] = {"model": model, "dataset_id": dataset_id, **settings}
     for stem, content in (("dataset_config", {dataset_id: dataset}), ("model_config", experiments)):

@@ -32,7 +32,7 @@ Kind = Literal["categorical", "numeric", "sequence", "text", "group"]
 SPLITS = ("train", "valid", "test")
 
 #: Modules of this package that hold no reader.
-_OTHERS = ("reader", "histories", "negatives", "configuration", "writer", "folder")
+_OTHERS = ("reader", "histories", "negatives", "configuration", "writer", "folder", "synthetic")
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from fuxictr.pytorch import layers as fuxictr_layers
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
+from fuxictr_mm.fuxictr_imports import fuxictr_layers
 from fuxictr_mm.jagged import Jagged
 from fuxictr_mm.layers.din_attention import DINAttention
 from fuxictr_mm.layers.target_attention import MultiHeadTargetAttention

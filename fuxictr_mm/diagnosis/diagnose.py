@@ -107,7 +107,7 @@ def _findings_of_training(trained: Trained) -> Iterator[Finding]:
 
 
 def _popularity(experiment: Experiment, items: ItemTable) -> Popularity | None:
-    """Count clicks in the training file, None where there is none."""
+    """Count clicks in the training file; return None if the file does not exist."""
     from fuxictr_mm.data.interactions import InteractionTable
     from fuxictr_mm.diagnosis.slices import Popularity, count_items
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from fuxictr.pytorch.layers import SqueezeExcitation
 from torch import Tensor, nn
 
 from fuxictr_mm.config import Roles
@@ -22,6 +21,7 @@ from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ, ITEM_SOURCE
 from fuxictr_mm.diagnosis.findings import NEGLIGIBLE_AUC, NOTE, PROBLEM, WARNING, Finding, find_harmful, is_negligible
 from fuxictr_mm.diagnosis.scorer import AUCDrop, Scorer, with_context, with_history
 from fuxictr_mm.evaluation.significance import NORMAL_95
+from fuxictr_mm.fuxictr_imports import SqueezeExcitation
 from fuxictr_mm.terminal import format_table
 
 #: Parts of a column's name, between underscores, that name its modality.

@@ -165,7 +165,7 @@ def _described(config: ExperimentConfig, folder: Path) -> dict[str, Any]:
         known = {k: v for k, v in spec.items() if k in FeatureSpec.model_fields}
         FeatureSpec.read({**known, "name": name}, f"{path}: feature '{name}'")
         pretrained = {k: spec[k] for k in PRETRAINED_KEYS if k in spec} if "pretrained_emb" in spec else None
-        # FuxiCTR writes no encoder where there is none.
+        # FuxiCTR leaves out the entry of a column without an encoder.
         given = {"feature_encoder": None, **known, "name": name, "pretrained": pretrained}
         columns.append(EncodedFeature.model_construct(**given))
     return {

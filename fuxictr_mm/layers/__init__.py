@@ -3,10 +3,9 @@
 Importing this package registers them in ``fuxictr.pytorch.layers``.
 """
 
-import importlib
-
 from torch import nn
 
+from fuxictr_mm.fuxictr_imports import fuxictr_layers
 from fuxictr_mm.jagged import Jagged, weighted_sum
 from fuxictr_mm.layers.bilinear import BilinearInteraction
 from fuxictr_mm.layers.capsules import InterestCapsules
@@ -49,7 +48,6 @@ def register() -> None:
     Names that FuxiCTR has are kept, so that its models use the layers they were written for. Calling it again changes
     nothing.
     """
-    fuxictr_layers = importlib.import_module("fuxictr.pytorch.layers")
     for name, layer in globals().items():
         if isinstance(layer, type) and issubclass(layer, nn.Module) and not hasattr(fuxictr_layers, name):
             setattr(fuxictr_layers, name, layer)

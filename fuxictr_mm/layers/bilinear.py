@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from fuxictr.pytorch import layers as fuxictr_layers
 from torch import Tensor
+
+from fuxictr_mm.fuxictr_imports import fuxictr_layers
 
 BILINEAR_TYPES = ("field_all", "field_each", "field_interaction")
 

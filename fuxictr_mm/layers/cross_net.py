@@ -12,9 +12,9 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from fuxictr.pytorch import layers as fuxictr_layers
-from fuxictr.pytorch.layers import CrossNet, CrossNetV2
 from torch import Tensor, nn
+
+from fuxictr_mm.fuxictr_imports import CrossNet, CrossNetV2, fuxictr_layers
 
 __all__ = ["CrossNet", "CrossNetMix", "CrossNetV2", "cross_network"]
 

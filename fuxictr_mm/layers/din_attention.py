@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from fuxictr.pytorch.layers import MLP_Block
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 
+from fuxictr_mm.fuxictr_imports import MLP_Block
 from fuxictr_mm.jagged import Jagged, weighted_sum
 from fuxictr_mm.layers.chunked_scores import chunked_scores, relu_layers
 

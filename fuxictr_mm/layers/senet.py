@@ -5,7 +5,7 @@ Shape letters: B rows, F fields, D dim, R reduced fields.
 
 from __future__ import annotations
 
-from fuxictr.pytorch.layers import SqueezeExcitation
+from fuxictr_mm.fuxictr_imports import SqueezeExcitation
 
 
 class SENet(SqueezeExcitation):

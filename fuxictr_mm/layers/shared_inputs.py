@@ -7,9 +7,9 @@ H units of the first layer, T outputs.
 from __future__ import annotations
 
 import torch
-from fuxictr.pytorch.layers import MLP_Block
 from torch import Tensor, nn
 
+from fuxictr_mm.fuxictr_imports import MLP_Block
 from fuxictr_mm.layers.senet import SENet
 
 

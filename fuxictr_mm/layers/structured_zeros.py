@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from fuxictr.pytorch.layers import CrossNetV2
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from fuxictr_mm.fuxictr_imports import CrossNetV2
 from fuxictr_mm.jagged import Jagged
 
 

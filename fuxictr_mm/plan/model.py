@@ -24,7 +24,7 @@ from fuxictr_mm.training.optim import embedding_tables, make_optimizer, touched_
 
 #: Rows of the tables of the small copy; rows of its two batches.
 SMALL_TABLE, SMALL_BATCHES = 1000, (32, 96)
-#: Parameters besides tables above which there is no small copy.
+#: Number of parameters besides tables above which no small copy of the model is made.
 MOST_PARAMETERS = 2**26
 
 

@@ -13,12 +13,12 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
-from fuxictr.pytorch.layers import MLP_Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_linear_bn_eval
 
 from fuxictr_mm.data.batch import Batch
+from fuxictr_mm.fuxictr_imports import MLP_Block
 from fuxictr_mm.jagged import Jagged
 from fuxictr_mm.layers.din_attention import DINAttention
 from fuxictr_mm.layers.similarity import HistorySimilarity

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import torch
-from fuxictr.pytorch.layers import MaskedAveragePooling, MaskedSumPooling
 from numpy.lib.format import open_memmap
 from torch import Tensor, nn
 
 from fuxictr_mm.data.schema import ITEM_ID
+from fuxictr_mm.fuxictr_imports import MaskedAveragePooling, MaskedSumPooling
 from fuxictr_mm.serving.graphs import (
     Traced,
     content_columns,

@@ -13,12 +13,12 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
-from fuxictr.pytorch.models import BaseModel
 from torch import Tensor
 
 from fuxictr_mm.config import ModelSettings
 from fuxictr_mm.data.batch import num_rows
 from fuxictr_mm.errors import ConfigError, DataError, Interrupted, UserError
+from fuxictr_mm.fuxictr_imports import BaseModel
 from fuxictr_mm.runtime import collect_signals, is_main
 from fuxictr_mm.tables import answer_lookups, sharded_tables
 from fuxictr_mm.terminal import progress_bar

@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
-from fuxictr.pytorch.layers import FeatureEmbeddingDict
 from torch import Tensor, nn
 
 from fuxictr_mm.config import Regularizer
 from fuxictr_mm.config.model import DECOUPLED_DECAY, optimizer_name, parse_regularizer
 from fuxictr_mm.errors import ConfigError
+from fuxictr_mm.fuxictr_imports import FeatureEmbeddingDict
 from fuxictr_mm.tables import (
     Optimizers,
     Penalize,

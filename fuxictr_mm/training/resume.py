@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fuxictr.pytorch.models import BaseModel
 from torch import Tensor, nn
 
 from fuxictr_mm.data.fingerprint import data_paths
 from fuxictr_mm.errors import UserError
 from fuxictr_mm.files import read_json, write_json
+from fuxictr_mm.fuxictr_imports import BaseModel
 from fuxictr_mm.runtime import is_main
 from fuxictr_mm.tables import sharded_tables, touched_rows
 from fuxictr_mm.tables.gradients import sparse_gradient

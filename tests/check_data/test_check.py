@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fuxictr_mm.check_data import titles
 from fuxictr_mm.check_data.check import check_folder
 from fuxictr_mm.check_data.checks import CHECKS
 from fuxictr_mm.check_data.clean import clean_folder
@@ -193,3 +195,22 @@ def test_part_files_and_hive_partitions_are_checked_as_one_file(folder, tmp_path
     cleaned, rows = pq.read_table(tmp_path / "clean" / "train.parquet"), pq.read_table(folder / "train.parquet")
     assert set(cleaned["user_id"].to_pylist()) == set(range(40))
     assert cleaned.num_rows == rows.num_rows - 2
+
+
+def test_checks_of_titles_are_left_out_without_their_libraries(folder, capsys, caplog, monkeypatch):
+    """Of a base install; a check that is asked for by name is an error."""
+    monkeypatch.setitem(sys.modules, "ftfy", None)
+    monkeypatch.setattr("fuxictr_mm.check_data.titles._is_installed", lambda library: library != "ftfy")
+    monkeypatch.setattr("fuxictr_mm.check_data.titles._decoded", titles._decoded.__wrapped__)
+    titles_of = pq.read_table(folder / "item_feature.parquet")
+    column = titles_of.schema.get_field_index("item_title")
+    broken = pa.array(["", *titles_of["item_title"].to_pylist()[1:]])
+    pq.write_table(titles_of.set_column(column, "item_title", broken), folder / "item_feature.parquet")
+    assert run(folder, "--json", *FAST) == 1
+    answer = json.loads(capsys.readouterr().out)
+    assert [finding["check"] for finding in answer["findings"] if finding["severity"] == "warning"] == ["empty-title"]
+    left_out = [f"item_feature.parquet: item_title ({name})" for name in ("mojibake", "lost-character")]
+    assert answer["not_checked"] == ["test_labelled.parquet", *left_out]
+    (record,) = caplog.records
+    assert "fuxictr-mm[quality]" in record.getMessage()
+    assert run(folder, "--only", "mojibake", "--quiet") == 2

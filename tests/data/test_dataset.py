@@ -76,6 +76,13 @@ def test_only_the_splits_asked_for_are_read(params):
     assert list(load_dataset(params, {"test": False}).splits) == ["test"]
 
 
+def test_nothing_is_said_of_labels_that_are_not_read(params, caplog):
+    """``predict --data`` reads them afterwards, for metrics."""
+    with caplog.at_level("INFO"):
+        load_dataset(params, {"test": None})
+    assert not [record for record in caplog.records if "label is" in record.getMessage()]
+
+
 def test_context_features_need_a_vocab_size_and_the_message_suggests_one(params):
     params["feature_cols"] = [*without("likes_level"), {"name": "likes_level", "type": "categorical"}]
     with raises_naming(ConfigError, "'likes_level'", "train, test", "vocab_size: 6"):

@@ -13,6 +13,12 @@ def rewrite(path, change):
     change(pl.read_csv(path)).write_csv(path)
 
 
+def without_header(shop):
+    """Remove the names of the columns of interactions.csv."""
+    path = shop / "interactions.csv"
+    path.write_text(path.read_text("utf-8").partition("\n")[2], "utf-8")
+
+
 def without_time(rows):
     """Return rows without their times, which are in the form of the source."""
     return [{name: value for name, value in row.items() if name != "source_time"} for row in rows]

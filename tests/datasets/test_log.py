@@ -16,7 +16,7 @@ from fuxictr_mm.errors import DataError, UserError
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.yaml_files import load_yaml
 from tests.datasets.command import run
-from tests.datasets.shop import ROLES, drop_label, rewrite, with_impressions, with_value
+from tests.datasets.shop import ROLES, drop_label, rewrite, with_impressions, with_value, without_header
 from tests.errors import raises_naming
 
 
@@ -294,6 +294,17 @@ def test_metrics_group_by_the_column_with_the_role(shop, prepare_log, tmp_path):
         (lambda shop: (shop / "items.csv").rename(shop / "items.xlsx"), {}, ["items.xlsx", ".csv"]),
         (None, {"negatives": 1}, ["--negatives", "click"]),
         (None, {"embeddings": ["items.csv"]}, ["--embeddings", "items.csv"]),
+        (
+            lambda shop: np.save(shop / "img.npy", np.zeros((2, 3))),
+            {"embeddings": ["img.npy"]},
+            ["--embeddings", "img.npy", '"asin"', 'write_parquet("img.parquet")'],
+        ),
+        (without_header, {}, ["interactions.csv", "first line", "'user'"]),
+        (
+            with_value("time", 0, "11/9/2019 12:03:29 AM"),
+            {},
+            ["11/9/2019 12:03:29 AM", 'pandas.to_datetime(frame["time"])'],
+        ),
     ],
 )
 def test_what_is_wrong_is_named(damage, options, named, shop, prepare_log):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -35,10 +36,12 @@ ITEM_CHUNK, ROW_CHUNK = 8192, 100_000
 #: What reduced embeddings are multiplied by where they are 8-bit integers.
 INT8_FACTOR = 16
 
+#: Files of a dataset, and its configuration, which ``overwrite`` keeps.
 FILES = {
     *("train.parquet", "valid.parquet", "test.parquet", "test_labelled.parquet"),
     *("item_info.parquet", "item_feature.parquet", "item_emb.parquet"),
 }
+CONFIGURATION = ("dataset_config.yaml", "model_config.yaml")
 
 
 def generate(spec: SyntheticSpec, folder: str | Path, progress: bool = True, overwrite: bool = False) -> None:
@@ -53,7 +56,7 @@ def generate(spec: SyntheticSpec, folder: str | Path, progress: bool = True, ove
     progress : bool
         Show a progress bar per step.
     overwrite : bool
-        Replace an older dataset of the same file names.
+        Replace an older dataset of the same file names; its ``CONFIGURATION`` is kept.
 
     Raises
     ------
@@ -65,6 +68,9 @@ def generate(spec: SyntheticSpec, folder: str | Path, progress: bool = True, ove
     _check_target(target, overwrite)
 
     def write(temporary: Path) -> None:
+        for name in CONFIGURATION:
+            if (target / name).exists():
+                shutil.copy2(target / name, temporary / name)
         world = World.build(spec)
         _write_items(world, temporary, progress)
         exposure = world.exposure()
@@ -85,7 +91,7 @@ def _check_target(folder: Path, overwrite: bool) -> None:
     found = sorted(path.name for path in folder.iterdir())
     if found and not overwrite:
         raise DataError(f"{folder} is not empty (it holds {found[0]}); give another folder, or --overwrite")
-    others = sorted(set(found) - FILES)
+    others = sorted(set(found) - FILES - set(CONFIGURATION))
     if others:
         raise DataError(
             f"{folder} holds {others[0]}, which is not part of a dataset; remove it, or give another folder"
@@ -171,7 +177,8 @@ def _stored(values: NDArray, spec: SyntheticSpec) -> NDArray:
     return half_precision(values)
 
 
-def _half_names(spec: SyntheticSpec) -> tuple[str, str]:
+def half_names(spec: SyntheticSpec) -> tuple[str, str]:
+    """Return the columns of the text and of the image, each reduced to half the dimension."""
     return f"txt_emb_pca{spec.emb_dim // 2}", f"img_emb_pca{spec.emb_dim // 2}"
 
 
@@ -182,7 +189,7 @@ def _fit_projections(spec: SyntheticSpec, covariance: NDArray) -> dict[str, tupl
     The fourth column, e4 (strategy V4), is the last two joined.
     """
     text, image, both = slice(0, spec.text_dim), slice(spec.text_dim, None), slice(None)
-    half, (text_half, image_half) = spec.emb_dim // 2, _half_names(spec)
+    half, (text_half, image_half) = spec.emb_dim // 2, half_names(spec)
     plan = {
         f"{spec.embedding_name}_v1": (text, spec.emb_dim, False),
         f"{spec.embedding_name}_v2": (image, spec.emb_dim, False),
@@ -215,7 +222,7 @@ def _write_embeddings(
     Where some items have no embedding, item_info has the ids and tags of all, and item_emb the rows of the others.
     """
     spec = world.spec
-    stem, halves = spec.embedding_name, _half_names(spec)
+    stem, halves = spec.embedding_name, half_names(spec)
     dims = {f"{stem}_{version}": spec.emb_dim for version in ("v1", "v2", "v3", "e4")}
     dims |= dict.fromkeys(halves, spec.emb_dim // 2)
     ids_field, tags_field = ("item_id", pa.int64()), ("item_tags", pa.list_(pa.int64(), MAX_TAGS))

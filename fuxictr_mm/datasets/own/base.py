@@ -16,11 +16,20 @@ import pyarrow.parquet as pq
 from fuxictr_mm.data.numbering import all_items_in, earlier_items_in, known_items
 from fuxictr_mm.data.parquet import metadata_of
 from fuxictr_mm.datasets.own.columns import LogColumn
-from fuxictr_mm.datasets.own.instants import Unit
+from fuxictr_mm.datasets.own.instants import Unit, as_instants
 from fuxictr_mm.datasets.own.options import LogOptions
+from fuxictr_mm.datasets.reader import SPLITS
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.files import read_json
-from fuxictr_mm_serving.prepared import HISTORIES, ITEM_FILE, MANIFEST, SOURCE_ID, SOURCE_USER, VOCABULARIES
+from fuxictr_mm_serving.prepared import (
+    HISTORIES,
+    ITEM_FILE,
+    MANIFEST,
+    SOURCE_ID,
+    SOURCE_TIME,
+    SOURCE_USER,
+    VOCABULARIES,
+)
 
 #: Embeddings read at a time.
 CHUNK_ITEMS = 8192
@@ -161,6 +170,12 @@ class Base:
         for batch in pq.ParquetFile(self.folder / f"{name}.parquet").iter_batches(CHUNK_ITEMS):
             numbers, values = batch.column("item_id").to_numpy(), batch.column(name)
             yield ids.gather(numbers - 1), values.flatten().to_numpy().reshape(len(batch), -1)
+
+    def rows_at(self, time: float) -> int:
+        """Return how many rows have a time, which is a number as in ``Notes``."""
+        paths = [self.folder / split / "*.parquet" for split in SPLITS if (self.folder / split).is_dir()]
+        rows = pl.scan_parquet(paths).select(is_at=pl.col(SOURCE_TIME) == as_instants(pl.lit(time), self.notes.unit))
+        return int(rows.select(pl.col("is_at").sum()).collect(engine="streaming").item())
 
     @property
     def trained(self) -> Path:

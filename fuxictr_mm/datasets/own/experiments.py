@@ -24,9 +24,8 @@ def users_recur(summary: Summary) -> bool:
     return summary.splits["train"].rows >= USER_ROWS * summary.users
 
 
-def log_experiments(summary: Summary, max_len: int, group: str = "user_id") -> dict[str, dict[str, Any]]:
-    """Return models and their settings, with the column that metrics group by; LightFM where the user is a feature."""
-    rows = summary.splits["train"].rows
+def first_experiments(rows: int, max_len: int, group: str = "user_id") -> dict[str, dict[str, Any]]:
+    """Return DIN and DIN_MM with settings for a number of training rows; metrics group by the column ``group``."""
     size = size_for(rows)
     size["dnn_hidden_units"] = size.pop("units")
     common: dict[str, Any] = {
@@ -39,21 +38,28 @@ def log_experiments(summary: Summary, max_len: int, group: str = "user_id") -> d
     }
     average = {"swa_start": updates_of(SWA_EPOCHS, rows, size["batch_size"])}
     attention = {"num_heads": 4, "attention_hidden_units": [32], "attention_dropout": 0.1}
-    if users_recur(summary):
-        fields = ["user_id", ITEM_ID, *summary.coverage]
-        attention |= {"factor_dim": FACTOR_DIM, "factor_features": fields}
-    if _are_cold(summary) and summary.coverage:
-        attention["feature_specs"] = [{"name": ITEM_ID, "dropout": COLD_DROPOUT}]
     own: dict[str, dict[str, Any]] = {"DIN": {}, "DIN_MM": attention}
-    models = {
+    return {
         name: {**common, **settings, "learning_rate": SWA_LEARNING_RATE[name], **average}
         for name, settings in own.items()
     }
+
+
+def log_experiments(summary: Summary, max_len: int, group: str = "user_id") -> dict[str, dict[str, Any]]:
+    """Return models and their settings, with the column that metrics group by; LightFM where the user is a feature."""
+    models = first_experiments(summary.splits["train"].rows, max_len, group)
+    settings = models["DIN_MM"]
+    if users_recur(summary):
+        fields = ["user_id", ITEM_ID, *summary.coverage]
+        settings |= {"factor_dim": FACTOR_DIM, "factor_features": fields}
+    if _are_cold(summary) and summary.coverage:
+        settings["feature_specs"] = [{"name": ITEM_ID, "dropout": COLD_DROPOUT}]
     if not users_recur(summary):
         return models
+    common = {name: value for name, value in models["DIN"].items() if name != "swa_start"}
     factors = {"learning_rate": 5e-3, "factor_regularizer": 0.02, "embedding_dim": 17, "early_stop_patience": 3}
     no_network = {"dnn_hidden_units": None, "net_dropout": None}
-    models["LightFM"] = {**common, **factors, **no_network, "batch_size": 4 * size["batch_size"]}
+    models["LightFM"] = {**common, **factors, **no_network, "batch_size": 4 * common["batch_size"]}
     return models
 
 

@@ -64,7 +64,9 @@ def read_times(table: Table, column: str) -> pl.Expr:
     if unit == "number":
         table.refuse(values.is_null() | ~is_number, column, EXPECTED)
         return text.cast(pl.Int64)
-    table.refuse(from_iso(values).is_null(), column, EXPECTED)
+    other = "; to convert a text of another form: "
+    other += f'frame["{column}"] = pandas.to_datetime(frame["{column}"]), with dayfirst=True if the day is first'
+    table.refuse(from_iso(values).is_null(), column, EXPECTED + other)
     has_first = table.frame.select(has_zone).head(1).collect().item()
     others = "a time with a zone" if has_first else "a time without a zone"
     table.refuse(has_zone != has_first, column, f"{others}, as in the first row")

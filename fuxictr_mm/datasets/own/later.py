@@ -157,8 +157,22 @@ class LaterSource(LogSource):
         if kept < rows:
             logger.warning(
                 f"{self.log.paths[0]}: {rows - kept} of {rows} rows are not later than {newest}; they are dropped"
+                f"{self._of_the_same_time()}"
             )
         self._check_users(path)
+
+    def _of_the_same_time(self) -> str:
+        """Return the number of rows at the newest time, where there are more of them than in the earlier log.
+
+        Which of these rows are new cannot be known: one user may have two equal ones.
+        """
+        same = super()._events().filter(pl.col(":time") == self.since).select(pl.len()).collect().item()
+        if same <= (before := self.base.rows_at(self.base.notes.newest)):
+            return ""
+        return (
+            f"; {same} of them have exactly this time, of which the earlier log has {before} rows: if times are days, "
+            "end each log with a whole day, or give times with the time of day"
+        )
 
     def rows_by_id(self, table: Table, role: str) -> pl.DataFrame:
         """Return a table of items or users, a row each."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -77,6 +78,11 @@ class Table:
     def check(self, column: str, what: str) -> None:
         """Raise a ConfigError if a column does not exist."""
         if column not in self.schema:
+            if form_of(self.paths[0]) in CSV and any(re.match(FLOAT, name) for name in self.schema):
+                raise ConfigError(
+                    f"{what}: the first line of {self.paths[0]} holds values ({', '.join(self.schema)}), expected "
+                    f"names of columns; insert a line of {len(self.schema)} names before it, one of them '{column}'"
+                )
             raise ConfigError(
                 f"{what}: {self.paths[0]} has no column '{column}'{nearest(column, self.schema)} (it has: "
                 f"{', '.join(self.schema)})"

@@ -25,6 +25,11 @@ def vector_columns(path: Path, item: str, taken: Collection[str]) -> list[str]:
     ConfigError
         There is no such column, its name is taken, or the column of the item is missing.
     """
+    if path.suffix.lower() == ".npy":
+        raise ConfigError(
+            f"--embeddings {path}: an array without the ids of its rows; write both as Parquet: "
+            f'pl.DataFrame({{"{item}": ids, "vector": np.load("{path.name}")}}).write_parquet("{path.stem}.parquet")'
+        )
     if path.suffix.lower() not in parquet.SUFFIXES:
         raise ConfigError(
             f"--embeddings {path}: expected a Parquet file with the column {item} and a column of lists of numbers"

@@ -473,3 +473,17 @@ def test_categories_with_missing_values_on_one_day_only(tmp_path, prepare, first
     is_known = codes != values(base, "floor").get(None, 0)
     assert is_known.mean() > 0.7
     assert codes.n_unique() > 8
+
+
+@pytest.mark.parametrize("of_last", [4, 8])
+def test_rows_of_a_day_that_the_earlier_log_does_not_end_are_counted(of_last, prepare, tmp_path, caplog):
+    """Of times without a time of day: the source holds the last day again, with more rows if it was cut at noon."""
+    days = [f"2024-05-{day:02}" for day in range(1, 31) for _ in range(8)]
+    log = make_log(6, rows=len(days))[0].with_columns(time=pl.Series(days))
+    old = log[: 28 * 8 + of_last]
+    base = prepare(write_source(tmp_path / "old", old), "shop")
+    with caplog.at_level("WARNING"):
+        later = prepare(write_source(tmp_path / "new", log[28 * 8 :]), "later", base)
+    assert len(pl.read_parquet(later / "test")) == 8
+    (warning,) = [record.getMessage() for record in caplog.records if "not later" in record.getMessage()]
+    assert ("8 of 16 rows" in warning, "has 4 rows" in warning) == (True, of_last == 4)
