@@ -177,4 +177,6 @@ def import_lightgbm() -> Any:
         import lightgbm
     except ImportError:
         raise ConfigError('--stack needs LightGBM, which is not installed: pip install "fuxictr-mm[stack]"') from None
+    except OSError as error:  # the OpenMP library, which is part of the system
+        raise ConfigError(f"--stack needs LightGBM, which cannot be loaded ({error}); install libgomp1") from None
     return lightgbm

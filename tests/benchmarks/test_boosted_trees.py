@@ -9,6 +9,7 @@ import pytest
 from benchmarks import boosted_trees
 from fuxictr_mm.errors import UserError
 from tests.errors import raises_naming
+from tests.lightgbm import needs_lightgbm
 from tests.paths import TINY
 
 EMBEDDING = "item_emb_d16"
@@ -79,7 +80,7 @@ def test_without_lightgbm_the_extra_is_named(folder, monkeypatch):
 
 
 def test_it_prints_the_auc_of_both_splits(folder, monkeypatch, capsys, tmp_path):
-    pytest.importorskip("lightgbm")
+    needs_lightgbm()
     out = tmp_path / "out"
     words = ["boosted_trees", str(folder), "--embeddings", EMBEDDING, "--seeds", "1", "--out", str(out)]
     monkeypatch.setattr(sys, "argv", words)

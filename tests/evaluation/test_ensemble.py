@@ -20,6 +20,7 @@ from fuxictr_mm.metrics import evaluate_metrics
 from fuxictr_mm.runs import find_runs
 from tests.errors import exits_naming, raises_naming
 from tests.evaluation.conftest import change_data, change_rows, change_settings
+from tests.lightgbm import needs_lightgbm
 from tests.paths import ROOT
 
 
@@ -100,7 +101,7 @@ def test_greedy_weights():
 def test_what_is_fitted_to_noise_is_measured_as_noise(how, copy):
     """The AUC of weights on the rows that they were fitted to would be above 0.5."""
     if "stack" in how:
-        pytest.importorskip("lightgbm")
+        needs_lightgbm()
     generator = np.random.default_rng(1)
     plant(copy, generator.random((3, 3000)))
     found = ensemble(["DIN_tiny"], copy, **how)
