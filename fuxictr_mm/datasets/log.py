@@ -263,11 +263,13 @@ class Log(Reader):
                     f"--types {column.source}=none"
                 )
             return
-        label = self._source.class_labels[0] if self._source.class_labels else None
-        for column, rows, value, only in find_leaks(train, columns, label) if label else ():
+        labels = self._source.class_labels
+        if not labels:
+            return
+        for column, rows, value, only in find_leaks(train, columns, labels[0]):
             logger.warning(
                 f"{self._source.log.paths[0]}: all {rows} training rows with {column.source} {value} have "
-                f"{label} {only}; if the value is known only after the click, exclude the column: --types "
+                f"{labels[0]} {only}; if the value is known only after the click, exclude the column: --types "
                 f"{column.source}=none"
             )
 
