@@ -35,7 +35,7 @@ def choose_labels(name: str, reader: Reader, given: Sequence[str] | None) -> lis
     ConfigError
         The dataset does not have a label, or one is given twice.
     """
-    labels = list(given or [reader.label])
+    labels = [reader.written_label(label) for label in given or ()] or [reader.label]
     known = [reader.label, *reader.other_labels]
     for label in labels:
         if label not in known or labels.count(label) > 1:

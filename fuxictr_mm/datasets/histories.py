@@ -57,12 +57,7 @@ def histories_before(
     """
     if not len(users):
         return pa.LargeListArray.from_arrays(np.zeros(1, np.int64), items)
-    before = np.cumsum(positive) - positive
-    new_user = np.r_[True, users[1:] != users[:-1]]
-    new_time = new_user | np.r_[True, times[1:] != times[:-1]]
-    # Events of one moment see the same history; none sees another user's.
-    last = before[np.flatnonzero(new_time)][np.cumsum(new_time) - 1]
-    first = before[np.flatnonzero(new_user)][np.cumsum(new_user) - 1]
+    first, last = _positive_before(users, times, positive)
     if part is not None:
         last, first = last[part], first[part]
     lengths = np.minimum(last - first, max_len)
@@ -70,6 +65,25 @@ def histories_before(
     index = ranges(last - lengths, lengths)
     liked = items.take(pa.array(np.flatnonzero(positive)))
     return pa.LargeListArray.from_arrays(offsets, liked.take(pa.array(index)))
+
+
+def lengths_before(users: np.ndarray, times: np.ndarray, positive: np.ndarray, max_len: int) -> np.ndarray:
+    """Return the lengths ``(E,)`` of the histories of ``histories_before``."""
+    if not len(users):
+        return np.zeros(0, np.int64)
+    first, last = _positive_before(users, times, positive)
+    return np.minimum(last - first, max_len)
+
+
+def _positive_before(users: np.ndarray, times: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return how many positive events are before those of each event's user, and before those of its moment."""
+    before = np.cumsum(positive) - positive
+    new_user = np.r_[True, users[1:] != users[:-1]]
+    new_time = new_user | np.r_[True, times[1:] != times[:-1]]
+    # Events of one moment see the same history; none sees another user's.
+    last = before[np.flatnonzero(new_time)][np.cumsum(new_time) - 1]
+    first = before[np.flatnonzero(new_user)][np.cumsum(new_user) - 1]
+    return first, last
 
 
 def partition_by_user(frames: Iterable[pl.DataFrame], user: str, folder: Path, num_buckets: int) -> list[Path]:

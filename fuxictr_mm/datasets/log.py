@@ -2,9 +2,10 @@
 
 ``--interactions`` has a row per event: a user, an item, a time, one or several labels, and columns of context.
 ``--items`` and ``--users`` have a row each per item and user. The files are CSV (separated by commas, tabs, semicolons
-or bars), Parquet or JSON lines. A history holds the items of the user's positive events, by the first label, at
+or bars), Parquet or JSON lines. A history holds the items of the user's positive events, by one of the labels, at
 strictly earlier times. The newest rows are test, those before them valid (``own.splits``). Columns become features by
-what they hold (``own.columns``); numbers are standardised by training rows, and by the items and users that these show.
+what they hold (``own.columns``); numbers, of labels too, are standardised by training rows, and by the items and users
+that these show.
 Rows without any label are not written. Items of the log that ``--items`` does not have are written without features. A
 log of only positive events gets negatives: items that the user has no event of in splits up to that of the row, drawn
 as often as they occur in its split (``negatives``).
@@ -24,7 +25,7 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from fuxictr_mm.data.numbers import Moments
-from fuxictr_mm.datasets.histories import histories_before, partition_by_user
+from fuxictr_mm.datasets.histories import histories_before, lengths_before, partition_by_user
 from fuxictr_mm.datasets.negatives import sample_negatives
 from fuxictr_mm.datasets.own.base import Notes
 from fuxictr_mm.datasets.own.columns import LogColumn, moments_of, split_lists
@@ -53,8 +54,14 @@ READ_ROWS = 100_000
 #: an impression, a session or a day. Fewer rows than these tell nothing.
 KNOWN, KNOWN_ROWS = 0.1, 20
 
+#: Histories that are on average shorter are warned of, where another label would make them longer.
+SHORT = 2
+
 #: Rows whose histories are in memory at a time: one user may have most of a file.
 PART_ROWS = 20_000
+
+#: Names of columns that are meant as weights of rows.
+WEIGHTS = ("weight", "weights", "sample_weight", "sample_weights")
 
 SEED = 2025
 
@@ -96,8 +103,14 @@ class Log(Reader):
         self._set_labels()
 
     def _set_labels(self) -> None:
-        self.label, *others = self._source.labels
+        source = self._source
+        self.label, *others = map(source.written_label, source.labels)
         self.other_labels = tuple(others)
+        self.numeric_labels = tuple(map(source.written_label, source.numeric_labels))
+
+    def written_label(self, name: str) -> str:
+        """Return the name that a label is written with."""
+        return self._source.written_label(name)
 
     @cached_property
     def _source(self) -> LogSource:
@@ -197,7 +210,7 @@ class Log(Reader):
     @cached_property
     def _training(self) -> Training:
         columns = self._source.written("interactions")
-        numbers = [column.source for column in columns if column.kind == "numeric"]
+        numbers = [column.source for column in columns if column.kind == "numeric"] + self._source.numeric_labels
         moments = {name: Moments() for name in numbers}
         kept: dict[str, list[pl.Series]] = {}
         later: dict[str, list[pl.DataFrame]] = {}
@@ -210,7 +223,10 @@ class Log(Reader):
             for series in rows.filter(pl.col(":split") != "train").select(categories):
                 later.setdefault(series.name, []).append(series.drop_nulls().value_counts(name=":rows"))
             if number == 0:
-                self._warn_of_leaks(train, [column for column in columns if column.kind != "group"])
+                features = [column for column in columns if column.kind != "group"]
+                self._warn_of_leaks(train, features)
+                self._warn_of_weights(features)
+                self._warn_of_short_histories(rows)
             for series in train.select(":item", ":user", *categories):
                 before = kept.get(series.name, [])
                 kept[series.name] = [pl.concat([*before, series.unique()]).unique()]
@@ -247,12 +263,42 @@ class Log(Reader):
                     f"--types {column.source}=none"
                 )
             return
-        for column, rows, value in find_leaks(train, columns, self.label):
+        labels = self._source.class_labels
+        if not labels:
+            return
+        for column, rows, value, only in find_leaks(train, columns, labels[0]):
             logger.warning(
                 f"{self._source.log.paths[0]}: all {rows} training rows with {column.source} {value} have "
-                f"{self.label} 1; if the value is known only after the click, exclude the column: --types "
+                f"{labels[0]} {only}; if the value is known only after the click, exclude the column: --types "
                 f"{column.source}=none"
             )
+
+    def _warn_of_short_histories(self, rows: pl.DataFrame) -> None:
+        """Warn where histories of the first label are short, and those of another one are longer."""
+        labels, is_train = self._source.class_labels, (rows[":split"] == "train").fill_null(False).to_numpy()
+        is_given = self.asked.history is not None or self.asked.history_from is not None
+        if is_given or len(labels) < 2 or not is_train.any():
+            return
+        users, times = rows[":code"].to_numpy(), rows[":time"].to_numpy()
+        means = {}
+        for name in labels:
+            lengths = lengths_before(users, times, (rows[name] == 1).fill_null(False).to_numpy(), self.max_len)
+            means[name] = float(lengths[is_train].mean())
+        first, longest = labels[0], max(means, key=means.__getitem__)
+        if means[first] < SHORT and means[longest] >= max(2 * means[first], 1):
+            logger.warning(
+                f"{self._source.log.paths[0]}: histories are of {first}, {means[first]:.1f} items on average; those of "
+                f"{longest} would have {means[longest]:.1f}: --history_from {longest}"
+            )
+
+    def _warn_of_weights(self, columns: list[LogColumn]) -> None:
+        for column in columns:
+            if column.source.lower() in WEIGHTS and column.source not in self.asked.types:
+                logger.warning(
+                    f"{self._source.log.paths[0]}: {column.source} becomes a feature; weights of rows are not "
+                    f"supported, exclude it: --types {column.source}=none, or keep it: --types "
+                    f"{column.source}={column.kind}"
+                )
 
     @cached_property
     def _user_rows(self) -> pl.DataFrame:
@@ -297,6 +343,12 @@ class Log(Reader):
         log = [c.scaled(moments[c.source]) if c.kind == "numeric" else c for c in self._log_columns]
         return log, [c.scaled(moments_of(self._trained_users[c.source])) if c.kind == "numeric" else c for c in users]
 
+    @property
+    def _scaled_labels(self) -> list[LogColumn]:
+        """Return the labels that are numbers, with their statistics in training."""
+        names, moments = self._source.numeric_labels, self._training.moments
+        return [LogColumn(n, self._source.written_label(n), "numeric").scaled(moments[n]) for n in names]
+
     # Rows
 
     def rows(self, chunk: str) -> Iterator[Rows]:
@@ -312,7 +364,8 @@ class Log(Reader):
         named = [pl.col(f":{old}").alias(new) for old, new in names.items()]
         named.append(pl.col(":user").alias(SOURCE_USER))
         named.append(as_instants(pl.col(":time"), self._source.time_unit).alias(SOURCE_TIME))
-        labels = [] if self.asked.negatives else self._source.labels
+        scaled = {column.source: column.values() for column in self._scaled_labels}
+        labels = [] if self.asked.negatives else [scaled.get(name, pl.col(name)) for name in self._source.labels]
         columns = frame[which].select(*named, *labels, *(column.values() for column in of_log))
         if of_users:
             table = self._user_rows.select(pl.col(self.asked.user).alias("user_id"), *(c.values() for c in of_users))
@@ -411,7 +464,8 @@ class Log(Reader):
         found: dict[str, Embeddings] = {}
         item, ids = self.asked.item, self.items().schema["item_id"]
         for path in self._vector_files:
-            taken = {*WRITTEN, Path(ITEM_FILE).stem, *self._source.labels, *self.context, *self.item_columns, *found}
+            taken = {*WRITTEN, Path(ITEM_FILE).stem, self.label, *self.other_labels, *self.context}
+            taken |= {*self._source.labels, *self.item_columns, *found}
             for column in vector_columns(path, item, taken):
                 found[column] = Embeddings(lambda path=path, column=column: read_vectors(path, item, column, ids))  # type: ignore[misc]
         return found
@@ -427,6 +481,8 @@ class Log(Reader):
             for option, (_, left_out) in self._source.columns.items()
         }
         facts["interactions"]["left_out"] |= {n: _unknown(known) for n, known in self._unknown_columns.items()}
+        if self._scaled_labels:
+            facts["interactions"]["labels"] = {column.name: column.facts() for column in self._scaled_labels}
         return facts
 
     def notes(self) -> dict[str, Any]:
@@ -443,11 +499,16 @@ class Log(Reader):
     def experiments(self, summary: Summary) -> dict[str, dict[str, Any]]:
         """Return experiments by the number of rows and of users."""
         group = next((name for name, kind in self.context.items() if kind == "group"), "user_id")
-        return log_experiments(summary, self.max_len, group)
+        labels = {name: name in self.numeric_labels for name in (self.label, *self.other_labels)}
+        return log_experiments(summary, self.max_len, group, labels)
 
     def advice(self, summary: Summary) -> list[str]:
-        """Return what follows from how often users recur, and from how many targets are cold."""
-        return explain(summary)
+        """Return the units of labels, and what follows from how often users recur and how many targets are cold."""
+        units = [
+            f"{c.name} is ({c.source} - {c.mean:g}) / {c.std:g}: a prediction p of it is p * {c.std:g} + {c.mean:g}"
+            for c in self._scaled_labels
+        ]
+        return units + explain(summary)
 
 
 def _code_of_user(user: str, row: str) -> pl.Expr:

@@ -87,6 +87,8 @@ class Reader(ABC):
     #: The label, and further labels that are written beside it.
     label: str = "label"
     other_labels: tuple[str, ...] = ()
+    #: Those of them that are numbers to predict; the others hold 0 and 1.
+    numeric_labels: tuple[str, ...] = ()
     #: Whether the number of an item is a feature of it, with its own embedding.
     embed_item_id: bool = True
     #: Columns of rows that are written as they are and are not features, such as those that predictions are joined by.
@@ -181,6 +183,10 @@ class Reader(ABC):
     def advice(self, summary: Summary) -> list[str]:
         """Return lines on what in the experiments follows from what was found."""
         return []
+
+    def written_label(self, name: str) -> str:
+        """Return the name that a label of ``--labels`` is written with."""
+        return name
 
     def facts(self) -> dict[str, Any]:
         """Return what is to be kept of the columns in the manifest."""

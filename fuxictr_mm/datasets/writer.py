@@ -45,7 +45,7 @@ class SplitSummary:
     Parameters
     ----------
     rows, labelled, positives : int
-        Rows, those that have the first label, and those whose label is above 0.
+        Rows, those that have the first label of 0 and 1, and those whose label is above 0.
     without_history, history_items : int
         Rows with an empty history, and items of all histories.
     left_out : int
@@ -356,11 +356,12 @@ class Writer:
         if len(others):
             raise DataError(f"{reader.source}: split {others[0]!r} of a row, expected {', '.join(SPLITS)}")
         target, split_of = table["item_id"].to_numpy(), columns["split"].to_numpy()
-        labels = table[reader.label].to_numpy() if reader.label in table.column_names else None
+        labels = [name for name in (reader.label, *reader.other_labels) if name in table.column_names]
+        first = next((table[name].to_numpy() for name in labels if name not in reader.numeric_labels), None)
         for split in columns["split"].unique(maintain_order=True):
             in_split = split_of == split
             kept = np.flatnonzero(in_split & (target > 0))
-            label = np.zeros(0) if labels is None else labels[kept]
+            label = np.zeros(0) if first is None else first[kept]
             summary = SplitSummary(
                 rows=int(kept.size),
                 labelled=int((~np.isnan(label)).sum()),
@@ -371,9 +372,9 @@ class Writer:
                 unknown_items=int(unknown[kept].sum()),
             )
             part = table.take(pa.array(kept))
-            # All part files of a later log have the columns of the labels that it has.
-            if reader.known_items is None and len(label) and np.isnan(label).all():
-                part = part.drop_columns([reader.label])
+            # A test split without labels. All parts of several labels, and of a later log, have the same columns.
+            if reader.known_items is None and len(labels) == 1 and len(label) and np.isnan(label).all():
+                part = part.drop_columns(labels)
             yield split, part, summary
 
     def _table_of(self, columns: pl.DataFrame, histories: pa.Array) -> pa.Table:

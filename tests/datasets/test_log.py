@@ -305,6 +305,13 @@ def test_metrics_group_by_the_column_with_the_role(shop, prepare_log, tmp_path):
             {},
             ["11/9/2019 12:03:29 AM", 'pandas.to_datetime(frame["time"])'],
         ),
+        (None, {"types": ["click=text"]}, ["--types click=text", "numeric"]),
+        (with_value("click", 5, "inf"), {"types": ["click=numeric"]}, ["interactions.csv: row 5", "click", "inf"]),
+        (None, {"types": ["click=numeric"], "positive_from": 1}, ["--positive_from", "click=numeric"]),
+        (None, {"types": ["click=numeric"], "history_from": "click"}, ["--history_from click", "click=numeric"]),
+        (None, {"history_from": "clic"}, ["--history_from clic", "click"]),
+        (None, {"history_from": "click", "roles": [*ROLES, "history=device"]}, ["--history_from", "history"]),
+        (None, {"history_from": "click", "negatives": 1}, ["--history_from", "--negatives"]),
     ],
 )
 def test_what_is_wrong_is_named(damage, options, named, shop, prepare_log):

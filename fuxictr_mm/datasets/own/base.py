@@ -110,6 +110,9 @@ class Base:
             option: [LogColumn.of_facts(name, column) for name, column in facts["written"].items()]
             for option, facts in manifest["columns"].items()
         }
+        labels = manifest["columns"]["interactions"].get("labels", {})
+        #: Labels that are numbers, by their names in the log.
+        self.numeric_labels = {facts["column"]: LogColumn.of_facts(name, facts) for name, facts in labels.items()}
 
     def vocabulary(self, name: str) -> pl.Series:
         """Return the values of a column, or all users (``user_id``), in the order of their numbers."""

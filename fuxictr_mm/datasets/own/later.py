@@ -8,7 +8,7 @@ are those that both logs together would have given; earlier rows, which a source
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from itertools import chain
@@ -85,6 +85,12 @@ class LaterSource(LogSource):
         """Return the labels that the log has; it may have none."""
         return [name for name in self.base.notes.labels if name in self.log.schema]
 
+    def _find_numeric(self) -> list[str]:
+        return list(self.base.numeric_labels)
+
+    def _find_history_label(self, labels: Sequence[str]) -> str | None:
+        return super()._find_history_label(self.base.notes.labels)
+
     @property
     def is_labelled(self) -> pl.Expr:
         """Whether a row has a label, or is a click of a log of only clicks."""
@@ -95,10 +101,11 @@ class LaterSource(LogSource):
     @property
     def is_positive(self) -> pl.Expr:
         """Whether a row enters histories."""
-        if not self.base.notes.labels:
-            return pl.lit(True)
-        first = self.base.notes.labels[0]
-        return (pl.col(first) == 1).fill_null(False) if first in self.labels else pl.lit(False)
+        if self.history_label is None:
+            return self.is_labelled
+        return (
+            (pl.col(self.history_label) == 1).fill_null(False) if self.history_label in self.labels else pl.lit(False)
+        )
 
     @cached_property
     def columns(self) -> dict[str, tuple[list[LogColumn], dict[str, str]]]:
@@ -106,7 +113,7 @@ class LaterSource(LogSource):
         return {option: (columns, {}) for option, columns in self.base.columns.items()}
 
     def _check_both(self, column: str, number: pl.Expr) -> None:
-        """Take a label that is 0 in all rows, or 1: nothing is learned of it."""
+        """Take a label that is the same in all rows: nothing is learned of it."""
 
     def _type_of_ids(self, role: str, column: str) -> pl.DataType:
         return self.base.types_of_ids[role]
@@ -201,8 +208,11 @@ class LaterLog(Log):
         self._set_labels()
 
     def _set_labels(self) -> None:
-        labels = self.base.notes.labels or ["label"]
+        numbers = self.base.numeric_labels
+        names = {name: column.name for name, column in numbers.items()}
+        labels = [names.get(name, name) for name in self.base.notes.labels] or ["label"]
         self.label, self.other_labels = labels[0], tuple(labels[1:])
+        self.numeric_labels = tuple(names.values())
 
     @cached_property
     def _source(self) -> LaterSource:
@@ -237,6 +247,10 @@ class LaterLog(Log):
         return new.select(":row", pl.lit("test").alias(":split"))
 
     # Numbers, of the earlier log
+
+    @property
+    def _scaled_labels(self) -> list[LogColumn]:
+        return list(self.base.numeric_labels.values())
 
     def numbering(self, name: str) -> pl.Series:
         """Return the values of a column in the order of the numbers of the earlier log."""

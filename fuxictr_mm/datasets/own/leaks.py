@@ -11,20 +11,24 @@ from fuxictr_mm.datasets.own.columns import LogColumn
 #: Numbers are compared in so many bins of as many rows.
 BINS = 5
 
-#: Significance level for all rows of a value being positive.
+#: Significance level for all rows of a value having one label.
 CHANCE = 1e-9
+
+#: A value is seldom clicked for many reasons, such as the end of a page, but seldom below this fraction of the rate.
+SELDOM = 0.1
 
 #: A column is one of the item if this fraction of its variance is between items, and is measured in so many rows of
 #: items that have others.
 BETWEEN, BETWEEN_ROWS = 0.5, 30
 
 
-def find_leaks(rows: pl.DataFrame, columns: Sequence[LogColumn], label: str) -> Iterator[tuple[LogColumn, int, str]]:
-    """Yield columns with a value whose rows are all positive, more than chance explains, their number, and that value.
+def find_leaks(
+    rows: pl.DataFrame, columns: Sequence[LogColumn], label: str
+) -> Iterator[tuple[LogColumn, int, str, int]]:
+    """Yield columns with a value whose rows all have one label, their number, that value, and the label.
 
-    Of numbers it is the range of a bin.
-
-    Values of only negative rows are not reported: items at the end of a page are seldom clicked.
+    Of numbers it is the range of a bin. There are more such rows than chance explains; for rows with label 0 also if
+    the value had a tenth of the rate of all rows.
     """
     rows = rows.filter(pl.col(label).is_not_null())
     rate = float(rows[label].mean() or 0)  # type: ignore[arg-type]
@@ -36,11 +40,13 @@ def find_leaks(rows: pl.DataFrame, columns: Sequence[LogColumn], label: str) -> 
         counts = rows.group_by(value.alias("value")).agg(
             rows=pl.len(), positive=(pl.col(label) == 1).sum(), least=held.min(), most=held.max()
         )
-        found = counts.filter(pl.col("rows") == pl.col("positive")).sort("rows", "value").tail(1)
-        for value, number, _, least, most in found.iter_rows():
-            if rate**number < CHANCE:
+        for only, chance in ((1, rate), (0, 1 - SELDOM * rate)):
+            found = counts.filter(pl.col("positive") == only * pl.col("rows")).sort("rows", "value").tail(1)
+            if len(found) and chance ** found["rows"][0] < CHANCE:
+                value, number, _, least, most = found.row(0)
                 is_range = column.kind == "numeric" and least is not None
-                yield column, number, f"from {least:g} to {most:g}" if is_range else repr(value)
+                yield column, number, f"from {least:g} to {most:g}" if is_range else repr(value), only
+                break
 
 
 def of_items(rows: pl.DataFrame, columns: Sequence[LogColumn]) -> Iterator[tuple[LogColumn, float]]:

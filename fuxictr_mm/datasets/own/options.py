@@ -15,7 +15,7 @@ TYPES = ("categorical", "numeric", "sequence", "text", "none")
 #: Names of the options as ``argparse`` has them.
 NAMES = (
     "labels", "interactions", "items", "users", "embeddings", "roles", "types", "split", "split_by", "negatives",
-    "positive_from", "like",
+    "positive_from", "history_from", "like",
 )  # fmt: skip
 
 
@@ -37,7 +37,7 @@ class LogOptions:
     history : str, optional
         Column of lists of items that is the history of its row; by default histories are computed of the log.
     types : mapping
-        The type of columns by name, of ``TYPES``.
+        The type of columns by name, of ``TYPES``. A label that is ``numeric`` is a number to predict.
     labels : tuple of str
         Columns of labels; by default ``label`` or ``click``.
     split : tuple of float
@@ -48,6 +48,8 @@ class LogOptions:
         Items sampled for each row of a log that has no label.
     positive_from : float, optional
         Labels are 1 from this number on and 0 below, as of ratings; by default they hold 0 and 1.
+    history_from : str, optional
+        The label whose positive events enter histories; by default the first one that is not a number.
     """
 
     interactions: str | None = None
@@ -65,6 +67,7 @@ class LogOptions:
     split_by: str = "time"
     negatives: int = 0
     positive_from: float | None = None
+    history_from: str | None = None
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> LogOptions:
@@ -101,7 +104,12 @@ class LogOptions:
             )
         if options.negatives < 0:
             raise ConfigError(f"--negatives is {options.negatives}, expected 1 or more")
-        others = [name for name in ("labels", "positive_from") if values.get(name) is not None]
+        if options.history_from is not None and options.history is not None:
+            raise ConfigError(
+                f"--history_from {options.history_from}: histories are those of the column {options.history} (--roles "
+                "history); leave out one"
+            )
+        others = [name for name in ("labels", "positive_from", "history_from") if values.get(name) is not None]
         if options.negatives and others:
             raise ConfigError(
                 f"--negatives: is for a log of only positive events; remove --{others[0]}, or --negatives"
@@ -148,7 +156,8 @@ def add_log_options(parser: argparse.ArgumentParser) -> None:
         "--types",
         nargs="+",
         metavar="COLUMN=TYPE",
-        help=f"log: types of columns that override the detected ones: {', '.join(TYPES)}",
+        help=f"log: types of columns that override the detected ones: {', '.join(TYPES)}; of a label that is a number: "
+        "numeric",
     )
     group.add_argument(
         "--split", nargs=3, type=float, metavar=("TRAIN", "VALID", "TEST"), help="log: fractions (default: 0.8 0.1 0.1)"
@@ -164,6 +173,9 @@ def add_log_options(parser: argparse.ArgumentParser) -> None:
         type=float,
         metavar="X",
         help="log: labels are 1 from X on, otherwise 0, for example for ratings from 4 on",
+    )
+    group.add_argument(
+        "--history_from", metavar="LABEL", help="log: the label whose positives are the histories (default: the first)"
     )
 
 

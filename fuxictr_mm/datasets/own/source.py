@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from fuxictr_mm.datasets.own.options import LogOptions
 from fuxictr_mm.datasets.own.tables import Table
 from fuxictr_mm.encoding.text_files import form_of
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, nearest
-from fuxictr_mm_serving.prepared import ROW_SOURCES
+from fuxictr_mm_serving.prepared import ROW_SOURCES, SCALED
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +92,10 @@ class LogSource:
         self.items = self._table("items", asked.items, {"target": asked.item})
         self.users = self._table("users", asked.users, {"user": asked.user})
         self.labels = self._find_labels()
+        #: Labels that are numbers to predict; the others hold 0 and 1.
+        self.numeric_labels = self._find_numeric()
+        #: The label whose positive events enter histories; None: all events that have a label.
+        self.history_label = self._find_history_label(self.labels)
 
     def _table(self, option: str, pattern: str | None, ids: dict[str, str]) -> Table | None:
         paths = find_files(self.source, option, pattern)
@@ -117,6 +122,46 @@ class LogSource:
             )
         return labels or ["label"]
 
+    def _find_numeric(self) -> list[str]:
+        """Return the labels that ``--types`` declares to be numbers."""
+        if self.asked.negatives:
+            return []
+        types = {name: self.asked.types[name] for name in self.labels if name in self.asked.types}
+        others = [table for table in (self.items, self.users) if table is not None]
+        for name, kind in types.items():
+            if kind != "numeric" and not any(name in table.schema for table in others):
+                raise ConfigError(f"--types {name}={kind}: is a label, expected numeric, or no type for 0 and 1")
+        numeric = [name for name, kind in types.items() if kind == "numeric"]
+        if self.asked.positive_from is not None and numeric == self.labels:
+            given = " ".join(f"{name}=numeric" for name in numeric)
+            raise ConfigError(f"--positive_from: all labels are numbers (--types {given}); leave out one of both")
+        return numeric
+
+    def _find_history_label(self, labels: Sequence[str]) -> str | None:
+        name = self.asked.history_from
+        if name is None:
+            return next(iter(self._classes_of(labels)), None)
+        if name not in labels:
+            known = ", ".join(labels)
+            raise ConfigError(f"--history_from {name}: no label{nearest(name, labels)} (there are: {known})")
+        if name in self.numeric_labels:
+            raise ConfigError(
+                f"--history_from {name}: is a number (--types {name}=numeric), expected a label of 0 and 1"
+            )
+        return name
+
+    def _classes_of(self, labels: Sequence[str]) -> list[str]:
+        return [label for label in labels if label not in self.numeric_labels]
+
+    @property
+    def class_labels(self) -> list[str]:
+        """Labels of 0 and 1."""
+        return self._classes_of(self.labels)
+
+    def written_label(self, name: str) -> str:
+        """Return the name that a label is written with: numbers are standardised."""
+        return name + SCALED if name in self.numeric_labels else name
+
     @property
     def tables(self) -> list[Table]:
         """The tables that exist."""
@@ -132,14 +177,16 @@ class LogSource:
     @property
     def is_positive(self) -> pl.Expr:
         """Whether a row of the log enters histories."""
-        return pl.lit(True) if self.asked.negatives else (pl.col(self.labels[0]) == 1).fill_null(False)
+        if self.history_label is None:
+            return self.is_labelled
+        return pl.lit(True) if self.asked.negatives else (pl.col(self.history_label) == 1).fill_null(False)
 
     # Columns: names that two tables have go to the log, then to the users.
 
     @cached_property
     def columns(self) -> dict[str, tuple[list[LogColumn], dict[str, str]]]:
         """Columns of each table that are written, and why each of the others is not."""
-        taken = {*WRITTEN, *self.labels}
+        taken = {*WRITTEN, *self.labels, *map(self.written_label, self.labels)}
         roles = {self.asked.user, self.asked.item, self.asked.time, *self.labels}
         roles |= {column for column in (self.asked.group, self.asked.history) if column}
         types, found = self.asked.types, {}
@@ -301,20 +348,30 @@ class LogSource:
         if table.frame.collect_schema()[column] == pl.String:
             label = label.str.strip_chars().str.to_lowercase().replace({"true": "1", "false": "0", "": None})
         number, bound = label.cast(pl.Float64, strict=False).fill_nan(None), self.asked.positive_from
-        is_known = number.is_in([0.0, 1.0]) if bound is None else number.is_not_null()
+        is_known, expected = number.is_finite(), "a number or null"
+        is_class = column not in self.numeric_labels
+        if is_class and bound is None:
+            is_known = number.is_in([0.0, 1.0])
+            expected = (
+                "0, 1 or null; for ratings, add --positive_from 4 or another threshold; to predict the number itself, "
+                f"add --types {column}=numeric"
+            )
         wrong = label.is_not_null() & ~is_known.fill_null(False) & (label.cast(pl.String) != "NaN")
-        others = "0, 1 or null; for ratings, add --positive_from 4 or another threshold"
-        table.refuse(wrong, column, others if bound is None else "a number or null")
-        number = (number if bound is None else number >= bound).cast(pl.Float32)
+        table.refuse(wrong, column, expected)
+        if is_class:
+            number = (number if bound is None else number >= bound).cast(pl.Float32)
         self._check_both(column, number)
         return number.alias(column)
 
     def _check_both(self, column: str, number: pl.Expr) -> None:
-        """Refuse a label that is 0 in all rows, or 1."""
+        """Refuse a label that is the same in all rows."""
         table, bound = self.log, self.asked.positive_from
         least, most = table.frame.select(least=number.min(), most=number.max()).collect(engine="streaming").row(0)
-        if (least, most) != (0, 1):
-            held = "no value" if least is None else f"{least:g} in all rows"
+        held = "no value" if least is None else f"{least:g} in all rows"
+        if column in self.numeric_labels:
+            if least == most:
+                raise DataError(f"{table.paths[0]}: {column} holds {held}, expected different numbers")
+        elif (least, most) != (0, 1):
             hint = "; if every row is a click, rename the column and add --negatives 1" if least == 1 else ""
             hint = hint if bound is None else "; change --positive_from"
             raise DataError(f"{table.paths[0]}: {column} holds {held}, expected 0 in some rows and 1 in others{hint}")

@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import polars as pl
 
 from tests.datasets.shop import rewrite
@@ -37,3 +38,29 @@ def test_what_is_known_after_the_click_is_warned_of(shop, prepare_log, caplog):
     assert not any(f"--types {name}=none" in caplog.text for name in ("device", "basket"))
     assert re.search(r"seconds from [\d.]+ to [\d.]+ have", caplog.text)
     assert "bought '1' have" in caplog.text
+
+
+def test_a_value_with_label_0_only_is_warned_of_where_few_clicks_do_not_explain_it(tmp_path, prepare_log, caplog):
+    random = np.random.default_rng(0)
+    rows = 4000
+    click = random.integers(0, 2, rows)
+    reason = np.where((click == 0) & (random.random(rows) < 0.5), "hidden", "none")
+    # 200 rows at the end of a page, of which none is clicked.
+    place = np.where((click == 0) & (np.cumsum(click == 0) <= 200), "last", "first")
+    pl.DataFrame(
+        {
+            "user": random.integers(0, 40, rows),
+            "asin": random.integers(0, 30, rows),
+            "time": random.permutation(rows),
+            "click": click,
+            "reason": reason,
+            "place": place,
+            "seconds": np.where(reason == "hidden", 0.5, 1) * random.lognormal(3, 0.1, rows),
+        }
+    ).write_csv(tmp_path / "interactions.csv")
+    with caplog.at_level("WARNING"):
+        prepare_log(tmp_path)
+    assert "reason 'hidden' have click 0" in caplog.text
+    assert "--types reason=none" in caplog.text
+    assert re.search(r"seconds from [\d.]+ to [\d.]+ have click 0", caplog.text)
+    assert "--types place=none" not in caplog.text
