@@ -49,7 +49,8 @@ def write_config(
 ) -> list[str]:
     """Write ``dataset_config.yaml`` and ``model_config.yaml`` for a prepared folder; return the experiment ids.
 
-    Existing files are kept, because they may have been changed.
+    Existing files are kept, because they may have been changed. What the reader has to say of its settings is a comment
+    above the experiments.
     """
     from fuxictr_mm.files import atomic_path
     from fuxictr_mm.yaml_files import dump_yaml
@@ -59,11 +60,13 @@ def write_config(
     for model, others in reader.experiments(summary).items():
         settings = {key: value for key, value in {**FIRST_SETTINGS, **others}.items() if value is not None}
         experiments[f"{model}_{dataset_id}"] = {"model": model, "dataset_id": dataset_id, **settings}
-    for stem, content in (("dataset_config", {dataset_id: dataset}), ("model_config", experiments)):
+    why = "".join(f"# {line}\n" for line in reader.advice(summary))
+    texts = {"dataset_config": dump_yaml({dataset_id: dataset}), "model_config": why + dump_yaml(experiments)}
+    for stem, text in texts.items():
         path = folder / f"{stem}.yaml"
         if not path.exists():
             with atomic_path(path) as temporary:
-                temporary.write_text(dump_yaml(content), encoding="utf-8")
+                temporary.write_text(text, encoding="utf-8")
     return list(experiments)
 
 
