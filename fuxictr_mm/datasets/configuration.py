@@ -48,10 +48,17 @@ def write_config(
     folder: Path, dataset_id: str, reader: Reader, summary: Summary, labels: Sequence[str] = ()
 ) -> list[str]:
     """Write the configuration of a prepared folder as ``write_files`` does; return the experiment ids."""
-    return write_files(folder, dataset_id, dataset_entry(reader, summary, labels), reader.experiments(summary))
+    entry = dataset_entry(reader, summary, labels)
+    return write_files(folder, dataset_id, entry, reader.experiments(summary), reader.advice(summary))
 
 
-def write_files(folder: Path, dataset_id: str, dataset: dict[str, Any], models: dict[str, dict[str, Any]]) -> list[str]:
+def write_files(
+    folder: Path,
+    dataset_id: str,
+    dataset: dict[str, Any],
+    models: dict[str, dict[str, Any]],
+    advice: Sequence[str] = (),
+) -> list[str]:
     """Write ``dataset_config.yaml`` and ``model_config.yaml``; return the ids of the experiments, one of each model.
 
     Existing files are kept, because they may have been changed.
@@ -66,6 +73,8 @@ def write_files(folder: Path, dataset_id: str, dataset: dict[str, Any], models: 
         Its entry.
     models : dict
         Settings of each model, besides ``FIRST_SETTINGS``; None leaves out one of those.
+    advice : sequence of str
+        Comments above the experiments.
     """
     from fuxictr_mm.files import atomic_path
     from fuxictr_mm.yaml_files import dump_yaml
@@ -74,11 +83,13 @@ def write_files(folder: Path, dataset_id: str, dataset: dict[str, Any], models: 
     for model, others in models.items():
         settings = {key: value for key, value in {**FIRST_SETTINGS, **others}.items() if value is not None}
         experiments[f"{model}_{dataset_id}"] = {"model": model, "dataset_id": dataset_id, **settings}
-    for stem, content in (("dataset_config", {dataset_id: dataset}), ("model_config", experiments)):
+    why = "".join(f"# {line}\n" for line in advice)
+    texts = {"dataset_config": dump_yaml({dataset_id: dataset}), "model_config": why + dump_yaml(experiments)}
+    for stem, text in texts.items():
         path = folder / f"{stem}.yaml"
         if not path.exists():
             with atomic_path(path) as temporary:
-                temporary.write_text(dump_yaml(content), encoding="utf-8")
+                temporary.write_text(text, encoding="utf-8")
     return list(experiments)
 
 

@@ -176,6 +176,8 @@ def test_items_with_a_vector_of_zeros_have_no_embedding(shop, prepare_log):
     vectors = [[0.0, 0.0], *([1.0, float(number)] for number in range(len(asins) - 1))]
     pl.DataFrame({"asin": asins, "vector": vectors}).write_parquet(shop / "vectors.parquet")
     folder, summary, _ = prepare_log(shop, embeddings=["vectors.parquet"])
+    lines = (folder / "model_config.yaml").read_text().splitlines()
+    assert sum(line.startswith("# ") and "embedding_regularizer" in line for line in lines) == 1  # why it is high
     assert summary.coverage == {"vector": 28 / 30}
     assert 1 not in pl.read_parquet(folder / "vector.parquet")["item_id"]
 

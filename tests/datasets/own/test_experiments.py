@@ -33,7 +33,7 @@ def test_item_ids_are_dropped_where_targets_are_cold_and_embeddings_tell_the_ite
     entry = log_experiments(summary, 20)["DIN_MM"]
     assert entry.get("feature_specs") == (dropout and [{"name": "item_id", "dropout": dropout}])
     assert "factor_dim" not in entry
-    assert [f"{cold}%" in line for line in explain(summary)] == [True] * (cold > 80)
+    assert sum(f"{cold}%" in line for line in explain(summary)) == (cold > 80)
 
 
 def test_where_users_recur_the_attention_has_a_factorization():
@@ -41,4 +41,16 @@ def test_where_users_recur_the_attention_has_a_factorization():
     summary = Summary(9, 10, splits, {"title_emb": 1.0}, vocab_sizes={"user_id": 11})
     entry = log_experiments(summary, 20)["DIN_MM"]
     assert (entry["factor_dim"], entry["factor_features"]) == (17, ["user_id", "item_id", "title_emb"])
-    assert ["factor_dim: 17" in line for line in explain(summary)] == [True]
+    assert sum("factor_dim: 17" in line for line in explain(summary)) == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "coverage", "few"), [(12_000, True, True), (12_000, False, False), (80_000, True, False)]
+)
+def test_few_rows_with_embeddings_have_a_strong_penalty(rows, coverage, few):
+    """As ``docs/choosing_settings.md`` has it."""
+    splits = {"train": SplitSummary(rows=rows)}
+    summary = Summary(9, rows, splits, {"title_emb": 1.0} if coverage else {}, vocab_sizes={"user_id": rows + 1})
+    for entry in log_experiments(summary, 20).values():
+        assert entry["embedding_regularizer"] == (1e-2 if few else 2e-4)
+    assert ["embedding_regularizer" in line for line in explain(summary)] == [True] * few
