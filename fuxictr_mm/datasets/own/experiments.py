@@ -38,7 +38,7 @@ def log_experiments(summary: Summary, max_len: int, group: str = "user_id") -> d
         "metrics": ["AUC", "gAUC", "logloss"],
         "group_id": group,
         "max_len": max_len,
-        "embedding_regularizer": FEW_ROWS_REGULARIZER if _are_few(summary) else REGULARIZER,
+        "embedding_regularizer": REGULARIZER,
         "net_dropout": 0.2,
     }
     average = {"swa_start": updates_of(SWA_EPOCHS, rows, size["batch_size"])}
@@ -46,6 +46,8 @@ def log_experiments(summary: Summary, max_len: int, group: str = "user_id") -> d
     if users_recur(summary):
         fields = ["user_id", ITEM_ID, *summary.coverage]
         attention |= {"factor_dim": FACTOR_DIM, "factor_features": fields}
+    if _are_few(summary):  # of DIN_MM alone: LightFM learns nothing with it
+        attention["embedding_regularizer"] = FEW_ROWS_REGULARIZER
     if _are_cold(summary) and summary.coverage:
         attention["feature_specs"] = [{"name": ITEM_ID, "dropout": COLD_DROPOUT}]
     own: dict[str, dict[str, Any]] = {"DIN": {}, "DIN_MM": attention}
@@ -69,7 +71,7 @@ def explain(summary: Summary) -> list[str]:
         lines.append(f"DIN_MM has factor_dim: {FACTOR_DIM}, since users have {rows:.0f} training rows on average")
     if _are_few(summary):
         reason = f"there are fewer than {FEW_ROWS:,} training rows, and the items have embeddings"
-        lines.append(f"embedding_regularizer is {FEW_ROWS_REGULARIZER}: {reason}")
+        lines.append(f"DIN_MM has embedding_regularizer: {FEW_ROWS_REGULARIZER}, since {reason}")
     if _are_cold(summary):
         split, part = _newest_cold(summary)
         fix = f"DIN_MM has dropout: {COLD_DROPOUT} of {ITEM_ID}"
