@@ -78,10 +78,9 @@ def log_experiments(
 ) -> dict[str, dict[str, Any]]:
     """Return ``first_experiments`` for what was written; with LightFM where the user is a feature."""
     models = first_experiments(summary.splits["train"].rows, max_len, group, labels)
-    if _are_few(summary):
-        for settings in models.values():
-            settings["embedding_regularizer"] = FEW_ROWS_REGULARIZER
     settings = models["DIN_MM"]
+    if _are_few(summary):  # of DIN_MM alone: LightFM learns nothing with it
+        settings["embedding_regularizer"] = FEW_ROWS_REGULARIZER
     if users_recur(summary):
         fields = ["user_id", ITEM_ID, *summary.coverage]
         settings |= {"factor_dim": FACTOR_DIM, "factor_features": fields}
@@ -122,7 +121,7 @@ def explain(summary: Summary) -> list[str]:
         lines.append(f"DIN_MM has factor_dim: {FACTOR_DIM}, since users have {rows:.0f} training rows on average")
     if _are_few(summary):
         reason = f"there are fewer than {FEW_ROWS:,} training rows, and the items have embeddings"
-        lines.append(f"embedding_regularizer is {FEW_ROWS_REGULARIZER}: {reason}")
+        lines.append(f"DIN_MM has embedding_regularizer: {FEW_ROWS_REGULARIZER}, since {reason}")
     if _are_cold(summary):
         split, part = _newest_cold(summary)
         fix = f"DIN_MM has dropout: {COLD_DROPOUT} of {ITEM_ID}"
