@@ -117,6 +117,7 @@ TESTED_BY = {
 THEMES = {
     "data/test_histories": "several histories in one row, from files to a model",
     "data/test_other_ids": "runs on other ids and on texts",
+    "datasets/own/test_labels": "labels of a log, from prepare to a run",
     "docs/test_command_line_page": "docs/command_line.md",
     "docs/test_commands": "commands in the documentation",
     "docs/test_pages": "the other pages",
