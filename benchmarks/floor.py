@@ -152,8 +152,9 @@ def measure(
 
 
 def tensor_bytes() -> int:
-    """Return the bytes of all tensors of the process, each storage once."""
-    storages = [t.untyped_storage() for t in gc.get_objects() if issubclass(type(t), torch.Tensor)]
+    """Return the bytes of all tensors of the process, each storage once; not those that torch's compiler leaves."""
+    kinds = (torch.Tensor, torch.nn.Parameter)
+    storages = [t.untyped_storage() for t in gc.get_objects() if type(t) in kinds and t.layout == torch.strided]
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
