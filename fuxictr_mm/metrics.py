@@ -181,7 +181,7 @@ def find_undefined(
         return {}
     index = torch.unique(group_id[grouped], return_inverse=True)[1]
     for column, values in enumerate(label[grouped].view(len(index), -1).unbind(dim=1)):
-        if len(set(kinds)) > 1 and kinds[column] == "regression":
+        if kinds and not parsed[names[0]].is_of(kinds[column], kinds):
             continue
         known = ~values.isnan()
         rows, positives = torch.bincount(index[known]), torch.bincount(index[known], values[known].double())
