@@ -173,7 +173,7 @@ class EmbeddingModel(BaseModel):
         if name is None:
             return newest(batch.history, count)
         if not isinstance(column := batch.context.get(name), Jagged):
-            raise ConfigError(f"{self.model_id}: rows without the short history '{name}', by which the model is trained")
+            raise ConfigError(f"{self.model_id}: the rows have no short history '{name}', which the model reads")
         return newest(column, count)
 
     @property

@@ -115,9 +115,7 @@ class SIM(DNNModel):
         return self.dnn(torch.cat([context, target, *interests], dim=-1))
 
     def _search_soft(self, batch: Batch, context: Tensor) -> tuple[Tensor, Jagged, Jagged]:
-        target, (history, short) = self.embed_histories(
-            batch, batch.history, self.newest_items(batch, self.short_len)
-        )
+        target, (history, short) = self.embed_histories(batch, batch.history, self.newest_items(batch, self.short_len))
         queries, keys = self.W_a(target), history.map(self.W_b)
         self.search_logit = None
         if self.training:

@@ -213,8 +213,8 @@ class Roles(Settings):
     short_history: str | None = Field(
         None,
         min_length=1,
-        description="The newest items where they are a column of their own, as `history: {short: recent, long: clicked}`: "
-        "models that search a long history read it in place of its newest items.",
+        description="The newest items where they are a column of their own, as `history: {short: recent, long: "
+        "clicked}`: models that search a long history read it in place of its newest items.",
     )
     histories: list[Annotated[str, Field(min_length=1)]] = Field(
         [],

@@ -54,7 +54,8 @@ def folder(tmp_path):
     datasets = {name: {**entry, "roles": {**base, "history": history}} for name, history in histories.items()}
     settings = {
         "batch_size": 10, "epochs": 1, "embedding_dim": 8, "verbose": 0, "dnn_hidden_units": [8], "top_k": 3,
-        "short_len": 2, "metrics": ["AUC"], "tensorboard": False, "model_root": str(tmp_path / "checkpoints"), "seed": 1,
+        "short_len": 2, "metrics": ["AUC"], "tensorboard": False, "model_root": str(tmp_path / "checkpoints"),
+        "seed": 1,
     }  # fmt: skip
     experiments = {
         f"{name}_{dataset}": {"model": name, "dataset_id": dataset, **settings, **own}
