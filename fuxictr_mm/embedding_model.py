@@ -21,7 +21,7 @@ from fuxictr_mm.data.schema import why_no_layers
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.fuxictr_imports import BaseModel, FeatureEmbedding, FeatureEmbeddingDict
 from fuxictr_mm.jagged import Jagged
-from fuxictr_mm.layers.history_search import directions
+from fuxictr_mm.layers.history_search import directions, newest
 from fuxictr_mm.layers.similarity import HistorySimilarity
 from fuxictr_mm.tables.sharded import place_tables, without_rows
 
@@ -60,6 +60,8 @@ class EmbeddingModel(BaseModel):
     per_item_contents: tuple[str, ...] = ()
     #: Columns of the items with integers that ``logits`` reads by ``code_table``, which exports store beside the items.
     per_item_codes: tuple[str, ...] = ()
+    #: Whether ``logits`` reads the newest items by ``newest_items``, from the short history of a dataset that has one.
+    reads_short_history: bool = False
 
     def make_embedding(
         self, feature_map: FeatureMap, embedding_dim: int, sharded: dict[str, Any] | None = None
@@ -158,6 +160,26 @@ class EmbeddingModel(BaseModel):
         return embeddings.index_select(0, target), [
             Jagged(embeddings, history.offsets, index) for history, index in zip(histories, indices, strict=True)
         ]
+
+    def newest_items(self, batch: Batch, count: int) -> Jagged:
+        """Return the ids of the newest items of each row, of the short history where the dataset has one.
+
+        Raises
+        ------
+        ConfigError
+            The rows lack the short history.
+        """
+        name = self.short_history
+        if name is None:
+            return newest(batch.history, count)
+        if not isinstance(column := batch.context.get(name), Jagged):
+            raise ConfigError(f"{self.model_id}: the rows have no short history '{name}', which the model reads")
+        return newest(column, count)
+
+    @property
+    def short_history(self) -> str | None:
+        """Name of the column with the short history, if the dataset has one."""
+        return getattr(self.feature_map, "short_history", None)
 
     def item_column(self, key: str, name: str | None, command: str, kind: Literal["code", "codes", "embedding"]) -> str:
         """Return the name of a column of the items that a model reads as it is stored.

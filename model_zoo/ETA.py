@@ -15,7 +15,6 @@ from fuxictr_mm.layers import (
     InnerProduct,
     MultiHeadTargetAttention,
     mlp_of_shared,
-    newest,
     search,
     search_user,
     signs,
@@ -62,6 +61,7 @@ class ETA(DNNModel):
 
     #: Its attention weights the newest items and those that are found.
     attends_to_history = False
+    reads_short_history = True
     random_rotations: Tensor
 
     def __init__(
@@ -93,7 +93,7 @@ class ETA(DNNModel):
             target, (history,) = self.embed_histories(batch, ids)
             keys, queries = (signs(items @ self.random_rotations[0]) for items in (history.distinct, target))
             found = search(history, InnerProduct(keys, queries), self.top_k)
-        target, (long, short) = self.embed_histories(batch, take(ids, found), newest(ids, self.short_len))
+        target, (long, short) = self.embed_histories(batch, take(ids, found), self.newest_items(batch, self.short_len))
         interests = [self.short_attention(target, short), self.long_attention(target, long)]
         return self.dnn(torch.cat([self.embed_context(batch), target, *interests], dim=-1))
 

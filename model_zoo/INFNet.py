@@ -48,8 +48,9 @@ class INFNet(DNNModel):
 
     Departures: the history is one kind of behaviour, so it has one hub, and the fields of an item are joined by a
     linear. The paper's text gates by the hubs of the same layer, its equations by those of the layer before; here as in
-    the text. What v2 changes otherwise was not at hand: its prediction is that of v1. The last layer has the flows to
-    the tasks only, since nothing reads the others.
+    the text. Of v2 these equations alone were at hand: its prediction is that of v1; UniRank's code of it has keys and
+    values that the hubs of all kinds share, an MLP for alpha and beta, and a residual and a norm after them. The last
+    layer has the flows to the tasks only, since nothing reads the others.
 
     Parameters
     ----------

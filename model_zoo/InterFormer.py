@@ -34,7 +34,8 @@ class InterFormer(DNNModel):
     positions; its input is multiplied by a matrix that f makes of the row's summary.
 
     Departures: one history, so the mask compresses none; the interaction is one layer of DCN V2, where the published
-    figures have DHEN's; what are MLPs in the paper (the mask, W, W_g, f, the map after the interaction) are linears.
+    figures have DHEN's; what are MLPs in the paper (the mask, W, W_g, f, the map after the interaction) are linears;
+    PMA has one head, without projections of its queries and of its output.
 
     Parameters
     ----------

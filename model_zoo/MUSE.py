@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -72,6 +73,7 @@ class MUSE(DNNModel):
 
     #: Its attention weights the newest items and those that are found.
     attends_to_history = False
+    reads_short_history = True
 
     def __init__(
         self,
@@ -104,11 +106,13 @@ class MUSE(DNNModel):
         ids = batch.history
         queries, contents = self.contents(batch, self.content)
         found = search(contents, InnerProduct(contents.distinct, queries), self.top_k)
-        near, new = (
-            part.with_values(segment_products(queries, part))
-            for part in (take(contents, found), newest(contents, self.short_len))
-        )
-        target, (long, short) = self.embed_histories(batch, take(ids, found), newest(ids, self.short_len))
+        new_ids = self.newest_items(batch, self.short_len)
+        if self.short_history is None:
+            recent = newest(contents, self.short_len)
+        else:
+            recent = self.contents(replace(batch, history=new_ids), self.content)[1]
+        near, new = (part.with_values(segment_products(queries, part)) for part in (take(contents, found), recent))
+        target, (long, short) = self.embed_histories(batch, take(ids, found), new_ids)
         interests = [self.short_attention(target, short), self.long_attention(target, long, near.values)]
         means, tiers = [mean_pooling(short), mean_pooling(long)], [self.short_tiers(new), self.long_tiers(near)]
         return self.dnn(torch.cat([self.embed_context(batch), target, *interests, *means, *tiers], dim=-1))

@@ -15,7 +15,7 @@ from fuxictr_mm.config import Dropout
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.jagged import Jagged
-from fuxictr_mm.layers import EqualCodes, MultiHeadTargetAttention, mlp_of_shared, newest, search, search_user, take
+from fuxictr_mm.layers import EqualCodes, MultiHeadTargetAttention, mlp_of_shared, search, search_user, take
 from fuxictr_mm.model import DNNModel
 
 
@@ -70,6 +70,7 @@ class SEMINAR(DNNModel):
     same_dims = True
     #: Its attention weights the newest items and those that are found.
     attends_to_history = False
+    reads_short_history = True
     codes: Tensor
 
     def __init__(
@@ -120,7 +121,7 @@ class SEMINAR(DNNModel):
         ids, codes, target_ids = batch.history, self.history_codes(batch), batch.target.long()
         score = EqualCodes(codes.distinct, codes.distinct.index_select(0, target_ids), self.code_weights)
         found = search(codes, score, self.top_k)
-        target, (long, short) = self.embed_histories(batch, take(ids, found), newest(ids, self.short_len))
+        target, (long, short) = self.embed_histories(batch, take(ids, found), self.newest_items(batch, self.short_len))
         self.alignment = self._align(target_ids) if self.training and self.pairs else None
         query, fused = self._fuse(target), self._fuse(long.distinct)
         long, short = (Jagged(fused, part.offsets, part.index) for part in (long, short))

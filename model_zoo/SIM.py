@@ -18,7 +18,6 @@ from fuxictr_mm.layers import (
     MultiHeadTargetAttention,
     SameCategory,
     mlp_of_shared,
-    newest,
     search,
     search_user,
     take,
@@ -74,6 +73,7 @@ class SIM(DNNModel):
 
     #: Its attention weights the newest items and those that are found.
     attends_to_history = False
+    reads_short_history = True
 
     def __init__(
         self,
@@ -115,20 +115,20 @@ class SIM(DNNModel):
         return self.dnn(torch.cat([context, target, *interests], dim=-1))
 
     def _search_soft(self, batch: Batch, context: Tensor) -> tuple[Tensor, Jagged, Jagged]:
-        target, (history,) = self.embed_histories(batch, batch.history)
+        target, (history, short) = self.embed_histories(batch, batch.history, self.newest_items(batch, self.short_len))
         queries, keys = self.W_a(target), history.map(self.W_b)
         self.search_logit = None
         if self.training:
             pooled = weighted_sum(history, segment_products(queries, keys))
             self.search_logit = self.dnn_aux(torch.cat([context, target, pooled], dim=-1))
         found = search(history, InnerProduct(keys.distinct, queries), self.top_k)
-        return target, take(history, found), newest(history, self.short_len)
+        return target, take(history, found), short
 
     def _search_hard(self, batch: Batch) -> tuple[Tensor, Jagged, Jagged]:
         ids, categories = batch.history, self.history_codes(batch)
         same = SameCategory(categories.distinct, categories.distinct.index_select(0, batch.target.long()))
         found = search(categories, None, self.top_k, allowed=same)
-        target, (long, short) = self.embed_histories(batch, take(ids, found), newest(ids, self.short_len))
+        target, (long, short) = self.embed_histories(batch, take(ids, found), self.newest_items(batch, self.short_len))
         return target, long, short
 
     def user_state(self, context: Tensor, history: Tensor, ids: Tensor) -> tuple[Tensor, ...]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from fuxictr_mm.config import Dropout
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.errors import ConfigError, nearest
-from fuxictr_mm.layers import MultiHeadTargetAttention, mlp_of_shared, newest, search, take
+from fuxictr_mm.layers import MultiHeadTargetAttention, mlp_of_shared, search, take
 from fuxictr_mm.layers.top_k_attention import TopKAttention
 from fuxictr_mm.model import DNNModel
 
@@ -61,6 +61,7 @@ class TWIN(DNNModel):
 
     #: Its attention weights the newest items and those that are found.
     attends_to_history = False
+    reads_short_history = True
 
     def __init__(
         self,
@@ -97,7 +98,7 @@ class TWIN(DNNModel):
             target, (history,) = self.embed_histories(batch, ids)
             scores = self.long_attention.project(target, history.distinct)
             found = [take(ids, search(history, score, self.top_k)) for score in scores]
-        target, (*longs, short) = self.embed_histories(batch, *found, newest(ids, self.short_len))
+        target, (*longs, short) = self.embed_histories(batch, *found, self.newest_items(batch, self.short_len))
         interests = [self.short_attention(target, short), self.long_attention(target, longs)]
         return self.dnn(torch.cat([self.embed_context(batch), target, *interests], dim=-1))
 

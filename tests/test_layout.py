@@ -127,6 +127,7 @@ THEMES = {
     "model_zoo/test_contract": "every model",
     "model_zoo/test_float32": "every model in float32",
     "model_zoo/test_settings": "settings that models refuse",
+    "model_zoo/test_short_history": "models that search, with the newest items in a column of their own",
     "model_zoo/test_long_world": "models that search, on long histories",
     "model_zoo/test_tasks_world": "models of several labels",
     "report/test_browser": "the page in a browser",

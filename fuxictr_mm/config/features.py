@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PositiveInt, ValidationInfo, field_validator
+from pydantic import Field, PositiveInt, ValidationInfo, field_validator, model_validator
 
 from fuxictr_mm.checking import Settings, check_call
 from fuxictr_mm.errors import ConfigError
@@ -210,19 +210,44 @@ class Roles(Settings):
         min_length=1,
         description="Time at which the item was shown; `check-data` does not treat it as a context column.",
     )
-    histories: list[Annotated[str, Field(min_length=1)]] = Field(
-        [], description="Further lists of items, for models that request them by `embed(batch, [NAME])`."
+    short_history: str | None = Field(
+        None,
+        min_length=1,
+        description="The newest items where they are a column of their own, as `history: {short: recent, long: "
+        "clicked}`: models that search a long history read it in place of its newest items.",
     )
+    histories: list[Annotated[str, Field(min_length=1)]] = Field(
+        [],
+        validate_default=True,
+        description="Further lists of items, for models that request them by `embed(batch, [NAME])`.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_short_and_long(cls, values: Any) -> Any:
+        two = values.get("history") if isinstance(values, Mapping) else None
+        if isinstance(two, Mapping) and two.keys() == {"short", "long"}:
+            return {**values, "history": two["long"], "short_history": two["short"]}
+        return values
+
+    @field_validator("history", mode="before")
+    @classmethod
+    def _check_history(cls, column: Any) -> Any:
+        if isinstance(column, Mapping):
+            raise ConfigError(f"history is {dict(column)}, expected a column or {{short: COLUMN, long: COLUMN}}")
+        return column
 
     @field_validator("histories")
     @classmethod
     def _check_histories(cls, columns: list[str], info: ValidationInfo) -> list[str]:
+        short = info.data.get("short_history")
+        others = [column for role, column in info.data.items() if role != "short_history"]
         for column in columns:
-            if column in info.data.values() or columns.count(column) > 1:
+            if column in others or columns.count(column) > 1:
                 raise ConfigError(f"histories: the column '{column}' has two roles; expected one for each")
-        return columns
+        return columns if short is None or short in columns else [short, *columns]
 
-    @field_validator("history", "user", "time")
+    @field_validator("history", "user", "time", "short_history")
     @classmethod
     def _check_distinct(cls, column: str | None, info: ValidationInfo) -> str | None:
         other = next((role for role, name in info.data.items() if name == column), None) if column else None

@@ -44,6 +44,7 @@ def build_feature_map(features: Sequence[Feature], config: ExperimentConfig) -> 
         1 if s["type"] == "numeric" else s.get("vocab_size", 0) for s in specs.values() if "share_embedding" not in s
     )
     feature_map.set_column_index()
+    feature_map.short_history = config.dataset.roles.short_history  # no key of FuxiCTR's
     # What a model needs to embed a sequence along a history: no key of FuxiCTR's.
     feature_map.along_history = {
         f.name: {"history": f.history, "type": "numeric" if f.is_number else "categorical", "vocab_size": f.vocab_size}

@@ -176,13 +176,24 @@ def _read_parts(
         for part in parts:
             for name in (*part.columns, *part.of_ids):
                 found.setdefault(name, []).append(part)
-    if absent and not (read and wanted.keys() <= found.keys()):
-        raise absent[0]
-    for name in wanted:
-        if name not in found:
-            present = sorted({c for part in read for c in part.present})
+    missing = {n: f for n, f in wanted.items() if n not in found}
+    if absent and (missing or not read):
+        raise MissingFileError(f"{absent[0]}{_written_by(missing)}")
+    for name, feature in missing.items():
+        present = sorted({c for part in read for c in part.present})
+        try:
             parquet.require_columns(", ".join(str(part.path) for part in read), present, [name])
+        except DataError as error:
+            raise DataError(f"{error}{_written_by({name: feature})}") from None
     return read, found
+
+
+def _written_by(missing: Mapping[str, Feature]) -> str:
+    """Return which commands write columns of the items that are missing, as far as it can be told."""
+    codes = [name for name, feature in missing.items() if not feature.embedded and feature.type != "embedding"]
+    embeddings = [name for name, feature in missing.items() if feature.type == "embedding"]
+    commands = {"fuxictr-mm embed quantize": codes, "fuxictr-mm embed encode or reduce": embeddings}
+    return "".join(f"; {', '.join(names)}: written by {command}" for command, names in commands.items() if names)
 
 
 def _assemble(

@@ -231,6 +231,12 @@ def _choose_parts(experiment: Experiment, format: str, precision: str) -> Callab
     if experiment.config.dataset.item_info is None:
         raise ConfigError(f"dataset {experiment.config.dataset_id}: item_info is missing; an export needs item files")
     if not is_third_party(experiment.model_class):
+        short = experiment.config.dataset.roles.short_history
+        if short is not None and getattr(experiment.model_class, "reads_short_history", False):
+            raise ConfigError(
+                f"{experiment.config.expid}: {experiment.config.model} reads the short history '{short}', and requests "
+                "have one history; train with the long one alone, whose newest items are then the short one"
+            )
         return zoo_parts
     if precision in ("fp16", "int8-tables"):
         raise UserError(

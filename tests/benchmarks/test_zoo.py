@@ -15,6 +15,15 @@ def test_every_model_of_the_zoo_is_searched():
     assert others == {"ESMM"}  # with one label it is DIN
 
 
+def test_every_model_has_an_experiment_on_each_set():
+    on_real = load_yaml(ROOT / "benchmarks" / "real" / "model_config.yaml")
+    others = load_yaml(ROOT / "model_config.yaml")
+    for name in (path.stem for path in (ROOT / "model_zoo").glob("*.py")):
+        assert others[f"{name}_tiny"]["model"] == others[f"{name}_MicroLens"]["model"] == name
+        if name != "ESMM":
+            assert on_real[f"{name}_ml100k"]["model"] == name
+
+
 @pytest.mark.slow
 def test_a_second_start_repeats_no_trial(tmp_path):
     job = zoo.Job("DIN_tiny", ROOT, "tiny_mm", 0.01, (1,), tmp_path, -1)

@@ -88,6 +88,8 @@ def test_embeddings_are_those_of_the_items(tmp_path):
         ({"roles": {**ROLES, "histories": ["clicked"]}}, ["histories", "clicked"]),
         ({"roles": {**ROLES, "histories": []}}, ["kind", "bought", "clicked"]),
         ({"roles": {**ROLES, "histories": ["bougt"]}}, ["kind", "bought", "bougt"]),
+        ({"roles": {**ROLES, "history": {"short": "bought"}}}, ["history", "short", "long"]),
+        ({"roles": {**ROLES, "history": {"short": "clicked", "long": "clicked"}}}, ["clicked"]),
     ],
 )
 def test_wrong_roles(tmp_path, dataset, words):

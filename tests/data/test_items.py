@@ -17,6 +17,7 @@ TAGS = Feature("tags", "sequence", "item")
 VECTOR = Feature("vector", "embedding", "item")
 LEVEL = Feature("level", "categorical", "item")
 PRICE = Feature("price", "numeric", "item")
+CODES = Feature("codes", "sequence", "item", embedded=False)
 
 
 def item_id(vocab_size=None):
@@ -105,6 +106,15 @@ def test_an_absent_file_is_asked_for_only_if_no_other_has_the_column(tmp_path):
     for paths in ([missing], [missing, first], [first, missing]):
         with raises_naming(MissingFileError, "b.parquet"):
             ItemTable.from_parquet(paths, [item_id(), LEVEL, VECTOR])
+
+
+@pytest.mark.parametrize(("feature", "command"), [(CODES, "embed quantize"), (VECTOR, "embed encode or reduce")])
+def test_what_writes_a_missing_column_is_named(tmp_path, feature, command):
+    path = write(tmp_path / "a.parquet", {"item_id": [1], "level": [5]})
+    with raises_naming(DataError, "a.parquet", feature.name, f"fuxictr-mm {command}"):
+        ItemTable.from_parquet(path, [item_id(), LEVEL, feature])
+    with raises_naming(MissingFileError, "derived", feature.name, f"fuxictr-mm {command}"):
+        ItemTable.from_parquet([path, str(tmp_path / "derived")], [item_id(), LEVEL, feature])
 
 
 def test_rows_missing_in_one_file_get_zeros_and_a_warning(tmp_path, caplog):

@@ -40,6 +40,13 @@ def test_programs_after_make_are_in_the_path(page):
             assert "source .venv/bin/activate" in lines, f"{page}:{fence.line}"
 
 
+def test_every_model_is_on_the_page_of_equations():
+    text = (ROOT / "docs" / "api" / "zoo.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"^::: (\w+)\.\1$", text, re.MULTILINE)) == sorted(
+        path.stem for path in (ROOT / "model_zoo").glob("*.py")
+    )
+
+
 @pytest.fixture
 def reader(tmp_path, monkeypatch):
     """A folder as a reader has it, and the names that a page takes as given."""
