@@ -14,9 +14,12 @@ PACKAGES = {"fuxictr_mm": "", "fuxictr_mm_serving": "serving", "model_zoo": "mod
 #: Modules without a test file of their own, and the file whose tests reach them through what calls them.
 TESTED_BY = {
     "fuxictr_mm/arguments": "test_cli",
+    "fuxictr_mm/check_data/arrays": "check_data/test_layout",
     "fuxictr_mm/check_data/chunks": "check_data/test_check",
+    "fuxictr_mm/check_data/columns": "check_data/test_layout",
     "fuxictr_mm/check_data/described": "check_data/test_layout",
     "fuxictr_mm/check_data/equal_rows": "check_data/test_splits",
+    "fuxictr_mm/check_data/files": "check_data/test_layout",
     "fuxictr_mm/check_data/interactions": "check_data/test_splits",
     "fuxictr_mm/check_data/met_again": "check_data/test_splits",
     "fuxictr_mm/check_data/split_reading": "check_data/test_splits",

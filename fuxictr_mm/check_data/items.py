@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from fuxictr_mm.check_data.arrays import to_series
 from fuxictr_mm.check_data.checks import ERROR, INFO, WARNING, Action, Fault, Report, check
-from fuxictr_mm.check_data.layout import RARE, USER_ID, ItemFile, Layout, name_of, read_chunks, to_series
+from fuxictr_mm.check_data.files import DataFile
+from fuxictr_mm.check_data.layout import RARE, ItemFile, Layout
+from fuxictr_mm.check_data.translation import USER_ID
 from fuxictr_mm.data.arrow_types import is_list
 from fuxictr_mm.data.decoding import MAX_IDS
 from fuxictr_mm.data.numbers import Moments
@@ -38,7 +40,7 @@ def duplicate_item(item: ItemFile) -> Iterator[Fault]:
 def partial_item(item: ItemFile) -> Iterator[Fault]:
     """Items of other files without a row in this one."""
     missing = pl.DataFrame({ITEM_ID: np.setdiff1d(item.known, item.ids)})
-    yield Fault(item.path.name, ITEM_ID, missing.select(pl.lit(None).alias("row"), ITEM_ID, value=pl.lit(None)))
+    yield Fault(item.file, ITEM_ID, missing.select(pl.lit(None).alias("row"), ITEM_ID, value=pl.lit(None)))
 
 
 @check(ItemFile, WARNING, "ids numbered without large gaps")
@@ -54,7 +56,7 @@ def padding_row(item: ItemFile) -> Iterator[Fault]:
     """Row of item 0 that is not all zero."""
     names = item.numbers + item.embeddings
     padding = np.flatnonzero(item.ids == 0)
-    for start, batch in read_chunks(item.path, names) if names and padding.size else ():
+    for start, batch in item.chunks(names) if names and padding.size else ():
         if start > padding[-1]:
             return
         for row in padding[(padding >= start) & (padding < start + len(batch))]:
@@ -163,7 +165,7 @@ class NumberColumn:
     ``is_category`` says that a configuration takes its numbers for ids.
     """
 
-    path: Path
+    source: DataFile
     column: pa.Field
     ids: pl.Series
     is_category: bool = field(default=False, kw_only=True)
@@ -177,7 +179,7 @@ class NumberColumn:
 
     def chunks(self) -> Iterator[pl.DataFrame]:
         """Yield ``row``, the id, ``value`` and ``number`` (a float) of every number, chunk by chunk."""
-        for row, batch in read_chunks(self.path, [self.column.name]):
+        for row, batch in self.source.chunks([self.column.name]):
             values = to_series(batch.column(0))
             ids = self.ids.slice(row, len(values))
             chunk = pl.DataFrame({self.id_name: ids, "value": values}).with_row_index("row", row)
@@ -198,7 +200,7 @@ class NumberColumn:
         """Yield the numbers where a condition holds."""
         for chunk in self.chunks():
             rows = chunk.filter(condition).select("row", self.id_name, "value")
-            yield Fault(self.path.name, self.column.name, rows, **texts)
+            yield Fault(self.source.file, self.column.name, rows, **texts)
 
     def bad_numbers(self) -> Iterator[Fault]:
         """Yield the numbers that no model can read; milder, those that only a numeric feature can be."""
@@ -228,7 +230,7 @@ class NumberColumn:
         """Yield a column of a measure, if it is far from mean 0 and standard deviation 1."""
         tally = self.tally
         if not self.in_lists and not self.is_category and tally.is_measure and tally.moments.is_unscaled:
-            yield Fault(self.path.name, self.column.name, found=tally.moments.describe())
+            yield Fault(self.source.file, self.column.name, found=tally.moments.describe())
 
 
 class ItemColumn(NumberColumn):
@@ -244,14 +246,14 @@ class ItemColumn(NumberColumn):
 class ContextCounts:
     """The counts of all columns of a split that are neither ids, histories nor labels, from one pass over its files."""
 
-    path: Path
+    source: DataFile
     columns: list[pa.Field]
 
     @cached_property
     def tallies(self) -> dict[str, Tally]:
         """The counts of each column."""
         found = {c.name: Tally(pa.types.is_floating(c.type), MOST_CATEGORIES) for c in self.columns}
-        for _, batch in read_chunks(self.path, list(found)):
+        for _, batch in self.source.chunks(list(found)):
             for name, array in zip(found, batch.columns, strict=True):
                 found[name].add(to_series(array).cast(pl.Float64))
         return found
@@ -311,7 +313,7 @@ def unscaled_item_number(column: ItemColumn) -> Iterator[Fault]:
 @check(ContextColumn, INFO, SCALED)
 def unscaled_context(column: ContextColumn) -> Iterator[Fault]:
     """Numbers of a measure in the training split far from mean 0 and standard deviation 1."""
-    if name_of(column.path) == "train":
+    if column.source.name == "train":
         yield from column.unscaled()
 
 
@@ -322,5 +324,5 @@ def check_items(layout: Layout, report: Report) -> None:
             report.examine(item)
             for name in item.numbers if report.wants(ItemColumn) else ():
                 is_category = name in layout.categories
-                column = ItemColumn(item.path, item.schema.field(name), pl.Series(item.ids), is_category=is_category)
+                column = ItemColumn(item, item.schema.field(name), pl.Series(item.ids), is_category=is_category)
                 report.examine(column)

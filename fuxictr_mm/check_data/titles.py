@@ -25,8 +25,11 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
+from fuxictr_mm.check_data.arrays import as_text, is_text
 from fuxictr_mm.check_data.checks import CHECKS, INFO, WARNING, Action, Fault, Measure, Report, check, functions_of
-from fuxictr_mm.check_data.layout import COLUMN_TYPE, ItemFile, Layout, as_text, is_text, names_of_items, read_chunks
+from fuxictr_mm.check_data.columns import COLUMN_TYPE
+from fuxictr_mm.check_data.files import DataFile
+from fuxictr_mm.check_data.layout import ItemFile, Layout
 from fuxictr_mm.data.arrow_types import is_bytes
 from fuxictr_mm.data.schema import ITEM_ID
 from fuxictr_mm.errors import UserError
@@ -284,7 +287,7 @@ def lost_character(title: str) -> str | None:
 class Titles:
     """Titles of an item file without another fault."""
 
-    file: str
+    item: DataFile
     column: str
     #: ``row``, ``item_id`` and ``value``, the title.
     rows: pl.DataFrame
@@ -318,15 +321,15 @@ def check_titles(
     """
     items = [item for item in layout.items if column in item.schema.names] if report.wants(str, Titles) else []
     if items and not needs_all:
-        layout.not_checked += [f"{item.path.name}: {column} ({name})" for name in _leave_out(report) for item in items]
+        layout.not_checked += [f"{item.file}: {column} ({name})" for name in _leave_out(report) for item in items]
     for item in items:
         kind = item.schema.field(column).type
         if not (is_text(kind) or is_bytes(kind)):
-            report.add(COLUMN_TYPE, Fault(item.path.name, column, found=f"holds {kind}", expected="text"))
+            report.add(COLUMN_TYPE, Fault(item.file, column, found=f"holds {kind}", expected="text"))
             continue
         with report.reading(item.path):
             rows = _report_single(item, column, report)
-            report.examine(Titles(item.path.name, column, rows, language, similar))
+            report.examine(Titles(item, column, rows, language, similar))
 
 
 def _leave_out(report: Report) -> list[str]:
@@ -348,7 +351,7 @@ def _is_installed(library: str) -> bool:
 def _report_single(item: ItemFile, column: str, report: Report) -> pl.DataFrame:
     """Report the faults of single titles and return the titles without; the padding item is left out."""
     found: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
-    for start, batch in read_chunks(item.path, [column]):
+    for start, batch in item.chunks([column]):
         for row, title in enumerate(as_text(batch.column(0)), start):
             if item.ids[row] != 0:
                 fault = find_fault(title, report.checks)
@@ -358,7 +361,7 @@ def _report_single(item: ItemFile, column: str, report: Report) -> pl.DataFrame:
     frames = {name: pl.DataFrame(rows, schema, orient="row") for name, rows in found.items()}
     others = frames.pop("", pl.DataFrame(schema=schema))
     for name, frame in frames.items():
-        report.add(CHECKS[name], Fault(item.path.name, column, frame))
+        report.add(CHECKS[name], Fault(item.file, column, frame))
     return others
 
 
@@ -382,7 +385,7 @@ def foreign_title(titles: Titles) -> Iterator[Fault | Measure]:
     ]
     values = [f"{text} ({other})" if other else None for text, other in zip(texts, foreign, strict=True)]
     rows = titles.rows.with_columns(value=pl.Series(values, dtype=pl.String)).drop_nulls("value")
-    yield Fault(titles.file, titles.column, rows, expected=f"titles in '{language}'")
+    yield Fault(titles.item.file, titles.column, rows, expected=f"titles in '{language}'")
 
 
 @functools.lru_cache(maxsize=1)
@@ -434,8 +437,9 @@ def duplicate_title(titles: Titles) -> Iterator[Fault]:
         suspicious=(pl.col("value").n_unique() > 1) | (pl.col("similar").sum() > 1) | (pl.len() >= MOST_SHARING),
         items=pl.col(ITEM_ID).head(10),
     )
+    names_of = titles.item.translation.names_of
     texts = [
-        [f"{title} (items {', '.join(map(str, names_of_items(items)))})" for title in group]
+        [f"{title} (items {', '.join(map(str, names_of(pl.Series(items))))})" for title in group]
         for group, items in groups.select("value", "items").iter_rows()
     ]
     groups = groups.with_columns(value=pl.Series(texts, dtype=pl.List(pl.String)))
@@ -444,7 +448,9 @@ def duplicate_title(titles: Titles) -> Iterator[Fault]:
         (False, INFO, "items that share only a title"),
     ):
         shared = groups.filter(pl.col("suspicious") == suspicious).explode("row", ITEM_ID, "value")
-        yield Fault(titles.file, titles.column, shared.select("row", ITEM_ID, "value"), severity=severity, found=found)
+        yield Fault(
+            titles.item.file, titles.column, shared.select("row", ITEM_ID, "value"), severity=severity, found=found
+        )
 
 
 def normalized(title: str) -> str:

@@ -1,7 +1,7 @@
 """Translation of column names, and of ids that are not small integers, to those that the checks use.
 
-``Translation.find`` inspects a folder; while it is ``active``, all readers of ``layout`` translate. Findings are
-translated back, so that they name columns and ids as they are in the files. By default, nothing changes.
+``Translation.find`` inspects a folder, and ``files.DataFile`` translates what it reads. Findings are translated back,
+so that they name columns and ids as they are in the files. By default, nothing changes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fuxictr_mm.config import Roles
 from fuxictr_mm.data import decoding, parquet
 from fuxictr_mm.data.arrow_types import is_list
 from fuxictr_mm.data.decoding import MAX_IDS
-from fuxictr_mm.data.ids import Numbering, beyond, entries_of, number_ids, numbering
+from fuxictr_mm.data.ids import Numbering, beyond, entries_of, number_ids
 from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ
 from fuxictr_mm.data.vocabulary import Vocabulary, as_text, is_text
 from fuxictr_mm.errors import DataError, MissingFileError
@@ -172,6 +172,10 @@ class Translation(Numbering):
     def _vocabulary(self, name: str) -> Vocabulary | None:
         return {**dict.fromkeys([ITEM_ID, *self.list_columns], self.items), USER_ID: self.users}.get(name)
 
+    def names_of(self, items: pl.Series) -> list[object]:
+        """Return items as the files name them, for texts of findings."""
+        return items.to_list() if self.items is None else self.shown(items.cast(pl.Int64).fill_null(0).to_numpy())
+
     def back(self, column: str, rows: pl.DataFrame) -> tuple[str, pl.DataFrame]:
         """Return the column and the rows of a finding with names and ids of the files."""
         names = {ITEM_ID: self.roles.target, ITEM_SEQ: self.roles.history, USER_ID: self.roles.user, LABEL: self.label}
@@ -186,12 +190,6 @@ class Translation(Numbering):
         if there != column and names.get(there, there) != there:  # else the file has a column of this very name
             return there, rows
         return names.get(column, column), rows
-
-
-def active() -> Translation:
-    """Return the translation that is active."""
-    found = numbering()
-    return found if isinstance(found, Translation) else Translation()
 
 
 def _schema(path: Path) -> pa.Schema:

@@ -25,16 +25,9 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from fuxictr_mm.check_data.arrays import split_lists
 from fuxictr_mm.check_data.checks import ERROR, WARNING, Action, Fault, Measure, Report, check
-from fuxictr_mm.check_data.layout import (
-    ItemFile,
-    Layout,
-    common_length,
-    names_of_items,
-    read_chunks,
-    split_lists,
-    values_per_row,
-)
+from fuxictr_mm.check_data.layout import ItemFile, Layout
 from fuxictr_mm.errors import ConfigError
 
 #: Euclidean distance of two embeddings of norm 1 that makes them near-duplicates.
@@ -66,7 +59,7 @@ class EmbeddingColumn:
         #: Which rows are not padding, ``(I,)``.
         self.is_real = item.ids != 0
         #: Dimension of most rows; 0 where no row has a number.
-        self.dim = common_length(item.path, name)
+        self.dim = item.common_length(name)
         #: Numbers of each row, -1 where it is null; Euclidean norm, 0 where the embedding is broken, ``(I,)``.
         self.lengths, self.norms = np.zeros(count, np.int64), np.zeros(count)
         #: Equal where embeddings are, ``(I,)``; projections of the embeddings scaled to norm 1, ``(I, P)``.
@@ -79,7 +72,7 @@ class EmbeddingColumn:
         rng = np.random.default_rng(0)
         directions = np.linalg.qr(rng.standard_normal((self.dim, self.projected.shape[1])))[0].astype(np.float32)
         odd = rng.integers(0, 2**63, self.dim, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
-        for row, batch in read_chunks(item.path, [name], f"{item.path.name}: {name}", verbose):
+        for row, batch in item.chunks([name], f"{item.file}: {name}", verbose):
             self._add(row, batch.column(0), directions, odd)
 
     def _add(self, row: int, array: pa.Array, directions: np.ndarray, odd: np.ndarray) -> None:
@@ -202,7 +195,7 @@ def _read_rows(
     columns: Sequence[EmbeddingColumn], rows: np.ndarray, what: str = "", verbose: int = 0
 ) -> Iterator[list[np.ndarray]]:
     """Yield the embeddings of sorted ``rows`` in some columns of a file, each ``(R, D)``, a chunk at a time."""
-    for start, batch in read_chunks(columns[0].item.path, [c.name for c in columns], what, verbose):
+    for start, batch in columns[0].item.chunks([c.name for c in columns], what, verbose):
         here = rows[(rows >= start) & (rows < start + len(batch))] - start
         if here.size:
             chunk = batch if here.size == len(batch) else batch.take(pa.array(here))
@@ -213,7 +206,7 @@ def _read_rows(
 def vector_width(column: EmbeddingColumn) -> Iterator[Fault]:
     """Embeddings of another dimension."""
     if not column.dim and len(column.item.ids):
-        yield Fault(column.item.path.name, column.name, found="all embeddings are empty", expected="embeddings")
+        yield Fault(column.item.file, column.name, found="all embeddings are empty", expected="embeddings")
         return
     rows = np.flatnonzero((column.lengths != column.dim) & (column.lengths >= 0) & column.is_real)
     yield column.fault(rows, column.lengths[rows], expected=f"{column.dim} numbers")
@@ -239,7 +232,7 @@ def zero_vector(column: EmbeddingColumn) -> Iterator[Fault]:
 def norm_outlier(column: EmbeddingColumn) -> Iterator[Fault | Measure]:
     """Embeddings with a norm that is an outlier."""
     if column.outliers.size:
-        yield Measure(("median_norm", f"{column.item.path.name}: {column.name}"), column.median_norm)
+        yield Measure(("median_norm", f"{column.item.file}: {column.name}"), column.median_norm)
         expected = f"a norm near the median {column.median_norm:.4g}"
         yield column.fault(column.outliers, column.norms[column.outliers], expected=expected)
 
@@ -250,14 +243,14 @@ def constant_column(column: EmbeddingColumn) -> Iterator[Fault]:
     count = int(column.is_used.sum())
     for index in np.flatnonzero((column.lowest == column.highest) & (count > 1)):
         found = f"the number at index {index} is {column.lowest[index]:g} in all {count} embeddings"
-        yield Fault(column.item.path.name, f"{column.name}[{index}]", found=found)
+        yield Fault(column.item.file, f"{column.name}[{index}]", found=found)
 
 
 @check(EmbeddingColumn, WARNING, "a different embedding for each item")
 def duplicate_vector(column: EmbeddingColumn) -> Iterator[Fault]:
     """Embeddings equal to an earlier one."""
     rows, earlier = column.equal_pairs["row"].to_numpy(), column.equal_pairs["earlier"].to_numpy()
-    items = names_of_items(column.item.ids[earlier])
+    items = column.item.translation.shown(column.item.ids[earlier])
     yield column.fault(rows, [f"equals row {e}, item_id {item}" for e, item in zip(earlier, items, strict=True)])
 
 
@@ -265,7 +258,7 @@ def duplicate_vector(column: EmbeddingColumn) -> Iterator[Fault]:
 def near_duplicate_vector(column: EmbeddingColumn) -> Iterator[Fault]:
     """Embeddings within 1 % of the direction of another."""
     pairs = column.near_pairs
-    items = names_of_items(column.item.ids[pairs["earlier"].to_numpy()])
+    items = column.item.translation.shown(column.item.ids[pairs["earlier"].to_numpy()])
     texts = [
         f"within {d:.2g} of row {e}, item_id {item}"
         for item, (e, d) in zip(items, pairs.select("earlier", "distance").iter_rows(), strict=True)
@@ -303,7 +296,7 @@ def find_modalities(
         images = [c for c in item.embeddings if c == image or (image is None and _IMAGE.search(c) and c not in texts)]
         if texts and images:
             # The raw ones have more dimensions than the reduced ones.
-            dims = values_per_row(item.path, [texts[0], images[0]])
+            dims = item.values_per_row([texts[0], images[0]])
             if dims > most:
                 best, most = (item, texts[0], images[0]), dims
     if best is None and (text or image):

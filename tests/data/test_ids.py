@@ -7,7 +7,7 @@ import pytest
 
 from fuxictr_mm.check_data.translation import Translation
 from fuxictr_mm.config import Roles
-from fuxictr_mm.data.ids import Numbering, number_ids, numbering, why_numbered
+from fuxictr_mm.data.ids import AS_IS, Numbering, number_ids, why_numbered
 from fuxictr_mm.data.items import ItemTable
 from fuxictr_mm.data.schema import Feature
 from fuxictr_mm.embeddings.numbering import find_numbering
@@ -52,10 +52,8 @@ def test_zero_is_padding_unless_it_is_an_item():
     assert number_ids([pa.array(["a", "", "0"])], "ids", True).values.to_pylist() == ["a", "0"]
 
 
-def test_a_numbering_is_active_within_a_block():
+def test_numbers_are_shown_as_ids():
     numbered = Numbering(Roles(target="asin"), number_ids([pa.array([b"\x07", b"\x09"])], "ids", False))
-    with numbered.active():
-        assert numbering() is numbered
-        assert numbering().shown(np.array([2, 0])) == ["09", None]
-        assert numbering().name(1) == "asin 07"
-    assert (numbering().items, numbering().shown(np.array([2, 0]))) == (None, [2, 0])
+    assert numbered.shown(np.array([2, 0])) == ["09", None]
+    assert numbered.name(1) == "asin 07"
+    assert (AS_IS.items, AS_IS.shown(np.array([2, 0]))) == (None, [2, 0])
