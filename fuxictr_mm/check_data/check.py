@@ -12,9 +12,9 @@ from fuxictr_mm.check_data.files import data_files
 from fuxictr_mm.check_data.interactions import check_interactions
 from fuxictr_mm.check_data.items import check_items
 from fuxictr_mm.check_data.layout import TITLE, Layout, find_layout
+from fuxictr_mm.check_data.modalities import check_embeddings
 from fuxictr_mm.check_data.titles import check_titles
 from fuxictr_mm.check_data.translation import Translation
-from fuxictr_mm.check_data.vectors import check_embeddings
 from fuxictr_mm.config import Roles
 from fuxictr_mm.errors import ConfigError, nearest
 

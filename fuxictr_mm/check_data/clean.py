@@ -24,7 +24,7 @@ from fuxictr_mm.check_data.arrays import as_text, is_text
 from fuxictr_mm.check_data.checks import CHECKS, INFO, UNREADABLE, Action, Finding, Report
 from fuxictr_mm.check_data.files import DataFile
 from fuxictr_mm.check_data.layout import Layout
-from fuxictr_mm.check_data.titles import fix_title
+from fuxictr_mm.check_data.title_faults import fix_title
 from fuxictr_mm.data.arrow_types import is_bytes, is_list, plain_type
 from fuxictr_mm.data.parquet import part_files, schema_of
 from fuxictr_mm.data.vocabulary import as_text as plain_id

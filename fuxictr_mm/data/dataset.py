@@ -26,7 +26,7 @@ from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ, ITEM_SOURCE, Feature, comp
 from fuxictr_mm.data.shards import Shard
 from fuxictr_mm.data.vocabulary import Conversion, Vocabularies
 from fuxictr_mm.errors import ConfigError, DataError
-from fuxictr_mm.metrics import takes_one_class
+from fuxictr_mm.metric_names import takes_one_class
 from fuxictr_mm.runtime import device_of, return_freed_memory
 
 logger = logging.getLogger(__name__)

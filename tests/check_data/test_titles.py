@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from fuxictr_mm.check_data import files
 from fuxictr_mm.check_data.check import check_folder
 from fuxictr_mm.check_data.checks import Report
-from fuxictr_mm.check_data.titles import Titles, find_fault, fix_title
+from fuxictr_mm.check_data.title_faults import find_fault, fix_title
+from fuxictr_mm.check_data.titles import Titles
 
 ENGLISH = [
     "the quick brown fox jumps over the lazy dog",
