@@ -68,8 +68,17 @@ def read_split(
         f.name: ContextColumn(file, f, rows["user"], counts, is_category=f.name in layout.categories) for f in context
     }
     without_role = [f.name for f in others if f.name not in (LABEL, time) and not f.name.startswith("__index_level_")]
-    frames = map(pl.concat, (repeats, own, future, again))
-    split = Split(file.path, rows, *frames, columns, without_role, translation=file.translation)
+    split = Split(
+        file.path,
+        rows,
+        repeats=pl.concat(repeats),
+        own=pl.concat(own),
+        future=pl.concat(future),
+        again=pl.concat(again),
+        context=columns,
+        others=without_role,
+        translation=file.translation,
+    )
     report.examine(split)
     for column in columns.values():
         report.examine(column)

@@ -22,6 +22,7 @@ from fuxictr_mm.data.loaders import InMemoryLoader
 from fuxictr_mm.data.schema import Feature
 from fuxictr_mm.data.shards import Shard, default_streams
 from fuxictr_mm.data.streaming import StreamingLoader
+from fuxictr_mm.data.summary import summarize
 from fuxictr_mm.errors import ConfigError, DataError
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.training import loop
@@ -375,7 +376,7 @@ def test_a_bad_row_far_into_the_file_ends_with_its_message(tmp_path):
     with pytest.raises(DataError, match="item_id: row 77 holds"):
         epoch(StreamingLoader(files, 5, buffer_rows=20, shuffle=True))
     with pytest.raises(DataError, match="item_id: row 77 holds"):
-        files.summarize()
+        summarize(files)
     assert not reading_threads()
 
 
