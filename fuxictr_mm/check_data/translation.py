@@ -21,6 +21,7 @@ from fuxictr_mm.data import decoding, parquet
 from fuxictr_mm.data.arrow_types import is_list
 from fuxictr_mm.data.decoding import MAX_IDS
 from fuxictr_mm.data.ids import Numbering, beyond, entries_of, number_ids
+from fuxictr_mm.data.item_columns import is_zero_padded
 from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ
 from fuxictr_mm.data.vocabulary import Vocabulary, as_text, is_text
 from fuxictr_mm.errors import DataError, MissingFileError
@@ -98,7 +99,7 @@ class Translation(Numbering):
         except DataError:  # a finding of its own
             return False
         try:
-            return not decoding.is_zero_padded(first, self.on_disk(first, ITEM_SEQ))
+            return not is_zero_padded(first, self.on_disk(first, ITEM_SEQ))
         except DataError:  # a finding of its own, and no sign of padding
             return True
 

@@ -13,10 +13,10 @@ import torch
 from fuxictr.features import FeatureMap
 
 from fuxictr_mm.config import DatasetConfig, ExperimentConfig
-from fuxictr_mm.data.decoding import is_zero_padded
 from fuxictr_mm.data.feature_map import build_feature_map
 from fuxictr_mm.data.interaction_files import InteractionFiles
 from fuxictr_mm.data.interactions import InteractionTable, concatenate
+from fuxictr_mm.data.item_columns import is_zero_padded
 from fuxictr_mm.data.items import ItemTable
 from fuxictr_mm.data.memory import choose_in_memory
 from fuxictr_mm.data.numbering import check_numbering

@@ -19,9 +19,10 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from fuxictr_mm.data import arrow_types, decoding, parquet
+from fuxictr_mm.data import arrow_types, decoding, item_columns, parquet
 from fuxictr_mm.data.groups import decode_group
 from fuxictr_mm.data.interactions import Column, InteractionTable
+from fuxictr_mm.data.labels import decode_label, label_kinds
 from fuxictr_mm.data.numbers import Moments, apply_scale
 from fuxictr_mm.data.schema import ITEM_ID, Feature
 from fuxictr_mm.data.vocabulary import Conversion, Vocabulary, is_text
@@ -149,7 +150,7 @@ class InteractionFiles:
         found: set[str] = set()
         # Those of all processes, which must agree.
         for _, _, batch in replace(self, parts=None)._read([name]):
-            found |= decoding.label_kinds(batch.column(0), name not in self.numeric_labels)
+            found |= label_kinds(batch.column(0), name not in self.numeric_labels)
             if "label" in found or len(found - {"null"}) > 1:
                 return False
         value = next(iter(found - {"null"}), "null")
@@ -253,13 +254,15 @@ class InteractionFiles:
         item_ids = how.vocabularies.get(ITEM_ID)
         target = np.zeros(batch.num_rows, np.int32)
         history, offsets = np.zeros(0, np.int32), np.zeros(batch.num_rows + 1, np.int64)
-        positions: dict[str, decoding.Positions] = {}
+        positions: dict[str, item_columns.Positions] = {}
         if self.has_items:
-            target = decoding.decode_target(*column(how.target), self.known, item_ids)
+            target = item_columns.decode_target(*column(how.target), self.known, item_ids)
             lengths = {how.history: self.max_len}
             lengths |= {f.column: f.max_len or self.max_len for f in self._histories if f.is_further_history}
             for name, max_len in lengths.items():
-                positions[name] = decoding.decode_positions(*column(name), self.known, max_len, item_ids, how.zero_ends)
+                positions[name] = item_columns.decode_positions(
+                    *column(name), self.known, max_len, item_ids, how.zero_ends
+                )
             history, offsets = positions[how.history].items, positions[how.history].offsets
         context = {}
         for f in self._context:
@@ -269,7 +272,7 @@ class InteractionFiles:
             context[f.name] = _to_column(decoded)
         for f in self._histories:
             of = positions[str(f.history)]
-            entries = of.items if f.is_further_history else decoding.decode_along(*column(f.column), f, of)
+            entries = of.items if f.is_further_history else item_columns.decode_along(*column(f.column), f, of)
             context[f.name] = _to_column((entries, of.offsets))
         label = self._decode_labels(batch, file, row) if self.present_labels else None
         group = decode_group(*column(self._group_columns[0])) if self.has_groups else None
@@ -287,9 +290,7 @@ class InteractionFiles:
         """Return the labels, ``(R,)``, or ``(R, T)`` of several; a missing value or column is NaN."""
         several = len(self.labels) > 1
         columns = [
-            decoding.decode_label(
-                batch.column(name), f"{file}: {name}", row, name not in self.numeric_labels, missing=several
-            )
+            decode_label(batch.column(name), f"{file}: {name}", row, name not in self.numeric_labels, missing=several)
             if name in self.present_labels
             else np.full(batch.num_rows, np.nan, np.float32)
             for name in self.labels

@@ -15,7 +15,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fuxictr_mm.data import decoding, interleaved, parquet, streaming
+from fuxictr_mm.data import interleaved, item_columns, parquet, streaming
 from fuxictr_mm.data.interaction_files import InteractionFiles
 from fuxictr_mm.data.interactions import InteractionTable, concatenate
 from fuxictr_mm.data.loaders import InMemoryLoader
@@ -337,7 +337,7 @@ def test_memory_is_bounded_by_the_buffer(tmp_path, monkeypatch, shuffle):
             most = max(most, alive)
         weakref.finalize(holder, forget)
 
-    decode_target, join = decoding.decode_target, concatenate
+    decode_target, join = item_columns.decode_target, concatenate
 
     def counted_decode(*arguments):
         ids = decode_target(*arguments)
@@ -349,7 +349,7 @@ def test_memory_is_bounded_by_the_buffer(tmp_path, monkeypatch, shuffle):
         count(table, len(table))
         return table
 
-    monkeypatch.setattr(decoding, "decode_target", counted_decode)
+    monkeypatch.setattr(item_columns, "decode_target", counted_decode)
     monkeypatch.setattr(streaming, "concatenate", counted_join)
     peaks = []
     for rows in (1000, 4000):
