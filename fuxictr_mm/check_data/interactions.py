@@ -13,8 +13,8 @@ from fuxictr_mm.check_data.checks import INFO, WARNING, Fault, Measure, Report, 
 from fuxictr_mm.check_data.chunks import Chunk, Histories, KnownItems
 from fuxictr_mm.check_data.columns import COLUMN_TYPE, MISSING_COLUMN, compare_types
 from fuxictr_mm.check_data.drift import Comparison
-from fuxictr_mm.check_data.items import ContextColumn
 from fuxictr_mm.check_data.layout import EMPTY_FILE, ItemFile, Layout
+from fuxictr_mm.check_data.number_columns import ContextColumn
 from fuxictr_mm.check_data.split_reading import read_split
 from fuxictr_mm.check_data.splits import Split, SplitInTime, SplitPair
 from fuxictr_mm.data.schema import ITEM_ID

@@ -13,9 +13,9 @@ from fuxictr_mm.check_data.chunks import Chunk, Histories, KnownItems
 from fuxictr_mm.check_data.columns import check_types, require
 from fuxictr_mm.check_data.equal_rows import with_keys
 from fuxictr_mm.check_data.files import DataFile
-from fuxictr_mm.check_data.items import ContextColumn, ContextCounts
 from fuxictr_mm.check_data.layout import EMPTY_FILE, Layout
 from fuxictr_mm.check_data.met_again import count_again, find_own, find_repeats
+from fuxictr_mm.check_data.number_columns import ContextColumn, ContextCounts
 from fuxictr_mm.check_data.splits import Split
 from fuxictr_mm.check_data.translation import LABEL, USER_ID
 from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ

@@ -14,7 +14,7 @@ import polars as pl
 
 from fuxictr_mm.check_data.checks import ERROR, INFO, WARNING, Fault, check
 from fuxictr_mm.check_data.files import DataFile
-from fuxictr_mm.check_data.items import ContextColumn
+from fuxictr_mm.check_data.number_columns import ContextColumn
 from fuxictr_mm.check_data.translation import LABEL
 
 #: Less probable events are significant.

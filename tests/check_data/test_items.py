@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fuxictr_mm.check_data import files
 from fuxictr_mm.check_data.check import check_folder
-from fuxictr_mm.check_data.items import first_outlier
+from fuxictr_mm.check_data.number_columns import first_outlier
 
 CHECKS = ["bad-item-value", "item-value-outlier", "far-item-id", "bad-context", "context-outlier"]
 
