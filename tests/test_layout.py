@@ -24,6 +24,7 @@ TESTED_BY = {
     "fuxictr_mm/check_data/met_again": "check_data/test_splits",
     "fuxictr_mm/check_data/modalities": "check_data/test_vectors",
     "fuxictr_mm/check_data/number_columns": "check_data/test_items",
+    "fuxictr_mm/check_data/numbering": "check_data/test_translation",
     "fuxictr_mm/check_data/split_reading": "check_data/test_splits",
     "fuxictr_mm/check_data/title_faults": "check_data/test_titles",
     "fuxictr_mm/commands/check_data": "check_data/test_check",

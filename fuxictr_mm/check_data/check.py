@@ -13,8 +13,8 @@ from fuxictr_mm.check_data.interactions import check_interactions
 from fuxictr_mm.check_data.items import check_items
 from fuxictr_mm.check_data.layout import TITLE, Layout, find_layout
 from fuxictr_mm.check_data.modalities import check_embeddings
+from fuxictr_mm.check_data.numbering import find_translation
 from fuxictr_mm.check_data.titles import check_titles
-from fuxictr_mm.check_data.translation import Translation
 from fuxictr_mm.config import Roles
 from fuxictr_mm.errors import ConfigError, nearest
 
@@ -77,7 +77,7 @@ def check_folder(
     """
     report = Report(checks)
     described = Description.find(Path(folder))
-    translation = Translation.find(
+    translation = find_translation(
         data_files(Path(folder)), roles or described.roles, ids or described.ids, label or described.label
     )
     layout = find_layout(Path(folder), report, translation, title_column or TITLE)

@@ -5,7 +5,7 @@ numbers from 1 on. Training, ``check-data`` and the stages of ``embed`` share th
 
 - Training (``item_numbers``) numbers sparse ids as well, whose tables would be mostly empty, and ids of which 0 is an
   item; a run's vocabulary stays.
-- ``check-data`` (``check_data.translation``) leaves integers of which few are wrong as they are: these are findings.
+- ``check-data`` (``check_data.numbering``) leaves integers of which few are wrong as they are: these are findings.
   Ids that no item file has get numbers, so that they can be reported.
 - The stages (``embeddings.numbering``) build no tables, so that sparse ids stay, and see no histories: 0 is padding,
   unless ``ids`` is ``vocabulary``.

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fuxictr_mm.check_data.translation import Translation
+from fuxictr_mm.check_data.numbering import find_translation
 from fuxictr_mm.config import Roles
 from fuxictr_mm.data.ids import AS_IS, Numbering, number_ids, why_numbered
 from fuxictr_mm.data.items import ItemTable
@@ -32,12 +32,12 @@ def test_who_numbers_ids(tmp_path, ids, training, checks, stages):
     path = tmp_path / "items.parquet"
     pq.write_table(pa.table({"item_id": ids, "x": [1.0, 2.0, 3.0]}), path)
     items = ItemTable.from_parquet(str(path), [Feature("x", "numeric", "item")], ids="auto")
-    found = [items.vocabulary, Translation.find([path], Roles()).items, find_numbering([path], Roles()).items]
+    found = [items.vocabulary, find_translation([path], Roles()).items, find_numbering([path], Roles()).items]
     assert [vocabulary is not None for vocabulary in found] == [training, checks, stages]
     assert find_numbering([path], Roles(), "as_is").items is None
-    assert Translation.find([path], Roles(), "as_is").items is None
+    assert find_translation([path], Roles(), "as_is").items is None
     if not isinstance(ids[0], float):
-        chosen = [find_numbering([path], Roles(), "vocabulary"), Translation.find([path], Roles(), "vocabulary")]
+        chosen = [find_numbering([path], Roles(), "vocabulary"), find_translation([path], Roles(), "vocabulary")]
         assert [numbered.items.values.to_pylist() for numbered in chosen] == [ids, ids]
 
 
