@@ -59,7 +59,6 @@ TESTED_BY = {
     "fuxictr_mm/data/item_columns": "data/test_decoding",
     "fuxictr_mm/data/item_parts": "data/test_items",
     "fuxictr_mm/data/labels": "data/test_decoding",
-    "fuxictr_mm/data/partitions": "data/test_interactions",
     "fuxictr_mm/data/shards": "data/test_streaming",
     "fuxictr_mm/data/summary": "data/test_interactions",
     "fuxictr_mm/datasets/configuration": "datasets/test_log",

@@ -15,10 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fuxictr_mm.data.arrow_types import plain_array
-from fuxictr_mm.data.partitions import partition_columns
 from fuxictr_mm.data.remote import is_remote, path_of
 from fuxictr_mm.errors import DataError, MissingFileError, first_line, nearest
-from fuxictr_mm_serving.folders import IGNORED, SUFFIXES, natural_key
+from fuxictr_mm_serving.folders import IGNORED, SUFFIXES, natural_key, partition_values
 
 #: Rows decoded at a time, and fewer where lists are long: at most so many values (4 M ids are 34 MB).
 CHUNK_ROWS, CHUNK_VALUES = 32_768, 1 << 22
@@ -187,6 +186,12 @@ def _kind_of_text(path: Path) -> tuple[str, str] | None:
     if first.startswith("["):
         return "JSON", "read_json"
     return ("CSV", "read_csv") if any(separator in first for separator in SEPARATORS) else None
+
+
+def partition_columns(file: Path, texts: Collection[str] = ()) -> dict[str, pa.Scalar]:
+    """Return the columns of Hive partitions, each with its value in all rows of the file; see ``partition_values``."""
+    found = partition_values(file, texts)
+    return {name: pa.scalar(value, pa.int64() if is_int else pa.string()) for name, (value, is_int) in found.items()}
 
 
 def schema_of(path: Path, metadata: pq.FileMetaData | None = None, texts: Collection[str] = ()) -> pa.Schema:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fuxictr_mm.data import parquet, partitions
+from fuxictr_mm.data import parquet
 from fuxictr_mm_serving import parquet as served
 from fuxictr_mm_serving.folders import partition_values
 
@@ -29,5 +29,5 @@ def test_the_type_of_a_partition_is_that_of_all_its_values(tmp_path, other, expe
     file = tmp_path / "month=1" / "day=3" / "a.parquet"
     values = {name: value for name, (value, _) in partition_values(file).items()}
     assert values == {"month": 1, "day": expected}
-    assert {name: value.as_py() for name, value in partitions.partition_columns(file).items()} == values
+    assert {name: value.as_py() for name, value in parquet.partition_columns(file).items()} == values
     assert partition_values(file, ["day", "month"]) == {"month": ("1", False), "day": ("3", False)}
