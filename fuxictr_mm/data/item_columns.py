@@ -8,6 +8,7 @@ Shape letters: R rows, N history items of all rows, I items (padding included).
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -32,7 +33,7 @@ def decode_target(
     """Return the target items, ``(R,)`` int32; ``known`` ``(I,)`` is True for numbers of items in the item files."""
     if vocabulary is not None:
         numbers_R = vocabulary.encode(array, where)
-        _check_numbers(numbers_R, array, where, row, known)
+        _check_items(numbers_R, where, row, known, lambda index: array[index].as_py())
         return numbers_R.astype(np.int32)
     ids = scalars(array, where, row)
     _check_items(ids, where, row, known)
@@ -92,7 +93,7 @@ def decode_positions(
         ends = np.concatenate(([0], np.cumsum(lengths)))
     rows = row + np.repeat(np.arange(lengths.size), lengths)
     if vocabulary is not None:
-        _check_numbers(flat[kept], entries, where, rows, known, kept)
+        _check_items(flat[kept], where, rows, known, lambda index: entries[int(kept[index])].as_py())
         return Positions(flat[kept].astype(np.int32), ends.astype(np.int64, copy=False), kept, offsets)
     ids = integers(flat[kept], where, rows)
     _check_items(ids, where, rows, known)
@@ -125,67 +126,40 @@ def decode_along(array: pa.Array, where: str, row: int, feature: Feature, histor
     return ids.astype(np.int32)
 
 
-def _check_items(ids: np.ndarray, where: str, row_of: np.ndarray | int, known: np.ndarray) -> None:
-    """Raise a DataError for padding or an id that is in no item file; ``row_of`` is as in ``check_ids``."""
-    good = _are_items(ids, known)
-    if good.all():
-        return
-    first = int(np.flatnonzero(~good)[0])
-    unknown = np.unique(ids[~good])
-    row = row_at(row_of, first)
-    if ids[first] <= 0:
-        raise DataError(
-            f"{where}: row {row} holds the item id {ids[first]}, expected 1 or more; only 0 is padding: pad histories "
-            "with 0, or set ids: vocabulary in dataset_config.yaml if it is an item"
-        )
-    raise DataError(
-        f"{where}: row {row} holds the item id {ids[first]}, which no item file has ({unknown.size} such ids in these "
-        f"rows; the item files have {int(known.sum()) - 1} ids up to {known.size - 1}); {_fix_of_unknown(good)}"
-    )
-
-
-def _are_items(ids: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Return which of some ids the item files have; 0 is padding."""
-    good = (ids > 0) & (ids < known.size)
-    good[good] = known[ids[good]]
-    return good
-
-
-def _fix_of_unknown(good: np.ndarray) -> str:
-    """Return what to do about unknown items; of a column without a known one, it is probably another column."""
-    if good.any():
-        return "add the items or drop the rows"
-    return "no entry of these rows is an item: set the column of items in roles, or the item files in item_info"
-
-
-def _check_numbers(
-    found: np.ndarray,
-    values: pa.Array,
+def _check_items(
+    items: np.ndarray,
     where: str,
     row_of: np.ndarray | int,
     known: np.ndarray,
-    places: np.ndarray | None = None,
+    id_at: Callable[[int], object] | None = None,
 ) -> None:
-    """Raise a DataError for an id without a number, or of an item that is in no item file.
+    """Raise a DataError for padding, or an item that is in no item file; ``row_of`` is as in ``check_ids``.
 
-    ``values`` are the ids, those at ``places`` or all; ``row_of`` is as in ``check_ids``.
+    ``id_at`` returns the id at an index of the items; by default these are the ids.
     """
-    good = _are_items(found, known)
+    good = (items > 0) & (items < known.size)
+    good[good] = known[items[good]]
     if good.all():
         return
     first = int(np.flatnonzero(~good)[0])
-    value = values[first if places is None else int(places[first])].as_py()
-    row = row_at(row_of, first)
-    if found[first] == 0:
+    found = int(items[first]) if id_at is None else id_at(first)
+    holds = f"{where}: row {row_at(row_of, first)} holds"
+    if id_at is None and items[first] <= 0:
         raise DataError(
-            f"{where}: row {row} holds {value!r}, which is padding, expected an item; fill or drop such rows"
+            f"{holds} the item id {found}, expected 1 or more; only 0 is padding: pad histories with 0, or set ids: "
+            "vocabulary in dataset_config.yaml if it is an item"
         )
-    fix = _fix_of_unknown(good)
-    if not isinstance(row_of, int) and str(value).strip("<[_]>").lower() in PADDING_TEXTS:
+    if items[first] == 0:
+        raise DataError(f"{holds} {found!r}, which is padding, expected an item; fill or drop such rows")
+    fix = "no entry of these rows is an item: set the column of items in roles, or the item files in item_info"
+    fix = "add the items or drop the rows" if good.any() else fix
+    if id_at is not None and not isinstance(row_of, int) and str(found).strip("<[_]>").lower() in PADDING_TEXTS:
         fix = "if it is padding, leave it out or write null in its place"
+    count = f"{np.unique(items[~good]).size} such ids" if id_at is None else f"{int((~good).sum())} such entries"
+    up_to = f" up to {known.size - 1}" if id_at is None else ""
     raise DataError(
-        f"{where}: row {row} holds the item id {value!r}, which no item file has ({int((~good).sum())} such entries in "
-        f"these rows; the item files have {int(known.sum()) - 1} ids); {fix}"
+        f"{holds} the item id {found!r}, which no item file has ({count} in these rows; the item files have "
+        f"{int(known.sum()) - 1} ids{up_to}); {fix}"
     )
 
 
