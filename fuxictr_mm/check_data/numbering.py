@@ -116,7 +116,9 @@ def _has_features_of_zero(file: DataFile) -> bool:
     found = ((row, pc.index(batch.column(0), 0).as_py()) for row, batch in file.chunks([ITEM_ID]))
     zero = next((row + at for row, at in found if at >= 0), None)
     features = [name for name in file.schema.names if name != ITEM_ID]
-    for row, batch in file.chunks(features) if zero is not None and features else ():
+    if zero is None or not features:
+        return False
+    for row, batch in file.chunks(features):
         if zero < row + batch.num_rows:
             (values,) = batch.slice(zero - row, 1).to_pylist()
             entries = (e for v in values.values() for e in (v if isinstance(v, list) else [v]))
