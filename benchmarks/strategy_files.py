@@ -150,7 +150,7 @@ class StrategyFiles:
             report = quantize(self.sources, out, options, save=book, neighbors=neighbors, overwrite=True)
             write_json(report_file, report)
         report = read_json(report_file)
-        largest = max(int(read_ids(source).max()) for source in self.sources)
+        largest = max(int(read_ids(source.path, source.numbering).max()) for source in self.sources)
         return out, yaml.safe_load("\n".join(yaml_lines(report, neighbors, largest)))
 
     def _aligned(self) -> tuple[Path, list[dict[str, Any]]]:

@@ -13,7 +13,7 @@ from fuxictr_mm.config.columns import ITEM_SOURCE, Columns, is_embedded
 from fuxictr_mm.config.model import check_loss
 from fuxictr_mm.embedding_model import check_names
 from fuxictr_mm.errors import ConfigError
-from fuxictr_mm.metrics import check_metrics
+from fuxictr_mm.metric_names import check_metrics
 from fuxictr_mm.runs.evaluations import is_falling
 from fuxictr_mm.table_settings import table_problems
 

@@ -11,17 +11,16 @@ import os
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from glob import escape
 from itertools import islice
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import unquote
 
 import numpy as np
 
 from fuxictr_mm_serving.errors import ServingError
 from fuxictr_mm_serving.features import Column, Flat, Lists
+from fuxictr_mm_serving.folders import IGNORED, SUFFIXES, natural_key, partition_values
 from fuxictr_mm_serving.prepared import (
     ALL_ITEMS,
     EARLIER_ITEMS,
@@ -62,9 +61,6 @@ TITLES = ("item_title", "title")
 #: Most parts of a row group: to reach one, the rows of the group before it are read as well.
 GROUP_PARTS = 16
 
-#: The value of a Hive partition in the name of a folder of rows without one.
-NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
-
 
 def part_files(path: str | os.PathLike[str]) -> list[Path]:
     """Return a Parquet file, or those of a folder and its Hive partitions (``day=3/``) in the order of their numbers.
@@ -75,7 +71,7 @@ def part_files(path: str | os.PathLike[str]) -> list[Path]:
         There is none.
     """
     path = Path(path)
-    path = path if path.exists() or path.suffix == ".parquet" else path.with_name(f"{path.name}.parquet")
+    path = path if path.exists() or path.suffix.lower() in SUFFIXES else path.with_name(f"{path.name}.parquet")
     found = list(_files_of(path)) if path.is_dir() else [path]
     if not found or not found[0].exists():
         raise ServingError(f"{path}: no such file; expected Parquet")
@@ -83,10 +79,12 @@ def part_files(path: str | os.PathLike[str]) -> list[Path]:
 
 
 def _files_of(folder: Path) -> Iterator[Path]:
-    for path in sorted(folder.iterdir(), key=_natural):
+    for path in sorted(folder.iterdir(), key=natural_key):
+        if path.name.startswith(IGNORED):
+            continue
         if path.is_dir() and "=" in path.name:
             yield from _files_of(path)
-        elif path.suffix == ".parquet" and path.is_file() and not path.name.startswith(("_", ".")):
+        elif path.suffix.lower() in SUFFIXES and path.is_file():
             yield path
 
 
@@ -168,23 +166,6 @@ def _metadata(file: str | os.PathLike[str]) -> dict[bytes, bytes]:
         return {}
 
 
-def _partitions(file: Path, texts: Collection[str]) -> dict[str, int | str | None]:
-    """Return the columns that the folders of a file name: integers if all values beside it are, or else ``texts``."""
-    found: dict[str, int | str | None] = {}
-    for folder in file.parents:
-        name, is_partition, text = folder.name.partition("=")
-        if not is_partition:
-            break
-        values = {p.name.partition("=")[2] for p in folder.parent.glob(f"{escape(name)}=*")} - {NO_VALUE}
-        is_integer = unquote(name) not in texts and all(re.fullmatch(r"[+-]?\d{1,18}", value) for value in values)
-        found[unquote(name)] = None if text == NO_VALUE else int(text) if is_integer else unquote(text)
-    return found
-
-
-def _natural(path: Path) -> list[tuple[bool, int, str]]:
-    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", path.name)]
-
-
 @dataclass(frozen=True)
 class Part:
     """Some rows of a file: whole row groups, or ``rows`` rows of one after the first ``skipped``.
@@ -246,7 +227,9 @@ def read_part(
     try:
         with pq.ParquetFile(part.file) as reader:
             present = [name for name in columns if name in reader.schema_arrow.names]
-            named = {name: value for name, value in _partitions(part.file, texts).items() if name not in present}
+            named = {
+                name: value for name, (value, _) in partition_values(part.file, texts).items() if name not in present
+            }
             missing = [name for name in columns if name not in {*present, *named}]
             if missing:
                 raise ServingError(f"{part.file}: has no column '{missing[0]}', which the model reads")

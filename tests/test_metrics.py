@@ -13,7 +13,8 @@ from sklearn.metrics import log_loss, ndcg_score, roc_auc_score
 
 from fuxictr_mm.data.groups import NO_GROUP
 from fuxictr_mm.errors import ConfigError, DataError
-from fuxictr_mm.metrics import check_metrics, evaluate_metrics, evaluate_tasks, find_undefined, parse_metric, split_task
+from fuxictr_mm.metric_names import check_metrics, parse_metric, split_task
+from fuxictr_mm.metrics import evaluate_metrics, evaluate_tasks, find_undefined
 from tests.errors import raises_naming
 
 ALL_METRICS = ["AUC", "logloss", "gAUC", "gAUC_pos", "gAUC_mean", "avgAUC", "MRR", "NDCG(k=3)"]

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from fuxictr_mm.check_data.checks import CHECKS, UNREADABLE, Report
 from fuxictr_mm.check_data.described import Description
+from fuxictr_mm.check_data.files import data_files
 from fuxictr_mm.check_data.interactions import check_interactions
 from fuxictr_mm.check_data.items import check_items
-from fuxictr_mm.check_data.layout import TITLE, Layout, data_paths, find_layout
+from fuxictr_mm.check_data.layout import TITLE, Layout, find_layout
+from fuxictr_mm.check_data.modalities import check_embeddings
+from fuxictr_mm.check_data.numbering import find_translation
 from fuxictr_mm.check_data.titles import check_titles
-from fuxictr_mm.check_data.translation import Translation
-from fuxictr_mm.check_data.vectors import check_embeddings
 from fuxictr_mm.config import Roles
 from fuxictr_mm.errors import ConfigError, nearest
 
@@ -76,18 +77,17 @@ def check_folder(
     """
     report = Report(checks)
     described = Description.find(Path(folder))
-    translation = Translation.find(
-        data_paths(Path(folder)), roles or described.roles, ids or described.ids, label or described.label
+    translation = find_translation(
+        data_files(Path(folder)), roles or described.roles, ids or described.ids, label or described.label
     )
-    with translation.active():
-        layout = find_layout(Path(folder), report, title_column or TITLE)
-        layout.translation, layout.categories = translation, described.categories
-        if title_column and not any(title_column in item.schema.names for item in layout.items):
-            raise ConfigError(f"--title-column: no item file has a column '{title_column}'")
-        check_items(layout, report)
-        similar = check_embeddings(layout, report, text_column, image_column, verbose)
-        check_titles(layout, report, title_column or TITLE, language, similar, needs_all)
-        check_interactions(layout, report, verbose)
+    layout = find_layout(Path(folder), report, translation, title_column or TITLE)
+    layout.categories = described.categories
+    if title_column and not any(title_column in item.schema.names for item in layout.items):
+        raise ConfigError(f"--title-column: no item file has a column '{title_column}'")
+    check_items(layout, report)
+    similar = check_embeddings(layout, report, text_column, image_column, verbose)
+    check_titles(layout, report, title_column or TITLE, language, similar, needs_all)
+    check_interactions(layout, report, verbose)
     report.translate(translation.back)
     return report, layout
 

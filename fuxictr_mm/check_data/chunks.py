@@ -12,9 +12,10 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from fuxictr_mm.check_data.arrays import as_id, to_series
 from fuxictr_mm.check_data.checks import ERROR, WARNING, Action, Fault, check
-from fuxictr_mm.check_data.layout import USER_ID, as_id, names_of_items, to_series
-from fuxictr_mm.check_data.translation import LABEL
+from fuxictr_mm.check_data.files import DataFile
+from fuxictr_mm.check_data.translation import LABEL, USER_ID
 from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ
 
 
@@ -50,8 +51,8 @@ class KnownItems:
 class Chunk:
     """Some examples of a split; invalid ids and labels are null."""
 
-    #: Name of the file, and its columns.
-    file: str
+    #: The split, and its columns.
+    split: DataFile
     raw: pl.DataFrame
     #: ``row`` (number in the file), ``user``, ``target``, ``known`` (whether the target is an item), ``click`` (0 or
     #: 1), ``history`` (ids without padding), ``length`` and ``span`` (positions from the first id to the last).
@@ -63,7 +64,7 @@ class Chunk:
     lists: str = ITEM_SEQ
 
     @classmethod
-    def of(cls, file: str, row: int, batch: pa.RecordBatch, items: KnownItems, lists: str = ITEM_SEQ) -> Chunk:
+    def of(cls, split: DataFile, row: int, batch: pa.RecordBatch, items: KnownItems, lists: str = ITEM_SEQ) -> Chunk:
         """Decode a record batch whose first row is ``row``; users, histories and labels may be missing."""
         names = batch.schema.names
         raw = pl.DataFrame([to_series(c).alias(name) for name, c in zip(names, batch.columns, strict=True)])
@@ -94,17 +95,17 @@ class Chunk:
         index = entries["row"] - row
         users, targets = rows["user"].gather(index), rows["target"].gather(index)
         entries = entries.with_columns(users, targets, known=items.mark(entries["item"]))
-        return cls(file, raw, rows, entries, lists)
+        return cls(split, raw, rows, entries, lists)
 
     def faults(self, column: str, condition: pl.Expr) -> Iterator[Fault]:
         """Yield the examples where a condition holds, whose ``value`` is that of the file, if it has the column."""
         if column in self.raw.columns:
             rows = self.rows.with_columns(value=self.raw[column]).filter(condition)
-            yield fault_of(self.file, column, rows, pl.col("value"))
+            yield fault_of(self.split.file, column, rows, pl.col("value"))
 
     def entry_faults(self, condition: pl.Expr, value: str = "item") -> Iterator[Fault]:
         """Yield the history entries where a condition holds."""
-        yield fault_of(self.file, self.lists, self.entries.filter(condition), pl.col(value))
+        yield fault_of(self.split.file, self.lists, self.entries.filter(condition), pl.col(value))
 
 
 @dataclass(frozen=True)
@@ -155,5 +156,5 @@ def inner_padding(histories: Histories) -> Iterator[Fault]:
     """Padding between real ids of a history."""
     chunk = histories.chunk
     rows = chunk.rows.filter(pl.col("span") != pl.col("length"))
-    texts = [str(names_of_items(history.drop_nulls())) for history in rows["history"]]
-    yield fault_of(chunk.file, chunk.lists, rows, texts)
+    texts = [str(chunk.split.translation.names_of(history.drop_nulls())) for history in rows["history"]]
+    yield fault_of(chunk.split.file, chunk.lists, rows, texts)

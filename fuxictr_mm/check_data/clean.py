@@ -20,18 +20,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from fuxictr_mm.check_data.arrays import as_text, is_text
 from fuxictr_mm.check_data.checks import CHECKS, INFO, UNREADABLE, Action, Finding, Report
-from fuxictr_mm.check_data.layout import (
-    Layout,
-    as_text,
-    common_length,
-    has_one_length,
-    is_text,
-    pads_right,
-    read_chunks,
-    read_schema,
-)
-from fuxictr_mm.check_data.titles import fix_title
+from fuxictr_mm.check_data.files import DataFile
+from fuxictr_mm.check_data.layout import Layout
+from fuxictr_mm.check_data.title_faults import fix_title
 from fuxictr_mm.data.arrow_types import is_bytes, is_list, plain_type
 from fuxictr_mm.data.parquet import part_files, schema_of
 from fuxictr_mm.data.vocabulary import as_text as plain_id
@@ -90,13 +83,14 @@ def clean_folder(layout: Layout, report: Report, target: str | os.PathLike[str])
     actions: list[dict[str, Any]] = []
 
     def write(folder: Path) -> None:
-        for path in [*layout.splits.values(), *layout.item_paths]:
-            findings = by_file[path.name]
-            keep_rows = path == layout.splits.get("test")
+        for checked in [*layout.splits.values(), *layout.item_files]:
+            file = DataFile(checked.path)  # findings are by the names and ids of the file
+            findings = by_file[file.file]
+            keep_rows = file.name == "test"
             unreadable = any(f.check == UNREADABLE.name for f in findings)
             if not unreadable:
-                _write(path, folder / path.name, plan_cleaning(path, findings, keep_rows, report))
-            untyped = set() if unreadable else {f.name for f in read_schema(path) if pa.types.is_null(f.type)}
+                _write(file, folder / file.file, plan_cleaning(file, findings, keep_rows, report))
+            untyped = set() if unreadable else {f.name for f in file.schema if pa.types.is_null(f.type)}
             for f in findings:
                 action = {"check": f.check, "file": f.file, "column": f.column, "count": f.count}
                 done = Action.NOTHING.value if f.column in untyped else _say(f, keep_rows, unreadable)
@@ -115,7 +109,7 @@ def _say(finding: Finding, keep_rows: bool, unreadable: bool) -> str:
     return check.done
 
 
-def plan_cleaning(path: Path, findings: Iterable[Finding], keep_rows: bool, report: Report) -> Plan:
+def plan_cleaning(file: DataFile, findings: Iterable[Finding], keep_rows: bool, report: Report) -> Plan:
     """Return the changes of a file for these findings; with ``keep_rows`` no row may be dropped."""
     plan = Plan()
     for finding in findings:
@@ -126,34 +120,41 @@ def plan_cleaning(path: Path, findings: Iterable[Finding], keep_rows: bool, repo
         if action is Action.DROP_ROW:
             plan.drop.update(() if keep_rows else rows)
             continue
-        for row, change in zip(rows, _changes(path, finding, report), strict=True):
+        for row, change in zip(rows, _changes(file, finding, report), strict=True):
             plan.change[finding.column][row].append(change)
     return plan
 
 
-def _changes(path: Path, finding: Finding, report: Report) -> list[Change]:
+def _changes(file: DataFile, finding: Finding, report: Report) -> list[Change]:
     """Return what is to be done with each row of a finding."""
     action = CHECKS[finding.check].action
-    kind = read_schema(path).field(finding.column).type
+    kind = file.schema.field(finding.column).type
     in_lists = is_list(kind)
     change: Change
     if pa.types.is_null(kind):  # it holds no other value than null
         change = lambda old: old  # noqa: E731
     elif action is Action.DROP_ENTRY:
-        padded = in_lists and has_one_length(path, finding.column)
-        right = padded and pads_right(path, finding.column)
+        padded = in_lists and len(file.list_lengths(finding.column)) == 1
+        right = padded and _pads_right(file, finding.column)
         values = finding.rows["value"].to_list()
         return [partial(_without, dropped=value, padded=padded, right=right) for value in values]
     elif action is Action.SET_ZERO:
         of_text = in_lists and (is_text(kind.value_type) or is_bytes(kind.value_type))
-        is_ragged = finding.check == "null-history" and not has_one_length(path, finding.column)
-        zero = [] if of_text or is_ragged else [0] * common_length(path, finding.column) if in_lists else 0
+        is_ragged = finding.check == "null-history" and len(file.list_lengths(finding.column)) != 1
+        zero = [] if of_text or is_ragged else [0] * file.common_length(finding.column) if in_lists else 0
         change = lambda _: zero  # noqa: E731
     elif action is Action.RESCALE:
         change = partial(_scaled, norm=report.measures["median_norm"][f"{finding.file}: {finding.column}"])
     else:
         change = partial(fix_title, checks=report.checks)
     return [change] * finding.rows.height
+
+
+def _pads_right(file: DataFile, column: str) -> bool:
+    """Whether more lists of a column end with padding than begin with it, in its first chunk."""
+    array = file.first_chunk(column)
+    rows = [row for row in (array.to_pylist() if array is not None else ()) if row]
+    return sum(not row[-1] for row in rows) > sum(not row[0] for row in rows)
 
 
 def _without(old: Any, dropped: Any, padded: bool, right: bool = False) -> Any:
@@ -184,16 +185,16 @@ def _scaled(old: list[float], norm: float) -> list[float]:
     return (values * (norm / np.linalg.norm(values))).tolist()
 
 
-def _write(path: Path, target: Path, plan: Plan) -> None:
+def _write(file: DataFile, target: Path, plan: Plan) -> None:
     if not plan.change and not plan.drop:
-        (shutil.copytree if path.is_dir() else shutil.copyfile)(path, target)
+        (shutil.copytree if file.path.is_dir() else shutil.copyfile)(file.path, target)
         return
-    schema = _schema_to_write(path)
+    schema = _schema_to_write(file.path)
     if target.suffix != ".parquet":  # a folder of part files becomes one file
         target = target.with_name(f"{target.name}.parquet")
     pending: list[pa.RecordBatch] = []
     with pq.ParquetWriter(target, schema, compression="zstd") as writer:
-        for batch in _cleaned(path, schema, plan):
+        for batch in _cleaned(file, schema, plan):
             pending.append(batch)
             if sum(b.num_rows for b in pending) >= GROUP_ROWS or sum(b.nbytes for b in pending) >= GROUP_BYTES:
                 _flush(writer, pending, schema)
@@ -215,9 +216,9 @@ def _schema_to_write(path: Path) -> pa.Schema:
     return pa.schema(fields, first.metadata)
 
 
-def _cleaned(path: Path, schema: pa.Schema, plan: Plan) -> Iterator[pa.RecordBatch]:
+def _cleaned(file: DataFile, schema: pa.Schema, plan: Plan) -> Iterator[pa.RecordBatch]:
     dropped = np.array(sorted(plan.drop), dtype=np.int64)
-    for start, batch in read_chunks(path, schema.names):
+    for start, batch in file.chunks(schema.names):
         columns = []
         for column, array in zip(schema, batch.columns, strict=True):
             changed = _changed(array, start, plan.change[column.name]) if column.name in plan.change else array

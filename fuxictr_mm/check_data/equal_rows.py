@@ -8,7 +8,6 @@ import polars as pl
 
 from fuxictr_mm.check_data.checks import WARNING, Action, Fault, check
 from fuxictr_mm.check_data.chunks import Chunk, fault_of
-from fuxictr_mm.check_data.layout import names_of_items
 from fuxictr_mm.check_data.splits import Split, SplitPair, severity_of_excess
 from fuxictr_mm.check_data.translation import LABEL
 from fuxictr_mm.data.schema import ITEM_ID
@@ -52,11 +51,10 @@ def contradictory_row(split: Split) -> Iterator[Fault]:
     found = (labels["ones"] * (labels["n"] - labels["ones"])).sum()
     expected = _expected_pairs(split, differing=True)
     others = rows.select("target", "click", other=pl.when(pl.col("click") == 1).then("first_0").otherwise("first_1"))
+    items = split.translation.names_of(others["target"])
     texts = [
         f"equals row {row} (item {item}, label {label} and {1 - label})"
-        for item, (label, row) in zip(
-            names_of_items(others["target"]), others.select("click", "other").iter_rows(), strict=True
-        )
+        for item, (label, row) in zip(items, others.select("click", "other").iter_rows(), strict=True)
     ]
     expected_text = f"at most some {expected:.1f} pairs by coincidence"
     yield fault_of(split.file, LABEL, rows, texts, severity=severity_of_excess(found, expected), expected=expected_text)
@@ -70,10 +68,8 @@ def duplicate_row(split: Split) -> Iterator[Fault]:
     expected = _expected_pairs(split, differing=False)
     severity = severity_of_excess((sizes * (sizes - 1) / 2).sum(), expected)
     later = rows.filter(pl.col("row") != pl.col("first"))
-    texts = [
-        f"equals row {row} (item {item})"
-        for row, item in zip(later["first"], names_of_items(later["target"]), strict=True)
-    ]
+    items = split.translation.names_of(later["target"])
+    texts = [f"equals row {row} (item {item})" for row, item in zip(later["first"], items, strict=True)]
     expected_text = f"at most some {expected:.1f} pairs by coincidence"
     yield fault_of(split.file, ITEM_ID, later, texts, severity=severity, expected=expected_text)
 
@@ -86,10 +82,8 @@ def shared_row(pair: SplitPair) -> Iterator[Fault]:
     rows = pair.earlier.rows.join(first, on="row_key").sort("row")
     expected = _pairs(pair.earlier.history_counts, pair.later.history_counts) * _meeting(pair.earlier, pair.later)
     severity = severity_of_excess(rows.height, expected)
-    texts = [
-        f"equals row {row} of {name} (item {item})"
-        for row, item in zip(rows["other"], names_of_items(rows["target"]), strict=True)
-    ]
+    items = pair.earlier.translation.names_of(rows["target"])
+    texts = [f"equals row {row} of {name} (item {item})" for row, item in zip(rows["other"], items, strict=True)]
     expected_text = f"at most some {expected:.1f} rows shared with {name} by coincidence"
     yield fault_of(pair.earlier.file, ITEM_ID, rows, texts, severity=severity, expected=expected_text)
 

@@ -4,33 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
+from fuxictr_mm.check_data.arrays import to_series
 from fuxictr_mm.check_data.checks import INFO, WARNING, Fault, Measure, Report, check
 from fuxictr_mm.check_data.chunks import Chunk, Histories, KnownItems
+from fuxictr_mm.check_data.columns import COLUMN_TYPE, MISSING_COLUMN, compare_types
 from fuxictr_mm.check_data.drift import Comparison
-from fuxictr_mm.check_data.items import ContextColumn
-from fuxictr_mm.check_data.layout import (
-    COLUMN_TYPE,
-    EMPTY_FILE,
-    MISSING_COLUMN,
-    USER_ID,
-    ItemFile,
-    Layout,
-    is_number,
-    is_text,
-    name_of,
-    read_chunks,
-    read_schema,
-    to_series,
-)
+from fuxictr_mm.check_data.layout import EMPTY_FILE, ItemFile, Layout
+from fuxictr_mm.check_data.number_columns import ContextColumn
 from fuxictr_mm.check_data.split_reading import read_split
 from fuxictr_mm.check_data.splits import Split, SplitInTime, SplitPair
-from fuxictr_mm.check_data.translation import LABEL, active
-from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ
+from fuxictr_mm.data.schema import ITEM_ID
 
 #: Fraction of cold targets that is too much, and difference between valid and test that is.
 COLD_MOST, COLD_DIFFERENCE = 0.5, 0.1
@@ -99,11 +86,11 @@ def check_interactions(layout: Layout, report: Report, verbose: int = 0) -> None
         return
     known = KnownItems(layout.items[0].known if layout.items else np.empty(0, np.int64))
     splits: list[Split] = []
+    compare_types(layout.splits.values(), report)
     # Later splits first: a click of theirs must not be in an earlier history.
-    _compare_types(layout, report)
-    for path in reversed(layout.splits.values()):
-        with report.reading(path):
-            split = read_split(path, known, splits, layout, report, verbose)
+    for file in reversed(layout.splits.values()):
+        with report.reading(file.path):
+            split = read_split(file, known, splits, layout, report, verbose)
             if split is not None:
                 splits.insert(0, split)
     for index, split in enumerate(splits):
@@ -119,31 +106,14 @@ def check_interactions(layout: Layout, report: Report, verbose: int = 0) -> None
         report.measure(Measure((key,), {name: round(fraction, 4) for name, fraction in fractions.items()}))
 
 
-def _compare_types(layout: Layout, report: Report) -> None:
-    """Report context columns that are text in one split and numbers in another."""
-    texts: dict[str, Path] = {}
-    numbers: dict[str, Path] = {}
-    named = {USER_ID, ITEM_ID, ITEM_SEQ, LABEL, active().roles.time}
-    for path in layout.splits.values():
-        with report.reading(path):
-            for column in read_schema(path):
-                if column.name not in named:
-                    kinds = texts if is_text(column.type) else numbers if is_number(column.type) else {}
-                    kinds.setdefault(column.name, path)
-    for name in sorted(texts.keys() & numbers.keys()):
-        found = f"holds text, but {numbers[name].name} holds numbers"
-        report.add(COLUMN_TYPE, Fault(texts[name].name, name, found=found, expected="one type in all splits"))
-
-
 def _measure_cold_targets(layout: Layout, report: Report) -> None:
     """Measure the fraction of targets without a training row, from the column of targets alone."""
     targets: dict[str, np.ndarray] = {}
-    for path in layout.splits.values() if "train" in layout.splits else ():
-        with report.reading(path):
-            schema = read_schema(path)
-            if ITEM_ID in schema.names and pa.types.is_integer(schema.field(ITEM_ID).type):
-                parts = [to_series(batch.column(0)).to_numpy() for _, batch in read_chunks(path, [ITEM_ID])]
-                targets[name_of(path)] = np.concatenate(parts) if parts else np.empty(0)
+    for name, file in layout.splits.items() if "train" in layout.splits else ():
+        with report.reading(file.path):
+            if ITEM_ID in file.schema.names and pa.types.is_integer(file.schema.field(ITEM_ID).type):
+                parts = [to_series(batch.column(0)).to_numpy() for _, batch in file.chunks([ITEM_ID])]
+                targets[name] = np.concatenate(parts) if parts else np.empty(0)
     for name, ids in targets.items():
         if name != "train" and "train" in targets and len(ids):
             train = targets["train"]

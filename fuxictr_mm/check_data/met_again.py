@@ -19,7 +19,7 @@ AT_MOST = 3
 
 #: Columns of ``count_again`` beside ``click``.
 _COUNTS = (
-    "rows", "longer", "own", "own_first", "own_last", "both_ends", "last_again", "first_twice", "last_twice"
+    "rows", "longer", "both_ends", "last_again", "first_twice", "last_twice"
 )  # fmt: skip
 
 
@@ -37,17 +37,22 @@ def _severity_of_leak(found: float, expected: float, histories: int) -> str:
 
 
 # Cleaning leaves it as it is: which of these clicks are on an item met before, and which leak, is not known.
-@check(Split, WARNING, "a history before the click")
-def target_in_history(split: Split) -> Iterator[Fault]:
+@check(SplitInTime, WARNING, "a history before the click")
+def target_in_history(subject: SplitInTime) -> Iterator[Fault]:
     """Targets that are in their own history."""
-    # The newest item of a history is a click as the target is, without a leak: how often was it met before?
-    n = split.of_clicks
+    # A target that the user has clicked before belongs there. The files may lack that click; the histories tell in how
+    # many rows: their newest item is a click without a leak, and how often was it met before?
+    split, n = subject.split, subject.split.of_clicks
+    clicks = split.own.filter(pl.col("click") == 1) if split.has_both_labels else split.own
+    clicks = clicks.unique("row", maintain_order=True)
+    new = _without_earlier_click(subject, clicks, itself=True)
     scale = n["rows"] / max(n["longer"], 1)
     expected = scale * max(n["last_again"], AT_MOST)
-    ends = [(n[f"own_{end}"], scale * max(n[f"{end}_twice"], n["both_ends"], AT_MOST)) for end in ("first", "last")]
-    severities = [_severity_of_leak(n["own"], expected, n["longer"]), *(severity_of_excess(*end) for end in ends)]
-    found = f"targets that are in their own history, {n['own']:,} of {n['rows']:,} clicks"
-    text = f"a history before the click, so at most some {expected:.1f} clicks on an item met before"
+    ends = [(int(new[end].sum()), scale * max(n[f"{end}_twice"], n["both_ends"], AT_MOST)) for end in ("first", "last")]
+    severities = [_severity_of_leak(new.height, expected, n["longer"]), *(severity_of_excess(*end) for end in ends)]
+    found = f"targets that are in their own history, {clicks.height:,} of {n['rows']:,} clicks"
+    found += f", {new.height:,} without an earlier click in the files"
+    text = f"a history before the click, so at most some {expected:.1f} clicks on an item met before the files"
     severity = WARNING if WARNING in severities else INFO
     yield fault_of(split.file, ITEM_SEQ, split.own, pl.col("item"), found=found, expected=text, severity=severity)
 
@@ -56,17 +61,8 @@ def target_in_history(split: Split) -> Iterator[Fault]:
 @check(SplitInTime, WARNING, "histories older than the clicks")
 def future_click(subject: SplitInTime) -> Iterator[Fault]:
     """Clicks of a later split in the user's history, without an earlier one."""
-    split = subject.splits[subject.index]
-    rows, pair = split.future, ["user", "item"]
-    if rows.height and all(s.times for s in subject.splits):
-        clicks = pl.concat(s.clicks() for s in subject.splits).group_by(pair).agg(first=pl.col("time").min())
-        rows = rows.with_columns(split.rows["time"].gather(rows["row"]))
-        rows = rows.join(clicks, on=pair, how="left", maintain_order="left")
-        rows = rows.filter(~(pl.col("first") <= pl.col("time")).fill_null(False))
-    elif rows.height:
-        for earlier in subject.splits[: subject.index + 1]:
-            rows = rows.join(earlier.clicks(), on=pair, how="anti", maintain_order="left")
-    n = split.of_clicks
+    split, pair = subject.split, ["user", "item"]
+    rows, n = _without_earlier_click(subject, split.future, itself=False), split.of_clicks
     clicked = pl.concat(
         [rows.select(pair).clear(), *(s.clicks().select(pair) for s in subject.splits[subject.index + 1 :])]
     )
@@ -78,28 +74,57 @@ def future_click(subject: SplitInTime) -> Iterator[Fault]:
     yield fault_of(split.file, ITEM_SEQ, rows, pl.col("item"), expected=text, severity=severity)
 
 
+def _without_earlier_click(subject: SplitInTime, rows: pl.DataFrame, itself: bool) -> pl.DataFrame:
+    """Return the history entries, ``rows`` of ``user`` and ``item``, without an earlier click of the user on the item.
+
+    Without times, a click is earlier in an earlier split, or in any row of this one. With ``itself``, the row is a
+    click on the item, which does not count.
+    """
+    split, pair = subject.split, ["user", "item"]
+    if rows.height and all(s.times for s in subject.splits):
+        clicks = pl.concat(s.clicks() for s in subject.splits).group_by(pair).agg(since=pl.col("time").min())
+        rows = rows.with_columns(split.rows["time"].gather(rows["row"]))
+        rows = rows.join(clicks, on=pair, how="left", maintain_order="left")
+        is_earlier = pl.col("since") < pl.col("time") if itself else pl.col("since") <= pl.col("time")
+        return rows.filter(~is_earlier.fill_null(False))
+    if rows.height:
+        clicks = split.click_rows.join(rows, on=pair, how="semi").group_by(pair).agg(n=pl.col("row_key").n_unique())
+        for known in (clicks.filter(pl.col("n") > int(itself)), *(s.clicks() for s in subject.splits[: subject.index])):
+            rows = rows.join(known, on=pair, how="anti", maintain_order="left")
+    return rows
+
+
+def find_own(chunk: Chunk) -> pl.DataFrame:
+    """Return ``row``, ``user``, ``item`` and ``click`` of the history entries that are the target of their row.
+
+    ``first`` and ``last`` tell whether it is at that end of the history.
+    """
+    entries = chunk.entries.filter(pl.col("item") == pl.col("target"))
+    entries = entries.select("row", pl.col("user", "item").cast(pl.Int64))
+    history, target = pl.col("history").list, pl.col("target")
+    ends = chunk.rows.select("row", "click", first=history.first() == target, last=history.last() == target)
+    return entries.join(ends, on="row", how="left", maintain_order="left")
+
+
 def count_again(rows: pl.DataFrame) -> pl.DataFrame:
     """Count, by ``click``, histories, and how often an item is met again in them.
 
     Returns
     -------
     DataFrame
-        ``rows`` that have a history, and those whose target is in it (``own``), is its first or last item; histories
-        that are ``longer`` than one item, and those whose last item is in the rest of it (``_again``), whose first or
-        last item equals its neighbour (``_twice``), or the other of the two (``both_ends``).
+        ``rows`` that have a history; histories that are ``longer`` than one item, and those whose last item is in the
+        rest of it (``_again``), whose first or last item equals its neighbour (``_twice``), or the other of the two
+        (``both_ends``).
     """
     rows = rows.filter(pl.col("length") > 0)
     if rows.is_empty():  # histories may be of nulls
         return pl.DataFrame(schema={"click": pl.Int8, **dict.fromkeys(_COUNTS, pl.Int64)})
-    history, target = pl.col("history"), pl.col("target")
+    history = pl.col("history")
     first, last = history.list.first(), history.list.last()
     found = rows.select(
         "click",
         rows=pl.lit(True),
         longer=pl.col("length") > 1,
-        own=history.list.contains(target),
-        own_first=first == target,
-        own_last=last == target,
         both_ends=(first == last) & (pl.col("length") > 1),
         last_again=history.list.head(pl.col("length") - 1).list.contains(last),
         first_twice=first == history.list.get(1, null_on_oob=True),

@@ -3,33 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
 
+from fuxictr_mm.check_data.arrays import is_number, is_scalar, is_text
 from fuxictr_mm.check_data.checks import Fault, Report
 from fuxictr_mm.check_data.chunks import Chunk, Histories, KnownItems
+from fuxictr_mm.check_data.columns import check_types, require
 from fuxictr_mm.check_data.equal_rows import with_keys
-from fuxictr_mm.check_data.items import ContextColumn, ContextCounts
-from fuxictr_mm.check_data.layout import (
-    EMPTY_FILE,
-    USER_ID,
-    Layout,
-    check_types,
-    first_chunk,
-    is_number,
-    is_scalar,
-    is_text,
-    name_of,
-    read_chunks,
-    read_schema,
-    require,
-    sources_of_rows,
-)
-from fuxictr_mm.check_data.met_again import count_again, find_repeats
+from fuxictr_mm.check_data.files import DataFile
+from fuxictr_mm.check_data.layout import EMPTY_FILE, Layout
+from fuxictr_mm.check_data.met_again import count_again, find_own, find_repeats
+from fuxictr_mm.check_data.number_columns import ContextColumn, ContextCounts
 from fuxictr_mm.check_data.splits import Split
-from fuxictr_mm.check_data.translation import LABEL, active
+from fuxictr_mm.check_data.translation import LABEL, USER_ID
 from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ
 
 #: Texts in a column that names the split: rows of two splits are not told apart by it.
@@ -37,60 +25,69 @@ SPLIT_NAMES = {"train", "training", "valid", "validation", "val", "dev", "eval",
 
 
 def read_split(
-    path: Path, items: KnownItems, later: Sequence[Split], layout: Layout, report: Report, verbose: int
+    file: DataFile, items: KnownItems, later: Sequence[Split], layout: Layout, report: Report, verbose: int
 ) -> Split | None:
     """Check a split and return the data for the checks across splits; None without targets."""
-    schema = read_schema(path)
-    further, time = active().roles.histories, active().roles.time
+    schema, roles = file.schema, file.translation.roles
+    further, time = roles.histories, roles.time
     wanted = {USER_ID: "integers", ITEM_ID: "integers"} | dict.fromkeys([ITEM_SEQ, *further], "lists of integers")
-    if name_of(path) != "test" or LABEL in schema.names:
+    if file.name != "test" or LABEL in schema.names:
         wanted[LABEL] = "numbers"
-    usable = require(path, schema, wanted, report, lists=[ITEM_SEQ, *further])
+    usable = require(file, wanted, report, lists=[ITEM_SEQ, *further])
     times = [f.name for f in schema if f.name == time and _is_time(f.type)]
-    of_source = sources_of_rows(path) - {time}
-    layout.not_checked += check_types(path, schema, {*wanted, *of_source, time}, report)
+    of_source = file.sources - {time}
+    layout.not_checked += check_types(file, {*wanted, *of_source, *([time] if time else [])}, report)
     if ITEM_ID not in usable:
         return None
     others = [f for f in schema if f.name not in {*wanted, *of_source}]
     context = [f for f in others if f.name != time and is_number(f.type)]
-    names = [f.name for f in others if is_scalar(f.type) and not _names_the_split(path, f)]
+    names = [f.name for f in others if is_scalar(f.type) and not _names_the_split(file, f)]
     none = pl.DataFrame(schema={"user": pl.Int64, "item": pl.Int64})
     clicks = pl.concat([none, *(s.clicks().select("user", "item") for s in later)])
     parts: list[pl.DataFrame] = []
     repeats, own, future, again = [], [], [], []
-    for row, batch in read_chunks(path, usable + names, verbose=verbose):
-        chunk = Chunk.of(path.name, row, batch, items)
+    for row, batch in file.chunks(usable + names, verbose=verbose):
+        chunk = Chunk.of(file, row, batch, items)
         report.examine(chunk)
         report.examine(Histories(chunk))
         for name in [name for name in further if name in usable]:
-            report.examine(Histories(Chunk.of(path.name, row, batch, items, name)))
+            report.examine(Histories(Chunk.of(file, row, batch, items, name)))
         parts.append(with_keys(chunk, names).with_columns(_as_number(chunk.raw[name]) for name in times))
         repeats.append(find_repeats(chunk))
-        entries = chunk.entries.select("row", pl.col("user", "target", "item").cast(pl.Int64))
-        own.append(entries.filter(pl.col("item") == pl.col("target")).drop("target"))
-        clicked_later = entries.drop("target").join(clicks, on=["user", "item"], how="semi")
+        own.append(find_own(chunk))
+        entries = chunk.entries.select("row", pl.col("user", "item").cast(pl.Int64))
+        clicked_later = entries.join(clicks, on=["user", "item"], how="semi")
         future.append(clicked_later.sort("row", maintain_order=True))
         again.append(count_again(chunk.rows))
     if not parts:
-        report.add(EMPTY_FILE, Fault(path.name))
+        report.add(EMPTY_FILE, Fault(file.file))
         return None
     rows = pl.concat(parts)
-    counts = ContextCounts(path, context)
+    counts = ContextCounts(file, context)
     columns = {
-        f.name: ContextColumn(path, f, rows["user"], counts, is_category=f.name in layout.categories) for f in context
+        f.name: ContextColumn(file, f, rows["user"], counts, is_category=f.name in layout.categories) for f in context
     }
     without_role = [f.name for f in others if f.name not in (LABEL, time) and not f.name.startswith("__index_level_")]
-    repeated, own_targets, later_clicks, counts_again = map(pl.concat, (repeats, own, future, again))
-    split = Split(path, rows, repeated, own_targets, later_clicks, counts_again, columns, without_role)
+    split = Split(
+        file.path,
+        rows,
+        repeats=pl.concat(repeats),
+        own=pl.concat(own),
+        future=pl.concat(future),
+        again=pl.concat(again),
+        context=columns,
+        others=without_role,
+        translation=file.translation,
+    )
     report.examine(split)
     for column in columns.values():
         report.examine(column)
     return split
 
 
-def _names_the_split(path: Path, column: pa.Field) -> bool:
+def _names_the_split(file: DataFile, column: pa.Field) -> bool:
     """Whether a column of text is the name of the split in all rows, as far as its first chunk tells."""
-    array = first_chunk(path, column.name) if is_text(column.type) else None
+    array = file.first_chunk(column.name) if is_text(column.type) else None
     values = [] if array is None else array.unique().drop_null().to_pylist()
     return len(values) == 1 and values[0].lower() in SPLIT_NAMES
 

@@ -8,33 +8,31 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import polars as pl
 
 from fuxictr_mm.check_data.checks import ERROR, INFO, WARNING, Fault, check
-from fuxictr_mm.check_data.items import ContextColumn
-from fuxictr_mm.check_data.layout import name_of
+from fuxictr_mm.check_data.files import DataFile
+from fuxictr_mm.check_data.number_columns import ContextColumn
 from fuxictr_mm.check_data.translation import LABEL
 
 #: Less probable events are significant.
 UNLIKELY = 1e-3
 
 
-@dataclass(frozen=True)
-class Split:
+@dataclass
+class Split(DataFile):
     """The columns of a split that are kept."""
 
-    path: Path
     #: ``row``, ``user``, ``target``, ``click`` and ``length`` as in ``Chunk``, ``history_key`` (equal where user and
     #: history are) and ``row_key`` (equal where everything but the label is, times and texts as well), ``(B,)``; and
     #: ``time``, a number, where there is a column of this role.
     rows: pl.DataFrame
     #: ``row``, ``user`` and first repeated ``item`` of the histories that have one.
     repeats: pl.DataFrame
-    #: ``row``, ``user`` and ``item`` of the history entries that are the target, and of those that the user clicks in
-    #: a later split.
+    #: The history entries that are the target, see ``find_own``, and ``row``, ``user`` and ``item`` of those that the
+    #: user clicks in a later split.
     own: pl.DataFrame
     future: pl.DataFrame
     #: Counts of ``count_again`` by ``click``.
@@ -44,19 +42,14 @@ class Split:
     others: list[str]
 
     @property
-    def name(self) -> str:
-        """Name of the split."""
-        return name_of(self.path)
-
-    @property
-    def file(self) -> str:
-        """Name of the file."""
-        return self.path.name
-
-    @property
     def has_label(self) -> bool:
         """Whether any example has a label."""
         return self.rows["click"].count() > 0
+
+    @cached_property
+    def has_both_labels(self) -> bool:
+        """Whether labels tell which examples are clicks; where they are missing or all the same, every one is."""
+        return self.rows["click"].drop_nulls().n_unique() == 2
 
     @property
     def times(self) -> list[str]:
@@ -96,18 +89,19 @@ class Split:
     @cached_property
     def of_clicks(self) -> dict[str, int]:
         """The counts of ``count_again`` of the clicks; of all examples where labels are missing or all the same."""
-        has_both = self.rows["click"].drop_nulls().n_unique() == 2
-        counts = self.again.filter(pl.col("click") == 1) if has_both else self.again
+        counts = self.again.filter(pl.col("click") == 1) if self.has_both_labels else self.again
         return counts.drop("click").sum().row(0, named=True)
 
-    def clicks(self) -> pl.DataFrame:
-        """Return ``user`` and ``item`` of the clicks, and the ``time`` of the first, where there is one.
-
-        Where labels are missing or all the same, every example is a click.
-        """
-        clicked = pl.col("click") == 1 if self.rows["click"].drop_nulls().n_unique() == 2 else pl.lit(True)
+    @property
+    def click_rows(self) -> pl.DataFrame:
+        """The examples that are clicks, the target as ``item``."""
+        clicked = pl.col("click") == 1 if self.has_both_labels else pl.lit(True)
         rows = self.rows.filter(clicked & (pl.col("target") > 0) & pl.col("user").is_not_null())
-        return rows.group_by("user", pl.col("target").alias("item")).agg([pl.col(name).min() for name in self.times])
+        return rows.rename({"target": "item"})
+
+    def clicks(self) -> pl.DataFrame:
+        """Return ``user`` and ``item`` of the clicks, and the ``time`` of the first, where there is one."""
+        return self.click_rows.group_by("user", "item").agg([pl.col(name).min() for name in self.times])
 
     def popularity_of(self, other: Split) -> np.ndarray:
         """Return how many examples of this split show each target of another, ``(B,)``, in any order."""
@@ -129,6 +123,11 @@ class SplitInTime:
 
     splits: Sequence[Split]
     index: int
+
+    @property
+    def split(self) -> Split:
+        """The one."""
+        return self.splits[self.index]
 
 
 def _counts(values: pl.Series) -> pl.DataFrame:

@@ -13,10 +13,10 @@ import torch
 from fuxictr.features import FeatureMap
 
 from fuxictr_mm.config import DatasetConfig, ExperimentConfig
-from fuxictr_mm.data.decoding import is_zero_padded
 from fuxictr_mm.data.feature_map import build_feature_map
-from fuxictr_mm.data.interaction_files import InteractionFiles, Summary
+from fuxictr_mm.data.interaction_files import InteractionFiles
 from fuxictr_mm.data.interactions import InteractionTable, concatenate
+from fuxictr_mm.data.item_columns import is_zero_padded
 from fuxictr_mm.data.items import ItemTable
 from fuxictr_mm.data.memory import choose_in_memory
 from fuxictr_mm.data.numbering import check_numbering
@@ -24,9 +24,10 @@ from fuxictr_mm.data.numbers import Scale, scale_of
 from fuxictr_mm.data.remote import path_of
 from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ, ITEM_SOURCE, Feature, complete, parse_features
 from fuxictr_mm.data.shards import Shard
+from fuxictr_mm.data.summary import Summary, summarize
 from fuxictr_mm.data.vocabulary import Conversion, Vocabularies
 from fuxictr_mm.errors import ConfigError, DataError
-from fuxictr_mm.metrics import takes_one_class
+from fuxictr_mm.metric_names import takes_one_class
 from fuxictr_mm.runtime import device_of, return_freed_memory
 
 logger = logging.getLogger(__name__)
@@ -305,9 +306,9 @@ def _read(files: InteractionFiles, resident: bool, shard: Shard) -> tuple[Intera
     exchange = Shard().exchange if files.parts is None else shard.exchange
     if resident and len(files):
         table = concatenate(files.chunks())
-        return table, files.summarize([table], exchange)
+        return table, summarize(files, [table], exchange)
     started = time.perf_counter()
-    summary = files.summarize(exchange=exchange)
+    summary = summarize(files, exchange=exchange)
     if not resident:
         logger.info(f"{files.path}: {summary.num_rows} rows checked in {time.perf_counter() - started:.1f} s")
     return files, summary

@@ -1,21 +1,19 @@
-"""Arrow columns to checked NumPy arrays: labels, ids, histories, positions and features.
+"""Arrow columns to checked NumPy arrays: numbers, ids, lists, and features of the context.
 
 Every error names the file, the column, the row and the value.
 
-Shape letters: R rows, N history items of all rows, I items (padding included).
+Shape letter: R rows.
 """
 
 from __future__ import annotations
 
-import os
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from fuxictr_mm.data.arrow_types import is_list, is_plain_text, numbers
-from fuxictr_mm.data.parquet import part_files, read_chunks, schema_of
 from fuxictr_mm.data.schema import Feature
 from fuxictr_mm.errors import DataError
 
@@ -27,105 +25,6 @@ SCALAR_TYPES = ("categorical", "numeric")
 
 #: Ids are stored as int32.
 MAX_IDS = 2**31
-
-
-def decode_target(
-    array: pa.Array, where: str, row: int, known: np.ndarray, vocabulary: Vocabulary | None = None
-) -> np.ndarray:
-    """Return the target items, ``(R,)`` int32; ``known`` ``(I,)`` is True for numbers of items in the item files."""
-    if vocabulary is not None:
-        numbers_R = vocabulary.encode(array, where)
-        _check_numbers(numbers_R, array, where, row, known)
-        return numbers_R.astype(np.int32)
-    ids = scalars(array, where, row)
-    _check_items(ids, where, row, known)
-    return ids.astype(np.int32)
-
-
-class Positions(NamedTuple):
-    """A history, and which entries of its lists it is.
-
-    Parameters
-    ----------
-    items : ndarray
-        ``(N,)`` int32.
-    offsets : ndarray
-        ``(R + 1,)`` int64, of each row in the items.
-    kept : ndarray
-        ``(N,)`` index of each item in the entries of all lists.
-    lists : ndarray
-        ``(R + 1,)`` int64, of each row in the entries of all lists.
-    """
-
-    items: np.ndarray
-    offsets: np.ndarray
-    kept: np.ndarray
-    lists: np.ndarray
-
-
-def decode_positions(
-    array: pa.Array,
-    where: str,
-    row: int,
-    known: np.ndarray,
-    max_len: int | None,
-    vocabulary: Vocabulary | None = None,
-    zero_ends: int = 1,
-) -> Positions:
-    """Return a history without padding, with the positions that sequences along it are read at.
-
-    ``known`` is that of ``decode_target``. With a vocabulary, null, an empty text and 0 (unless an item) are padding;
-    ``zero_ends`` is that of ``Conversion``.
-    """
-    if vocabulary is None:
-        flat, offsets = lists(array, where, row)
-    else:
-        entries, offsets = list_entries(array, where)
-        if vocabulary.has_zero:
-            _check_zero_padding(entries, offsets, where, row, zero_ends)
-        flat = vocabulary.encode(entries, where)
-    # Padding is 0, on either side or in between; max_len counts the remaining items from the end of the row.
-    kept = np.flatnonzero(flat)
-    ends = np.searchsorted(kept, offsets)
-    lengths = np.diff(ends)
-    if max_len is not None and lengths.size and lengths.max() > max_len:
-        from_end = np.repeat(ends[1:], lengths) - np.arange(kept.size)
-        kept = kept[from_end <= max_len]
-        lengths = np.minimum(lengths, max_len)
-        ends = np.concatenate(([0], np.cumsum(lengths)))
-    rows = row + np.repeat(np.arange(lengths.size), lengths)
-    if vocabulary is not None:
-        _check_numbers(flat[kept], entries, where, rows, known, kept)
-        return Positions(flat[kept].astype(np.int32), ends.astype(np.int64, copy=False), kept, offsets)
-    ids = integers(flat[kept], where, rows)
-    _check_items(ids, where, rows, known)
-    return Positions(ids.astype(np.int32), ends.astype(np.int64, copy=False), kept, offsets)
-
-
-def decode_along(array: pa.Array, where: str, row: int, feature: Feature, history: Positions) -> np.ndarray:
-    """Return the entries of a sequence along a history, ``(N,)`` int32 ids or float32 numbers, one for each item.
-
-    Raises
-    ------
-    DataError
-        A row has another number of entries than the list of its history, or an entry is not a number or id.
-    """
-    flat, offsets = lists(array, where, row)
-    wrong = np.flatnonzero(np.diff(offsets) != np.diff(history.lists))
-    if wrong.size:
-        bad = int(wrong[0])
-        found, expected = (int(ends[bad + 1] - ends[bad]) for ends in (offsets, history.lists))
-        raise DataError(
-            f"{where}: row {row + bad} has {found} entries, expected {expected}, one for each entry of "
-            f"{feature.history}, padding included"
-        )
-    entries = flat[history.kept]
-    rows = row + np.repeat(np.arange(len(array)), np.diff(history.offsets))
-    if feature.is_number:
-        return finite(entries, where, rows)
-    ids = integers(entries, where, rows)
-    check_ids(ids, feature.vocab_size, where, rows)
-    return ids.astype(np.int32)
 
 
 def decode_scalar(array: pa.Array, where: str, row: int, feature: Feature) -> np.ndarray:
@@ -199,56 +98,6 @@ def _trim(ids: np.ndarray, offsets: np.ndarray, max_len: int | None, pre: bool) 
     return ids[index], trimmed
 
 
-def decode_label(array: pa.Array, where: str, row: int, binary: bool, *, missing: bool = False) -> np.ndarray:
-    """Return the labels, ``(R,)`` float32; with ``missing``, a null or NaN is NaN instead of an error."""
-    absent = array.is_null(nan_is_null=True).to_numpy(zero_copy_only=False) if missing else np.zeros(len(array), bool)
-    if absent.all() and missing:
-        return np.full(len(array), np.nan, np.float32)
-    if absent.any():
-        array = array.take(pa.array(np.where(absent, absent.argmin(), np.arange(len(array)))))
-    if is_plain_text(array.type) and array.null_count < len(array):
-        raise DataError(f"{where}: {_text_label(array, row, binary)}")
-    values = scalars(array, where, row, floating=True)
-    wrong = (values != 0) & (values != 1)
-    if binary and wrong.any():
-        bad = int(np.flatnonzero(wrong)[0])
-        raise DataError(f"{where}: row {row + bad} is {values[bad]:g}, expected 0 or 1")
-    return np.where(absent, np.float32(np.nan), values) if absent.any() else values
-
-
-def _text_label(array: pa.Array, row: int, binary: bool) -> str:
-    """Return what is wrong with a column of labels that are texts, and what to do."""
-    first = int(np.flatnonzero(numbers(array.is_valid()))[0])
-    found = f"holds {array.type}, at row {row + first} {array[first].as_py()!r}, expected"
-    values = array.drop_null().cast(pa.large_string())
-    if not binary:
-        return f"{found} numbers; cast them: pl.col(NAME).cast(pl.Float64)"
-    if pc.all(pc.is_in(values, pa.array(["0", "1"], pa.large_string()))).as_py():
-        return f"{found} 0 or 1; cast them: pl.col(NAME).cast(pl.Int8)"
-    return f"{found} 0 or 1; compare them: (pl.col(NAME) == TEXT_OF_A_POSITIVE).cast(pl.Int8)"
-
-
-def label_kinds(array: pa.Array, binary: bool) -> set[str]:
-    """Return which kinds of values a label column holds: ``label``, or of placeholders ``null``, ``text``, the number.
-
-    One number other than 0 and 1 in all rows is a placeholder of a binary label.
-    """
-    absent = array.is_null(nan_is_null=True)
-    kinds = {"null"} if absent.true_count else set()
-    values = array.filter(pc.invert(absent))
-    kind = values.type
-    if len(values) == 0:
-        return kinds
-    if is_plain_text(kind):
-        texts = pc.match_substring_regex(values.cast(pa.large_string()), r"^\s*[+-]?\.?\d")
-        return {*kinds, "label" if texts.true_count else "text"}
-    if binary and (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
-        low, high = (float(bound.as_py()) for bound in pc.min_max(values).values())
-        if low == high and low not in (0, 1):
-            return {*kinds, f"{low:g}"}
-    return {*kinds, "label"}
-
-
 def scalars(array: pa.Array, where: str, row: int, *, floating: bool = False, dtype: type = np.float32) -> np.ndarray:
     """Return one number per row: int64, or ``dtype`` if ``floating``.
 
@@ -317,13 +166,13 @@ def integers(values: np.ndarray, where: str, row_of: np.ndarray | int) -> np.nda
         bad = np.flatnonzero(~((np.abs(values) < 2.0**63) & (values == np.floor(values))))
         if bad.size:
             raise DataError(
-                f"{where}: row {_row(row_of, bad[0])} holds {values[bad[0]]}, expected an integer; "
+                f"{where}: row {row_at(row_of, bad[0])} holds {values[bad[0]]}, expected an integer; "
                 "write ids as integers"
             )
     if values.dtype == np.uint64 and (bad := np.flatnonzero(values >= 2**63)).size:
         raise DataError(
-            f"{where}: row {_row(row_of, bad[0])} holds {values[bad[0]]}, expected integers below 2**63; write ids as "
-            "texts, or set ids: vocabulary in dataset_config.yaml"
+            f"{where}: row {row_at(row_of, bad[0])} holds {values[bad[0]]}, expected integers below 2**63; write ids "
+            "as texts, or set ids: vocabulary in dataset_config.yaml"
         )
     return values.astype(np.int64)
 
@@ -359,10 +208,6 @@ def list_entries(array: pa.Array, where: str) -> tuple[pa.Array, np.ndarray]:
     return array.flatten(), offsets
 
 
-#: Unknown ids of histories that are probably padding, in lower case and without ``<``, ``[``, ``_``.
-PADDING_TEXTS = {"0", "-1", "pad", "padding", "mask", "none", "null", "nan", "n/a", "na"}
-
-
 def _all_missing(array: pa.Array) -> bool:
     """Whether a column holds no value: writers choose its type, and NaN or an empty text for what is missing."""
     if is_plain_text(array.type):
@@ -386,113 +231,8 @@ def check_ids(ids: np.ndarray, limit: int | None, where: str, row_of: np.ndarray
             else "write 0 for an id that training does not have, raise vocab_size, or correct the file"
         )
         raise DataError(
-            f"{where}: row {_row(row_of, first)} holds the id {int(ids[first])}, "
+            f"{where}: row {row_at(row_of, first)} holds the id {int(ids[first])}, "
             f"expected 0 to {(limit or MAX_IDS) - 1}; {fix}"
-        )
-
-
-def _check_items(ids: np.ndarray, where: str, row_of: np.ndarray | int, known: np.ndarray) -> None:
-    """Raise a DataError for padding or an id that is in no item file; ``row_of`` is as in ``check_ids``."""
-    good = _are_items(ids, known)
-    if good.all():
-        return
-    first = int(np.flatnonzero(~good)[0])
-    unknown = np.unique(ids[~good])
-    row = _row(row_of, first)
-    if ids[first] <= 0:
-        raise DataError(
-            f"{where}: row {row} holds the item id {ids[first]}, expected 1 or more; only 0 is padding: pad histories "
-            "with 0, or set ids: vocabulary in dataset_config.yaml if it is an item"
-        )
-    raise DataError(
-        f"{where}: row {row} holds the item id {ids[first]}, which no item file has ({unknown.size} such ids in these "
-        f"rows; the item files have {int(known.sum()) - 1} ids up to {known.size - 1}); {_fix_of_unknown(good)}"
-    )
-
-
-def _are_items(ids: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Return which of some ids the item files have; 0 is padding."""
-    good = (ids > 0) & (ids < known.size)
-    good[good] = known[ids[good]]
-    return good
-
-
-def _fix_of_unknown(good: np.ndarray) -> str:
-    """Return what to do about unknown items; of a column without a known one, it is probably another column."""
-    if good.any():
-        return "add the items or drop the rows"
-    return "no entry of these rows is an item: set the column of items in roles, or the item files in item_info"
-
-
-def _check_numbers(
-    found: np.ndarray,
-    values: pa.Array,
-    where: str,
-    row_of: np.ndarray | int,
-    known: np.ndarray,
-    places: np.ndarray | None = None,
-) -> None:
-    """Raise a DataError for an id without a number, or of an item that is in no item file.
-
-    ``values`` are the ids, those at ``places`` or all; ``row_of`` is as in ``check_ids``.
-    """
-    good = _are_items(found, known)
-    if good.all():
-        return
-    first = int(np.flatnonzero(~good)[0])
-    value = values[first if places is None else int(places[first])].as_py()
-    row = _row(row_of, first)
-    if found[first] == 0:
-        raise DataError(
-            f"{where}: row {row} holds {value!r}, which is padding, expected an item; fill or drop such rows"
-        )
-    fix = _fix_of_unknown(good)
-    if not isinstance(row_of, int) and str(value).strip("<[_]>").lower() in PADDING_TEXTS:
-        fix = "if it is padding, leave it out or write null in its place"
-    raise DataError(
-        f"{where}: row {row} holds the item id {value!r}, which no item file has ({int((~good).sum())} such entries in "
-        f"these rows; the item files have {int(known.sum()) - 1} ids); {fix}"
-    )
-
-
-def is_zero_padded(path: str | os.PathLike[str], column: str) -> bool:
-    """Whether the first lists of integers of a dataset all have the same length, and some have a 0 at an end.
-
-    Empty lists and nulls do not count: padded files have them where a history is missing.
-    """
-    for file in part_files(path):
-        if column not in schema_of(file).names:
-            return False
-        for _, batch in read_chunks(file, [column], max_rows=1000):
-            entries, offsets = list_entries(batch.column(0), f"{file}: {column}")
-            return pa.types.is_integer(entries.type) and bool(_zero_padded(entries, np.unique(offsets), 1).any())
-    return False
-
-
-def _zero_padded(entries: pa.Array, offsets: np.ndarray, zero_ends: int) -> np.ndarray:
-    """Return which lists ``(R,)`` seem to be padded by ``zero_ends`` zeros; none where lengths differ."""
-    lengths = np.diff(offsets)
-    if lengths.size < 2 or lengths.min() != lengths.max() or lengths[0] < max(2, zero_ends):
-        return np.zeros(lengths.size, dtype=bool)
-    zero = numbers(entries.cast(pa.float64(), safe=False).fill_null(1)).reshape(lengths.size, -1) == 0
-    return zero[:, :zero_ends].all(axis=1) | zero[:, -zero_ends:].all(axis=1)
-
-
-def _check_zero_padding(entries: pa.Array, offsets: np.ndarray, where: str, row: int, zero_ends: int) -> None:
-    """Refuse histories that 0 pads, it seems, where 0 is an item: all of one length, and zeros at an end.
-
-    Lists that differ in length have no padding. ``zero_ends`` is how many zeros at an end make it padding.
-    """
-    lengths = np.diff(offsets)
-    padded = _zero_padded(entries, offsets, zero_ends)
-    if padded.any():
-        fix = "write the histories without padding"
-        if zero_ends == 1:
-            fix += ", or set ids: vocabulary in dataset_config.yaml if they have none, ids: as_is if 0 is not an item"
-        raise DataError(
-            f"{where}: all {lengths.size} lists have {lengths[0]} entries, and that of row "
-            f"{row + int(np.flatnonzero(padded)[0])} has a 0 at an end, which may be padding or the item 0 "
-            f"of the item files; {fix}"
         )
 
 
@@ -519,11 +259,12 @@ def finite(values: np.ndarray, where: str, row_of: np.ndarray | int, dtype: type
     if not is_finite.all():
         bad = np.argwhere(~is_finite)[0]
         raise DataError(
-            f"{where}: row {_row(row_of, bad[0])} holds {values[tuple(bad)]}, expected finite numbers, none beyond "
+            f"{where}: row {row_at(row_of, bad[0])} holds {values[tuple(bad)]}, expected finite numbers, none beyond "
             "3.4e38"
         )
     return values
 
 
-def _row(row_of: np.ndarray | int, index: int) -> int:
+def row_at(row_of: np.ndarray | int, index: int) -> int:
+    """Return the row of a value; ``row_of`` is as in ``check_ids``."""
     return row_of + int(index) if isinstance(row_of, int) else int(row_of[index])

@@ -9,9 +9,9 @@ from functools import lru_cache
 from typing import Any
 
 from fuxictr_mm.data.parquet import part_files
-from fuxictr_mm.data.partitions import partition_columns
 from fuxictr_mm.data.remote import is_remote, path_of
 from fuxictr_mm.errors import MissingFileError
+from fuxictr_mm_serving.folders import partition_values
 
 #: Bytes of a block; blocks that are read of a file (256 MiB) and of a folder (4 GiB), and the fewest of each file.
 BLOCK_BYTES, BLOCKS, FOLDER_BLOCKS, FEWEST_BLOCKS = 1 << 16, 1 << 12, 1 << 16, 16
@@ -61,7 +61,7 @@ def hash_files(path: str | os.PathLike[str], ending: str = ".parquet", *, strict
     for file in files:
         status = file.stat()
         name = file.relative_to(path) if file.is_relative_to(path) else "."
-        columns = {column: value.as_py() for column, value in partition_columns(file).items()}  # also of folders above
+        columns = {column: value for column, (value, _) in partition_values(file).items()}  # also of folders above
         content = _hash_file(str(file), status.st_size, status.st_mtime_ns, blocks)
         hashed.update(f"{name} {columns} {content}\n".encode())
     return hashed.hexdigest()

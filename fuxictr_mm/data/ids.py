@@ -5,7 +5,7 @@ numbers from 1 on. Training, ``check-data`` and the stages of ``embed`` share th
 
 - Training (``item_numbers``) numbers sparse ids as well, whose tables would be mostly empty, and ids of which 0 is an
   item; a run's vocabulary stays.
-- ``check-data`` (``check_data.translation``) leaves integers of which few are wrong as they are: these are findings.
+- ``check-data`` (``check_data.numbering``) leaves integers of which few are wrong as they are: these are findings.
   Ids that no item file has get numbers, so that they can be reported.
 - The stages (``embeddings.numbering``) build no tables, so that sparse ids stay, and see no histories: 0 is padding,
   unless ``ids`` is ``vocabulary``.
@@ -13,9 +13,7 @@ numbers from 1 on. Training, ``check-data`` and the stages of ``embed`` share th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -84,15 +82,6 @@ class Numbering:
     users: Vocabulary | None = None  #: The same of users.
     digest: str | None = None  #: Of the numbers that ``fuxictr-mm prepare`` gave the items of the files.
 
-    @contextmanager
-    def active(self) -> Iterator[None]:
-        """Use this numbering in the readers and writers of a command."""
-        token = _active.set(self)
-        try:
-            yield
-        finally:
-            _active.reset(token)
-
     def key(self, present: Sequence[str]) -> str:
         """Return the name of the key of an item file with these columns."""
         return key_of_items(self.roles.target, present)
@@ -154,9 +143,5 @@ class Numbering:
         return {pa.large_string(): pa.string(), pa.large_binary(): pa.binary()}.get(kind, kind)
 
 
-_active: ContextVar[Numbering] = ContextVar("numbering", default=Numbering())  # noqa: B039 - immutable
-
-
-def numbering() -> Numbering:
-    """Return the numbering that is active."""
-    return _active.get()
+#: Ids are their own numbers, and columns have the names of the challenge.
+AS_IS = Numbering()

@@ -1,4 +1,4 @@
-"""Interactions on disk: which rows and columns are read, how they are decoded, and a summary of a split.
+"""Interactions on disk: which rows and columns are read, and how they are decoded.
 
 Shape letters: R rows, T labels of a row, one for each task.
 """
@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, field, replace
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,10 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from fuxictr_mm.data import arrow_types, decoding, parquet
-from fuxictr_mm.data.groups import NO_GROUP, decode_group
+from fuxictr_mm.data import arrow_types, decoding, item_columns, parquet
+from fuxictr_mm.data.groups import decode_group
 from fuxictr_mm.data.interactions import Column, InteractionTable
+from fuxictr_mm.data.labels import decode_label, label_kinds
 from fuxictr_mm.data.numbers import Moments, apply_scale
 from fuxictr_mm.data.schema import ITEM_ID, Feature
 from fuxictr_mm.data.vocabulary import Conversion, Vocabulary, is_text
@@ -29,38 +30,6 @@ from fuxictr_mm.errors import DataError
 from fuxictr_mm.jagged import Jagged
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Summary:
-    """Statistics of all rows of a split.
-
-    Parameters
-    ----------
-    num_rows : int
-        Number of rows.
-    num_history_items : int
-        Number of items of all histories, without padding.
-    largest : dict of str to int
-        Largest id of every categorical context column and sequence.
-    labels : tuple of set of float
-        The smallest and the largest value of each label, empty for one that is missing in all rows; empty for a file
-        without labels.
-    longest : dict of str to int
-        Length of the longest row of every sequence, and dim of every embedding of the context.
-    without_group : int
-        Rows whose group is missing.
-    numbers : dict of str to Moments
-        Statistics of every numeric column of the context, as models read it.
-    """
-
-    num_rows: int
-    num_history_items: int
-    largest: dict[str, int]
-    labels: tuple[frozenset[float], ...] = ()
-    longest: dict[str, int] = field(default_factory=dict)
-    without_group: int = 0
-    numbers: dict[str, Moments] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,7 +150,7 @@ class InteractionFiles:
         found: set[str] = set()
         # Those of all processes, which must agree.
         for _, _, batch in replace(self, parts=None)._read([name]):
-            found |= decoding.label_kinds(batch.column(0), name not in self.numeric_labels)
+            found |= label_kinds(batch.column(0), name not in self.numeric_labels)
             if "label" in found or len(found - {"null"}) > 1:
                 return False
         value = next(iter(found - {"null"}), "null")
@@ -285,13 +254,15 @@ class InteractionFiles:
         item_ids = how.vocabularies.get(ITEM_ID)
         target = np.zeros(batch.num_rows, np.int32)
         history, offsets = np.zeros(0, np.int32), np.zeros(batch.num_rows + 1, np.int64)
-        positions: dict[str, decoding.Positions] = {}
+        positions: dict[str, item_columns.Positions] = {}
         if self.has_items:
-            target = decoding.decode_target(*column(how.target), self.known, item_ids)
+            target = item_columns.decode_target(*column(how.target), self.known, item_ids)
             lengths = {how.history: self.max_len}
             lengths |= {f.column: f.max_len or self.max_len for f in self._histories if f.is_further_history}
             for name, max_len in lengths.items():
-                positions[name] = decoding.decode_positions(*column(name), self.known, max_len, item_ids, how.zero_ends)
+                positions[name] = item_columns.decode_positions(
+                    *column(name), self.known, max_len, item_ids, how.zero_ends
+                )
             history, offsets = positions[how.history].items, positions[how.history].offsets
         context = {}
         for f in self._context:
@@ -301,7 +272,7 @@ class InteractionFiles:
             context[f.name] = _to_column(decoded)
         for f in self._histories:
             of = positions[str(f.history)]
-            entries = of.items if f.is_further_history else decoding.decode_along(*column(f.column), f, of)
+            entries = of.items if f.is_further_history else item_columns.decode_along(*column(f.column), f, of)
             context[f.name] = _to_column((entries, of.offsets))
         label = self._decode_labels(batch, file, row) if self.present_labels else None
         group = decode_group(*column(self._group_columns[0])) if self.has_groups else None
@@ -319,9 +290,7 @@ class InteractionFiles:
         """Return the labels, ``(R,)``, or ``(R, T)`` of several; a missing value or column is NaN."""
         several = len(self.labels) > 1
         columns = [
-            decoding.decode_label(
-                batch.column(name), f"{file}: {name}", row, name not in self.numeric_labels, missing=several
-            )
+            decode_label(batch.column(name), f"{file}: {name}", row, name not in self.numeric_labels, missing=several)
             if name in self.present_labels
             else np.full(batch.num_rows, np.nan, np.float32)
             for name in self.labels
@@ -368,77 +337,6 @@ class InteractionFiles:
             where = f"{file}: {feature.column}"
             found.add(Moments.of(decoding.decode_numbers(batch.column(0), where, row, feature)))
         return found
-
-    def summarize(
-        self,
-        chunks: Iterable[InteractionTable] | None = None,
-        exchange: Callable[[Any], Sequence[Any]] = lambda value: [value],
-    ) -> Summary:
-        """Return statistics of all rows, or of the chunks that hold them, and check the labels.
-
-        Parameters
-        ----------
-        chunks : iterable of InteractionTable, optional
-            Hold the rows; read by default.
-        exchange : callable
-            Returns what each of several processes passes, of which each has a part of the rows; see
-            ``fuxictr_mm.data.shards``.
-
-        Raises
-        ------
-        DataError
-            All values of a label are equal or missing although ``needs_label``, or an error of ``chunks``.
-        """
-        rows = items = without_group = 0
-        largest: dict[str, int] = {}
-        longest: dict[str, int] = {}
-        labels: list[set[float]] = []
-        moments: dict[str, Moments] = {}
-        for chunk in self.chunks() if chunks is None else chunks:
-            rows += len(chunk)
-            items += chunk.history_values.numel()
-            without_group += 0 if chunk.group is None else int((chunk.group == NO_GROUP).sum())
-            for name, column in chunk.context.items():
-                values = column.values if isinstance(column, Jagged) else column
-                if not values.is_floating_point() and len(values) and name not in self.conversion.vocabularies:
-                    largest[name] = max(largest.get(name, 0), int(values.max()))
-                if values.is_floating_point() and values.dim() == 1 and not isinstance(column, Jagged):
-                    moments.setdefault(name, Moments()).add(Moments.of(values.numpy()))
-                if isinstance(column, Jagged):
-                    longest[name] = max(longest.get(name, 0), int(column.lengths.max()))
-                elif column.dim() > 1:
-                    longest[name] = column.shape[1]
-            if chunk.label is not None:
-                labels = labels or [set() for _ in self.labels]
-                for found, values in zip(labels, chunk.label.view(len(chunk), -1).unbind(dim=1), strict=True):
-                    values = values[~values.isnan()]
-                    found |= {float(bound) for bound in values.aminmax()} if len(values) else set()
-        own = {name: astuple(found) for name, found in moments.items()}
-        parts = exchange([rows, items, without_group, largest, longest, [sorted(found) for found in labels], own])
-        rows, items, without_group = (sum(part[index] for part in parts) for index in (0, 1, 2))
-        largest, longest = (_maxima(part[index] for part in parts) for index in (3, 4))
-        labels = [set().union(*found) for found in zip(*(part[5] for part in parts if part[5]), strict=True)]
-        moments = {}
-        for name, values in [pair for part in parts for pair in part[6].items()]:
-            moments.setdefault(name, Moments()).add(Moments(*values))
-        for name, found in zip(self.labels, labels, strict=False):
-            both = self.both_classes and name not in self.numeric_labels
-            if self.needs_label and len(found) < (2 if both else 1):
-                that = " that have it" if len(self.labels) > 1 else ""
-                what = f"{min(found):g} in all {rows} rows{that}" if found else f"missing in all {rows} rows"
-                expected = "both 0 and 1" if both else "numbers"
-                raise DataError(
-                    f"{self.path}: {name} is {what}, expected {expected}; a constant label cannot be learned or ranked"
-                )
-        return Summary(rows, items, largest, tuple(map(frozenset, labels)), longest, without_group, moments)
-
-
-def _maxima(parts: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    """Return the largest value of every key."""
-    found: dict[str, int] = {}
-    for part in parts:
-        found.update({key: max(value, found.get(key, value)) for key, value in part.items()})
-    return found
 
 
 def _to_column(decoded: np.ndarray | tuple[np.ndarray, np.ndarray]) -> Column:

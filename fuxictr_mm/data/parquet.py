@@ -15,15 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fuxictr_mm.data.arrow_types import plain_array
-from fuxictr_mm.data.partitions import partition_columns
 from fuxictr_mm.data.remote import is_remote, path_of
 from fuxictr_mm.errors import DataError, MissingFileError, first_line, nearest
+from fuxictr_mm_serving.folders import IGNORED, SUFFIXES, natural_key, partition_values
 
 #: Rows decoded at a time, and fewer where lists are long: at most so many values (4 M ids are 34 MB).
 CHUNK_ROWS, CHUNK_VALUES = 32_768, 1 << 22
-
-#: Endings of Parquet files.
-SUFFIXES = (".parquet", ".pq", ".parq")
 
 #: Endings of other files of rows, and of compressed or unfinished files.
 DATA_SUFFIXES = {
@@ -102,7 +99,7 @@ def _files_of_folder(folder: Path, suffix: str) -> tuple[list[Path], list[Path]]
     files: list[Path] = []
     others: list[Path] = []
     for path in sorted(folder.iterdir(), key=natural_key):
-        if path.name.startswith(("_", ".", "~")):
+        if path.name.startswith(IGNORED):
             continue
         if path.is_dir():
             inside = _files_of_folder(path, suffix) if "=" in path.name else ([], [])
@@ -137,12 +134,6 @@ def _holds_rows(path: Path, suffix: str) -> bool:
             return stream.read(4) == b"PAR1"
     except OSError:  # it may not be read
         return named
-
-
-def natural_key(path: Path) -> list[tuple[bool, int, str]]:
-    """Return a sort key that compares the digits in a name as numbers."""
-    parts = re.split(r"(\d+)", path.name)
-    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
 
 
 def open_parquet(path: Path, metadata: pq.FileMetaData | None = None) -> pq.ParquetFile:
@@ -195,6 +186,12 @@ def _kind_of_text(path: Path) -> tuple[str, str] | None:
     if first.startswith("["):
         return "JSON", "read_json"
     return ("CSV", "read_csv") if any(separator in first for separator in SEPARATORS) else None
+
+
+def partition_columns(file: Path, texts: Collection[str] = ()) -> dict[str, pa.Scalar]:
+    """Return the columns of Hive partitions, each with its value in all rows of the file; see ``partition_values``."""
+    found = partition_values(file, texts)
+    return {name: pa.scalar(value, pa.int64() if is_int else pa.string()) for name, (value, is_int) in found.items()}
 
 
 def schema_of(path: Path, metadata: pq.FileMetaData | None = None, texts: Collection[str] = ()) -> pa.Schema:

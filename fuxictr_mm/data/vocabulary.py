@@ -287,7 +287,7 @@ class Conversion:
         By feature; columns of features without one hold numbers.
     zero_ends : int
         So many zeros at an end of histories that all have one length are padding, where 0 is an item as well; see
-        ``decoding``.
+        ``item_columns``.
     scales : mapping of str to pair of float
         What is subtracted from a numeric column, and what the result is divided by, by feature.
     """

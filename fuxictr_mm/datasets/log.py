@@ -25,18 +25,18 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from fuxictr_mm.data.numbers import Moments
-from fuxictr_mm.datasets.histories import histories_before, lengths_before, partition_by_user
+from fuxictr_mm.datasets.histories import histories_before, partition_by_user
 from fuxictr_mm.datasets.negatives import sample_negatives
 from fuxictr_mm.datasets.own.base import Notes
 from fuxictr_mm.datasets.own.columns import LogColumn, moments_of, split_lists
 from fuxictr_mm.datasets.own.experiments import explain, log_experiments, users_recur
 from fuxictr_mm.datasets.own.instants import as_instants
-from fuxictr_mm.datasets.own.leaks import find_leaks, of_items
 from fuxictr_mm.datasets.own.options import LogOptions
 from fuxictr_mm.datasets.own.source import WRITTEN, LogSource, find_files
 from fuxictr_mm.datasets.own.splits import bounds_of_all, bounds_of_users, split_of
 from fuxictr_mm.datasets.own.tables import Table
 from fuxictr_mm.datasets.own.vectors import read_vectors, vector_columns
+from fuxictr_mm.datasets.own.warnings import warn_of_leaks, warn_of_short_histories, warn_of_weights
 from fuxictr_mm.datasets.reader import SPLITS, Embeddings, Kind, Reader, Rows
 from fuxictr_mm.datasets.writer import Summary
 from fuxictr_mm.errors import DataError
@@ -54,14 +54,8 @@ READ_ROWS = 100_000
 #: an impression, a session or a day. Fewer rows than these tell nothing.
 KNOWN, KNOWN_ROWS = 0.1, 20
 
-#: Histories that are on average shorter are warned of, where another label would make them longer.
-SHORT = 2
-
 #: Rows whose histories are in memory at a time: one user may have most of a file.
 PART_ROWS = 20_000
-
-#: Names of columns that are meant as weights of rows.
-WEIGHTS = ("weight", "weights", "sample_weight", "sample_weights")
 
 SEED = 2025
 
@@ -224,9 +218,9 @@ class Log(Reader):
                 later.setdefault(series.name, []).append(series.drop_nulls().value_counts(name=":rows"))
             if number == 0:
                 features = [column for column in columns if column.kind != "group"]
-                self._warn_of_leaks(train, features)
-                self._warn_of_weights(features)
-                self._warn_of_short_histories(rows)
+                warn_of_leaks(self._source, train, features)
+                warn_of_weights(self._source, features)
+                warn_of_short_histories(self._source, rows, self.max_len)
             for series in train.select(":item", ":user", *categories):
                 before = kept.get(series.name, [])
                 kept[series.name] = [pl.concat([*before, series.unique()]).unique()]
@@ -252,53 +246,6 @@ class Log(Reader):
                     f"--types {column.source}=categorical keeps it"
                 )
         return found
-
-    def _warn_of_leaks(self, train: pl.DataFrame, columns: list[LogColumn]) -> None:
-        if self.asked.negatives:
-            for column, between in of_items(train, columns):
-                found = "each item has one value" if between == 1 else f"items explain {between:.0%} of the variance"
-                logger.warning(
-                    f"{self._source.log.paths[0]}: {found} of {column.source}, and negatives copy the value of the "
-                    "clicked item, from which a model recognises them; move the column to --items, or exclude it: "
-                    f"--types {column.source}=none"
-                )
-            return
-        labels = self._source.class_labels
-        if not labels:
-            return
-        for column, rows, value, only in find_leaks(train, columns, labels[0]):
-            logger.warning(
-                f"{self._source.log.paths[0]}: all {rows} training rows with {column.source} {value} have "
-                f"{labels[0]} {only}; if the value is known only after the click, exclude the column: --types "
-                f"{column.source}=none"
-            )
-
-    def _warn_of_short_histories(self, rows: pl.DataFrame) -> None:
-        """Warn where histories of the first label are short, and those of another one are longer."""
-        labels, is_train = self._source.class_labels, (rows[":split"] == "train").fill_null(False).to_numpy()
-        is_given = self.asked.history is not None or self.asked.history_from is not None
-        if is_given or len(labels) < 2 or not is_train.any():
-            return
-        users, times = rows[":code"].to_numpy(), rows[":time"].to_numpy()
-        means = {}
-        for name in labels:
-            lengths = lengths_before(users, times, (rows[name] == 1).fill_null(False).to_numpy(), self.max_len)
-            means[name] = float(lengths[is_train].mean())
-        first, longest = labels[0], max(means, key=means.__getitem__)
-        if means[first] < SHORT and means[longest] >= max(2 * means[first], 1):
-            logger.warning(
-                f"{self._source.log.paths[0]}: histories are of {first}, {means[first]:.1f} items on average; those of "
-                f"{longest} would have {means[longest]:.1f}: --history_from {longest}"
-            )
-
-    def _warn_of_weights(self, columns: list[LogColumn]) -> None:
-        for column in columns:
-            if column.source.lower() in WEIGHTS and column.source not in self.asked.types:
-                logger.warning(
-                    f"{self._source.log.paths[0]}: {column.source} becomes a feature; weights of rows are not "
-                    f"supported, exclude it: --types {column.source}=none, or keep it: --types "
-                    f"{column.source}={column.kind}"
-                )
 
     @cached_property
     def _user_rows(self) -> pl.DataFrame:

@@ -27,10 +27,10 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 
-from fuxictr_mm.data.parquet import natural_key
 from fuxictr_mm.datasets.histories import ranges
 from fuxictr_mm.datasets.reader import Embeddings, Kind, Reader, Rows
 from fuxictr_mm.errors import DataError
+from fuxictr_mm_serving.folders import natural_key
 
 logger = logging.getLogger(__name__)
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fuxictr_mm.data import decoding, parquet
+from fuxictr_mm.data.item_columns import decode_target
 from fuxictr_mm.data.schema import ITEM_ID
 from fuxictr_mm.data.vocabulary import Vocabulary
 from fuxictr_mm.diagnosis.findings import NOTE, WARNING, Finding
@@ -69,7 +70,7 @@ def count_items(
                 ids = decoding.scalars(batch.column(target), where, row)
                 decoding.check_ids(ids, num_items, where, row)
             else:
-                ids = decoding.decode_target(batch.column(target), where, row, np.ones(num_items, bool), vocabulary)
+                ids = decode_target(batch.column(target), where, row, np.ones(num_items, bool), vocabulary)
             clicks = decoding.scalars(batch.column(label), f"{file}: {label}", row, floating=True) == 1
             counts[0] += np.bincount(ids, minlength=num_items)
             counts[1] += np.bincount(ids[clicks], minlength=num_items)

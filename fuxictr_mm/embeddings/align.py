@@ -153,6 +153,6 @@ def write_aligned(
     schema = {name: embedding_type(dim) for name, dim in alignment.columns.items()}
     with JoinedEmbeddings(sources) as joined:
         alignment.check(joined.dims)
-        with ItemFileWriter(out, schema, overwrite=overwrite) as writer:
+        with ItemFileWriter(out, schema, overwrite, numbering=joined.numbering) as writer:
             for ids, x in joined.chunks():
                 writer.write(ids, alignment.transform(x))

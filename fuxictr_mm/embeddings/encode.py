@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from fuxictr_mm.data.ids import numbering
+from fuxictr_mm.data.ids import AS_IS, Numbering
 from fuxictr_mm.data.schema import ITEM_ID
 from fuxictr_mm.embeddings.encoders import ImageEncoder, TextEncoder
 from fuxictr_mm.embeddings.image_names import ImageNames
 from fuxictr_mm.embeddings.images import ImageFiles
-from fuxictr_mm.embeddings.item_files import ItemFileWriter, Source, embedding_type, read_ids
+from fuxictr_mm.embeddings.item_files import ItemFileWriter, embedding_type, read_ids
 from fuxictr_mm.embeddings.pretrained import model_stem, require_extra
 from fuxictr_mm.embeddings.texts import ItemTexts, default_template
 from fuxictr_mm.errors import ConfigError, DataError, Interrupted, UserError, first_line
@@ -74,6 +74,7 @@ def encode_texts(
     restart: bool = False,
     report: str | os.PathLike[str] | None = None,
     verbose: int = 1,
+    numbering: Numbering = AS_IS,
     **options: Any,
 ) -> EncodeReport:
     """Encode a text of each item; items without one get zeros and ``txt_missing`` True.
@@ -100,6 +101,8 @@ def encode_texts(
         A JSON file to write with all missing items.
     verbose : int
         0 shows no progress.
+    numbering : Numbering
+        Of the items.
     **options
         The fields of ``TextOptions``.
 
@@ -108,9 +111,9 @@ def encode_texts(
     ConfigError, DataError, MissingFileError
         An option, an input or a model is invalid.
     """
-    job = _Job(out, [path], column, "txt", model, chunk_rows, overwrite, restart, report, verbose)
+    job = _Job(out, [path], column, "txt", model, chunk_rows, overwrite, restart, report, verbose, numbering)
     template = default_template(path) if template is None else template
-    texts = ItemTexts(path, template)
+    texts = ItemTexts(path, template, numbering)
     require_extra("transformers", "sentence_transformers")  # imports both, which takes seconds
     encoder = TextEncoder(model, **options)
 
@@ -139,6 +142,7 @@ def encode_images(
     restart: bool = False,
     report: str | os.PathLike[str] | None = None,
     verbose: int = 1,
+    numbering: Numbering = AS_IS,
     **options: Any,
 ) -> EncodeReport:
     """Encode an image of each item; items whose image is broken or missing get zeros and ``img_missing`` True.
@@ -153,7 +157,7 @@ def encode_images(
         A Parquet, CSV or JSON lines file with the ``item_id`` of the items to write; all that have an image by default.
     image_column : str, optional
         A column of ``items`` with the name of each item's image, relative to ``path``.
-    model, column, chunk_rows, overwrite, restart, report, verbose
+    model, column, chunk_rows, overwrite, restart, report, verbose, numbering
         As for ``encode_texts``.
     **options
         The fields of ``ImageOptions``.
@@ -167,12 +171,12 @@ def encode_images(
         raise ConfigError(
             f"image_column {image_column}: is a column of the file of --items, which is missing; give --items FILE"
         )
-    job = _Job(out, [path, items], column, "img", model, chunk_rows, overwrite, restart, report, verbose)
-    names = None if items is None or image_column is None else ImageNames(items, image_column)
-    with ImageFiles(path, names) as images:
+    job = _Job(out, [path, items], column, "img", model, chunk_rows, overwrite, restart, report, verbose, numbering)
+    names = None if items is None or image_column is None else ImageNames(items, image_column, numbering)
+    with ImageFiles(path, names, numbering) as images:
         skipped, without = list(images.others), np.zeros(0, dtype=np.int64)
         if items is not None:
-            wanted = read_ids(Source("items", Path(items), ITEM_ID)) if names is None else names.ids
+            wanted = read_ids(items, numbering) if names is None else names.ids
             without = np.setdiff1d(wanted, images.ids)
             skipped += [f"{item} (an item that is not in {items})" for item in np.setdiff1d(images.ids, wanted)]
             images.keep(wanted)
@@ -202,12 +206,14 @@ class _Job:
         restart: bool,
         report: str | os.PathLike[str] | None,
         verbose: int,
+        numbering: Numbering,
     ) -> None:
         if chunk_rows < 1:
             raise ConfigError(f"chunk_rows {chunk_rows}, expected 1 or more")
+        self.numbering = numbering
         self.out, self.flag = Path(out), f"{modality}_missing"
         self.column = column or f"{modality}_emb_{model_stem(model)}"
-        if self.column in (ITEM_ID, numbering().roles.target, self.flag) or not self.column.isidentifier():
+        if self.column in (ITEM_ID, numbering.roles.target, self.flag) or not self.column.isidentifier():
             raise ConfigError(f"column '{self.column}', expected a name of letters, digits and _; give --column")
         self._rows, self._restart, self._verbose = chunk_rows, restart, verbose
         self._outputs = [self.out, *([] if report is None else [Path(report)])]
@@ -242,10 +248,10 @@ class _Job:
                     embeddings, broken = encode(chunk, bar.update)
                     bad = np.flatnonzero(~np.isfinite(embeddings).all(1))
                     if bad.size:
+                        item = self.numbering.name(ids[number * self._rows + bad[0]])
                         raise DataError(
-                            f"{self.column}: the model returns NaN or infinite numbers for "
-                            f"{numbering().name(ids[number * self._rows + bad[0]])}; try --precision fp32 or another "
-                            "model"
+                            f"{self.column}: the model returns NaN or infinite numbers for {item}; try "
+                            "--precision fp32 or another model"
                         )
                     store.save(number, embeddings, broken)
         except KeyboardInterrupt:
@@ -267,17 +273,17 @@ class _Job:
             missing.update({int(ids[number * self._rows + row]): reason for row, reason in reasons})
         if len(missing) == len(ids) + len(without):
             item, reason = next(iter(missing.items()))
-            first = f"first {numbering().name(item)} ({reason})"
+            first = f"first {self.numbering.name(item)} ({reason})"
             raise DataError(f"{self.column}: none of {len(missing)} items has an embedding, {first}")
         items = np.sort(np.concatenate([ids, np.fromiter(without, np.int64, len(without))]))
         flagged = np.fromiter(missing, np.int64, len(missing))
         self._store.begin_outputs(self._outputs)
         schema = {self.column: embedding_type(dim), self.flag: pa.bool_()}
-        with ItemFileWriter(self.out, schema, self._overwrite) as writer:
+        with ItemFileWriter(self.out, schema, self._overwrite, numbering=self.numbering) as writer:
             for start in range(0, len(items), CHUNK_ROWS):
                 some = items[start : start + CHUNK_ROWS]
                 writer.write(some, {self.column: self._gather(ids, some, dim), self.flag: np.isin(some, flagged)})
-        shown = {numbering().show(item): reason for item, reason in sorted(missing.items())}
+        shown = {self.numbering.show(item): reason for item, reason in sorted(missing.items())}
         done = EncodeReport(str(self.out), self.column, dim, len(items), shown, skipped or [], prompt)
         text = json.dumps(asdict(done), indent=1, ensure_ascii=False)
         for report in self._outputs[1:]:

@@ -26,7 +26,8 @@ import numpy as np
 import pyarrow as pa
 
 from fuxictr_mm.data import decoding
-from fuxictr_mm.data.ids import numbering
+from fuxictr_mm.data.ids import AS_IS, Numbering
+from fuxictr_mm.data.vocabulary import Vocabulary
 from fuxictr_mm.embeddings.encoders import MAX_IMAGE_BYTES, BrokenImage
 from fuxictr_mm.embeddings.image_names import ImageNames, leads_out
 from fuxictr_mm.errors import DataError, MissingFileError, UserError, first_line
@@ -60,6 +61,8 @@ class ImageFiles:
         A folder, a zip file, or a tar file, compressed or not.
     names : ImageNames, optional
         Which items each file is an image of; by default it is named by its item.
+    numbering : Numbering
+        Of the items.
 
     Attributes
     ----------
@@ -77,8 +80,10 @@ class ImageFiles:
         an item with two images; no image at all.
     """
 
-    def __init__(self, path: str | os.PathLike[str], names: ImageNames | None = None) -> None:
-        self.path, self._names = Path(path), names
+    def __init__(
+        self, path: str | os.PathLike[str], names: ImageNames | None = None, numbering: Numbering = AS_IS
+    ) -> None:
+        self.path, self._names, self._items = Path(path), names, numbering.items
         if not self.path.exists():
             raise MissingFileError(f"{path}: no such folder or archive of images")
         if not self.path.is_dir() and not self.path.name.lower().endswith(ARCHIVES):
@@ -94,7 +99,7 @@ class ImageFiles:
                 for item in items:
                     if item in found:
                         both = f"'{found[item].name}' and '{member.name}'"
-                        raise DataError(f"{path}: item {numbering().show(item)} has two images, {both}; remove one")
+                        raise DataError(f"{path}: item {numbering.show(item)} has two images, {both}; remove one")
                     found[item] = member
         except (zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError) as error:
             if isinstance(error, UserError):
@@ -145,7 +150,7 @@ class ImageFiles:
         """Return the items that a file is an image of."""
         if self._names is not None:
             return self._names.items.get(PurePosixPath(name).as_posix(), ())
-        item = _item_id(name) if numbering().items is None else _item_number(name)
+        item = _item_id(name) if self._items is None else _item_number(name, self._items)
         return () if item is None else (item,)
 
     def _members(self) -> Iterator[_Member]:
@@ -213,10 +218,8 @@ def _item_id(name: str) -> int | None:
     return int(found[1])
 
 
-def _item_number(name: str) -> int | None:
+def _item_number(name: str, items: Vocabulary) -> int | None:
     """Return the number of the item ID in ``folder/ID.jpg``; None for other names and for ids that are not items."""
-    items = numbering().items
-    assert items is not None
     stem, dot, ending = re.split(r"[/\\]", name)[-1].rpartition(".")
     if dot + ending.lower() not in IMAGES:
         return None

@@ -19,10 +19,10 @@ import pyarrow as pa
 
 from fuxictr_mm.data import decoding, parquet
 from fuxictr_mm.data.arrow_types import is_list, is_plain_text
-from fuxictr_mm.data.ids import numbering
+from fuxictr_mm.data.ids import AS_IS, Numbering
 from fuxictr_mm.data.schema import ITEM_ID
 from fuxictr_mm.data.synthetic.writer import open_writer
-from fuxictr_mm.embeddings.item_tables import names_of, read_table, table_files
+from fuxictr_mm.embeddings.item_tables import read_items
 from fuxictr_mm.errors import ConfigError, DataError, UserError
 from fuxictr_mm.files import atomic_path, check_outputs
 
@@ -40,9 +40,10 @@ class Source:
     name: str  #: Of the modality, such as ``text``.
     path: Path  #: A Parquet file, the same without ``.parquet``, or a folder of part files.
     column: str  #: A list of numbers per item; null or zeros for an item without an embedding.
+    numbering: Numbering = AS_IS  #: Of the items, the same for all sources of a stage.
 
     @classmethod
-    def parse(cls, text: str) -> Source:
+    def parse(cls, text: str, numbering: Numbering = AS_IS) -> Source:
         """Read the form of the command line, ``NAME=FILE:COLUMN``; without ``NAME=`` the column is the name.
 
         Raises
@@ -68,7 +69,7 @@ class Source:
             )
         if named and not re.fullmatch(r"[A-Za-z0-9_]+", head):
             raise ConfigError(f"'{text}': the name '{head}' is not made of letters, digits and _; rename it")
-        return cls(head if named else column, Path(path), column)
+        return cls(head if named else column, Path(path), column, numbering)
 
     @property
     def dim(self) -> int:
@@ -76,15 +77,14 @@ class Source:
         files = parquet.part_files(self.path)
         for file in files:
             schema = parquet.schema_of(file)
-            parquet.require_columns(file, schema.names, [numbering().key(schema.names), self.column])
+            parquet.require_columns(file, schema.names, [self.numbering.key(schema.names), self.column])
             kind = schema.field(self.column).type
             kind = getattr(kind, "storage_type", kind)
             if pa.types.is_fixed_size_list(kind):
                 return kind.list_size
-        for file in files:
-            for _, _, lengths, _ in _read_lists(file, self.column):
-                if lengths.any():
-                    return int(lengths[lengths > 0][0])
+        for _, _, _, lengths, _ in _read_lists(self):
+            if lengths.any():
+                return int(lengths[lengths > 0][0])
         raise DataError(f"{self.where}: no embeddings, expected one per item")
 
     @property
@@ -93,52 +93,39 @@ class Source:
         return f"{self.path}: {self.column}"
 
 
-def _read_lists(file: Path, column: str) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-    """Yield ids, their entries end to end, their lengths, and whether there is a list; the padding is left out."""
-    key = key_of(file)
-    for row, batch in parquet.read_chunks(file, [key, column], max_rows=READ_ROWS):
-        ids = numbering().numbers(batch.column(key), f"{file}: {key}", row)
+def _read_lists(source: Source) -> Iterator[tuple[Path, np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    """Yield file, ids, entries end to end, their lengths, and whether there is a list; without the padding."""
+    for file, row, ids, batch in read_items(source.path, [source.column], source.numbering, READ_ROWS):
         if (ids == 0).any():
             batch = batch.filter(pa.array(ids != 0))
             ids = ids[ids != 0]
         if ids.size:
-            array = batch.column(column)
-            flat, offsets = decoding.lists(array, f"{file}: {column}", row)
-            yield ids, flat, np.diff(offsets), array.is_valid().to_numpy(zero_copy_only=False)
+            array = batch.column(source.column)
+            flat, offsets = decoding.lists(array, f"{file}: {source.column}", row)
+            yield file, ids, flat, np.diff(offsets), array.is_valid().to_numpy(zero_copy_only=False)
 
 
-def key_of(file: Path) -> str:
-    """Return the name of the key of an item file."""
-    return numbering().key(names_of(file))
-
-
-def read_ids(source: Source) -> np.ndarray:
-    """Return the item ids ``(I,)`` int64 in the order of the file, the padding left out.
+def read_ids(path: str | os.PathLike[str], numbering: Numbering) -> np.ndarray:
+    """Return the items ``(I,)`` int64 of an item file in its order, the padding left out.
 
     Raises
     ------
     DataError, MissingFileError
         A negative id, an id twice, or no items.
     """
-    parts = [np.zeros(0, dtype=np.int64)]
-    for file in table_files(source.path):
-        key = key_of(file)
-        for row, batch in read_table(file, [key], key):
-            ids = numbering().numbers(batch.column(0), f"{file}: {key}", row)
-            parts.append(ids[ids != 0])
-    ids = np.concatenate(parts)
+    ids = np.concatenate([np.zeros(0, np.int64), *(ids[ids != 0] for _, _, ids, _ in read_items(path, [], numbering))])
     if ids.size == 0:
-        raise DataError(f"{source.path}: no items, expected one row per item")
-    require_unique(ids, str(source.path))
+        raise DataError(f"{path}: no items, expected one row per item")
+    require_unique(ids, str(path), numbering)
     return ids
 
 
-def require_unique(ids: np.ndarray, where: str) -> None:
+def require_unique(ids: np.ndarray, where: str, numbering: Numbering) -> None:
     """Raise a DataError for an id that occurs twice."""
     ascending = np.sort(ids)
     twice = ascending[1:][ascending[1:] == ascending[:-1]]
     if twice.size:
-        raise DataError(f"{where}: {numbering().name(twice[0])} occurs more than once, expected once")
+        raise DataError(f"{where}: {numbering.name(twice[0])} occurs more than once, expected once")
 
 
 def read_embeddings(source: Source, chunk_rows: int = CHUNK_ROWS) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -153,31 +140,30 @@ def read_embeddings(source: Source, chunk_rows: int = CHUNK_ROWS) -> Iterator[tu
         A missing column; an id twice or negative; an embedding of another dim than the first, or not finite.
     """
     # Before the first chunk is handed out: a caller that has begun to write need not undo anything.
-    read_ids(source)
+    read_ids(source.path, source.numbering)
     dim = source.dim
     return _rechunk(_decoded(source, dim), dim, chunk_rows)
 
 
 def _decoded(source: Source, dim: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    for file in parquet.part_files(source.path):
-        where = f"{file}: {source.column}"
-        for ids, flat, lengths, present in _read_lists(file, source.column):
-            wrong = np.flatnonzero(present & (lengths != dim))
-            if wrong.size:
-                raise DataError(
-                    f"{where}: {numbering().name(ids[wrong[0]])} has an embedding of dim {lengths[wrong[0]]}, "
-                    f"expected {dim} as of the first one; write null or zeros where an embedding is missing"
-                )
-            embeddings = np.zeros((len(ids), dim), dtype=np.float32)
-            with np.errstate(over="ignore"):  # too large for float32: infinite, and refused below
-                embeddings[present] = flat.reshape(-1, dim)
-            if not np.isfinite(embeddings).all():
-                item, position = np.argwhere(~np.isfinite(embeddings))[0]
-                raise DataError(
-                    f"{where}: {numbering().name(ids[item])} holds {embeddings[item, position]} at position "
-                    f"{position}, expected finite numbers; write null or zeros where an embedding is missing"
-                )
-            yield ids, embeddings
+    name = source.numbering.name
+    for file, ids, flat, lengths, present in _read_lists(source):
+        wrong = np.flatnonzero(present & (lengths != dim))
+        if wrong.size:
+            raise DataError(
+                f"{file}: {source.column}: {name(ids[wrong[0]])} has an embedding of dim {lengths[wrong[0]]}, "
+                f"expected {dim} as of the first one; write null or zeros where an embedding is missing"
+            )
+        embeddings = np.zeros((len(ids), dim), dtype=np.float32)
+        with np.errstate(over="ignore"):  # too large for float32: infinite, and refused below
+            embeddings[present] = flat.reshape(-1, dim)
+        if not np.isfinite(embeddings).all():
+            item, position = np.argwhere(~np.isfinite(embeddings))[0]
+            raise DataError(
+                f"{file}: {source.column}: {name(ids[item])} holds {embeddings[item, position]} at position "
+                f"{position}, expected finite numbers; write null or zeros where an embedding is missing"
+            )
+        yield ids, embeddings
 
 
 def _rechunk(
@@ -216,6 +202,8 @@ class JoinedEmbeddings:
         ``(I,)`` int64, all items of all sources, in the order of ``chunks``.
     dims : dict of str to int
         D of each source.
+    numbering : Numbering
+        Of the items.
 
     Raises
     ------
@@ -229,9 +217,9 @@ class JoinedEmbeddings:
         if not names or twice:
             found = f"the name '{twice[0]}' occurs twice" if twice else "no source of embeddings"
             raise ConfigError(f"{found}; expected one NAME=FILE:COLUMN for each modality, with distinct names")
-        self.sources = tuple(sources)
+        self.sources, self.numbering = tuple(sources), sources[0].numbering
         self.dims = {source.name: source.dim for source in sources}
-        orders = [read_ids(source) for source in sources]
+        orders = [read_ids(source.path, source.numbering) for source in sources]
         self._side_by_side = all(np.array_equal(order, orders[0]) for order in orders)
         self.ids = orders[0] if self._side_by_side else np.unique(np.concatenate(orders))
         self._folder = Path()
@@ -305,6 +293,10 @@ class ItemFileWriter:
         Columns besides ``item_id``.
     overwrite : bool
         Replace an existing file.
+    of_items : collection of str
+        Columns of lists of items.
+    numbering : Numbering
+        Of the items.
 
     Raises
     ------
@@ -329,21 +321,22 @@ class ItemFileWriter:
         schema: Mapping[str, pa.DataType],
         overwrite: bool = False,
         of_items: Collection[str] = (),
+        numbering: Numbering = AS_IS,
     ) -> None:
-        self.path, self.of_items = Path(path), of_items
+        self.path, self.of_items, self.numbering = Path(path), of_items, numbering
         check_outputs([path], [], overwrite)
-        self.schema = pa.schema([(numbering().roles.target, numbering().type), *schema.items()], numbering().metadata)
+        self.schema = pa.schema([(numbering.roles.target, numbering.type), *schema.items()], numbering.metadata)
 
     @contextmanager
     def _open(self) -> Iterator[None]:
         self._held = []
-        if numbering().items is None:
+        if self.numbering.items is None:
             padding = [pa.array([_nothing(field.type)], field.type) for field in self.schema]
             self._held = [pa.Table.from_arrays(padding, schema=self.schema)]
         self._ids: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
         with atomic_path(self.path) as temporary, open_writer(temporary, self.schema) as self._writer:
             yield
-            require_unique(np.concatenate(self._ids), str(self.path))
+            require_unique(np.concatenate(self._ids), str(self.path), self.numbering)
             self._flush()
 
     def __enter__(self) -> ItemFileWriter:
@@ -372,8 +365,8 @@ class ItemFileWriter:
         if set(columns) != set(self.schema.names[1:]):
             raise ValueError(f"columns {sorted(columns)} given, expected {sorted(self.schema.names[1:])}")
         arrays = [
-            numbering().ids(ids),
-            *(_to_arrow(columns[f.name], f, len(ids), f.name in self.of_items) for f in list(self.schema)[1:]),
+            self.numbering.ids(ids),
+            *(self._to_arrow(columns[f.name], f, len(ids)) for f in list(self.schema)[1:]),
         ]
         self._ids.append(ids)
         self._held.append(pa.Table.from_arrays(arrays, schema=self.schema))
@@ -385,20 +378,19 @@ class ItemFileWriter:
             self._writer.write_table(pa.concat_tables(self._held), row_group_size=CHUNK_ROWS)
         self._held = []
 
-
-def _to_arrow(values: Any, field: pa.Field, rows: int, of_items: bool) -> pa.Array:
-    kind = field.type
-    if len(values) != rows:
-        raise ValueError(f"column '{field.name}' has {len(values)} rows, expected {rows}")
-    if not pa.types.is_fixed_size_list(kind):
-        return pa.array(values, kind)
-    matrix = np.asarray(values)
-    if matrix.shape != (rows, kind.list_size):
-        raise ValueError(f"column '{field.name}' is of shape {matrix.shape}, expected {(rows, kind.list_size)}")
-    if of_items:
-        return pa.FixedSizeListArray.from_arrays(numbering().ids(matrix.ravel()), kind.list_size)
-    flat = np.ascontiguousarray(matrix).ravel().astype(kind.value_type.to_pandas_dtype(), casting="same_kind")
-    return pa.FixedSizeListArray.from_arrays(pa.array(flat, kind.value_type), kind.list_size)
+    def _to_arrow(self, values: Any, field: pa.Field, rows: int) -> pa.Array:
+        kind = field.type
+        if len(values) != rows:
+            raise ValueError(f"column '{field.name}' has {len(values)} rows, expected {rows}")
+        if not pa.types.is_fixed_size_list(kind):
+            return pa.array(values, kind)
+        matrix = np.asarray(values)
+        if matrix.shape != (rows, kind.list_size):
+            raise ValueError(f"column '{field.name}' is of shape {matrix.shape}, expected {(rows, kind.list_size)}")
+        if field.name in self.of_items:
+            return pa.FixedSizeListArray.from_arrays(self.numbering.ids(matrix.ravel()), kind.list_size)
+        flat = np.ascontiguousarray(matrix).ravel().astype(kind.value_type.to_pandas_dtype(), casting="same_kind")
+        return pa.FixedSizeListArray.from_arrays(pa.array(flat, kind.value_type), kind.list_size)
 
 
 def _nothing(kind: pa.DataType) -> Any:

@@ -6,10 +6,12 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 
 from fuxictr_mm.data import parquet
+from fuxictr_mm.data.ids import Numbering
 from fuxictr_mm.encoding import text_files
 from fuxictr_mm.errors import MissingFileError
 
@@ -34,7 +36,25 @@ def names_of(file: Path) -> list[str]:
     return list(text_files.schema_of(file)) if text_files.is_text(file) else parquet.schema_of(file).names
 
 
-def read_table(file: Path, columns: Sequence[str], key: str) -> Iterator[tuple[int, pa.RecordBatch]]:
+def read_items(
+    path: str | os.PathLike[str], columns: Sequence[str], numbering: Numbering, max_rows: int = parquet.CHUNK_ROWS
+) -> Iterator[tuple[Path, int, np.ndarray, pa.RecordBatch]]:
+    """Yield file, first row, items ``(n,)`` int64 (0 is padding) and columns of an item file, chunk by chunk.
+
+    Raises
+    ------
+    DataError, MissingFileError
+        A column that is missing, an id that is none, or a file that cannot be read.
+    """
+    for file in table_files(path):
+        key = numbering.key(names_of(file))
+        for row, batch in read_table(file, [key, *columns], key, max_rows):
+            yield file, row, numbering.numbers(batch.column(key), f"{file}: {key}", row), batch
+
+
+def read_table(
+    file: Path, columns: Sequence[str], key: str, max_rows: int = parquet.CHUNK_ROWS
+) -> Iterator[tuple[int, pa.RecordBatch]]:
     """Yield ``(first row, record batch)`` of columns of a file.
 
     Columns of CSV files are texts, but for the ``key`` where all of its values are integers.
@@ -45,7 +65,7 @@ def read_table(file: Path, columns: Sequence[str], key: str) -> Iterator[tuple[i
         A column that is missing, or a file that cannot be read.
     """
     if not text_files.is_text(file):
-        yield from parquet.read_chunks(file, columns)
+        yield from parquet.read_chunks(file, columns, max_rows=max_rows)
         return
     parquet.require_columns(file, names_of(file), columns)
     with text_files.scanned(file) as rows:
@@ -53,7 +73,7 @@ def read_table(file: Path, columns: Sequence[str], key: str) -> Iterator[tuple[i
     if key in columns and frame[key].dtype == pl.String:
         frame = frame.with_columns(_as_integers(frame[key]))
     row = 0
-    for batch in frame.to_arrow().to_batches(max_chunksize=parquet.CHUNK_ROWS):
+    for batch in frame.to_arrow().to_batches(max_chunksize=max_rows):
         yield row, batch
         row += batch.num_rows
 

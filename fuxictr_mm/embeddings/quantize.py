@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from pydantic import Field, PositiveInt, ValidationInfo, field_validator
 
 from fuxictr_mm.checking import Settings
-from fuxictr_mm.data.ids import numbering
 from fuxictr_mm.embeddings.codebooks import (
     Codebook,
     Floats,
@@ -268,12 +267,12 @@ def _write(
     for column, book in books.items():
         schema[column] = code_type(book.levels)
         if neighbors:
-            schema[related(column, "neighbors")] = pa.list_(numbering().type, neighbors)
+            schema[related(column, "neighbors")] = pa.list_(joined.numbering.type, neighbors)
         if decoded:
             schema[related(column, "decoded")] = embedding_type(book.space.dim)
     statistics = {column: Statistics(book) for column, book in books.items()}
     of_items = [related(column, "neighbors") for column in books]
-    with ItemFileWriter(out, schema, overwrite, of_items) as writer:
+    with ItemFileWriter(out, schema, overwrite, of_items, joined.numbering) as writer:
         for ids, parts in _bar(joined, "encoding", quiet):
             columns: dict[str, Any] = {}
             for column, book in books.items():

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fuxictr_mm.data.ids import numbering
+from fuxictr_mm.data.schema import ITEM_ID
 from fuxictr_mm.embeddings.codebooks import Codebook, Codes, Floats
 from fuxictr_mm.terminal import format_table
 
@@ -66,7 +66,9 @@ class Statistics:
         }
 
 
-def yaml_lines(report: Mapping[str, Mapping[str, Any]], neighbors: int = 0, largest_id: int = 0) -> list[str]:
+def yaml_lines(
+    report: Mapping[str, Mapping[str, Any]], neighbors: int = 0, largest_id: int = 0, target: str = ITEM_ID
+) -> list[str]:
     """Return the lines for ``feature_cols`` of dataset_config.yaml.
 
     Parameters
@@ -77,6 +79,8 @@ def yaml_lines(report: Mapping[str, Mapping[str, Any]], neighbors: int = 0, larg
         K of ``quantize``.
     largest_id : int
         The largest item id; 0 where a vocabulary numbers the items.
+    target : str
+        Column of the target item, whose embedding the neighbors share.
 
     Examples
     --------
@@ -90,7 +94,7 @@ feature_encoder: layers.MaskedSumPooling()}'
         lines.append(f"- {{name: {column}, {start}, {shape}, feature_encoder: layers.MaskedSumPooling()}}")
         if neighbors:
             shape = f"max_len: {neighbors}" + (f", vocab_size: {largest_id + 1}" if largest_id else "")
-            shape += f", share_embedding: {numbering().roles.target}"
+            shape += f", share_embedding: {target}"
             lines.append(f"- {{name: {related(column, 'neighbors')}, {start}, {shape}}}")
     return lines
 

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from fuxictr_mm.data.ids import numbering
 from fuxictr_mm.embeddings.fit_reducer import CHUNK_BYTES, ReduceOptions, choose_strategies, fit_reducer, rows_of
 from fuxictr_mm.embeddings.item_files import (
     ItemFileWriter,
@@ -92,7 +91,7 @@ def reduce_vectors(
     h5_files = {name: Path(f"{h5}_{name}.h5") for name in names} if h5 else {}
     outputs = [out, None if apply else save, report, *h5_files.values()]
     check_outputs(outputs, [*(source.path for source in sources), apply], overwrite)
-    if h5 and numbering().items is not None:
+    if h5 and any(source.numbering.items is not None for source in sources):
         raise ConfigError("--h5: needs integer item ids, but these ids are not integers; remove it")
     with JoinedEmbeddings(sources) as joined:
         if reducer is None:
@@ -103,7 +102,7 @@ def reduce_vectors(
         missing = _write(joined, reducer, out, prefix, overwrite, progress, save=None if apply else save)
         count = len(joined.ids)
     for name, file in h5_files.items():
-        _write_h5(file, Source(name, out, f"{prefix}_{name}"), count)
+        _write_h5(file, Source(name, out, f"{prefix}_{name}", joined.numbering), count)
     if apply:
         summary = {"applied": str(apply), "items": count, "missing": missing, "fit": summary}
     if report:
@@ -125,7 +124,7 @@ def _write(
     missing = dict.fromkeys(joined.dims, 0)
     schema = {f"{prefix}_{s.name}": embedding_type(s.dim) for s in reducer.strategies}
     bar = item_bar(len(joined.ids), "reducing", int(progress))
-    with ItemFileWriter(out, schema, overwrite) as writer, bar:
+    with ItemFileWriter(out, schema, overwrite, numbering=joined.numbering) as writer, bar:
         for ids, vectors in joined.chunks(rows_of(joined, CHUNK_BYTES)):
             for name, rows in vectors.items():
                 missing[name] += int((~rows.any(axis=1)).sum())

@@ -24,7 +24,6 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,8 +34,9 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from fuxictr_mm.checking import Settings
 from fuxictr_mm.data import decoding, parquet
-from fuxictr_mm.data.ids import numbering
-from fuxictr_mm.embeddings.item_files import key_of, require_unique
+from fuxictr_mm.data.ids import AS_IS, Numbering
+from fuxictr_mm.embeddings.item_files import require_unique
+from fuxictr_mm.embeddings.item_tables import read_items
 from fuxictr_mm.errors import ConfigError, DataError
 from fuxictr_mm.files import write_beside
 from fuxictr_mm.terminal import item_bar
@@ -101,7 +101,7 @@ class Clicks:
         return cls(matrix, item_ids.astype(np.int64))
 
     @classmethod
-    def read(cls, path: str | os.PathLike[str], label: str = "label") -> Clicks:
+    def read(cls, path: str | os.PathLike[str], label: str = "label", numbering: Numbering = AS_IS) -> Clicks:
         """Read the clicks of a training split: the items of the histories, and the targets whose label is 1.
 
         Read the training split only: a model trained on clicks of the other splits cannot be evaluated on them.
@@ -112,6 +112,8 @@ class Clicks:
             ``X.parquet``, ``X`` or a folder of part files, with ``user_id``, ``item_id``, ``item_seq`` and the label.
         label : str
             Label column.
+        numbering : Numbering
+            Of the items and users.
 
         Raises
         ------
@@ -120,7 +122,7 @@ class Clicks:
         """
         distinct = np.empty(0, dtype=np.int64)
         chunks: list[Integers] = []
-        for keys in _read_keys(path, label):
+        for keys in _read_keys(path, label, numbering):
             chunks.append(keys)
             if sum(map(len, chunks)) >= MERGE_CLICKS:
                 distinct, chunks = np.unique(np.concatenate([distinct, *chunks])), []
@@ -130,11 +132,11 @@ class Clicks:
         return cls._from_keys(distinct)
 
 
-def _read_keys(path: str | os.PathLike[str], label: str) -> Iterator[Integers]:
+def _read_keys(path: str | os.PathLike[str], label: str, numbering: Numbering) -> Iterator[Integers]:
     """Yield the distinct clicks of each chunk, as keys."""
+    names, user_ids = numbering.roles, numbering.users
+    columns = [names.user, names.target, names.history, label]
     for file in parquet.part_files(path):
-        names, user_ids = numbering().roles, numbering().users
-        columns = [names.user, names.target, names.history, label]
         for row, batch in parquet.read_chunks(file, columns):
             if user_ids is None:
                 users = decoding.scalars(batch.column(names.user), f"{file}: {names.user}", row)
@@ -146,10 +148,10 @@ def _read_keys(path: str | os.PathLike[str], label: str) -> Iterator[Integers]:
                     f"{file}: {names.user}: row {row + wrong[0]} holds the id {users[wrong[0]]}, expected 0 to "
                     f"{MAX_USERS - 1}; renumber the users"
                 )
-            targets = numbering().numbers(batch.column(names.target), f"{file}: {names.target}", row)
+            targets = numbering.numbers(batch.column(names.target), f"{file}: {names.target}", row)
             labels = decoding.scalars(batch.column(label), f"{file}: {label}", row, floating=True)
             where = f"{file}: {names.history}"
-            flat, offsets = numbering().lists(batch.column(names.history), where, row)
+            flat, offsets = numbering.lists(batch.column(names.history), where, row)
             row_of = np.repeat(np.arange(len(users)), np.diff(offsets))[flat != 0]  # 0 is padding
             history = decoding.integers(flat[flat != 0], where, row + row_of)
             decoding.check_ids(history, None, where, row + row_of)
@@ -200,21 +202,21 @@ class Neighbors:
         """Number of items that have neighbors."""
         return len(_starts(self.items))
 
-    def write(self, path: str | os.PathLike[str]) -> None:
+    def write(self, path: str | os.PathLike[str], numbering: Numbering = AS_IS) -> None:
         """Write a Parquet file of ``item_id``, ``neighbors`` and ``scores`` (lists), one row per item."""
         starts = _starts(self.items)
         offsets = pa.array(np.append(starts, len(self.items)), pa.int64())
         table = pa.table(
             {
-                numbering().roles.target: numbering().ids(self.items[starts]),
-                "neighbors": pa.LargeListArray.from_arrays(offsets, numbering().ids(self.neighbors)),
+                numbering.roles.target: numbering.ids(self.items[starts]),
+                "neighbors": pa.LargeListArray.from_arrays(offsets, numbering.ids(self.neighbors)),
                 "scores": pa.LargeListArray.from_arrays(offsets, pa.array(self.scores)),
             }
-        ).replace_schema_metadata(numbering().metadata)
+        ).replace_schema_metadata(numbering.metadata)
         write_beside(path, lambda stream: pq.write_table(table, stream, compression="zstd"))
 
     @classmethod
-    def read(cls, path: str | os.PathLike[str]) -> Neighbors:
+    def read(cls, path: str | os.PathLike[str], numbering: Numbering = AS_IS) -> Neighbors:
         """Read a file of the form that ``write`` writes; the items may be in any order.
 
         Raises
@@ -222,20 +224,20 @@ class Neighbors:
         DataError, MissingFileError
             A column is missing, an item occurs twice, lists differ in length, or a score is not above 0.
         """
-        chunks = [chunk for file in parquet.part_files(path) for chunk in _read_neighbors(file)]
+        chunks = list(_read_neighbors(path, numbering))
         if not sum(len(neighbors) for *_, neighbors, _ in chunks):
             raise DataError(f"{path}: no neighbors, expected at least one")
         ids, lengths, neighbors, scores = (np.concatenate(part) for part in zip(*chunks, strict=True))
-        require_unique(ids, str(path))
+        require_unique(ids, str(path), numbering)
         return cls(*_best(np.repeat(ids, lengths), neighbors, scores))
 
 
-def _read_neighbors(file: Path) -> Iterator[tuple[Integers, Integers, Integers, Floats]]:
+def _read_neighbors(
+    path: str | os.PathLike[str], numbering: Numbering
+) -> Iterator[tuple[Integers, Integers, Integers, Floats]]:
     """Yield ids, lengths of the lists, neighbors and scores of each chunk."""
-    key = key_of(file)
-    for row, batch in parquet.read_chunks(file, [key, "neighbors", "scores"]):
-        ids = numbering().numbers(batch.column(key), f"{file}: {key}", row)
-        flat, offsets = numbering().lists(batch.column("neighbors"), f"{file}: neighbors", row, known=False)
+    for file, row, ids, batch in read_items(path, ["neighbors", "scores"], numbering):
+        flat, offsets = numbering.lists(batch.column("neighbors"), f"{file}: neighbors", row, known=False)
         scores, score_offsets = decoding.lists(batch.column("scores"), f"{file}: scores", row)
         lengths = np.diff(offsets)
         unequal = np.flatnonzero(lengths != np.diff(score_offsets))

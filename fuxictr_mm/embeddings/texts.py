@@ -16,9 +16,9 @@ import numpy as np
 import pyarrow as pa
 
 from fuxictr_mm.data.arrow_types import is_list, is_plain_text
-from fuxictr_mm.data.ids import numbering
-from fuxictr_mm.embeddings.item_files import key_of, require_unique
-from fuxictr_mm.embeddings.item_tables import names_of, read_table, table_files
+from fuxictr_mm.data.ids import AS_IS, Numbering
+from fuxictr_mm.embeddings.item_files import require_unique
+from fuxictr_mm.embeddings.item_tables import names_of, read_items, table_files
 from fuxictr_mm.errors import ConfigError, DataError
 
 
@@ -32,6 +32,8 @@ class ItemTexts:
     template : str
         Names of columns in braces, such as ``"{item_title}. {genres}"``. Lists are joined by commas, nulls are empty.
         Where all columns of a row are empty, the item has no text.
+    numbering : Numbering
+        Of the items.
 
     Attributes
     ----------
@@ -56,8 +58,8 @@ class ItemTexts:
     ([7, 9], [['Heat: a, b', None]])
     """
 
-    def __init__(self, path: str | os.PathLike[str], template: str) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | os.PathLike[str], template: str, numbering: Numbering = AS_IS) -> None:
+        self.path, self._numbering = Path(path), numbering
         self._parts = parse_template(template)
         self._columns = list(dict.fromkeys(name for _, name in self._parts if name is not None))
         digest, ids = hashlib.sha256(), [np.zeros(0, dtype=np.int64)]
@@ -69,7 +71,7 @@ class ItemTexts:
         self.ids, self.digest = np.concatenate(ids), digest.hexdigest()
         if not self.ids.size:
             raise DataError(f"{path}: no items, expected one row per item")
-        require_unique(self.ids, str(path))
+        require_unique(self.ids, str(path), numbering)
 
     def chunks(self, rows: int) -> Iterator[list[str | None]]:
         """Yield the texts, ``rows`` at a time; None for an item without."""
@@ -83,13 +85,10 @@ class ItemTexts:
             yield held
 
     def _read(self) -> Iterator[tuple[np.ndarray, list[str | None]]]:
-        for file in table_files(self.path):
-            key = key_of(file)
-            for row, batch in read_table(file, [key, *self._columns], key):
-                ids = numbering().numbers(batch.column(key), f"{file}: {key}", row)
-                batch = batch.filter(pa.array(ids != 0))
-                columns = [_as_texts(batch.column(name), f"{file}: {name}") for name in self._columns]
-                yield ids[ids != 0], [self._fill(values) for values in zip(*columns, strict=True)]
+        for file, _, ids, batch in read_items(self.path, self._columns, self._numbering):
+            batch = batch.filter(pa.array(ids != 0))
+            columns = [_as_texts(batch.column(name), f"{file}: {name}") for name in self._columns]
+            yield ids[ids != 0], [self._fill(values) for values in zip(*columns, strict=True)]
 
     def _fill(self, values: Sequence[str]) -> str | None:
         if not any(values):

@@ -13,7 +13,7 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
-from fuxictr_mm.data.partitions import partition_columns
+from fuxictr_mm.data.parquet import partition_columns
 
 _TRUTH_VALUES = {"": None} | {
     spelled: number

@@ -17,7 +17,8 @@ import pyarrow as pa
 
 from fuxictr_mm.config import Roles
 from fuxictr_mm.data.vocabulary import Vocabularies, Vocabulary
-from fuxictr_mm.encoding.columns import TYPES, RawColumn, RawFiles
+from fuxictr_mm.encoding.columns import TYPES, RawColumn
+from fuxictr_mm.encoding.files import RawFiles
 from fuxictr_mm.encoding.history_check import history_problem
 from fuxictr_mm.encoding.vocabulary import TokenVocabulary, as_text
 from fuxictr_mm.errors import ConfigError, DataError

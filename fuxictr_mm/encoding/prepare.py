@@ -22,8 +22,9 @@ from fuxictr_mm.data.parquet import part_files
 from fuxictr_mm.data.schema import ITEM_ID
 from fuxictr_mm.data.vocabulary import Vocabularies
 from fuxictr_mm.encoding.cache import Cache
-from fuxictr_mm.encoding.columns import RawColumn, RawFiles, columns_of
+from fuxictr_mm.encoding.columns import RawColumn, columns_of
 from fuxictr_mm.encoding.encode import ROW_GROUP, Encoding, RawSplit
+from fuxictr_mm.encoding.files import RawFiles
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, first_line
 from fuxictr_mm.files import write_json
 

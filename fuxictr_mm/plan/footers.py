@@ -12,7 +12,6 @@ import pyarrow as pa
 from fuxictr_mm.config import ExperimentConfig
 from fuxictr_mm.data import parquet
 from fuxictr_mm.data.item_numbers import MANY_ITEMS, MAX_GAP
-from fuxictr_mm.data.partitions import partition_columns
 from fuxictr_mm.data.schema import ITEM_ID, ITEM_SOURCE, Feature, complete, key_of_items, parse_features
 from fuxictr_mm.data.vocabulary import is_text
 from fuxictr_mm.errors import MissingFileError
@@ -72,7 +71,7 @@ def read_columns(path: str | Path) -> dict[str, ColumnSize]:
             for index, name in enumerate(names):
                 if name:
                     columns[name] = _with_chunk(columns[name], footer.row_group(group).column(index))
-        for name, value in partition_columns(file).items():
+        for name, value in parquet.partition_columns(file).items():
             if name not in opened.schema_arrow.names:
                 columns[name] = _with_partition(columns[name], value, footer.num_rows)
     return columns

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fuxictr_mm.check_data import titles
+from fuxictr_mm.check_data import title_faults
 from fuxictr_mm.check_data.check import check_folder
 from fuxictr_mm.check_data.checks import CHECKS
 from fuxictr_mm.check_data.clean import clean_folder
@@ -201,7 +201,7 @@ def test_checks_of_titles_are_left_out_without_their_libraries(folder, capsys, c
     """Of a base install; a check that is asked for by name is an error."""
     monkeypatch.setitem(sys.modules, "ftfy", None)
     monkeypatch.setattr("fuxictr_mm.check_data.titles._is_installed", lambda library: library != "ftfy")
-    monkeypatch.setattr("fuxictr_mm.check_data.titles._decoded", titles._decoded.__wrapped__)
+    monkeypatch.setattr("fuxictr_mm.check_data.title_faults._decoded", title_faults._decoded.__wrapped__)
     titles_of = pq.read_table(folder / "item_feature.parquet")
     column = titles_of.schema.get_field_index("item_title")
     broken = pa.array(["", *titles_of["item_title"].to_pylist()[1:]])

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fuxictr_mm.check_data import layout
+from fuxictr_mm.check_data import files
 from fuxictr_mm.check_data.check import check_folder
-from fuxictr_mm.check_data.items import first_outlier
+from fuxictr_mm.check_data.number_columns import first_outlier
 
 CHECKS = ["bad-item-value", "item-value-outlier", "far-item-id", "bad-context", "context-outlier"]
 
@@ -93,7 +93,7 @@ def test_tags_that_pandas_made_floats_are_ids_and_no_embeddings(tmp_path):
 
 
 def test_ids_and_rows_across_files_and_chunks(tmp_path, monkeypatch):
-    monkeypatch.setattr(layout, "CHUNK_VALUES", 1)  # 256 rows
+    monkeypatch.setattr(files, "CHUNK_VALUES", 1)  # 256 rows
     ids = list(range(600))
     ids[300], ids[301], ids[302], ids[303] = None, -4, 2**31, 299
     tags = [[number % 7, 1] for number in range(600)]

@@ -13,7 +13,7 @@ import pytest
 
 from fuxictr_mm.check_data.check import check_folder
 from fuxictr_mm.check_data.checks import CHECKS
-from fuxictr_mm.check_data.layout import first_chunk, read_chunks
+from fuxictr_mm.check_data.files import DataFile
 from fuxictr_mm.errors import DataError
 from tests.errors import raises_naming
 
@@ -124,18 +124,18 @@ def test_rows_of_small_part_files_come_together(tmp_path):
     for number, kind in enumerate(types):
         table = pa.table({"user_id": pa.array([number, number], kind)})
         pq.write_table(table.slice(0, 0 if number == 5 else 2), tmp_path / f"part-{number}.parquet")
-    found = list(read_chunks(tmp_path, ["user_id"]))
+    found = list(DataFile(tmp_path).chunks(["user_id"]))
     assert [row for row, _ in found] == [0, 38]  # where the type changes
     values = [value for _, batch in found for value in batch.column(0).to_pylist()]
     assert values == [number for number in range(40) if number != 5 for _ in range(2)]
 
     content = (tmp_path / "part-30.parquet").read_bytes()
     (tmp_path / "part-30.parquet").write_bytes(content[:4] + b"\xff" * 16 + content[20:])  # the footer is whole
-    chunks = read_chunks(tmp_path, ["user_id"])
+    chunks = DataFile(tmp_path).chunks(["user_id"])
     assert [next(chunks)[1].num_rows, next(chunks)[1].num_rows] == [38, 20]  # what is before the damage
     with raises_naming(DataError, "part-30.parquet"):
         next(chunks)
-    assert first_chunk(tmp_path, "user_id") is not None
+    assert DataFile(tmp_path).first_chunk("user_id") is not None
 
 
 def test_a_part_file_of_another_kind_is_no_traceback(folder):

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fuxictr_mm.check_data import layout
+from fuxictr_mm.check_data import files
 from fuxictr_mm.check_data.check import check_folder
 from fuxictr_mm.check_data.clean import clean_folder
 from fuxictr_mm.config import Roles
@@ -23,7 +23,7 @@ def write_split(folder, name, users, items, histories, labels=None, **context):
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_leaks_are_those_of_brute_force(tmp_path, monkeypatch, seed):
-    monkeypatch.setattr(layout, "CHUNK_VALUES", 1)
+    monkeypatch.setattr(files, "CHUNK_VALUES", 1)
     rng = np.random.default_rng(seed)
     splits = {}
     for name, count in (("train", 700), ("valid", 90), ("test", 80)):
@@ -153,7 +153,7 @@ def test_a_contradicted_row_names_the_row_that_contradicts_it(tmp_path):
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_equal_rows_and_repeats_are_those_of_brute_force(tmp_path, monkeypatch, seed):
-    monkeypatch.setattr(layout, "CHUNK_VALUES", 1)
+    monkeypatch.setattr(files, "CHUNK_VALUES", 1)
     rng = np.random.default_rng(seed)
     keys, labels = {}, {}
     for name, count in (("train", 900), ("valid", 300)):
@@ -332,6 +332,32 @@ def test_items_that_are_clicked_again_are_told_from_leaks(tmp_path, leak):
     (finding,) = report.findings()
     assert finding.severity == ("warning" if leak else "info")
     assert finding.rows.height > 200
+
+
+def playlists(rng, leak):
+    """Rows in the order of time: users play every third song again, and histories hold a song once, the newest last."""
+    rows = []
+    for user in range(1, 151):
+        history = []
+        for day in range(12):
+            again = bool(history) and rng.random() < 1 / 3
+            item = int(rng.choice(history) if again else rng.integers(1, 5000))
+            after = [*(i for i in history if i != item), item]
+            rows.append((day, user, item, after if leak and rng.random() < 0.2 else history, 1))
+            rows.append((day, user, int(rng.integers(5000, 9000)), history, 0))
+            history = after
+    return sorted(rows, key=lambda row: row[0])
+
+
+@pytest.mark.parametrize("leak", [False, True])
+@pytest.mark.parametrize("time", [None, "day"])
+def test_histories_without_repetition_do_not_make_repeated_clicks_leaks(tmp_path, time, leak):
+    days, users, items, histories, labels = zip(*playlists(np.random.default_rng(3), leak), strict=True)
+    write_split(tmp_path, "train", users, items, histories, labels, day=days)
+    report, _ = check_folder(tmp_path, ["target-in-history"], roles=Roles(time=time) if time else None)
+    (finding,) = report.findings()
+    assert finding.severity == ("warning" if leak else "info")
+    assert finding.rows.height > 400
 
 
 @pytest.mark.parametrize(("repeats", "severity"), [(1, "info"), (4, "info"), (30, "warning")])

@@ -1,5 +1,7 @@
 """Titles: what is a fault, what only looks like one, and what a fixed title is."""
 
+from pathlib import Path
+
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -7,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fuxictr_mm.check_data import layout
+from fuxictr_mm.check_data import files
 from fuxictr_mm.check_data.check import check_folder
 from fuxictr_mm.check_data.checks import Report
-from fuxictr_mm.check_data.titles import Titles, find_fault, fix_title
+from fuxictr_mm.check_data.title_faults import find_fault, fix_title
+from fuxictr_mm.check_data.titles import Titles
 
 ENGLISH = [
     "the quick brown fox jumps over the lazy dog",
@@ -129,7 +132,7 @@ def test_long_titles_take_no_time_either(part):
 def found(titles, check, **options):
     report = Report([check])
     rows = pl.DataFrame({"value": titles}).with_row_index("row").with_columns(item_id=pl.col("row") + 1)
-    report.examine(Titles("f.parquet", "item_title", rows, **options))
+    report.examine(Titles(files.DataFile(Path("f.parquet")), "item_title", rows, **options))
     return report.findings()
 
 
@@ -181,7 +184,7 @@ def test_no_title_is_needed():
 
 
 def test_padding_and_shared_titles_over_chunks(tmp_path, monkeypatch):
-    monkeypatch.setattr(layout, "CHUNK_ROWS", 256)
+    monkeypatch.setattr(files, "CHUNK_ROWS", 256)
     titles = ["", *[f"title {number % 600}" for number in range(1, 700)]]
     titles[300], titles[5] = "<b>bold</b>", "NULL"
     pq.write_table(pa.table({"item_id": range(700), "item_title": titles}), tmp_path / "item_info.parquet")

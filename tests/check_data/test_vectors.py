@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fuxictr_mm.check_data import layout
+from fuxictr_mm.check_data import files
 from fuxictr_mm.check_data.check import check_folder
 from tests.arrow import skip_unreadable
 
@@ -26,7 +26,7 @@ def rows_of(folder, check):
 
 @pytest.mark.parametrize("chunk", [64, 1 << 22])
 def test_near_duplicates_are_those_of_all_pairs(tmp_path, monkeypatch, chunk):
-    monkeypatch.setattr(layout, "CHUNK_VALUES", chunk)
+    monkeypatch.setattr(files, "CHUNK_VALUES", chunk)
     rng = np.random.default_rng(1)
     vectors = rng.standard_normal((900, 24))
     for row in range(100):  # neighbours at distances from far below to far above the limit

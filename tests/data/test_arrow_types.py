@@ -9,6 +9,7 @@ import pytest
 
 from fuxictr_mm.data import arrow_types, decoding, parquet
 from fuxictr_mm.data.groups import decode_group
+from fuxictr_mm.data.labels import label_kinds
 from fuxictr_mm.errors import DataError
 from tests.errors import raises_naming
 
@@ -27,7 +28,7 @@ def test_texts_as_polars_hands_them_over_are_read_as_any(tmp_path, kind):
     assert batch.column(0).take(pa.array([3, 2, 1, 0])).to_pylist() == rows[::-1]
     if pa.types.is_string_view(kind):
         assert len(set(decode_group(batch.column(0), "c", 0))) == 3
-        assert decoding.label_kinds(batch.column(0), binary=True) == {"null", "text"}
+        assert label_kinds(batch.column(0), binary=True) == {"null", "text"}
 
 
 def test_types_that_writers_choose_are_read_as_plain_ones(tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from fuxictr_mm.data import arrow_types, decoding
+from fuxictr_mm.data import arrow_types, decoding, item_columns, labels
 from fuxictr_mm.data.groups import decode_group
 from fuxictr_mm.data.vocabulary import Vocabulary
 from fuxictr_mm.errors import DataError
@@ -48,7 +48,7 @@ def test_histories_that_are_all_empty_have_any_type(kind, ids):
     vocabulary = None if ids is None else Vocabulary.build([pa.array(ids)])
     nothing: object = [] if arrow_types.is_list(kind) else {pa.float64(): np.nan, pa.string(): ""}.get(kind)
     for rows in ([None, None], [nothing, nothing], [nothing, None]):
-        found = decoding.decode_positions(pa.array(rows, kind), "f: c", 0, np.ones(3, bool), None, vocabulary)
+        found = item_columns.decode_positions(pa.array(rows, kind), "f: c", 0, np.ones(3, bool), None, vocabulary)
         assert (found.items.tolist(), found.offsets.tolist()) == ([], [0, 0, 0])
 
 
@@ -78,7 +78,7 @@ def test_the_largest_ids_in_range_pass():
 def test_texts_that_pad_histories_say_what_padding_is(text, is_padding):
     vocabulary = Vocabulary.build([pa.array(["a", "b"])])
     with raises_naming(DataError, "x.parquet: seen", "row 4", repr(text)) as raised:
-        decoding.decode_positions(
+        item_columns.decode_positions(
             pa.array([["a"], [text, "b"]]), "x.parquet: seen", 3, np.ones(3, bool), None, vocabulary
         )
     assert ("padding" in str(raised.value)) == is_padding
@@ -124,7 +124,7 @@ def test_columns_of_no_numbers_say_what_fits(array, floating, found):
 )
 def test_labels_of_text_say_what_fits(texts, binary, expected):
     with raises_naming(DataError, "f: c", "string", *expected) as caught:
-        decoding.decode_label(pa.array(texts), "f: c", 10, binary)
+        labels.decode_label(pa.array(texts), "f: c", 10, binary)
     assert "as integers first" not in str(caught.value)
 
 

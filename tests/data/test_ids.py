@@ -5,9 +5,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fuxictr_mm.check_data.translation import Translation
+from fuxictr_mm.check_data.numbering import find_translation
 from fuxictr_mm.config import Roles
-from fuxictr_mm.data.ids import Numbering, number_ids, numbering, why_numbered
+from fuxictr_mm.data.ids import AS_IS, Numbering, number_ids, why_numbered
 from fuxictr_mm.data.items import ItemTable
 from fuxictr_mm.data.schema import Feature
 from fuxictr_mm.embeddings.numbering import find_numbering
@@ -32,12 +32,12 @@ def test_who_numbers_ids(tmp_path, ids, training, checks, stages):
     path = tmp_path / "items.parquet"
     pq.write_table(pa.table({"item_id": ids, "x": [1.0, 2.0, 3.0]}), path)
     items = ItemTable.from_parquet(str(path), [Feature("x", "numeric", "item")], ids="auto")
-    found = [items.vocabulary, Translation.find([path], Roles()).items, find_numbering([path], Roles()).items]
+    found = [items.vocabulary, find_translation([path], Roles()).items, find_numbering([path], Roles()).items]
     assert [vocabulary is not None for vocabulary in found] == [training, checks, stages]
     assert find_numbering([path], Roles(), "as_is").items is None
-    assert Translation.find([path], Roles(), "as_is").items is None
+    assert find_translation([path], Roles(), "as_is").items is None
     if not isinstance(ids[0], float):
-        chosen = [find_numbering([path], Roles(), "vocabulary"), Translation.find([path], Roles(), "vocabulary")]
+        chosen = [find_numbering([path], Roles(), "vocabulary"), find_translation([path], Roles(), "vocabulary")]
         assert [numbered.items.values.to_pylist() for numbered in chosen] == [ids, ids]
 
 
@@ -52,10 +52,8 @@ def test_zero_is_padding_unless_it_is_an_item():
     assert number_ids([pa.array(["a", "", "0"])], "ids", True).values.to_pylist() == ["a", "0"]
 
 
-def test_a_numbering_is_active_within_a_block():
+def test_numbers_are_shown_as_ids():
     numbered = Numbering(Roles(target="asin"), number_ids([pa.array([b"\x07", b"\x09"])], "ids", False))
-    with numbered.active():
-        assert numbering() is numbered
-        assert numbering().shown(np.array([2, 0])) == ["09", None]
-        assert numbering().name(1) == "asin 07"
-    assert (numbering().items, numbering().shown(np.array([2, 0]))) == (None, [2, 0])
+    assert numbered.shown(np.array([2, 0])) == ["09", None]
+    assert numbered.name(1) == "asin 07"
+    assert (AS_IS.items, AS_IS.shown(np.array([2, 0]))) == (None, [2, 0])

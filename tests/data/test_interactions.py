@@ -16,6 +16,7 @@ from fuxictr_mm.data.interactions import concatenate
 from fuxictr_mm.data.items import ItemTable
 from fuxictr_mm.data.loaders import gather
 from fuxictr_mm.data.schema import Feature
+from fuxictr_mm.data.summary import summarize
 from fuxictr_mm.data.vocabulary import Conversion, Vocabularies
 from fuxictr_mm.errors import DataError
 from tests.arrow import skip_unreadable
@@ -52,7 +53,7 @@ def read_as(path, features, **options):
     """Read and check all rows."""
     files = InteractionFiles(Path(path), features, ITEMS.known.numpy(), **options)
     table = concatenate(files.chunks())
-    files.summarize([table])
+    summarize(files, [table])
     return table
 
 
@@ -146,9 +147,9 @@ def test_a_summary_tells_rows_items_and_largest_ids(tmp_path):
         write(tmp_path / f"parts/{part}.parquet", {**columns([[1, 2, 3], [0], [4]]), "label": [part] * 3})
     files = InteractionFiles(tmp_path / "parts", FEATURES, ITEMS.known.numpy(), max_len=2)
     assert (len(files), files.present_labels) == (6, ["label"])
-    summary = files.summarize()
+    summary = summarize(files)
     assert (summary.num_rows, summary.num_history_items, summary.largest) == (6, 6, {"level": 2})
-    assert files.summarize([concatenate(files.chunks())]) == summary
+    assert summarize(files, [concatenate(files.chunks())]) == summary
 
 
 def test_a_file_without_labels_is_read_where_none_is_needed(tmp_path):

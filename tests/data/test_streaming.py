@@ -15,13 +15,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fuxictr_mm.data import decoding, interleaved, parquet, streaming
+from fuxictr_mm.data import interleaved, item_columns, parquet, streaming
 from fuxictr_mm.data.interaction_files import InteractionFiles
 from fuxictr_mm.data.interactions import InteractionTable, concatenate
 from fuxictr_mm.data.loaders import InMemoryLoader
 from fuxictr_mm.data.schema import Feature
 from fuxictr_mm.data.shards import Shard, default_streams
 from fuxictr_mm.data.streaming import StreamingLoader
+from fuxictr_mm.data.summary import summarize
 from fuxictr_mm.errors import ConfigError, DataError
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.training import loop
@@ -336,7 +337,7 @@ def test_memory_is_bounded_by_the_buffer(tmp_path, monkeypatch, shuffle):
             most = max(most, alive)
         weakref.finalize(holder, forget)
 
-    decode_target, join = decoding.decode_target, concatenate
+    decode_target, join = item_columns.decode_target, concatenate
 
     def counted_decode(*arguments):
         ids = decode_target(*arguments)
@@ -348,7 +349,7 @@ def test_memory_is_bounded_by_the_buffer(tmp_path, monkeypatch, shuffle):
         count(table, len(table))
         return table
 
-    monkeypatch.setattr(decoding, "decode_target", counted_decode)
+    monkeypatch.setattr(item_columns, "decode_target", counted_decode)
     monkeypatch.setattr(streaming, "concatenate", counted_join)
     peaks = []
     for rows in (1000, 4000):
@@ -375,7 +376,7 @@ def test_a_bad_row_far_into_the_file_ends_with_its_message(tmp_path):
     with pytest.raises(DataError, match="item_id: row 77 holds"):
         epoch(StreamingLoader(files, 5, buffer_rows=20, shuffle=True))
     with pytest.raises(DataError, match="item_id: row 77 holds"):
-        files.summarize()
+        summarize(files)
     assert not reading_threads()
 
 

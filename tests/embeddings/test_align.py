@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fuxictr_mm.commands.embed.align import add_arguments, main_from_args
+from fuxictr_mm.data.ids import AS_IS
 from fuxictr_mm.data.synthetic.spec import SyntheticSpec
 from fuxictr_mm.data.synthetic.world import World
 from fuxictr_mm.data.synthetic.writer import generate
@@ -35,7 +36,7 @@ def command(folder, out, *more):
     add_arguments(parser)
     features = folder / "item_feature.parquet"
     given = [f"text={features}:txt_emb_BERT", f"image={features}:img_emb_CLIPRN50", "--out", out]
-    main_from_args(parser.parse_args([*map(str, given), *map(str, more)]))
+    main_from_args(parser.parse_args([*map(str, given), *map(str, more)]), AS_IS)
 
 
 QUICK = ["--dim", 8, "--steps", 75, "--evaluate-every", 25, "--hidden", 16, "--batch-size", 256]

@@ -114,12 +114,11 @@ def test_texts_and_images_are_found_by_the_ids_of_the_files(tmp_path):
         for name in ("C3.jpg", "x/a-1.PNG", "other.jpg", "B07.txt"):
             archive.writestr(name, b"x")
     how = find_numbering([tmp_path / "items.parquet"], Roles(target="asin"))
-    with how.active():
-        texts = ItemTexts(tmp_path / "items.parquet", "{title}")
-        assert (texts.ids.tolist(), list(texts.chunks(9))) == ([1, 2, 3], [["Heat", None, "Solaris"]])
-        with ImageFiles(tmp_path / "covers.zip") as images:
-            assert sorted(images.ids.tolist()) == [2, 3]
-            assert sorted(images.others) == ["B07.txt", "other.jpg"]
+    texts = ItemTexts(tmp_path / "items.parquet", "{title}", how)
+    assert (texts.ids.tolist(), list(texts.chunks(9))) == ([1, 2, 3], [["Heat", None, "Solaris"]])
+    with ImageFiles(tmp_path / "covers.zip", numbering=how) as images:
+        assert sorted(images.ids.tolist()) == [2, 3]
+        assert sorted(images.others) == ["B07.txt", "other.jpg"]
     assert how.ids(np.array([3, 0])).to_pylist() == ["C3", None]
 
 
@@ -128,7 +127,8 @@ def test_an_image_named_by_a_large_integer(tmp_path):
     with zipfile.ZipFile(tmp_path / "covers.zip", "w") as archive:
         archive.writestr(f"{2**63 + 5}.jpg", b"x")
         archive.writestr("-7.jpg", b"x")
-    with find_numbering([tmp_path / "items.parquet"], Roles()).active(), ImageFiles(tmp_path / "covers.zip") as images:
+    how = find_numbering([tmp_path / "items.parquet"], Roles())
+    with ImageFiles(tmp_path / "covers.zip", numbering=how) as images:
         assert images.ids.tolist() == [1]
         assert images.others == ["-7.jpg"]
 
@@ -177,8 +177,7 @@ class NoEncoder:
 def test_neighbors_that_are_in_no_item_file_are_left_out(tmp_path):
     table = {"item_id": ["B07", "A1"], "neighbors": [["A1", "C3"], ["B07", "D4"]], "scores": [[2.0, 1.0], [1.0, 2.0]]}
     pq.write_table(pa.table(table), tmp_path / "near.parquet")
-    with find_numbering([tmp_path / "near.parquet"], Roles()).active():
-        near = Neighbors.read(tmp_path / "near.parquet")
+    near = Neighbors.read(tmp_path / "near.parquet", find_numbering([tmp_path / "near.parquet"], Roles()))
     assert near.items.tolist() == [1, 1, 2, 2]
     assert near.neighbors.tolist() == [2, 0, 0, 1]  # 0 is no item
 
@@ -208,9 +207,9 @@ def test_items_of_text_files_are_numbered_as_those_of_parquet(tmp_path, ending, 
         sep = "," if ending == "csv" else "\t"
         lines = [["asin", "title", "cover"], *([v, f'"a, {v}"', f"{v}.gif"] for v in values)]
         path.write_text("".join(sep.join(line) + "\n" for line in lines))
-    with find_numbering([path], Roles(target="asin")).active():
-        texts = ItemTexts(path, "{title}")
-        assert (texts.ids.tolist(), list(texts.chunks(9))) == (expected, [[f"a, {v}" for v in values]])
-        names = ImageNames(path, "cover")
-        assert names.ids.tolist() == expected
-        assert names.items == {f"{v}.gif": [number] for v, number in zip(values, expected, strict=True)}
+    how = find_numbering([path], Roles(target="asin"))
+    texts = ItemTexts(path, "{title}", how)
+    assert (texts.ids.tolist(), list(texts.chunks(9))) == (expected, [[f"a, {v}" for v in values]])
+    names = ImageNames(path, "cover", how)
+    assert names.ids.tolist() == expected
+    assert names.items == {f"{v}.gif": [number] for v, number in zip(values, expected, strict=True)}

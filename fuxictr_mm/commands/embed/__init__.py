@@ -46,9 +46,8 @@ def main_from_args(args: argparse.Namespace) -> None:
     from fuxictr_mm.config import Roles
     from fuxictr_mm.embeddings.numbering import find_numbering
 
-    roles = Roles.parse(args.roles)
-    with find_numbering(_item_files(args), roles, args.ids, getattr(args, "train", None)).active():
-        _module(args.stage).main_from_args(args)
+    numbering = find_numbering(_item_files(args), Roles.parse(args.roles), args.ids, getattr(args, "train", None))
+    _module(args.stage).main_from_args(args, numbering)
 
 
 def _item_files(args: argparse.Namespace) -> list[str]:

@@ -8,6 +8,7 @@ from dataclasses import asdict
 
 from fuxictr_mm.arguments import add_examples, show
 from fuxictr_mm.commands.embed.options import add_output, add_settings, add_sources, flag, given_settings
+from fuxictr_mm.data.ids import Numbering
 from fuxictr_mm.embeddings.align import AlignOptions, align, check_dims, write_aligned
 from fuxictr_mm.embeddings.item_files import Source
 from fuxictr_mm.embeddings.swing import Clicks, Neighbors, SwingOptions, swing
@@ -38,9 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_settings(parser.add_argument_group("heads and training"), AlignOptions)
 
 
-def main_from_args(arguments: argparse.Namespace) -> None:
+def main_from_args(arguments: argparse.Namespace, numbering: Numbering) -> None:
     """Run ``fuxictr-mm embed align``."""
-    sources = [Source.parse(text) for text in arguments.sources]
+    sources = [Source.parse(text, numbering) for text in arguments.sources]
     _check_useless(arguments)
     computed, read = (arguments.neighbors, None) if arguments.train is not None else (None, arguments.neighbors)
     inputs = [*(source.path for source in sources), arguments.train, arguments.apply, read]
@@ -52,7 +53,7 @@ def main_from_args(arguments: argparse.Namespace) -> None:
     # Before minutes of Swing; the number of items counts as well, after it.
     check_dims({source.name: min(source.dim, options.components) for source in sources}, options)
     verbose = 0 if arguments.quiet else 1
-    neighbors = _find_neighbors(arguments, verbose)
+    neighbors = _find_neighbors(arguments, numbering, verbose)
     alignment, trained = align(sources, neighbors, options, verbose)
     write_aligned(sources, alignment, arguments.out, arguments.overwrite)
     if arguments.save is not None:
@@ -85,13 +86,13 @@ def _apply(sources: Sequence[Source], arguments: argparse.Namespace) -> None:
     show(arguments, report, f"wrote {arguments.out}: {', '.join(alignment.columns)} by {arguments.apply}")
 
 
-def _find_neighbors(arguments: argparse.Namespace, verbose: int) -> Neighbors:
+def _find_neighbors(arguments: argparse.Namespace, numbering: Numbering, verbose: int) -> Neighbors:
     if arguments.train is None:
-        return Neighbors.read(arguments.neighbors)
+        return Neighbors.read(arguments.neighbors, numbering)
     options = SwingOptions.read(given_settings(arguments, SwingOptions), "swing")
-    neighbors = swing(Clicks.read(arguments.train, arguments.label), options, verbose)
+    neighbors = swing(Clicks.read(arguments.train, arguments.label, numbering), options, verbose)
     if arguments.neighbors is not None:
-        neighbors.write(arguments.neighbors)
+        neighbors.write(arguments.neighbors, numbering)
     return neighbors
 
 

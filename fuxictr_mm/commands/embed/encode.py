@@ -8,6 +8,7 @@ from dataclasses import asdict
 
 from fuxictr_mm.arguments import add_examples, show
 from fuxictr_mm.commands.embed.options import add_output, add_settings, flag, given_settings
+from fuxictr_mm.data.ids import Numbering
 from fuxictr_mm.embeddings.encode import CHUNK_ROWS, EncodeReport, encode_images, encode_texts
 from fuxictr_mm.embeddings.encoders import ImageOptions, TextOptions
 from fuxictr_mm.errors import ConfigError
@@ -41,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_output(parser)
 
 
-def main_from_args(parsed: argparse.Namespace) -> None:
+def main_from_args(parsed: argparse.Namespace, numbering: Numbering) -> None:
     """Run ``fuxictr-mm embed encode``."""
     own = {"texts": ("template", "max_tokens"), "images": ("items", "image_column", "workers")}
     kind, other = ("texts", "images") if parsed.texts is not None else ("images", "texts")
@@ -52,5 +53,5 @@ def main_from_args(parsed: argparse.Namespace) -> None:
     options = {name: value for name in names if (value := getattr(parsed, name)) is not None}
     options |= given_settings(parsed, TextOptions if kind == "texts" else ImageOptions)
     encode: Callable[..., EncodeReport] = encode_texts if kind == "texts" else encode_images
-    done = encode(getattr(parsed, kind), parsed.out, **options, verbose=0 if parsed.quiet else 1)
+    done = encode(getattr(parsed, kind), parsed.out, **options, verbose=0 if parsed.quiet else 1, numbering=numbering)
     show(parsed, asdict(done), "\n".join(done.lines()))

@@ -6,7 +6,7 @@ import argparse
 
 from fuxictr_mm.arguments import add_examples, show
 from fuxictr_mm.commands.embed.options import add_output, add_settings, add_sources, flag, given_settings
-from fuxictr_mm.data.ids import numbering
+from fuxictr_mm.data.ids import Numbering
 from fuxictr_mm.embeddings.item_files import Source, read_ids
 from fuxictr_mm.embeddings.quantize import METRICS, QuantizeOptions, quantize
 from fuxictr_mm.embeddings.quantize_report import format_report, yaml_lines
@@ -44,20 +44,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_output(parser)
 
 
-def main_from_args(arguments: argparse.Namespace) -> None:
+def main_from_args(arguments: argparse.Namespace, numbering: Numbering) -> None:
     """Run ``fuxictr-mm embed quantize``."""
     given = given_settings(arguments, QuantizeOptions)
     if arguments.apply is not None and (given or arguments.save is not None):
         useless = flag(next(iter([*given, "save"])))
         raise ConfigError(f"{useless} has no effect with --apply, because the codebook determines it; leave it out")
-    sources = [Source.parse(text) for text in arguments.sources]
-    among = [Source.parse(text) for text in arguments.among or ()]
+    sources = [Source.parse(text, numbering) for text in arguments.sources]
+    among = [Source.parse(text, numbering) for text in arguments.among or ()]
     options = QuantizeOptions.read(given, "quantize")
     names = ("apply", "save", "report", "neighbors", "metric", "decoded", "overwrite", "quiet")
     report = quantize(sources, arguments.out, options, among=among, **{n: getattr(arguments, n) for n in names})
-    numbered = numbering().items is not None
-    searched = (*sources, *among) if arguments.neighbors and not numbered else ()
-    largest_id = max((int(read_ids(source).max()) for source in searched), default=0)
-    lines = [f"  {line}" for line in yaml_lines(report, arguments.neighbors, largest_id)]
+    searched = (*sources, *among) if arguments.neighbors and numbering.items is None else ()
+    largest_id = max((int(read_ids(source.path, numbering).max()) for source in searched), default=0)
+    lines = [f"  {line}" for line in yaml_lines(report, arguments.neighbors, largest_id, numbering.roles.target)]
     wrote = f"wrote {arguments.out}; for dataset_config.yaml (add the file to item_info:):"
     show(arguments, report, "\n".join([format_report(report), wrote, *lines]))

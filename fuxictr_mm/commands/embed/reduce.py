@@ -7,6 +7,7 @@ from typing import Any
 
 from fuxictr_mm.arguments import add_examples, show
 from fuxictr_mm.commands.embed.options import add_output, add_settings, add_sources, flag, given_settings
+from fuxictr_mm.data.ids import Numbering
 from fuxictr_mm.embeddings.fit_reducer import ReduceOptions
 from fuxictr_mm.embeddings.item_files import Source
 from fuxictr_mm.embeddings.reduce import reduce_vectors
@@ -36,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_output(parser)
 
 
-def main_from_args(args: argparse.Namespace) -> None:
+def main_from_args(args: argparse.Namespace, numbering: Numbering) -> None:
     """Run ``fuxictr-mm embed reduce``."""
     given = given_settings(args, ReduceOptions)
     if "strategies" in given:
@@ -50,7 +51,7 @@ def main_from_args(args: argparse.Namespace) -> None:
             option = flag("no_balance" if name == "balance" else name)
             raise ConfigError(f"{option} is a setting of the fit, but --apply does not fit; leave one of them out")
     files = {name: getattr(args, name) for name in ("apply", "save", "report", "h5", "prefix", "overwrite")}
-    sources = [Source.parse(text) for text in args.sources]
+    sources = [Source.parse(text, numbering) for text in args.sources]
     _, report = reduce_vectors(sources, args.out, **files, progress=not args.quiet, **given)
     summary = format_applied(report) if args.apply else format_report(report)
     paste = f"For feature_cols in dataset_config.yaml, with {args.out} added to item_info:"

@@ -12,7 +12,6 @@ import polars as pl
 import pyarrow as pa
 
 from fuxictr_mm.data import parquet
-from fuxictr_mm.data.partitions import partition_columns
 from fuxictr_mm.encoding.text_files import CSV, form_of, is_text, scanned, schema_of
 from fuxictr_mm.errors import ConfigError, DataError, first_line, nearest
 
@@ -185,7 +184,7 @@ def _fields(schema: Mapping[str, pl.DataType], path: Path) -> Iterator[tuple[str
 
 def _partitions(path: Path) -> dict[str, pl.Series]:
     """Return the columns that the folders of a file name, such as ``day=3``, each with its value."""
-    values = partition_columns(path.absolute())
+    values = parquet.partition_columns(path.absolute())
     types = {name: pl.Int64 if pa.types.is_integer(value.type) else pl.String for name, value in values.items()}
     return {name: pl.Series([value.as_py()], dtype=types[name]) for name, value in values.items()}
 

@@ -1,4 +1,7 @@
-"""Hive partitions: columns whose values are the names of folders, such as ``train/day=3/part.parquet``."""
+"""Folders of part files: which names are those of files, their order, and the columns that Hive partitions name.
+
+Here and not in ``fuxictr_mm``, because a server knows them too and does without it.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +11,26 @@ from functools import lru_cache
 from pathlib import Path
 from urllib.parse import unquote
 
-import pyarrow as pa
+#: Endings of Parquet files.
+SUFFIXES = (".parquet", ".pq", ".parq")
+
+#: Beginnings of the names of files and folders that hold no rows.
+IGNORED = ("_", ".", "~")
 
 #: The name of a folder of rows without a value.
 NULL = "__HIVE_DEFAULT_PARTITION__"
 
 
-def partition_columns(file: Path, texts: Collection[str] = ()) -> dict[str, pa.Scalar]:
-    """Return the columns that the folders of a file name, outermost first, each with its value in all rows of the file.
+def natural_key(path: Path) -> list[tuple[bool, int, str]]:
+    """Return a sort key that compares the digits in a name as numbers."""
+    parts = re.split(r"(\d+)", path.name)
+    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
 
-    A column is int64 if all its values below one folder are integers, otherwise a text; those in ``texts`` are texts.
+
+def partition_values(file: Path, texts: Collection[str] = ()) -> dict[str, tuple[int | str | None, bool]]:
+    """Return the columns that the folders of a file name, outermost first: value, and whether they hold integers.
+
+    A column holds integers if all its values below one folder are integers, otherwise texts, as those in ``texts`` do.
     """
     folders = []
     root = file.parent
@@ -27,11 +40,10 @@ def partition_columns(file: Path, texts: Collection[str] = ()) -> dict[str, pa.S
     if not folders:
         return {}
     values = _texts(root, root.stat().st_mtime_ns)
-    columns = {}
+    columns: dict[str, tuple[int | str | None, bool]] = {}
     for name, text in map(_split, reversed(folders)):
         is_integer = name not in texts and all(re.fullmatch(r"[+-]?\d{1,18}", other) for other in values[name])
-        value = None if text is None else int(text) if is_integer else text
-        columns[name] = pa.scalar(value, pa.int64() if is_integer and values[name] else pa.string())
+        columns[name] = (int(text) if is_integer and text is not None else text, is_integer and bool(values[name]))
     return columns
 
 

@@ -1,0 +1,73 @@
+"""Warnings of a log: of columns that a model should not read as they are, and of short histories."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import polars as pl
+
+from fuxictr_mm.datasets.histories import lengths_before
+from fuxictr_mm.datasets.own.columns import LogColumn
+from fuxictr_mm.datasets.own.leaks import find_leaks, of_items
+from fuxictr_mm.datasets.own.source import LogSource
+
+logger = logging.getLogger(__name__)
+
+#: Histories that are on average shorter are warned of, where another label would make them longer.
+SHORT = 2
+
+#: Names of columns that are meant as weights of rows.
+WEIGHTS = ("weight", "weights", "sample_weight", "sample_weights")
+
+
+def warn_of_leaks(source: LogSource, train: pl.DataFrame, columns: Sequence[LogColumn]) -> None:
+    """Warn of columns from which a model reads the label: of the item, where negatives copy them, or known too late."""
+    if source.asked.negatives:
+        for column, between in of_items(train, columns):
+            found = "each item has one value" if between == 1 else f"items explain {between:.0%} of the variance"
+            logger.warning(
+                f"{source.log.paths[0]}: {found} of {column.source}, and negatives copy the value of the "
+                "clicked item, from which a model recognises them; move the column to --items, or exclude it: "
+                f"--types {column.source}=none"
+            )
+        return
+    labels = source.class_labels
+    if not labels:
+        return
+    for column, rows, value, only in find_leaks(train, columns, labels[0]):
+        logger.warning(
+            f"{source.log.paths[0]}: all {rows} training rows with {column.source} {value} have "
+            f"{labels[0]} {only}; if the value is known only after the click, exclude the column: --types "
+            f"{column.source}=none"
+        )
+
+
+def warn_of_short_histories(source: LogSource, rows: pl.DataFrame, max_len: int) -> None:
+    """Warn where histories of the first label are short, and those of another one are longer."""
+    labels, is_train = source.class_labels, (rows[":split"] == "train").fill_null(False).to_numpy()
+    is_given = source.asked.history is not None or source.asked.history_from is not None
+    if is_given or len(labels) < 2 or not is_train.any():
+        return
+    users, times = rows[":code"].to_numpy(), rows[":time"].to_numpy()
+    means = {}
+    for name in labels:
+        lengths = lengths_before(users, times, (rows[name] == 1).fill_null(False).to_numpy(), max_len)
+        means[name] = float(lengths[is_train].mean())
+    first, longest = labels[0], max(means, key=means.__getitem__)
+    if means[first] < SHORT and means[longest] >= max(2 * means[first], 1):
+        logger.warning(
+            f"{source.log.paths[0]}: histories are of {first}, {means[first]:.1f} items on average; those of "
+            f"{longest} would have {means[longest]:.1f}: --history_from {longest}"
+        )
+
+
+def warn_of_weights(source: LogSource, columns: Sequence[LogColumn]) -> None:
+    """Warn of columns that are named as weights of rows, and become features."""
+    for column in columns:
+        if column.source.lower() in WEIGHTS and column.source not in source.asked.types:
+            logger.warning(
+                f"{source.log.paths[0]}: {column.source} becomes a feature; weights of rows are not "
+                f"supported, exclude it: --types {column.source}=none, or keep it: --types "
+                f"{column.source}={column.kind}"
+            )
