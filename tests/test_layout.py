@@ -14,6 +14,10 @@ PACKAGES = {"fuxictr_mm": "", "fuxictr_mm_serving": "serving", "model_zoo": "mod
 #: Modules without a test file of their own, and the file whose tests reach them through what calls them.
 TESTED_BY = {
     "fuxictr_mm/arguments": "test_cli",
+    "fuxictr_mm/autopilot/candidates": "autopilot/test_plans",
+    "fuxictr_mm/autopilot/folder": "commands/test_autopilot",
+    "fuxictr_mm/autopilot/outcome": "autopilot/test_stages",
+    "fuxictr_mm/autopilot/search": "autopilot/test_stages",
     "fuxictr_mm/check_data/chunks": "check_data/test_check",
     "fuxictr_mm/check_data/described": "check_data/test_layout",
     "fuxictr_mm/check_data/equal_rows": "check_data/test_splits",
@@ -45,7 +49,7 @@ TESTED_BY = {
     "fuxictr_mm/commands/tune": "tuning/test_grid",
     "fuxictr_mm/config/dataset": "config/test_experiment",
     "fuxictr_mm/config/features": "data/test_schema",
-    "fuxictr_mm/config/sizes": "autopilot/test_candidates",
+    "fuxictr_mm/config/sizes": "autopilot/test_plans",
     "fuxictr_mm/data/feature_map": "data/test_schema",
     "fuxictr_mm/data/interaction_files": "data/test_interactions",
     "fuxictr_mm/data/interleaved": "data/test_streaming",
