@@ -17,14 +17,7 @@ NOTE_SECONDS = 10
 
 
 class Clock:
-    """The budget, and what is spent of it.
-
-    Parameters
-    ----------
-    path : Path
-        File with the seconds that all starts have spent.
-    budget : float
-        Seconds of all starts together.
+    """The budget in seconds of all starts together, and what is spent of it, which a file keeps.
 
     Raises
     ------
@@ -77,15 +70,7 @@ class Clock:
 
 
 class Journal:
-    """What was tried, and why: printed on stderr, and kept for the page.
-
-    Parameters
-    ----------
-    clock : Clock
-        Each line has its time.
-    quiet : bool
-        Print nothing.
-    """
+    """What was tried, and why: kept for the page and, unless ``quiet``, printed on stderr."""
 
     def __init__(self, clock: Clock, quiet: bool) -> None:
         self._clock = clock

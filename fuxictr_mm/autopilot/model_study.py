@@ -18,15 +18,7 @@ from fuxictr_mm.yaml_files import load_yaml, write_entries
 
 @dataclass(eq=False)
 class ModelStudy:
-    """The study of a model.
-
-    Parameters
-    ----------
-    request : Request
-        What was asked.
-    plan : Plan
-        How the model is tried.
-    """
+    """The study of the model of a plan."""
 
     request: Request
     plan: Plan

@@ -21,13 +21,7 @@ STALE_SECONDS = 180.0
 
 
 class Locks:
-    """The locks of the processes that share a folder.
-
-    Parameters
-    ----------
-    folder : Path
-        Holds their files.
-    """
+    """The locks of the processes that share a folder, which holds their files."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -19,15 +19,7 @@ STARTUP_TRIALS = 5  # finished trials before one is pruned
 
 
 class Pruner:
-    """Ends trials that are worse than the median of the others at the same evaluation.
-
-    Parameters
-    ----------
-    stored : StoredTrials
-        The trials.
-    pruning : Pruning or None
-        What every trial gets before it may end; None: no trial does.
-    """
+    """Ends trials that are worse than the median of the others at the same evaluation; with None, no trial."""
 
     def __init__(self, stored: StoredTrials, pruning: Pruning | None) -> None:
         from optuna.pruners import MedianPruner
@@ -51,17 +43,7 @@ class Pruner:
 
 
 class Watch:
-    """The evaluations of a trial that this process runs: written to the database, until one ends it.
-
-    Parameters
-    ----------
-    trial : Trial
-        The trial.
-    stored : StoredTrials
-        Where its evaluations are written.
-    pruner : Pruner
-        Decides whether it should end.
-    """
+    """The evaluations of a trial that this process runs: written to the database, until the pruner ends it at one."""
 
     def __init__(self, trial: Trial, stored: StoredTrials, pruner: Pruner) -> None:
         self._trial = trial

@@ -18,13 +18,7 @@ IMPORTANCE_TRIALS = 10  # finished trials before the importance of the settings 
 
 
 class StoredTrial:
-    """A trial as the database has it; the names of its notes are those of every version.
-
-    Parameters
-    ----------
-    frozen : FrozenTrial
-        Optuna's trial.
-    """
+    """A trial as the database has it; the names of its notes are those of every version."""
 
     def __init__(self, frozen: FrozenTrial) -> None:
         notes = frozen.user_attrs

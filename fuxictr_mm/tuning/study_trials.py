@@ -25,19 +25,7 @@ LOOK_SECONDS = 1.0  # between reads of the database for a trial to take
 
 
 class StudyTrials:
-    """The trials of a study: source and receiver of results, as of ``Trials``.
-
-    Parameters
-    ----------
-    tuner : Tuner
-        With ``search: random`` or ``tpe``.
-    source : Source
-        Folders that replace those of the configuration.
-    data : mapping of str to str
-        Hashes of the data, by the settings that name it.
-    until : float
-        No trial begins after this time, by ``time.monotonic()``.
-    """
+    """The trials of a study, as of ``Trials``; ``data``: hashes of the data, the rest is that of ``run_study``."""
 
     def __init__(self, tuner: Tuner, source: Source, data: Mapping[str, str], until: float = math.inf) -> None:
         self._tuner = tuner
