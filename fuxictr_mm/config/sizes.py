@@ -42,7 +42,7 @@ class Penalty:
     Parameters
     ----------
     first : float
-        That of ``DIN_MM`` without a search.
+        That of ``DIN_MM`` and ``DIN`` without a search; ``LightFM`` learns nothing with a strong one.
     low, high : float
         Ends of the range to search, for any model.
     """

@@ -71,8 +71,9 @@ def log_experiments(
 ) -> dict[str, dict[str, Any]]:
     """Return ``first_experiments`` for what was written; with LightFM where the user is a feature."""
     models = first_experiments(summary.splits["train"].rows, max_len, group, labels)
+    for settings in models.values():
+        settings["embedding_regularizer"] = _penalty(summary)
     settings = models["DIN_MM"]
-    settings["embedding_regularizer"] = _penalty(summary)  # of DIN_MM alone: LightFM learns nothing with a strong one
     if users_recur(summary):
         fields = ["user_id", ITEM_ID, *summary.coverage]
         settings |= {"factor_dim": FACTOR_DIM, "factor_features": fields}
@@ -81,7 +82,13 @@ def log_experiments(
     if not users_recur(summary):
         return models
     common = {name: value for name, value in models["DIN"].items() if name != "swa_start"}
-    factors = {"learning_rate": 5e-3, "factor_regularizer": 0.02, "embedding_dim": 17, "early_stop_patience": 3}
+    factors = {
+        "learning_rate": 5e-3,
+        "embedding_regularizer": PENALTY.first,
+        "factor_regularizer": 0.02,
+        "embedding_dim": 17,
+        "early_stop_patience": 3,
+    }
     no_network = {"dnn_hidden_units": None, "net_dropout": None}
     models["LightFM"] = {**common, **factors, **no_network, "batch_size": 4 * common["batch_size"]}
     return models
@@ -113,7 +120,7 @@ def explain(summary: Summary) -> list[str]:
         lines.append(f"DIN_MM has factor_dim: {FACTOR_DIM}, since users have {rows:.0f} training rows on average")
     if (penalty := _penalty(summary)) != PENALTY.first:
         reason = f"there are fewer than {FEW_ROWS:,} training rows, and the items have embeddings"
-        lines.append(f"DIN_MM has embedding_regularizer: {penalty}, since {reason}")
+        lines.append(f"DIN and DIN_MM have embedding_regularizer: {penalty}, since {reason}")
     if _are_cold(summary):
         split, part = _newest_cold(summary)
         fix = f"DIN_MM has dropout: {COLD_DROPOUT} of {ITEM_ID}"
