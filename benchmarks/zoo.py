@@ -137,14 +137,14 @@ def search(job: Job) -> tuple[float, str]:
     trials = 0
     while minutes_of(results) < job.minutes and trials < MOST_TRIALS:
         trials = max(trials, len(results)) + 1
-        results, _ = run_study(dataclasses.replace(tuner, trials=trials), [job.gpu], SCRIPT, quiet=True)
+        found = run_study(dataclasses.replace(tuner, trials=trials), [job.gpu], SCRIPT, quiet=True)
+        results = found.trials
         failed = [r for r in results if r.state == "failed"]
         if len(failed) == len(results) == MOST_FAILURES:
             raise UserError(f"{name}: {MOST_FAILURES} trials have failed, the last by: {failed[-1].error}")
-    finished = [r for r in results if r.state == "finished"]
-    if not finished:
+    if not found.finished:
         raise UserError(f"{name}: no trial has finished; see {tuner.folder}/logs")
-    best = max(finished, key=lambda result: result.score)
+    best = found.finished[0]
     experiment = Experiment.load(best.expid, tuner.folder, gpu=job.gpu)
     runs = train_seeds(experiment, job.seeds, tuner.folder, SCRIPT, jobs=1, resume=True, quiet=True)
     valid = [run.valid["AUC"] for run in runs]

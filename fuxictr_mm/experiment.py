@@ -199,11 +199,10 @@ class Experiment:
         options = [str(word) for option in self._options.items() for word in option]
         return shlex.join(["fuxictr-mm", name, *options])
 
-    def beside_other_seeds(self) -> Experiment:
-        """Return the experiment with separate files until it has finished, so that its seeds can train in parallel."""
-        experiment = type(self)(self.config, self.model_class, self.model_zoo)
-        experiment.paths = replace(self.paths, suffix=f".seed{self.config.seed}")
-        experiment._options = self._options
+    def of_seed(self, seed: int) -> Experiment:
+        """Return the experiment with a seed, and separate files until it has finished: seeds can train in parallel."""
+        experiment = self.with_settings(seed=seed)
+        experiment.paths = replace(self.paths, suffix=f".seed{seed}")
         return experiment
 
     def of_fold(self, fold: Fold) -> Experiment:

@@ -51,7 +51,7 @@ def test_the_command_of_an_experiment_finds_it(elsewhere, tmp_path, monkeypatch)
         given = {"config": ROOT, "data_root": ROOT / "data", "model_zoo": zoo}
     monkeypatch.chdir(tmp_path if elsewhere else ROOT)
     experiment = Experiment.load("DIN_tiny", **given).with_settings(seed=3)
-    for one in (experiment.beside_other_seeds(), experiment.of_fold(Fold(number=1, of=3))):
+    for one in (experiment.of_seed(1), experiment.of_fold(Fold(number=1, of=3))):
         assert one.command("plan") == experiment.command("plan")  # neither has a name in the configuration
     for name in ("train", "predict", "plan"):
         program, *words = shlex.split(experiment.command(name))

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from fuxictr_mm.config import DatasetConfig, ExperimentConfig
 from fuxictr_mm.data.arrow_types import numbers
-from fuxictr_mm.data.decoding import list_entries
+from fuxictr_mm.data.decoding import decode_label, list_entries
 from fuxictr_mm.data.parquet import count_rows, part_files, read_chunks, read_rows, schema_of
 from fuxictr_mm.data.vocabulary import Vocabularies
 from fuxictr_mm.diagnosis.importance import MODALITIES, modality_of
@@ -37,6 +37,8 @@ class Facts:
         Fraction of the targets of a split without a training row.
     embeddings : dict of str to str
         The narrowest embedding column of each modality.
+    group : str or None
+        The column of users, if the validation rows have it.
     """
 
     rows: dict[str, int]
@@ -45,6 +47,7 @@ class Facts:
     history_high: float
     cold: dict[str, float]
     embeddings: dict[str, str]
+    group: str | None = None
 
     def sentence(self) -> str:
         """Return the facts in a sentence."""
@@ -91,7 +94,37 @@ def look(dataset: DatasetConfig) -> Facts:
             split: float(1 - np.isin(ids, shown["train"]).mean()) for split, ids in shown.items() if split != "train"
         },
         embeddings=_embeddings(dataset, items),
+        group=dataset.roles.user if dataset.roles.user in schema_of(part_files(paths["valid"])[0]).names else None,
     )
+
+
+def usable(config: ExperimentConfig) -> DatasetConfig:
+    """Return the dataset of an experiment, encoded if it has no item files.
+
+    Raises
+    ------
+    UserError
+        The autopilot does not take it: it has no items or several labels, or its label is a number.
+    """
+    dataset = config.dataset
+    has_roles = {"target", "history"} <= dataset.roles.model_fields_set
+    if not dataset.feature_cols or not (dataset.item_files or has_roles):
+        raise ConfigError(
+            f"autopilot: dataset {config.dataset_id} has no item_info or feature_cols; its models need items: set "
+            "their files, or the columns of target and history, roles: {target: COLUMN, history: COLUMN}"
+        )
+    label = dataset.require_one_label("autopilot")
+    if not dataset.item_files:
+        dataset = encoded(config)
+    for split, path in _paths(dataset).items():
+        if split == "test":  # labels of test rows are optional
+            continue
+        for row, batch in read_rows(path, [label]):
+            try:
+                decode_label(batch.column(0), f"autopilot: {path}: {label}", row, binary=True)
+            except DataError as error:
+                raise DataError(f"{error}; for a label of numbers train an experiment, task: regression") from error
+    return dataset
 
 
 def encoded(config: ExperimentConfig) -> DatasetConfig:

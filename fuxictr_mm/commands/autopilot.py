@@ -51,7 +51,8 @@ def main_from_args(args: argparse.Namespace) -> None:
     """Run or resume the autopilot, and print its result."""
     if args.jobs is not None and args.jobs < 1:
         raise ConfigError(f"--jobs is {args.jobs}, expected 1 or more")
-    from fuxictr_mm.autopilot.stages import Autopilot, Request
+    from fuxictr_mm.autopilot.folder import Request
+    from fuxictr_mm.autopilot.stages import run
 
-    found = Autopilot(Request(**{field.name: getattr(args, field.name) for field in fields(Request)})).run()
+    found = run(Request(**{field.name: getattr(args, field.name) for field in fields(Request)}))
     show(args, asdict(found), "\n".join([*found.told, f"page: {found.page}"]))

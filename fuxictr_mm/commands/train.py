@@ -68,7 +68,7 @@ def main_from_args(args: argparse.Namespace) -> None:
         number, of = map(int, args.fold.split("/"))
         experiment = experiment.of_fold(Fold(number=number, of=of, by=args.fold_by))
     if args.beside:
-        experiment = experiment.beside_other_seeds()
+        experiment = experiment.of_seed(args.seed)
     experiment.fit(resume=args.resume, results_csv=results_csv_path(config))
 
 

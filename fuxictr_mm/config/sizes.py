@@ -1,16 +1,62 @@
-"""Initial settings by the size of the training split."""
+"""Initial settings by the size of the training split: what ``prepare log`` writes, and where the autopilot begins."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import dataclass
 
-#: Settings by the number of training rows: those of the first bound that is larger. ``units`` are of every MLP.
-SIZES: tuple[tuple[float, dict[str, Any]], ...] = (
-    (1e5, {"batch_size": 256, "epochs": 20, "embedding_dim": 32, "units": [128, 64]}),
-    (1e6, {"batch_size": 1024, "epochs": 8, "embedding_dim": 32, "units": [128, 64]}),
-    (math.inf, {"batch_size": 4096, "epochs": 4, "embedding_dim": 64, "units": [256, 128]}),
+
+@dataclass(frozen=True)
+class Size:
+    """Settings for data of a size.
+
+    Parameters
+    ----------
+    bound : float
+        They are for fewer training rows than this.
+    batch_size, epochs, embedding_dim : int
+        The settings of these names. Where the weights are averaged, the eighth was the best epoch of every run on
+        400,000 rows of MovieLens-1M that had eight, and 20 gained 0.0035 (``docs/results.md``).
+    units : tuple of int
+        Hidden units of every MLP.
+    """
+
+    bound: float
+    batch_size: int
+    epochs: int
+    embedding_dim: int
+    units: tuple[int, ...]
+
+
+SIZES: tuple[Size, ...] = (
+    Size(1e5, batch_size=256, epochs=20, embedding_dim=32, units=(128, 64)),
+    Size(1e6, batch_size=1024, epochs=20, embedding_dim=32, units=(128, 64)),
+    Size(math.inf, batch_size=4096, epochs=4, embedding_dim=64, units=(256, 128)),
 )
+
+
+@dataclass(frozen=True)
+class Penalty:
+    """``embedding_regularizer``, the L2 penalty on the tables of ids.
+
+    Parameters
+    ----------
+    first : float
+        That of ``DIN_MM`` and ``DIN`` without a search; ``LightFM`` learns nothing with a strong one.
+    low, high : float
+        Ends of the range to search, for any model.
+    """
+
+    first: float
+    low: float
+    high: float
+
+
+PENALTY = Penalty(first=2e-4, low=1e-6, high=1e-3)
+
+#: With embeddings and fewer training rows than this, a weak penalty lets the ids of users and items be memorised within
+#: two epochs, and the model ranks worse than a dot product of the embeddings does (``docs/choosing_settings.md``).
+FEW_ROWS, FEW_ROWS_PENALTY = 20_000, Penalty(first=1e-2, low=1e-4, high=2e-2)
 
 #: Epochs after which the plain average of the weights begins, where there is one. A ``learning_rate`` two to four times
 #: as high is best with it, and with it alone (``docs/choosing_settings.md``).
@@ -20,15 +66,26 @@ SWA_EPOCHS = 2
 SWA_LEARNING_RATE = {"DIN_MM": 4e-3, "QIN": 2e-3, "DIN": 4e-3}
 
 
-def size_for(rows: int) -> dict[str, Any]:
+def size_for(rows: int) -> Size:
     """Return the entry of ``SIZES`` for a number of training rows.
 
     Examples
     --------
-    >>> size_for(80_024)["batch_size"]
+    >>> size_for(80_024).batch_size
     256
     """
-    return dict(next(settings for bound, settings in SIZES if rows < bound))
+    return next(size for size in SIZES if rows < size.bound)
+
+
+def penalty_for(rows: int, has_embeddings: bool) -> Penalty:
+    """Return the penalty on tables of ids for a number of training rows; ``has_embeddings``: whether the items do.
+
+    Examples
+    --------
+    >>> penalty_for(12_000, has_embeddings=True).first
+    0.01
+    """
+    return FEW_ROWS_PENALTY if has_embeddings and rows < FEW_ROWS else PENALTY
 
 
 def updates_of(epochs: int, rows: int, batch_size: int) -> int:

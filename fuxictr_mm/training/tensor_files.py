@@ -7,7 +7,6 @@ import of that engine takes a second.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import os
@@ -25,6 +24,7 @@ from torch import Tensor
 from fuxictr_mm.errors import UserError, first_line
 from fuxictr_mm.tables.sharded import is_distributed
 from fuxictr_mm.training.checkpoints import read_safetensors
+from fuxictr_mm_serving.manifest import checksum
 
 #: The only file of one process.
 NAME = "model.safetensors"
@@ -153,8 +153,7 @@ def _check_hashes(folder: Path, hashes: Mapping[str, str]) -> None:
 
 def _hash_or_none(path: Path) -> str | None:
     try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        return checksum(path)
     except OSError:
         return None
 
@@ -166,7 +165,7 @@ def _write(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] |
     save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, path, metadata)
     with path.open("rb") as stream:
         os.fsync(stream.fileno())
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return checksum(path)
 
 
 def _make_writer(folder: Path, finish: Callable[[Mapping[str, str]], None]) -> Any:

@@ -43,5 +43,5 @@ def run_tuner(
         return
     if tag is not None:
         raise ConfigError(f"{tuner_yaml}: --tag chooses among the points of a grid, but search is {tuner.search}")
-    results, importance = run_study(tuner, gpus, script, source, quiet)
-    report(results, tuner.folder, importance=importance, quiet=quiet, as_json=as_json)
+    found = run_study(tuner, gpus, script, source, quiet)
+    report(found.trials, tuner.folder, importance=found.importance, quiet=quiet, as_json=as_json)

@@ -64,9 +64,8 @@ def train_seeds(
     """
     if len(set(seeds)) < len(seeds):
         raise ConfigError(f"--seeds: {next(s for s in seeds if list(seeds).count(s) > 1)} is given twice; keep one")
-    of_seed = {seed: experiment.with_settings(seed=seed).beside_other_seeds() for seed in seeds}
     return train_side_by_side(
-        {f"seed{seed}": (one, ("--seed", str(seed), "--beside")) for seed, one in of_seed.items()},
+        {f"seed{seed}": (experiment.of_seed(seed), ("--seed", str(seed), "--beside")) for seed in seeds},
         experiment,
         config_dir,
         script,

@@ -117,6 +117,14 @@ def number_of_points(space: Space) -> float:
     return math.prod(values.size if isinstance(values, Range) else len(values) for values in space.values())
 
 
+def is_point_of(space: Space, point: Point) -> bool:
+    """Whether a point is one of a space."""
+    return point.keys() == space.keys() and all(
+        values.low <= point[key] <= values.high if isinstance(values, Range) else point[key] in values
+        for key, values in space.items()
+    )
+
+
 def check_points(space: Space) -> list[Point]:
     """Return a few points in which every value of every list, and both ends of every range, occur."""
     columns = {key: [values.low, values.high] if isinstance(values, Range) else values for key, values in space.items()}

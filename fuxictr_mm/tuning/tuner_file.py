@@ -65,10 +65,8 @@ class Tuner:
         Number of trials; not used by a grid.
     seed : int
         Seed of the sampler.
-    warmup : int or None
-        Evaluations before a trial may be pruned; None: no pruning.
-    warm_epochs : int or None
-        Epochs before a trial may be pruned; None: a third of its epochs.
+    pruning : Pruning or None
+        What every trial gets before it may be pruned; None: no pruning.
     study : str
         Name of the study and of its folder.
     storage : str or None
@@ -86,8 +84,7 @@ class Tuner:
     search: Literal["grid", "random", "tpe"] = "grid"
     trials: int = 0
     seed: int = 0
-    warmup: int | None = None
-    warm_epochs: int | None = None
+    pruning: Pruning | None = None
     study: str = ""
     storage: str | None = None
     first: Point | None = None
@@ -182,20 +179,18 @@ def _read_study(tuner_yaml: Path, tuner: Mapping[str, Any]) -> dict[str, Any]:
         "search": search,
         "trials": settings.trials,
         "seed": settings.seed,
-        **_read_pruning(tuner_yaml, settings.pruning),
+        "pruning": _read_pruning(tuner_yaml, settings.pruning),
         "study": study,
         "storage": settings.storage,
     }
 
 
-def _read_pruning(tuner_yaml: Path, pruning: bool | dict[str, Any]) -> dict[str, int | None]:
-    """Return ``warmup`` and ``warm_epochs`` of the tuner."""
+def _read_pruning(tuner_yaml: Path, pruning: bool | dict[str, Any]) -> Pruning | None:
     if pruning is False:
-        return {"warmup": None}
-    given = {} if pruning is True else pruning
-    found = Pruning.read(given, f"{tuner_yaml}: pruning")
-    epochs = 0 if found.epochs is None and "warmup" in given else found.epochs
-    return {"warmup": found.warmup, "warm_epochs": epochs}
+        return None
+    found = Pruning.read({} if pruning is True else pruning, f"{tuner_yaml}: pruning")
+    is_by_evaluations = "warmup" in found.model_fields_set and found.epochs is None
+    return found.model_copy(update={"epochs": 0}) if is_by_evaluations else found
 
 
 def _check_monitor(tuner: Tuner) -> None:
@@ -213,7 +208,7 @@ def _check_monitor(tuner: Tuner) -> None:
             raise ConfigError(
                 f"{tuner.path}: the monitor {name} is not one of the metrics {metrics}; add it to metrics"
             )
-    if tuner.warmup is not None and tuner.setting("record") is False:
+    if tuner.pruning is not None and tuner.setting("record") is False:
         raise ConfigError(
             f"{tuner.path}: pruning reads the folders of the runs; remove record: False from the base experiment"
         )

@@ -3,15 +3,15 @@
 import json
 import shutil
 import sys
-import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
 
-from fuxictr_mm.autopilot import stages
+from fuxictr_mm.autopilot import model_study, stages
+from fuxictr_mm.autopilot.folder import Request
 from fuxictr_mm.cli import main
 from fuxictr_mm.config import sizes as config_sizes
 from fuxictr_mm.errors import ConfigError, UserError
@@ -19,38 +19,10 @@ from fuxictr_mm.runs import find_runs
 from tests.paths import ROOT, TINY
 
 
-def test_trials_are_of_this_library_where_another_one_has_a_script(tmp_path, monkeypatch):
-    """FuxiCTR's models each have a run_expid.py beside them."""
-    monkeypatch.chdir(tmp_path)
-    Path("run_expid.py").write_text("raise SystemExit('of another library')")
-    started = []
-    monkeypatch.setattr(stages, "read_tuner", lambda *_: SimpleNamespace(space={}))
-    monkeypatch.setattr(stages, "replace", lambda tuner, **_: tuner)
-    monkeypatch.setattr(
-        stages, "run_study", lambda tuner, gpus, script, *_, **__: (started.append(script), ([], None))[1]
-    )
-    autopilot = stages.Autopilot(stages.Request("X", tmp_path, jobs=1, quiet=True))
-    autopilot.first, autopilot.tuners = {"DIN": {}}, {"DIN": tmp_path}
-    autopilot.study("DIN", 1, 0.0)
-    assert started == [None]
-
-
-def test_what_is_spent_is_noted_while_a_stage_runs(tmp_path, monkeypatch):
-    monkeypatch.setattr(stages, "NOTE_SECONDS", 0.01)
-    autopilot = stages.Autopilot(stages.Request("X", tmp_path, jobs=1))
-    autopilot.spent = 100.0
-    autopilot.folder.mkdir()
-    with autopilot.noted():
-        deadline = time.monotonic() + 10
-        while not autopilot.state.exists() and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert json.loads(autopilot.state.read_text())["spent"] > 100
-
-
 def test_missing_packages_are_named_before_anything_is_trained(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(ConfigError, match="jinja2"):
-        stages.Autopilot(stages.Request("X", tmp_path))
+        stages.run(Request("X", tmp_path))
 
 
 def fail(*args, **kwargs):
@@ -71,11 +43,11 @@ def test_from_a_dataset_to_a_submission(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    sizes = tuple((bound, {**settings, "epochs": 2}) for bound, settings in config_sizes.SIZES)
+    sizes = tuple(replace(size, epochs=2) for size in config_sizes.SIZES)
     monkeypatch.setattr(config_sizes, "SIZES", sizes)
     arguments = ["autopilot", "--dataset_id", "tiny_mm", "--budget", "1s", "--json"]
     with monkeypatch.context() as patch:
-        patch.setattr(stages, "train_seeds", fail)  # the trial is enough
+        patch.setattr(model_study, "train_seeds", fail)  # the trial is enough
         main(arguments)
     alone = json.loads(capsys.readouterr().out)
     assert alone["name"].startswith("AUTO_DIN_MM_tpe_0000")

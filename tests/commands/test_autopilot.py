@@ -4,6 +4,8 @@ import argparse
 import json
 import shutil
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from fuxictr_mm.cli import main
@@ -45,6 +47,24 @@ def test_what_it_does_not_take_is_refused_before_a_file_is_read(tmp_path, capsys
     (error,) = capsys.readouterr().err.strip().splitlines()
     assert "autopilot: " in error
     assert word in error
+
+
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_a_label_of_numbers_is_refused_before_anything_is_trained(tmp_path, capsys, split):
+    entry = {"data_root": "./", "item_info": "items.parquet", "label_col": {"name": "stars", "dtype": "float"}}
+    entry |= {f"{name}_data": f"{name}.parquet" for name in ("train", "valid")}
+    entry["feature_cols"] = [{"name": "item_id", "dtype": "int", "type": "categorical", "source": "item"}]
+    (tmp_path / "dataset_config.yaml").write_text(json.dumps({"shop": entry}))
+    for name in ("train", "valid"):
+        stars = [0.0, 3.5 if name == split else 1.0]
+        pq.write_table(pa.table({"item_id": [1, 2], "stars": stars}), tmp_path / f"{name}.parquet")
+    with pytest.raises(SystemExit) as stopped:
+        main(["autopilot", "--dataset_id", "shop", "--config", str(tmp_path), "--out", str(tmp_path / "out")])
+    assert stopped.value.code == 2
+    (error,) = capsys.readouterr().err.strip().splitlines()
+    for word in (f"{split}.parquet", "stars", "row 1", "3.5", "regression"):
+        assert word in error
+    assert not list((tmp_path / "out").glob("*/AUTO_*"))
 
 
 def test_an_unknown_dataset_is_named(tmp_path, capsys, monkeypatch):

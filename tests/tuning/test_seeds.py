@@ -110,7 +110,7 @@ def test_seed_and_seeds_exclude_each_other(project, monkeypatch, capsys):
 def test_the_files_of_a_seed_that_was_killed_at_its_end_are_deleted(project):
     experiment = Experiment.load("DIN_tiny", project, verbose=0, seed=3)
     run = experiment.fit()
-    paths = experiment.beside_other_seeds().paths
+    paths = experiment.of_seed(3).paths
     (paths.checkpoint / "step1").mkdir(parents=True)
     for path in (paths.weights, paths.log):
         path.touch()

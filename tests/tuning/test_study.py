@@ -13,8 +13,9 @@ from fuxictr_mm import tuning
 from fuxictr_mm.config import list_experiments, load_config
 from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.runs import read_evaluations
-from fuxictr_mm.tuning import run_study, run_tuner, study
+from fuxictr_mm.tuning import ownership, pruning, run_study, run_tuner, study_trials
 from fuxictr_mm.tuning.space import point_key
+from fuxictr_mm.tuning.study_trials import StudyTrials
 from tests.errors import raises_naming
 from tests.paths import ROOT
 from tests.tuning.grids import HEAD
@@ -76,7 +77,8 @@ SPACE = "width: {low: 1, high: 60}\nlearning_rate: {low: 1.e-4, high: 1.e-2, log
 @pytest.fixture(autouse=True)
 def quick(folder, monkeypatch):
     (folder / "fake_run.py").write_text(SCRIPT)
-    monkeypatch.setattr(study, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(study_trials, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(pruning, "LOOK_SECONDS", 0.1)
     monkeypatch.setattr(tuning.runner, "POLL_SECONDS", 0.05)
 
 
@@ -89,7 +91,7 @@ def tuner_file(folder, space=SPACE, name="hunt.yaml", **keys):
 
 
 def hunt(path, gpus=(-1,)):
-    return run_study(tuning.read_tuner(path), gpus, Path("fake_run.py"), quiet=True)[0]
+    return run_study(tuning.read_tuner(path), gpus, Path("fake_run.py"), quiet=True).trials
 
 
 def tune(path, gpus=(-1,)):
@@ -162,12 +164,11 @@ def test_more_trials_go_on_where_fewer_stopped(folder):
 @pytest.mark.slow
 def test_the_importance_finds_what_matters(folder):
     space = "width: {low: 1, high: 90}\nmax_len: [5, 9]"
-    results, importance = run_study(
-        tuning.read_tuner(tuner_file(folder, space, trials=10)), [-1] * 4, Path("fake_run.py")
-    )
-    assert len(results) == 10
-    assert list(importance) == ["width", "max_len"]
-    assert importance["width"] > 0.8
+    found = run_study(tuning.read_tuner(tuner_file(folder, space, trials=10)), [-1] * 4, Path("fake_run.py"))
+    assert len(found.finished) == 10
+    assert found.finished[0].params["width"] == max(result.params["width"] for result in found.trials)
+    assert list(found.importance) == ["width", "max_len"]
+    assert found.importance["width"] > 0.8
 
 
 def test_a_failed_trial_is_run_again_at_the_next_start_only(folder, capsys):
@@ -263,21 +264,21 @@ def test_stopped_it_gives_its_trials_back(folder, forked, wait_for):
 
 def test_a_machine_that_is_silent_loses_its_trial(folder, monkeypatch):
     url = f"sqlite:///{folder}/shared.db"
-    here = study._StudyTrials(
+    here = StudyTrials(
         tuning.read_tuner(tuner_file(folder, "width: [7, 8]", trials=2, storage=url)), tuning.Source(), {}
     )
     trial = here.take()
     (folder / "there").mkdir()
     path = tuner_file(folder / "there", "width: [7, 8]", trials=2, storage=url)
     path.write_text(path.read_text().replace("base_config: base", f"base_config: {folder}/base"))
-    there = study._StudyTrials(tuning.read_tuner(path), tuning.Source(), {})
+    there = StudyTrials(tuning.read_tuner(path), tuning.Source(), {})
     second = there.take()
     assert second.number == 1
     assert there._claim() is None
     assert not there.done
     assert here.may_continue(trial)
-    monkeypatch.setattr(study, "STALE_SECONDS", 0.2)
-    monkeypatch.setattr(study, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(ownership, "STALE_SECONDS", 0.2)
+    monkeypatch.setattr(ownership, "BEAT_SECONDS", 0.05)
     for _ in range(5):  # it beats, and keeps its trial
         time.sleep(0.1)
         assert here.may_continue(trial)
@@ -288,17 +289,17 @@ def test_a_machine_that_is_silent_loses_its_trial(folder, monkeypatch):
     lock.release()
     assert not here.may_continue(trial)
     here.finish(trial, "too late")
-    assert there._trial(0).user_attrs.get("error") is None
-    assert there._trial(0).state == optuna.trial.TrialState.RUNNING
+    assert there.stored.get(0).error is None
+    assert there.stored.get(0).is_running
 
 
 def test_a_trial_that_ended_elsewhere_while_this_machine_slept_is_left(folder, monkeypatch):
-    here = study._StudyTrials(tuning.read_tuner(tuner_file(folder, "width: [7]", trials=1)), tuning.Source(), {})
+    here = StudyTrials(tuning.read_tuner(tuner_file(folder, "width: [7]", trials=1)), tuning.Source(), {})
     trial = here.take()
-    here._study.tell(0, 0.5)
-    monkeypatch.setattr(study, "read_evaluations", lambda _: [{"epoch": 1, "step": 10, "AUC": 0.6}])
+    here.stored.study.tell(0, 0.5)
+    monkeypatch.setattr(pruning, "read_evaluations", lambda _: [{"epoch": 1, "step": 10, "AUC": 0.6}])
     assert here.may_continue(trial)  # the clock of heartbeats stood still
-    monkeypatch.setattr(study, "BEAT_SECONDS", 0)
+    monkeypatch.setattr(ownership, "BEAT_SECONDS", 0)
     assert not here.may_continue(trial)
     here.finish(trial, "too late")
     assert [result.error for result in here.results()] == [None]
@@ -486,7 +487,7 @@ def test_a_real_trial_on_tiny_mm(folder, monkeypatch):
     monkeypatch.chdir(ROOT)
     results = run_study(
         tuning.read_tuner(path), [-1], ROOT / "run_expid.py", tuning.Source(ROOT / "data", ROOT / "model_zoo")
-    )[0]
+    ).trials
     assert [result.state for result in results] == ["finished"]
     assert 0.4 < results[0].valid["AUC"] < 1
     loaded = optuna.load_study(study_name="real", storage=f"sqlite:///{folder}/real/study.db")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fuxictr_mm.config.sizes import SWA_EPOCHS, SWA_LEARNING_RATE, size_for, updates_of
+from fuxictr_mm.config.sizes import FEW_ROWS, PENALTY, SWA_EPOCHS, SWA_LEARNING_RATE, penalty_for, size_for, updates_of
 from fuxictr_mm.data.schema import ITEM_ID
 from fuxictr_mm.datasets.writer import Summary
 
@@ -18,14 +18,6 @@ FACTOR_DIM = 17
 #: Where embeddings tell what an item is, and so many rows are of items that training does not show, dropout of item ids
 #: gains: planted worlds of ``docs/choosing_settings.md``, which measured no gain with fewer cold rows.
 COLD, COLD_DROPOUT = 0.8, 0.5
-
-#: L2 penalty on the tables of ids. With embeddings and fewer training rows than this, a weak one lets the ids of users
-#: and items be memorised within two epochs, and the model ranks worse than a dot product of the embeddings does.
-FEW_ROWS, REGULARIZER, FEW_ROWS_REGULARIZER = 20_000, 2e-4, 1e-2
-
-#: Epochs that a run may take below so many rows, more than those of ``SIZES``: with the average of the weights, the
-#: eighth was the best epoch of every run on 400,000 rows of MovieLens-1M, and 20 gained 0.0035 (``docs/results.md``).
-EPOCHS, MANY_ROWS = 20, 1e6
 
 #: Beside a classification, a standardised number: in the monitored sum, and in the loss, whose gradient at the start is
 #: about four times that of a cross-entropy.
@@ -54,17 +46,18 @@ def first_experiments(
         Whether each label is a number; by default there is one of 0 and 1.
     """
     size = size_for(rows)
-    size["dnn_hidden_units"] = size.pop("units")
-    size["epochs"] = size["epochs"] if rows >= MANY_ROWS else EPOCHS
     common: dict[str, Any] = {
-        **size,
+        "batch_size": size.batch_size,
+        "epochs": size.epochs,
+        "embedding_dim": size.embedding_dim,
+        "dnn_hidden_units": list(size.units),
         **_tasks(labels or {"label": False}),
         "group_id": group,
         "max_len": max_len,
-        "embedding_regularizer": REGULARIZER,
+        "embedding_regularizer": PENALTY.first,
         "net_dropout": 0.2,
     }
-    average = {"swa_start": updates_of(SWA_EPOCHS, rows, size["batch_size"])}
+    average = {"swa_start": updates_of(SWA_EPOCHS, rows, size.batch_size)}
     attention = {"num_heads": 4, "attention_hidden_units": [32], "attention_dropout": 0.1}
     own: dict[str, dict[str, Any]] = {"DIN": {}, "DIN_MM": attention}
     return {
@@ -78,9 +71,9 @@ def log_experiments(
 ) -> dict[str, dict[str, Any]]:
     """Return ``first_experiments`` for what was written; with LightFM where the user is a feature."""
     models = first_experiments(summary.splits["train"].rows, max_len, group, labels)
+    for settings in models.values():
+        settings["embedding_regularizer"] = _penalty(summary)
     settings = models["DIN_MM"]
-    if _are_few(summary):  # of DIN_MM alone: LightFM learns nothing with it
-        settings["embedding_regularizer"] = FEW_ROWS_REGULARIZER
     if users_recur(summary):
         fields = ["user_id", ITEM_ID, *summary.coverage]
         settings |= {"factor_dim": FACTOR_DIM, "factor_features": fields}
@@ -89,7 +82,13 @@ def log_experiments(
     if not users_recur(summary):
         return models
     common = {name: value for name, value in models["DIN"].items() if name != "swa_start"}
-    factors = {"learning_rate": 5e-3, "factor_regularizer": 0.02, "embedding_dim": 17, "early_stop_patience": 3}
+    factors = {
+        "learning_rate": 5e-3,
+        "embedding_regularizer": PENALTY.first,
+        "factor_regularizer": 0.02,
+        "embedding_dim": 17,
+        "early_stop_patience": 3,
+    }
     no_network = {"dnn_hidden_units": None, "net_dropout": None}
     models["LightFM"] = {**common, **factors, **no_network, "batch_size": 4 * common["batch_size"]}
     return models
@@ -119,9 +118,9 @@ def explain(summary: Summary) -> list[str]:
     if users_recur(summary):
         rows = summary.splits["train"].rows / summary.users
         lines.append(f"DIN_MM has factor_dim: {FACTOR_DIM}, since users have {rows:.0f} training rows on average")
-    if _are_few(summary):
+    if (penalty := _penalty(summary)) != PENALTY.first:
         reason = f"there are fewer than {FEW_ROWS:,} training rows, and the items have embeddings"
-        lines.append(f"DIN_MM has embedding_regularizer: {FEW_ROWS_REGULARIZER}, since {reason}")
+        lines.append(f"DIN and DIN_MM have embedding_regularizer: {penalty}, since {reason}")
     if _are_cold(summary):
         split, part = _newest_cold(summary)
         fix = f"DIN_MM has dropout: {COLD_DROPOUT} of {ITEM_ID}"
@@ -138,8 +137,8 @@ def _newest_cold(summary: Summary) -> tuple[str, float]:
     return split, counts.cold / max(counts.rows, 1) if counts else 0.0
 
 
-def _are_few(summary: Summary) -> bool:
-    return bool(summary.coverage) and summary.splits["train"].rows < FEW_ROWS
+def _penalty(summary: Summary) -> float:
+    return penalty_for(summary.splits["train"].rows, bool(summary.coverage)).first
 
 
 def _are_cold(summary: Summary) -> bool:

@@ -1,0 +1,110 @@
+"""The features of a dataset that the autopilot may try."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from fuxictr_mm.config import DatasetConfig
+from fuxictr_mm.data.schema import ITEM_ID
+
+#: What is tried of the dim of a factorization; the first is that of the first trial.
+FACTOR_DIMS = (17, 33, 0)
+
+#: Computed features that are added to the dataset's: the length of the history, and its similarity to the target.
+LENGTH, SIMILARITY = "autopilot_length", "autopilot_similarity"
+STATISTICS = ["mean", "max", "newest_5"]
+
+
+@dataclass(frozen=True)
+class Features:
+    """The features of a dataset.
+
+    Parameters
+    ----------
+    types : dict of str to str
+        The type of each that is not meta.
+    active : list of str
+        Those of its configuration.
+    embeddings : list of str
+        An embedding column of each modality.
+    user, target : str
+        Columns of the user and of the target.
+    has_items : bool
+        Whether there are item files; a dataset whose columns are encoded has none, nor computed features.
+    """
+
+    types: dict[str, str]
+    active: list[str]
+    embeddings: list[str]
+    user: str
+    target: str
+    has_items: bool
+
+    @classmethod
+    def of(cls, dataset: DatasetConfig, embeddings: list[str]) -> Features:
+        """Return the features of a dataset."""
+        types: dict[str, str] = {}
+        active: list[str] = []
+        for column in dataset.feature_cols or ():
+            for name in [column.name] if isinstance(column.name, str) else column.name:
+                if column.type != "meta":
+                    types[name] = str(column.type)
+                    active += [name] if column.active else []
+        return cls(types, active, embeddings, dataset.roles.user, dataset.roles.target, bool(dataset.item_files))
+
+    @property
+    def has_user(self) -> bool:
+        """Whether the user may be a feature."""
+        return self.types.get(self.user) == "categorical"
+
+    def embeddings_of(self, names: Iterable[str]) -> list[str]:
+        """Return the embeddings among features."""
+        return [name for name in names if self.types[name] == "embedding"]
+
+    @property
+    def computed(self) -> list[dict[str, Any]]:
+        """Entries of features that are computed from target and history: its length, and its similarities to it."""
+        if not self.has_items:
+            return []
+        of = dict.fromkeys([*self.embeddings_of(self.types)[:1], *self.embeddings])
+        similar = {"active": False, "type": "similarity", "statistics": STATISTICS}
+        return [
+            {"name": LENGTH, "active": False, "type": "length"},
+            *({"name": f"{SIMILARITY}_{number}", **similar, "of": name} for number, name in enumerate(of)),
+        ]
+
+    @property
+    def to_try(self) -> list[list[str]]:
+        """Lists of features: the active ones, those with an embedding of each modality, and both with more.
+
+        The first list is that of the first trial: the active features, with what is computed from their embeddings.
+        """
+        choices = [self.active]
+        if set(self.embeddings) - set(self.active):
+            choices.append([*(n for n in self.active if self.types[n] != "embedding"), *self.embeddings])
+        if not self.has_items:
+            return choices
+        similar = {entry["of"]: entry["name"] for entry in self.computed if "of" in entry}
+        more = [[*choice, LENGTH, *(similar[n] for n in choice if n in similar)] for choice in choices]
+        return [*more, *choices]
+
+    @property
+    def of_users(self) -> list[list[str]]:
+        """Lists of features for a model of users: only user, target and embeddings, and the active ones."""
+        stored = self.embeddings_of(self.active) or self.embeddings
+        few = [name for name in (self.user, self.target, *stored) if name in self.types]
+        return [few, list(dict.fromkeys([*self.active, self.user]))]
+
+    @property
+    def factors(self) -> dict[str, list[Any]]:
+        """Settings of a factorization to try, those of the first trial first; none without user or target.
+
+        User, target and embeddings that are in all of ``to_try`` are tried separately, besides all features.
+        """
+        shared = [name for name in self.of_users[0] if all(name in names for names in self.to_try)]
+        if not self.has_user or shared[:2] != [self.user, self.target]:
+            return {}
+        named = [ITEM_ID if name == self.target else name for name in shared]  # as models know the target
+        return {"factor_dim": list(FACTOR_DIMS), "factor_features": [named, None]}

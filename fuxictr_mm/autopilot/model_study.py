@@ -1,0 +1,113 @@
+"""The study of one model: its tuner file, its trials, and more seeds of the best."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from fuxictr_mm.autopilot.folder import Request
+from fuxictr_mm.autopilot.plans import Plan
+from fuxictr_mm.experiment import Experiment
+from fuxictr_mm.tuning import TrialResult, read_tuner, run_study, train_seeds
+from fuxictr_mm.tuning.space import is_point_of
+from fuxictr_mm.yaml_files import load_yaml, write_entries
+
+
+@dataclass(eq=False)
+class ModelStudy:
+    """The study of the model of a plan."""
+
+    request: Request
+    plan: Plan
+    #: The trials that have finished, best first.
+    finished: list[TrialResult] = field(default_factory=list)
+    #: The last error of a trial.
+    error: str = ""
+
+    @property
+    def folder(self) -> Path:
+        """The configuration folder of its trials."""
+        return self.request.folder / f"AUTO_{self.plan.model}"
+
+    @property
+    def tuner_file(self) -> Path:
+        """The file that says what is tried."""
+        return self.folder.with_suffix(".yaml")
+
+    @property
+    def best(self) -> TrialResult:
+        """The best trial."""
+        return self.finished[0]
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of the median trial."""
+        return statistics.median(trial.seconds for trial in self.finished)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether an earlier start has tried the model, whose trials then count."""
+        return self.folder.is_dir()
+
+    def write_tuner(self, dataset: Mapping[str, Any]) -> None:
+        """Write the tuner file, with the dataset's entry.
+
+        Trials that an earlier start has made keep its settings and space, which another version may choose otherwise.
+        """
+        path, name, dataset_id = self.tuner_file, self.folder.name, self.request.dataset_id
+        kept = load_yaml(path) if self.has_begun and path.exists() else {}
+        content = {
+            "base_expid": name,
+            "model_config": kept.get("model_config", {name: self.plan.settings}),
+            "dataset_config": {dataset_id: dataset},
+            "search": "tpe",
+            "trials": 1,
+            "pruning": True,
+            "tuner_space": kept.get("tuner_space", self.plan.space),
+        }
+        write_entries(path, content, Path("autopilot"))
+
+    def run(self, trials: int, until: float) -> None:
+        """Go on until there are so many trials; none begins after ``until``, by ``time.monotonic()``."""
+        request = self.request
+        tuner = read_tuner(self.tuner_file, request.model_zoo)
+        first = self.plan.first if is_point_of(tuner.space, self.plan.first) else None
+        tuner = replace(tuner, trials=trials, first=first)
+        found = run_study(tuner, request.workers, None, request.source, request.quiet, until=until)
+        self.finished = found.finished
+        self.error = next((trial.error for trial in reversed(found.trials) if trial.error is not None), self.error)
+
+    def load_best(self) -> Experiment:
+        """Return the experiment of the best trial."""
+        request = self.request
+        return Experiment.load(
+            self.best.expid, self.folder, gpu=request.gpu, data_root=request.data_root, model_zoo=request.model_zoo
+        )
+
+    def train_seeds(self, count: int) -> None:
+        """Train the best trial with more seeds.
+
+        Raises
+        ------
+        UserError
+            One failed, such as by a loss of nan.
+        """
+        request = self.request
+        train_seeds(
+            self.load_best(),
+            range(1, count + 1),
+            self.folder,
+            None,
+            extra_args=request.source.arguments,
+            jobs=len(request.workers),
+            resume=True,
+            quiet=request.quiet,
+        )
+
+
+def best_of(studies: Iterable[ModelStudy]) -> ModelStudy:
+    """Return the study of the best trial."""
+    return max(studies, key=lambda study: study.best.score)

@@ -1,0 +1,88 @@
+"""The search: models are compared with a few trials each, then the quick ones and the best are tuned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from fuxictr_mm.autopilot.clock import Clock, Journal
+from fuxictr_mm.autopilot.model_study import ModelStudy, best_of
+from fuxictr_mm.errors import UserError
+
+#: Trials of each model, after which only the best model is tuned further.
+FIRST_TRIALS = 3
+
+#: Trials of models that take less than a quarter of the time of the slowest.
+QUICK_TRIALS = 20
+
+#: Most trials of a model, and seeds of a configuration.
+MOST_TRIALS, MOST_SEEDS = 100, 3
+
+#: Seeds of the best trial, however long they take.
+LEAST_SEEDS = 2
+
+#: Parts of the budget: for comparing models, for that and tuning quick ones, for that and tuning the best; the rest is
+#: for seeds of the best trial of each model.
+COMPARING, QUICK, SEARCHING = 0.3, 0.5, 0.8
+
+
+def compare(studies: Sequence[ModelStudy], clock: Clock, journal: Journal) -> list[ModelStudy]:
+    """Give each model a few trials; return the studies of which one has finished.
+
+    Raises
+    ------
+    UserError
+        There is none.
+    """
+    slowest = 0.0
+    for number, study in enumerate(studies, start=1):
+        name = study.plan.model
+        if number == 1:
+            study.run(1, math.inf)  # one trial there is, however long it takes
+        elif slowest > clock.left(COMPARING) and not study.has_begun:
+            journal.tell(
+                f"{name}: not tried, because a trial may take {slowest:.0f} s, which exceeds the remaining time."
+            )
+            continue
+        study.run(FIRST_TRIALS, clock.until(COMPARING * number / len(studies)))
+        slowest = max(slowest, *(trial.seconds for trial in study.finished), 0.0)
+        if not study.finished:
+            reason = f" ({study.error})" if study.error else " within its part of the budget"
+            journal.tell(f"{name}: no trial has finished{reason}.")
+    found = [study for study in studies if study.finished]
+    if not found:
+        raise UserError(f"no trial has finished; see {studies[0].request.folder}/*/logs")
+    count = sum(len(study.finished) for study in found)
+    journal.tell(f"{best_of(found).plan.model} is best after {count} trial{'s' if count > 1 else ''}.")
+    return found
+
+
+def tune(studies: Sequence[ModelStudy], clock: Clock, journal: Journal) -> None:
+    """Tune the models whose trials are quick, then the best of the others."""
+    slowest = max(study.seconds for study in studies)
+    quick = [study for study in studies if study.seconds < slowest / 4]
+    for study in quick:
+        journal.tell(f"{study.plan.model} is tuned: a trial takes {study.seconds:.0f} s.")
+        study.run(QUICK_TRIALS, clock.until(QUICK) - study.seconds)
+    best = best_of(study for study in studies if study not in quick)
+    journal.tell(f"{best.plan.model} is tuned: the best of {'the others' if quick else 'all'}.")
+    best.run(MOST_TRIALS, clock.until(SEARCHING) - best.seconds)
+    top = best_of(studies).best
+    journal.tell(
+        f"Best of {sum(len(study.finished) for study in studies)} trials: {top.expid}, valid AUC {top.score:.4f}."
+    )
+
+
+def train_seeds(studies: Sequence[ModelStudy], clock: Clock, journal: Journal) -> None:
+    """Train the best trial with more seeds, and while there is time the best one of each other model."""
+    least = LEAST_SEEDS
+    for study in sorted(studies, key=lambda study: -study.best.score):
+        fitting = int(clock.left(1.0) / max(study.best.seconds, 1.0)) * len(study.request.workers)
+        seeds, least = max(least, min(MOST_SEEDS, fitting)), 0
+        if seeds < 1:
+            continue
+        journal.tell(f"{study.best.expid} is trained with {seeds} more seeds: their average is better than one.")
+        try:
+            study.train_seeds(seeds)
+        except UserError as error:  # such as a loss of nan with another seed; the trials are enough
+            journal.tell(f"{study.plan.model}: {error}.")

@@ -1,0 +1,143 @@
+"""How the autopilot tries the models: settings, spaces and first trials, all of which train."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from fuxictr_mm.autopilot.candidates import MODELS
+from fuxictr_mm.autopilot.facts import Facts, look, usable
+from fuxictr_mm.autopilot.features import Features
+from fuxictr_mm.autopilot.plans import plan_for, plans_for
+from fuxictr_mm.config import ExperimentConfig
+from fuxictr_mm.experiment import Experiment
+from tests.paths import TINY
+from tests.projects import write_project
+
+TYPES = {"user_id": "categorical", "item_id": "categorical", "level": "categorical", "a": "embedding"}
+FEATURES = Features(TYPES, list(TYPES), ["a"], "user_id", "item_id", True)
+FACTS = Facts({"train": 80_024}, 9, 9.0, 9.0, {}, {"text": "a"}, "user_id")
+
+
+def has_first(plan):
+    """Whether the first trial is in the space."""
+    for name, value in plan.first.items():
+        tried = plan.space[name]
+        assert tried["low"] <= value <= tried["high"] if isinstance(tried, dict) else value in tried, name
+    return plan.first.keys() == plan.space.keys()
+
+
+def test_models_suit_the_data():
+    def tried(facts, features):
+        return {plan.model for plan in plans_for("tiny_mm", facts, features)}
+
+    without_user = replace(FEATURES, active=["item_id", "a"], types={"item_id": "categorical", "a": "embedding"})
+    assert tried(FACTS, FEATURES) == set(MODELS)
+    assert tried(replace(FACTS, history_mean=2.0), FEATURES) == set(MODELS) - {"Transformer_DCN"}
+    assert tried(FACTS, without_user) == set(MODELS) - {"LightFM"}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_settings_by_size(model):
+    small = plan_for(model, "tiny_mm", replace(FACTS, rows={"train": 600}), FEATURES)
+    large = plan_for(model, "tiny_mm", Facts({"train": 10**7}, 9, 9.0, 500.0, {}, {}), FEATURES)
+    assert has_first(small)
+    assert has_first(large)
+    assert small.settings["batch_size"] < large.settings["batch_size"]
+    assert small.settings["epochs"] > large.settings["epochs"]
+    assert ("gAUC" in small.settings["metrics"], "gAUC" in large.settings["metrics"]) == (True, False)
+    assert (small.settings["max_len"], large.settings["max_len"]) == (10, 100)
+
+
+def test_the_average_begins_after_two_epochs():
+    for rows, begins in ((80_024, 626), (2 * 10**6, 978)):  # of batches of 256, and of 4,096
+        for model, candidate in MODELS.items():
+            plan = plan_for(model, "tiny_mm", replace(FACTS, rows={"train": rows}), FEATURES)
+            assert plan.space.get("swa_start") == ([None, begins] if candidate.has_average else None)
+            assert plan.first.get("swa_start") == (begins if candidate.has_average else None)
+
+
+@pytest.mark.parametrize(
+    ("rows", "embeddings", "low", "high", "first"),
+    [(12_000, True, 1e-4, 2e-2, 1e-2), (12_000, False, 1e-6, 1e-3, 2e-4), (20_000, True, 1e-6, 1e-3, 2e-4)],
+)
+def test_few_rows_with_embeddings_have_a_strong_penalty(rows, embeddings, low, high, first):
+    """As ``prepare log`` writes it."""
+    facts = replace(FACTS, rows={"train": rows}, embeddings={"text": "a"} if embeddings else {})
+    plan = plan_for("DIN_MM", "tiny_mm", facts, FEATURES)
+    assert plan.space["embedding_regularizer"] == {"low": low, "high": high, "log": True}
+    assert plan.first["embedding_regularizer"] == first
+    assert "embedding_regularizer" not in plan_for("LightFM", "tiny_mm", facts, FEATURES).space
+
+
+@pytest.mark.parametrize(
+    ("rows", "seconds", "epochs"),
+    [
+        (398_262, np.inf, 20),
+        (398_262, 3600, 20),
+        (398_262, 450, 8),
+        (398_262, 600, 11),
+        (12_000, 1, 8),
+        (12_000, 90, 20),
+    ],
+)
+def test_epochs_fit_the_time_of_a_trial(rows, seconds, epochs):
+    plan = plan_for("DIN_MM", "tiny_mm", replace(FACTS, rows={"train": rows}), FEATURES, seconds)
+    assert plan.settings["epochs"] == epochs
+
+
+def test_item_ids_are_dropped_where_targets_are_cold():
+    for cold, tried in ((0.005, False), (0.05, True)):
+        facts = replace(FACTS, cold={"test": cold})
+        plan = plan_for("DIN_MM", "tiny_mm", facts, FEATURES)
+        assert ("feature_specs" in plan.space) is tried
+        assert plan.first.get("feature_specs") == ([{"name": "item_id", "dropout": 0.1}] if tried else None)
+        of_users = replace(FEATURES, active=["user_id"])
+        assert "feature_specs" not in plan_for("DIN_MM", "tiny_mm", facts, of_users).space
+
+
+def test_a_factorization_beside_the_attention():
+    plan = plan_for("DIN_MM", "tiny_mm", FACTS, FEATURES)
+    assert plan.space.items() >= FEATURES.factors.items()
+    assert plan.first["factor_dim"] == 17
+    assert "factor_dim" not in plan_for("DIN", "tiny_mm", FACTS, FEATURES).space
+
+
+@pytest.mark.slow
+def test_raw_columns_are_encoded_and_every_model_trains_on_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = pq.read_table(TINY / "train.parquet")[:200].to_pylist()
+    for split in ("train", "valid"):
+        lines = [
+            f"u{n % 9},A{row['item_id']},{'^'.join(f'A{i}' for i in row['item_seq'] if i)},{row['label']}"
+            for n, row in enumerate(rows)
+        ]
+        (tmp_path / f"{split}.csv").write_text("\n".join(["uid,asin,seen,click", *lines]) + "\n")
+    columns = [
+        {"name": ["uid", "asin"], "dtype": "str", "type": "categorical"},
+        {"name": "seen", "dtype": "str", "type": "sequence", "max_len": 20, "share_embedding": "asin"},
+    ]
+    entry = {"data_root": "./", "data_format": "csv", "train_data": "./train.csv", "valid_data": "./valid.csv"}
+    entry |= {"label_col": {"name": "click", "dtype": "float"}, "feature_cols": columns}
+    entry["roles"] = {"target": "asin", "history": "seen", "user": "uid"}
+    write_project(tmp_path, {"X": {"model": "DIN", "dataset_id": "shop"}}, {"shop": entry})
+    dataset = usable(ExperimentConfig.load(tmp_path, "X"))
+    facts = look(dataset)
+    assert facts.rows == {"train": 200, "valid": 200}
+    assert facts.items == len({row["item_id"] for row in rows})
+    assert facts.history_mean == np.mean([sum(i != 0 for i in row["item_seq"]) for row in rows])
+    assert facts.cold == {"valid": 0}
+    assert facts.group == "uid"
+    features = Features.of(dataset, [])
+    assert features.computed == []
+    assert features.to_try == [["uid", "asin", "seen"]]
+    experiments = {}
+    for model in MODELS:
+        plan = plan_for(model, "shop", facts, features)
+        assert has_first(plan)
+        experiments[model] = {**plan.settings, **plan.first, "epochs": 1, "record": False}
+    (tmp_path / "model_config.yaml").write_text(json.dumps(experiments))
+    for model in experiments:
+        assert set(Experiment.load(model, tmp_path).fit().valid) == {"AUC", "gAUC", "logloss"}
