@@ -10,7 +10,8 @@ import pyarrow as pa
 
 from fuxictr_mm.config import DatasetConfig, ExperimentConfig
 from fuxictr_mm.data.arrow_types import numbers
-from fuxictr_mm.data.decoding import decode_label, list_entries
+from fuxictr_mm.data.decoding import list_entries
+from fuxictr_mm.data.labels import decode_label
 from fuxictr_mm.data.parquet import count_rows, part_files, read_chunks, read_rows, schema_of
 from fuxictr_mm.data.vocabulary import Vocabularies
 from fuxictr_mm.diagnosis.importance import MODALITIES, modality_of
