@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fuxictr_mm.checking import SettingsError
 from fuxictr_mm.compat import check_labels, is_third_party, make_safe
-from fuxictr_mm.config import ExperimentConfig, Fold, config_hash
+from fuxictr_mm.config import ExperimentConfig, Fold, config_hash, describe_differences, result_differences
 from fuxictr_mm.data.batch import make_formatter
 from fuxictr_mm.data.dataset import Dataset
 from fuxictr_mm.data.fingerprint import changed_data
@@ -53,7 +53,7 @@ from fuxictr_mm.runtime import device_of, keep_freed_memory, local_gpu, only_one
 from fuxictr_mm.settings_problems import settings_problems
 from fuxictr_mm.threads import restored_threads, use_threads
 from fuxictr_mm.training import distributed
-from fuxictr_mm.training.checkpoints import hub_weights, saved_settings, setting_differences
+from fuxictr_mm.training.checkpoints import hub_weights, saved_settings
 from fuxictr_mm.training.memory import warn_of_large_parameters
 from fuxictr_mm.training.run import TrainingRun
 
@@ -304,7 +304,8 @@ class Experiment:
         if path.is_dir():
             path = hub_weights(path)
         if saved := saved_settings(path):
-            for difference in setting_differences(saved[1], self.config.to_dict(), "in the folder"):
+            found = result_differences(saved[1], self.config.to_dict())
+            for difference in describe_differences(found, "in the folder"):
                 logger.warning(f"{saved[0]}: {difference}")
         else:
             logger.warning(
