@@ -73,7 +73,8 @@ def read_scores(root: str, expid: str) -> tuple[list[np.ndarray], np.ndarray, np
         raise DataError(f"{root}: {len(runs)} finished runs of {expid}, {2 * GROUP} or more are needed")
     predictions = [run.predictions() for run in runs]
     label, _, group = predictions[0]
-    if any(not np.array_equal(label, other) for other, _, _ in predictions):
+    assert label is not None
+    if any(found.difference_of_rows(predictions[0]) for found in predictions):
         raise DataError(f"{root}: runs of {expid} were validated on different rows")
     probability = [p.astype(float).clip(1e-7, 1 - 1e-7) for _, p, _ in predictions]
     user = np.arange(len(label)) if group is None else np.unique(group, return_inverse=True)[1]

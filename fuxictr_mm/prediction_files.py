@@ -133,7 +133,7 @@ def _prepared_folder(file: Path) -> Path | None:
     return folder if has_items and is_numbered(file) else None
 
 
-def write_predictions(out: Path, rows: str, predictions: np.ndarray, settings: Mapping[str, Any]) -> None:
+def write_table(out: Path, rows: str, predictions: np.ndarray, settings: Mapping[str, Any]) -> None:
     """Write predictions with the columns that they are joined by, atomically; memory is that of some rows.
 
     Parameters
@@ -198,7 +198,7 @@ def measure(rows: str, predictions: np.ndarray, settings: Mapping[str, Any]) -> 
     Parameters
     ----------
     rows, predictions, settings
-        As of ``write_predictions``.
+        As of ``write_table``.
     """
     if settings.get("data_format", "parquet") != "parquet":
         return {}

@@ -394,7 +394,7 @@ class Autopilot:
                 f"{several.valid['AUC']:.4f} (cross-fitted)."
             )
             best = max(best, several, key=lambda run: run.valid["AUC"])
-        label, prediction, _ = best.examples("valid")
+        label, prediction, _ = best.predictions()
         assert label is not None
         if (auc_with_interval(label, prediction)["low"] or 0.0) <= 0.5:
             self.tell(

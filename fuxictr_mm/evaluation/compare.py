@@ -14,10 +14,10 @@ import numpy as np
 
 from fuxictr_mm.errors import ConfigError, DataError, UserError
 from fuxictr_mm.evaluation.others import is_prediction_file, read_file
-from fuxictr_mm.evaluation.rows import Rows
 from fuxictr_mm.evaluation.significance import Difference, Ranking, Side, bootstrap_aucs, conclude, difference, holm
 from fuxictr_mm.runs import (
     TEST_DATA,
+    Predictions,
     Run,
     differences,
     different_files,
@@ -223,14 +223,18 @@ def runs_of_one_configuration(runs: Sequence[Run], name: str, notes: list[str], 
     return list(kept.values())
 
 
-class _Predictions(NamedTuple):
-    """Predictions of one run for the n examples, each ``(n,)``."""
+class _Entry(NamedTuple):
+    """A run of the group ``name``, and its predictions of the n examples."""
 
     name: str
     run: Run
-    label: np.ndarray
-    prediction: np.ndarray
-    rows: Rows
+    rows: Predictions
+
+    @property
+    def label(self) -> np.ndarray:
+        """``(n,)``, of runs that are compared never None."""
+        assert self.rows.label is not None
+        return self.rows.label
 
 
 def _raise(_: str, __: Run, error: UserError) -> None:
@@ -279,7 +283,7 @@ def compare_groups(
     label = most.label
     user, notes = _users(most.rows.keys, len(label))
     users = int(user.max()) + 1
-    rankings = [Ranking(label, entry.prediction) for entry in kept]
+    rankings = [Ranking(label, entry.rows.prediction) for entry in kept]
     drawn = bootstrap_aucs(rankings, user, samples, seed, track)
     if drawn.shape[1] < samples // 2:
         raise DataError(f"only {drawn.shape[1]} of {samples} bootstrap samples hold both classes: too few examples")
@@ -307,18 +311,16 @@ def compare_groups(
     )
 
 
-def _read(
-    groups: Mapping[str, Sequence[Run]], split: str, task: str | None, on_problem: OnProblem
-) -> list[_Predictions]:
+def _read(groups: Mapping[str, Sequence[Run]], split: str, task: str | None, on_problem: OnProblem) -> list[_Entry]:
     found = []
     for name, run in [(name, run) for name, group in groups.items() for run in group]:
         try:
-            label, prediction, group = run.examples(split, task)
-            if label is None:
+            rows = run.all_rows(split, task).of_known_labels
+            if rows.label is None:
                 raise DataError(f"{run.path}: the {split} rows have no labels; compare on --split valid")
             if run.is_regression(task):
                 raise DataError(f"{run.path}: the task{f' of {task}' * bool(task)} is a regression, which has no AUC")
-            found.append(_Predictions(name, run, label, prediction, Rows(len(label), label, group)))
+            found.append(_Entry(name, run, rows))
         except UserError as error:
             on_problem(name, run, error)
     if not found:
@@ -326,7 +328,7 @@ def _read(
     return found
 
 
-def _most_common_examples(found: Sequence[_Predictions]) -> _Predictions:
+def _most_common_examples(found: Sequence[_Entry]) -> _Entry:
     """Return a run that was evaluated on the examples that most were; one that knows their groups, if any does."""
     most = _most_common(found, [p.label.tobytes() for p in found])
     same = [p for p in found if np.array_equal(p.label, most.label) and p.rows.partition is not None]
@@ -337,13 +339,13 @@ def _most_common_examples(found: Sequence[_Predictions]) -> _Predictions:
     return most
 
 
-def _most_common(found: Sequence[_Predictions], keys: Sequence[bytes]) -> _Predictions:
+def _most_common(found: Sequence[_Entry], keys: Sequence[bytes]) -> _Entry:
     return found[keys.index(Counter(keys).most_common(1)[0][0])]
 
 
-def _has_examples(entry: _Predictions, rows: Rows, on_problem: OnProblem) -> bool:
+def _has_examples(entry: _Entry, rows: Predictions, on_problem: OnProblem) -> bool:
     """Whether a run was evaluated on these examples; ``on_problem`` is called if not."""
-    reason = entry.rows.difference(rows)
+    reason = entry.rows.difference_of_rows(rows)
     if reason:
         message = f"{entry.run.path}: evaluated on different examples than the other runs: {reason}"
         on_problem(entry.name, entry.run, DataError(f"{message}; compare runs on the same file"))
@@ -365,7 +367,7 @@ def _users(group: np.ndarray | None, rows: int) -> tuple[np.ndarray, list[str]]:
 
 
 def _other_seeds(
-    first: Run, compared: Sequence[_Predictions], known: Sequence[Run], split: str, task: str | None
+    first: Run, compared: Sequence[_Entry], known: Sequence[Run], split: str, task: str | None
 ) -> list[float]:
     """Return the AUC of further seeds of a run's configuration on the same examples."""
     taken = {entry.run.path.resolve() for entry in compared}
@@ -376,7 +378,7 @@ def _other_seeds(
         if not fits or run.path.resolve() in taken:
             continue
         try:
-            label, prediction, _ = run.examples(split, task)
+            label, prediction, _ = run.all_rows(split, task).of_known_labels
         except UserError:
             continue  # missing or not finite: not one of the requested runs
         if label is not None and np.array_equal(label, compared[0].label):

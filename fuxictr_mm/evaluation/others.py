@@ -9,12 +9,12 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fuxictr_mm.errors import DataError, MissingFileError, UserError, first_line
-from fuxictr_mm.runs import Run
+from fuxictr_mm.runs import Predictions, Run
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -38,14 +38,14 @@ class PredictionFile(Run):
 
     Parameters
     ----------
-    rows : tuple
-        Label, prediction and group, as ``Run.all_rows`` returns them.
+    rows : Predictions
+        What ``all_rows`` returns, of the split that the file was read for.
     """
 
-    rows: tuple[np.ndarray | None, np.ndarray, np.ndarray | None] = field(default=None, repr=False, compare=False)  # type: ignore[assignment]
+    rows: Predictions = field(default=None, repr=False, compare=False)  # type: ignore[assignment]
 
-    def all_rows(self, split: str = "valid", task: str | None = None) -> Any:
-        """Return label, prediction and group of the split that the file was read for."""
+    def all_rows(self, split: str = "valid", task: str | None = None) -> Predictions:
+        """Return label, prediction and group."""
         return self.rows
 
 
@@ -108,7 +108,7 @@ def read_file(name: str | os.PathLike[str], like: Run, split: str = "valid", tas
         dataset_id=like.dataset_id,
         config={"predictions": str(path.resolve()), "description": f"rows {how}"},
         finished=True,
-        rows=(like.examples(split, task)[0], score[known], None if group is None else group[known]),
+        rows=Predictions(label, score, group).of_known_labels,
     )
 
 
