@@ -205,8 +205,12 @@ def test_a_classification_and_a_regression_are_learned(tmp_path, expid, weights)
     predictions = experiment.predict()
     assert 0 <= predictions[:, 0].min() < predictions[:, 0].max() <= 1
     assert predictions[:, 1].min() < 0
-    with raises_naming(DataError, "watch"):
-        compare([run.path, load(tmp_path, tmp_path, expid, seed=5, **MIXED).fit().path], tmp_path / "ck", task="watch")
+    other = load(tmp_path, tmp_path, expid, seed=5, **MIXED).fit()
+    found = compare([run.path, other.path], tmp_path / "ck", task="watch", samples=100)
+    assert (found.metric, found.positives, found.rows) == ("RMSE", None, len(known))
+    means = [side.mean for side in found.sides]
+    assert means == pytest.approx([run.valid["watch_RMSE"], other.valid["watch_RMSE"]], rel=1e-5)
+    assert compare([run.path, other.path], tmp_path / "ck", task="click", samples=100).metric == "AUC"
 
 
 def test_a_regression_alone(tmp_path, capsys):

@@ -17,7 +17,7 @@ from torch import Tensor
 from fuxictr_mm.data.interactions import InteractionTable
 from fuxictr_mm.data.loaders import gather, gather_column, take_rows
 from fuxictr_mm.errors import DataError
-from fuxictr_mm.evaluation.significance import NORMAL_95, Ranking, delong_variance
+from fuxictr_mm.evaluation.significance import NORMAL_95, Ranking, sampling_variance
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.runtime import device_of
 from fuxictr_mm.training import loop
@@ -113,7 +113,7 @@ class Scorer:
     def auc_drop(self, prediction: np.ndarray) -> AUCDrop:
         """Return the AUC drop of these predictions ``(R,)`` against the unchanged model's."""
         changed = Ranking(self.label, prediction)
-        return AUCDrop(self._base.auc - changed.auc, delong_variance([self._base], [changed]))
+        return AUCDrop(self._base.value - changed.value, sampling_variance([self._base], [changed]))
 
 
 def sample(table: InteractionTable, most: int, seed: int) -> InteractionTable:

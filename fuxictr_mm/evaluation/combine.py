@@ -93,7 +93,7 @@ def greedy_weights(label: np.ndarray, values: np.ndarray) -> np.ndarray:
     """
     counts, total, best = np.zeros(len(values)), np.zeros(values.shape[1]), -1.0
     for _ in range(ROUNDS):
-        aucs = [Ranking(label, total + value).auc for value in values]
+        aucs = [Ranking(label, total + value).value for value in values]
         chosen = int(np.argmax(aucs))
         if aucs[chosen] <= best:
             break

@@ -84,7 +84,7 @@ def make_run(tmp_path):
         (folder / "config.yaml").write_text(dump_yaml(shared | {k: str(v) for k, v in settings.items()}))
         for split, (label, prediction, group) in (("valid", valid), ("test", test or (None, None, None))):
             if label is not None:
-                rows = Predictions(label.astype("i1"), prediction.astype("f"), group)
+                rows = Predictions(label, prediction.astype("f"), group)
                 rows.write(folder / f"{split}_predictions.parquet")
         write_json(folder / "environment.json", {})
         result = {"valid": dict.fromkeys(metrics, 0.5), "test": None, "seconds": 1.0, "valid_rows": len(valid[0])}
