@@ -16,14 +16,13 @@ from fuxictr_mm.errors import ConfigError, DataError, UserError
 from fuxictr_mm.evaluation.others import is_prediction_file, read_file
 from fuxictr_mm.evaluation.significance import (
     Difference,
-    Errors,
-    Measured,
-    Ranking,
     Side,
     bootstrap,
     conclude,
     difference,
     holm,
+    measured,
+    metric_of,
 )
 from fuxictr_mm.runs import (
     TEST_DATA,
@@ -255,19 +254,6 @@ class _Entry(NamedTuple):
         return self.rows.label
 
 
-def metric_of(run: Run, task: str | None = None) -> str:
-    """Return what a run is compared by: AUC, or in a regression the first of RMSE and MAE among its metrics."""
-    if not run.is_regression(task):
-        return "AUC"
-    return next((name for name in run.config.get("metrics") or () if name in ("RMSE", "MAE")), "RMSE")
-
-
-def measure(rows: Predictions, metric: str) -> Measured:
-    """Return a metric of predictions, by the name that ``metric_of`` returns."""
-    assert rows.label is not None
-    return Ranking(rows.label, rows.prediction) if metric == "AUC" else Errors(rows.label, rows.prediction, metric)
-
-
 def _raise(_: str, __: Run, error: UserError) -> None:
     raise error
 
@@ -314,8 +300,8 @@ def compare_groups(
     label = most.label
     user, notes = _users(most.rows.keys, len(label))
     users = int(user.max()) + 1
-    measured = [measure(entry.rows, most.metric) for entry in kept]
-    drawn = bootstrap(measured, user, samples, seed, track)
+    of_runs = [measured(entry.label, entry.rows.prediction, most.metric) for entry in kept]
+    drawn = bootstrap(of_runs, user, samples, seed, track)
     if drawn.shape[1] < samples // 2:
         raise DataError(f"only {drawn.shape[1]} of {samples} bootstrap samples hold both classes: too few examples")
     compared: list[tuple[Side, list[Run]]] = []
@@ -324,7 +310,7 @@ def compare_groups(
         runs = [kept[i].run for i in members]
         others = _other_seeds(runs[0], kept, most.metric, known, split, task)
         has_seeds = runs[0].seed is not None
-        side = Side(name, runs[0].config_key, [measured[i] for i in members], drawn[members], others, has_seeds)
+        side = Side(name, runs[0].config_key, [of_runs[i] for i in members], drawn[members], others, has_seeds)
         compared.append((side, runs))
     if len(compared) > 2:
         compared.sort(key=lambda entry: -entry[0].sign * entry[0].mean)
@@ -349,7 +335,7 @@ def _read(groups: Mapping[str, Sequence[Run]], split: str, task: str | None, on_
             rows = run.all_rows(split, task).of_known_labels
             if rows.label is None:
                 raise DataError(f"{run.path}: the {split} rows have no labels; compare on --split valid")
-            found.append(_Entry(name, run, rows, metric_of(run, task)))
+            found.append(_Entry(name, run, rows, metric_of(run.is_regression(task), run.config.get("metrics") or ())))
         except UserError as error:
             on_problem(name, run, error)
     if not found:
@@ -416,7 +402,7 @@ def _other_seeds(
             continue  # missing or not finite: not one of the requested runs
         if rows.label is not None and np.array_equal(rows.label, compared[0].label):
             seeds.add(run.seed)
-            found.append(measure(rows, metric).value)
+            found.append(measured(rows.label, rows.prediction, metric).value)
     return found
 
 

@@ -124,6 +124,16 @@ class Ranking:
 Measured: TypeAlias = Ranking | Errors
 
 
+def metric_of(is_regression: bool, metrics: Iterable[str]) -> str:
+    """Return what models are judged by: AUC, or in a regression the first of RMSE and MAE among their metrics."""
+    return next((name for name in metrics if name in ("RMSE", "MAE")), "RMSE") if is_regression else "AUC"
+
+
+def measured(label: np.ndarray, prediction: np.ndarray, metric: str) -> Measured:
+    """Return a metric of ``metric_of`` of predictions ``(n,)``."""
+    return Ranking(label, prediction) if metric == "AUC" else Errors(label, prediction, metric)
+
+
 def sampling_variance(runs: Sequence[Measured], others: Sequence[Measured] = ()) -> float:
     """Return the variance of a mean metric, or of the difference of two means, for independent examples.
 
@@ -153,6 +163,20 @@ def sampling_error(runs: Sequence[Measured], others: Sequence[Measured] = ()) ->
     """Return the root of ``sampling_variance``, None where a class has a single example."""
     alone = min(map(len, runs[0].components)) < 2
     return None if alone else math.sqrt(sampling_variance(runs, others))
+
+
+def with_interval(label: np.ndarray, prediction: np.ndarray, metric: str) -> dict[str, float | None]:
+    """Return a metric by its name in lower case, and its 95 % interval ``low`` to ``high``, for independent examples.
+
+    Of the AUC ``auc_with_interval``; of RMSE and MAE from the standard error, which one example does not have.
+    """
+    if metric == "AUC":
+        return auc_with_interval(label, prediction)
+    found = Errors(label, prediction, metric)
+    if len(label) < 2:
+        return {metric.lower(): found.value, "low": None, "high": None}
+    half = NORMAL_95 * math.sqrt(sampling_variance([found]))
+    return {metric.lower(): found.value, "low": max(found.value - half, 0.0), "high": found.value + half}
 
 
 def auc_with_interval(label: np.ndarray, score: np.ndarray) -> dict[str, float | None]:

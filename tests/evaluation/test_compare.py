@@ -2,8 +2,6 @@
 
 import json
 import shutil
-from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -14,8 +12,9 @@ from fuxictr_mm.cli import main
 from fuxictr_mm.commands.compare import as_dict
 from fuxictr_mm.data.fingerprint import hash_files
 from fuxictr_mm.errors import DataError
-from fuxictr_mm.evaluation.compare import compare, metric_of
-from fuxictr_mm.runs import Run, find_runs
+from fuxictr_mm.evaluation.compare import compare
+from fuxictr_mm.evaluation.significance import metric_of
+from fuxictr_mm.runs import find_runs
 from tests.errors import raises_naming
 from tests.evaluation.conftest import change_data, change_rows, change_settings
 
@@ -286,6 +285,5 @@ def test_a_regression_and_a_classification_have_no_common_metric(make_run, tmp_p
 
 
 def test_the_first_error_among_the_metrics_is_compared():
-    run = Run(Path("x"), "x", "x", "x", config={"task": "regression", "metrics": ["MAE", "RMSE"]})
-    assert metric_of(run) == "MAE"
-    assert metric_of(replace(run, config={"task": "regression"})) == "RMSE"
+    assert metric_of(True, ["MAE", "RMSE"]) == "MAE"
+    assert (metric_of(True, []), metric_of(False, ["MAE"])) == ("RMSE", "AUC")
