@@ -6,6 +6,7 @@ import logging
 import os
 import shlex
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -180,10 +181,9 @@ class Experiment:
             Settings are invalid.
         """
         config = ExperimentConfig.from_dict({**self.config.to_dict(), **settings})
-        experiment = type(self)(config, self.model_class, self.model_zoo)._check()
-        experiment.paths = replace(experiment.paths, suffix=self.paths.suffix)
-        experiment._options = self._options
-        return experiment
+        experiment = copy(self)
+        experiment.config, experiment.paths = config, replace(RunPaths.of(config), suffix=self.paths.suffix)
+        return experiment._check()
 
     def in_float32(self, **settings: Any) -> Experiment:
         """Return the experiment in float32 and not compiled, with other settings besides, as of ``with_settings``."""
@@ -201,9 +201,8 @@ class Experiment:
 
     def beside_other_seeds(self) -> Experiment:
         """Return the experiment with separate files until it has finished, so that its seeds can train in parallel."""
-        experiment = type(self)(self.config, self.model_class, self.model_zoo)
+        experiment = copy(self)
         experiment.paths = replace(self.paths, suffix=f".seed{self.config.seed}")
-        experiment._options = self._options
         return experiment
 
     def of_fold(self, fold: Fold) -> Experiment:

@@ -28,12 +28,10 @@ from fuxictr_mm.evaluation.combine import (
     import_lightgbm,
 )
 from fuxictr_mm.evaluation.compare import runs_of_one_configuration
-from fuxictr_mm.files import write_beside, write_json
+from fuxictr_mm.files import write_json
 from fuxictr_mm.runs import (
-    CONFIG,
     DATA,
     ENSEMBLE,
-    ENVIRONMENT,
     FALLING,
     PREDICTIONS,
     RESULT,
@@ -48,7 +46,6 @@ from fuxictr_mm.runs import (
     runs_of,
 )
 from fuxictr_mm.runs.evaluations import is_falling
-from fuxictr_mm.yaml_files import dump_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -216,6 +213,8 @@ def combined_run(
     weights : ndarray, optional
         ``(M,)``, of an average.
     """
+    from fuxictr_mm.training.callbacks import new_folder  # which imports torch
+
     config = {
         **{key: runs[0].config[key] for key in SHARED if key in runs[0].config},
         "model_id": paths.expid,
@@ -242,7 +241,14 @@ def combined_run(
     }
     shared = {k: v for k, v in runs[0].data.items() if all(run.data.get(k) == v for run in runs)}
     data = {**shared, TEST_DATA: _test_file(runs[0])}
-    return _write(paths, config, result, {k: v for k, v in data.items() if v}, valid, test)
+    path = new_folder(paths, config, {DATA: {k: v for k, v in data.items() if v}})
+    for split, rows in (("valid", valid), ("test", test)):
+        if rows is not None:
+            rows.write(path / PREDICTIONS[split])
+    finished_at = datetime.now().isoformat(timespec="seconds")
+    named = {"run": path.name, "model": ENSEMBLE, "dataset_id": config["dataset_id"]}
+    write_json(path / RESULT, {**result, **named, "finished_at": finished_at})
+    return read_run(path)
 
 
 def _members(names: Sequence[str | os.PathLike[str]], root: str | os.PathLike[str]) -> list[Run]:
@@ -361,29 +367,6 @@ def _metrics(rows: Predictions, like: Run, how: str, split: str = "valid") -> di
     group = None if rows.keys is None else torch.tensor(rows.keys.astype(np.int64))
     names = leave_out(names, find_undefined(label, names, group), f"{like.path}: {split}")
     return dict(evaluate_metrics(label, rows.prediction, names, group))
-
-
-def _write(
-    paths: RunPaths,
-    config: dict[str, Any],
-    result: dict[str, Any],
-    data: dict[str, str],
-    valid: Predictions,
-    test: Predictions | None,
-) -> Run:
-    from fuxictr_mm.training.callbacks import environment
-
-    started_at = datetime.now()
-    path = paths.new_run(0, started_at)
-    write_beside(path / CONFIG, lambda stream: stream.write(dump_yaml(dict(sorted(config.items()))).encode()))
-    write_json(path / ENVIRONMENT, {**environment(-1, started_at), DATA: data})
-    for split, rows in (("valid", valid), ("test", test)):
-        if rows is not None:
-            rows.write(path / PREDICTIONS[split])
-    finished_at = datetime.now().isoformat(timespec="seconds")
-    named = {"run": path.name, "model": ENSEMBLE, "dataset_id": config["dataset_id"]}
-    write_json(path / RESULT, {**result, **named, "finished_at": finished_at})
-    return read_run(path)
 
 
 def refuse_ensemble(expid: str, root: str | os.PathLike[str] = "checkpoints") -> None:

@@ -124,17 +124,7 @@ class RunWriter:
         """
         if resume and (interrupted := _newest_interrupted(paths, settings, sources or {})):
             return cls(interrupted, settings, started)
-        started_at = datetime.now()
-        path = paths.new_run(settings["seed"], started_at)
-        try:
-            write_beside(
-                path / CONFIG, lambda stream: stream.write(dump_yaml(dict(sorted(as_json(settings).items()))).encode())
-            )
-            write_json(path / ENVIRONMENT, {**environment(settings["gpu"], started_at), **(sources or {})})
-        except UserError:
-            shutil.rmtree(path, ignore_errors=True)
-            raise
-        return cls(path, settings, started)
+        return cls(new_folder(paths, settings, sources or {}), settings, started)
 
     @property
     def seconds(self) -> float:
@@ -220,6 +210,20 @@ class RunWriter:
             "description": self.settings.get("description"),
         }
         write_json(self.path / RESULT, content)
+
+
+def new_folder(paths: RunPaths, settings: Mapping[str, Any], sources: Mapping[str, Any]) -> Path:
+    """Create the folder of a new run with its configuration and environment; see ``RunWriter.open``."""
+    started_at = datetime.now()
+    path = paths.new_run(settings["seed"] or 0, started_at)
+    text = dump_yaml(dict(sorted(as_json(settings).items())))
+    try:
+        write_beside(path / CONFIG, lambda stream: stream.write(text.encode()))
+        write_json(path / ENVIRONMENT, {**environment(settings.get("gpu", -1), started_at), **sources})
+    except UserError:
+        shutil.rmtree(path, ignore_errors=True)
+        raise
+    return path
 
 
 def _newest_interrupted(paths: RunPaths, settings: Mapping[str, Any], sources: Mapping[str, Any]) -> Path | None:
