@@ -19,7 +19,7 @@ import numpy as np
 
 from fuxictr_mm.arguments import run_main
 from fuxictr_mm.errors import DataError
-from fuxictr_mm.evaluation.significance import Difference, Ranking, Side, bootstrap_aucs, difference
+from fuxictr_mm.evaluation.significance import Difference, Ranking, Side, bootstrap, difference
 from fuxictr_mm.runs import find_runs
 
 #: Runs of each side where sides have several.
@@ -44,9 +44,9 @@ def main() -> None:
     for expid in args.expid:
         scores, label, user = read_scores(args.root, expid)
         ranked = [Ranking(label, score) for score in scores]
-        samples = bootstrap_aucs(ranked, user, args.samples, 0)
+        samples = bootstrap(ranked, user, args.samples, 0)
         compare = comparer(ranked, samples, int(user.max()) + 1)
-        std = np.std([run.auc for run in ranked], ddof=1)
+        std = np.std([run.value for run in ranked], ddof=1)
         groups = list(false_differences(len(ranked), compare, args.splits))
         pairs = [
             compare([i], [j], [k for k in range(len(ranked)) if k not in (i, j)])
@@ -73,7 +73,8 @@ def read_scores(root: str, expid: str) -> tuple[list[np.ndarray], np.ndarray, np
         raise DataError(f"{root}: {len(runs)} finished runs of {expid}, {2 * GROUP} or more are needed")
     predictions = [run.predictions() for run in runs]
     label, _, group = predictions[0]
-    if any(not np.array_equal(label, other) for other, _, _ in predictions):
+    assert label is not None
+    if any(found.difference_of_rows(predictions[0]) for found in predictions):
         raise DataError(f"{root}: runs of {expid} were validated on different rows")
     probability = [p.astype(float).clip(1e-7, 1 - 1e-7) for _, p, _ in predictions]
     user = np.arange(len(label)) if group is None else np.unique(group, return_inverse=True)[1]
@@ -84,7 +85,7 @@ def comparer(ranked: Sequence[Ranking], samples: np.ndarray, users: int) -> Call
     """Return a function that compares runs by their numbers, with further seeds of either side if given."""
 
     def side(name: str, runs: Sequence[int], others: Sequence[int]) -> Side:
-        return Side(name, name, [ranked[i] for i in runs], samples[list(runs)], [ranked[i].auc for i in others])
+        return Side(name, name, [ranked[i] for i in runs], samples[list(runs)], [ranked[i].value for i in others])
 
     return lambda first, second, others=(): difference(side("a", first, others), side("b", second, others), users)
 
@@ -109,7 +110,7 @@ def found_plants(
         scale = _scale_of(lambda scale, worse=worse, error=error: _mean_auc(label, worse, scale * error), size)
         ranked = [Ranking(label, scores[i]) for i in chosen[:GROUP]]
         ranked += [Ranking(label, score + scale * error) for score in worse]
-        compare = comparer(ranked, bootstrap_aucs(ranked, user, 300, trial), int(user.max()) + 1)
+        compare = comparer(ranked, bootstrap(ranked, user, 300, trial), int(user.max()) + 1)
         result = compare(range(GROUP), range(GROUP, 2 * GROUP))
         found.append(result.is_significant() and result.value > 0)
         reported.append(found[-1] or result.detectable > size)
@@ -117,7 +118,7 @@ def found_plants(
 
 
 def _mean_auc(label: np.ndarray, scores: Sequence[np.ndarray], error: np.ndarray) -> float:
-    return float(np.mean([Ranking(label, score + error).auc for score in scores]))
+    return float(np.mean([Ranking(label, score + error).value for score in scores]))
 
 
 def _scale_of(mean_auc: Callable[[float], float], size: float) -> float:

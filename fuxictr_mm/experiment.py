@@ -6,6 +6,7 @@ import logging
 import os
 import shlex
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fuxictr_mm.checking import SettingsError
 from fuxictr_mm.compat import check_labels, is_third_party, make_safe
-from fuxictr_mm.config import ExperimentConfig, Fold, config_hash
+from fuxictr_mm.config import ExperimentConfig, Fold, config_hash, describe_differences, result_differences
 from fuxictr_mm.data.batch import make_formatter
 from fuxictr_mm.data.dataset import Dataset
 from fuxictr_mm.data.fingerprint import changed_data
@@ -53,7 +54,7 @@ from fuxictr_mm.runtime import device_of, keep_freed_memory, local_gpu, only_one
 from fuxictr_mm.settings_problems import settings_problems
 from fuxictr_mm.threads import restored_threads, use_threads
 from fuxictr_mm.training import distributed
-from fuxictr_mm.training.checkpoints import hub_weights, saved_settings, setting_differences
+from fuxictr_mm.training.checkpoints import hub_weights, saved_settings
 from fuxictr_mm.training.memory import warn_of_large_parameters
 from fuxictr_mm.training.run import TrainingRun
 
@@ -180,10 +181,9 @@ class Experiment:
             Settings are invalid.
         """
         config = ExperimentConfig.from_dict({**self.config.to_dict(), **settings})
-        experiment = type(self)(config, self.model_class, self.model_zoo)._check()
-        experiment.paths = replace(experiment.paths, suffix=self.paths.suffix)
-        experiment._options = self._options
-        return experiment
+        experiment = copy(self)
+        experiment.config, experiment.paths = config, replace(RunPaths.of(config), suffix=self.paths.suffix)
+        return experiment._check()
 
     def in_float32(self, **settings: Any) -> Experiment:
         """Return the experiment in float32 and not compiled, with other settings besides, as of ``with_settings``."""
@@ -303,7 +303,8 @@ class Experiment:
         if path.is_dir():
             path = hub_weights(path)
         if saved := saved_settings(path):
-            for difference in setting_differences(saved[1], self.config.to_dict(), "in the folder"):
+            found = result_differences(saved[1], self.config.to_dict())
+            for difference in describe_differences(found, "in the folder"):
                 logger.warning(f"{saved[0]}: {difference}")
         else:
             logger.warning(

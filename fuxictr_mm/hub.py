@@ -72,7 +72,7 @@ def describe_experiment(experiment: Experiment, result: Mapping[str, Any] | None
 
     import torch
 
-    from fuxictr_mm.training.checkpoints import LOCAL_KEYS
+    from fuxictr_mm.config import LOCAL_KEYS
 
     return {
         "library_name": "fuxictr-mm",

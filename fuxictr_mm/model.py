@@ -137,13 +137,10 @@ class MultimodalModel(EmbeddingModel):
             self.task_uncertainty = UncertaintyWeights([self._loss_of(task)[0] for task in tasks])
         self.factor = factor
         self.learning_rate = settings.learning_rate
-        self.optimizer_name = settings.optimizer
         self.max_len = settings.max_len
-        self.label_smoothing = settings.label_smoothing
         self.plateau_patience = settings.plateau_patience
         self._settings = settings
         self._total_steps = self._planned_steps = 0
-        self.accumulation_steps = settings.accumulation_steps
         self.precision = settings.precision
         self.compiled_logits = compiled(self.logits) if compile else None
         self._max_gradient_norm = settings.max_gradient_norm
@@ -192,7 +189,7 @@ class MultimodalModel(EmbeddingModel):
             self, self._embedding_regularizer, self._net_regularizer, self.item_vectors, self.factor_dim
         )
         self.optimizer = make_optimizer(
-            self.optimizer_name,
+            settings.optimizer,
             self._trained,
             self.learning_rate,
             weight_decay=settings.weight_decay,
@@ -299,8 +296,7 @@ class MultimodalModel(EmbeddingModel):
     def add_loss(self, return_dict: Mapping[str, Tensor], y_true: Tensor) -> Tensor:
         """Return the loss of a batch, without the regularizers: summed over labels, see ``loss_of_tasks``."""
         labels = [y_true] if self.num_tasks == 1 else list(y_true.unbind(dim=1))
-        if self.training and self.label_smoothing:
-            amount = self.label_smoothing
+        if self.training and (amount := self._settings.label_smoothing):
             labels = [
                 label + amount * (0.5 - label) if task == "binary_classification" else label
                 for label, task in zip(labels, self.label_tasks, strict=True)
@@ -348,9 +344,10 @@ class MultimodalModel(EmbeddingModel):
         Tensor
             The batch's loss, detached and still on the device.
         """
-        done = self._batch_index % self.accumulation_steps
+        steps = self._settings.accumulation_steps
+        done = self._batch_index % steps
         # The last update of an epoch may accumulate fewer batches.
-        count = min(self.accumulation_steps, self._steps_per_epoch - (self._batch_index - done))
+        count = min(steps, self._steps_per_epoch - (self._batch_index - done))
         self.is_accumulating = done + 1 < count
         self.schedule.set_rates(self._total_steps, self._planned_steps)
         loss = self.backward(batch, count)

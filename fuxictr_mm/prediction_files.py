@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -21,11 +21,19 @@ import pyarrow.parquet as pq
 from fuxictr_mm.config import Roles, label_names, per_label
 from fuxictr_mm.data import parquet
 from fuxictr_mm.data.vocabulary import Vocabulary
-from fuxictr_mm.errors import ConfigError, DataError
-from fuxictr_mm.files import atomic_path
+from fuxictr_mm.errors import ConfigError, DataError, UserError
+from fuxictr_mm.files import atomic_path, read_json
 from fuxictr_mm.metrics import evaluate_metrics
 from fuxictr_mm_serving.parquet import is_numbered
-from fuxictr_mm_serving.prepared import ITEM_FILE, SOURCE_ID, SOURCE_ROW, SOURCE_TIME, SOURCE_USER, VOCABULARIES
+from fuxictr_mm_serving.prepared import (
+    ITEM_FILE,
+    MANIFEST,
+    SOURCE_ID,
+    SOURCE_ROW,
+    SOURCE_TIME,
+    SOURCE_USER,
+    VOCABULARIES,
+)
 
 #: Endings of the files that can be written.
 SUFFIXES = (".parquet", ".csv")
@@ -126,6 +134,27 @@ def _label_columns(settings: Mapping[str, Any]) -> list[JoinColumn]:
     return [JoinColumn(f"{LABEL}_{name}" if len(names) > 1 else LABEL, name) for name in names]
 
 
+class Unit(NamedTuple):
+    """A label that ``prepare log`` standardised: its column in the log, and the statistics of its training rows."""
+
+    column: str
+    mean: float
+    std: float
+
+
+def units_of(rows: str, settings: Mapping[str, Any]) -> dict[str, Unit]:
+    """Return the units of labels by their names: those of the training files or, where these are gone, of ``rows``."""
+    for data in (settings.get("train_data"), rows):
+        try:
+            folder = _prepared_folder(parquet.part_files(data)[0]) if data else None
+            columns = {} if folder is None else read_json(folder / MANIFEST).get("columns", {})
+        except UserError:
+            continue
+        if facts := columns.get("interactions", {}).get("labels"):
+            return {name: Unit(of["column"], of["mean"], of["std"]) for name, of in facts.items()}
+    return {}
+
+
 def _prepared_folder(file: Path) -> Path | None:
     """Return the folder that ``fuxictr-mm prepare`` wrote a file of rows into, None of all other files."""
     folder = next((f for f in list(file.absolute().parents)[:2] if (f / VOCABULARIES).is_dir()), None)
@@ -133,8 +162,10 @@ def _prepared_folder(file: Path) -> Path | None:
     return folder if has_items and is_numbered(file) else None
 
 
-def write_predictions(out: Path, rows: str, predictions: np.ndarray, settings: Mapping[str, Any]) -> None:
+def write_table(out: Path, rows: str, predictions: np.ndarray, settings: Mapping[str, Any]) -> None:
     """Write predictions with the columns that they are joined by, atomically; memory is that of some rows.
+
+    Of a label that ``prepare log`` standardised, also ``prediction_COLUMN``, in the unit of the log's column.
 
     Parameters
     ----------
@@ -157,9 +188,12 @@ def write_predictions(out: Path, rows: str, predictions: np.ndarray, settings: M
     check_table(out)
     if settings.get("data_format", "parquet") == "parquet" and (found := parquet.count_rows(rows)) != len(predictions):
         raise DataError(f"{rows}: has {found} rows, expected {len(predictions)}, as when it was scored; score it again")
-    named = {PREDICTION: predictions}
-    if predictions.ndim > 1:
-        named = {f"{PREDICTION}_{n}": p for n, p in zip(label_names(settings), predictions.T, strict=True)}
+    names = label_names(settings) if settings.get("label_col") else [""]
+    of_label = dict(zip(names, predictions.reshape(len(predictions), -1).T, strict=True))
+    named = {f"{PREDICTION}_{name}" if len(names) > 1 else PREDICTION: values for name, values in of_label.items()}
+    units = units_of(rows, settings) if settings.get("data_format", "parquet") == "parquet" else {}
+    for name, unit in ((name, units[name]) for name in names if name in units):
+        named[f"{PREDICTION}_{unit.column}"] = of_label[name] * unit.std + unit.mean
     with atomic_path(out) as temporary:
         writer: Any = None
         at = 0
@@ -195,10 +229,12 @@ def _writer_of(out: Path) -> Callable[[os.PathLike[str], pa.Schema], Any]:
 def measure(rows: str, predictions: np.ndarray, settings: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """Return metrics by label, of the rows that have one: AUC where both classes occur, logloss; RMSE of a regression.
 
+    Of a label that ``prepare log`` standardised, also by its name in the log: RMSE and MAE in its unit.
+
     Parameters
     ----------
     rows, predictions, settings
-        As of ``write_predictions``.
+        As of ``write_table``.
     """
     if settings.get("data_format", "parquet") != "parquet":
         return {}
@@ -206,6 +242,7 @@ def measure(rows: str, predictions: np.ndarray, settings: Mapping[str, Any]) -> 
     tasks = per_label(settings.get("task", "binary_classification"), len(names))
     present = parquet.schema_of(parquet.part_files(rows)[0]).names
     found: dict[str, dict[str, float]] = {}
+    units = units_of(rows, settings)
     for index, (name, task) in enumerate(zip(names, tasks, strict=True)):
         if name not in present:
             continue
@@ -219,6 +256,9 @@ def measure(rows: str, predictions: np.ndarray, settings: Mapping[str, Any]) -> 
         if task != "regression" and truth.min() == truth.max():
             metrics.remove("AUC")
         found[name] = {"rows": float(known.sum()), **evaluate_metrics(truth, scores, metrics)}
+        if task == "regression" and name in units:
+            of_unit = {metric: found[name][metric] * units[name].std for metric in metrics}
+            found[units[name].column] = {"rows": found[name]["rows"], **of_unit}
     return found
 
 

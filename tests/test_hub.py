@@ -195,7 +195,7 @@ def test_other_features_are_refused(trained, exported, features, names):
 def test_another_vocabulary_is_refused(trained, exported):
     text = (exported / "feature_map.json").read_text()
     (exported / "feature_map.json").write_text(text.replace('"vocab_size": 11\n', '"vocab_size": 12\n'))
-    with raises_naming(UserError, "'likes_level'", "vocab_size is 12", "11"):
+    with raises_naming(UserError, "likes_level.vocab_size is 12", "11"):
         model_of(trained).load_weights(exported)
 
 

@@ -9,7 +9,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from fuxictr_mm.data import parquet
 from fuxictr_mm.errors import ConfigError, DataError
-from fuxictr_mm.prediction_files import is_table, measure, write_predictions
+from fuxictr_mm.prediction_files import is_table, measure, write_table
 from fuxictr_mm_serving.prepared import NUMBERED
 from tests.errors import raises_naming
 
@@ -38,7 +38,7 @@ def test_rows_have_their_ids_and_numbers(suffix, rows, tmp_path, monkeypatch):
     out = tmp_path / f"scores{suffix}"
     assert is_table(out)
     for _ in range(2):  # replaces a table of its own
-        write_predictions(out, str(rows), scores, SETTINGS)
+        write_table(out, str(rows), scores, SETTINGS)
     found = read(out)
     assert found.columns == ["row", "who", "asin", "at", "label", "prediction"]
     assert found["label"].to_list() == [0, 1, 0, 0, 1, 1]
@@ -50,18 +50,18 @@ def test_rows_have_their_ids_and_numbers(suffix, rows, tmp_path, monkeypatch):
 
 def test_several_labels_and_other_files(rows, tmp_path):
     several = {**SETTINGS, "label_col": [{"name": "click"}, {"name": "like"}]}
-    write_predictions(tmp_path / "two.csv", str(rows), np.zeros((6, 2), np.float32), several)
+    write_table(tmp_path / "two.csv", str(rows), np.zeros((6, 2), np.float32), several)
     assert read(tmp_path / "two.csv").columns[-3:] == ["label_click", "prediction_click", "prediction_like"]
-    write_predictions(tmp_path / "raw.csv", "rows.csv", np.zeros(4), {**SETTINGS, "data_format": "csv"})
+    write_table(tmp_path / "raw.csv", "rows.csv", np.zeros(4), {**SETTINGS, "data_format": "csv"})
     assert read(tmp_path / "raw.csv").columns == ["row", "prediction"]
     (tmp_path / "notes.csv").write_text("a,b\n1,2\n")
     with raises_naming(ConfigError, tmp_path / "notes.csv"):
-        write_predictions(tmp_path / "notes.csv", str(rows), np.zeros(6), SETTINGS)
+        write_table(tmp_path / "notes.csv", str(rows), np.zeros(6), SETTINGS)
     pl.DataFrame({"a": [1]}).write_parquet(tmp_path / "notes.parquet")
     with raises_naming(ConfigError, tmp_path / "notes.parquet"):
-        write_predictions(tmp_path / "notes.parquet", str(rows), np.zeros(6), SETTINGS)
+        write_table(tmp_path / "notes.parquet", str(rows), np.zeros(6), SETTINGS)
     with raises_naming(DataError, rows, "6 rows", "5"):
-        write_predictions(tmp_path / "short.csv", str(rows), np.zeros(5), SETTINGS)
+        write_table(tmp_path / "short.csv", str(rows), np.zeros(5), SETTINGS)
     assert not (tmp_path / "short.csv").exists()
 
 
@@ -78,7 +78,7 @@ def test_prepared_rows_have_the_ids_of_the_owner(is_later, tmp_path):
         columns["click"] = np.array([1, np.nan], np.float32)
     table = pa.table(columns).replace_schema_metadata(NUMBERED)
     pq.write_table(table, folder / "test" / "part-00000.parquet")
-    write_predictions(tmp_path / "scores.parquet", str(folder / "test"), np.zeros(2), {"label_col": {"name": "click"}})
+    write_table(tmp_path / "scores.parquet", str(folder / "test"), np.zeros(2), {"label_col": {"name": "click"}})
     found = read(tmp_path / "scores.parquet").drop("prediction").to_dict(as_series=False)
     expected = {"user_id": ["u-2", None], "item_id": ["B1", "B2"], "row": [0, 1]}
     if is_later:

@@ -21,6 +21,7 @@ from fuxictr_mm.evaluation.compare import compare
 from fuxictr_mm.evaluation.ensemble import ensemble
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.metrics import evaluate_metrics
+from fuxictr_mm.report.diagnosis_figures import plot_diagnosis
 from fuxictr_mm.tasks import UncertaintyWeights, loss_of_tasks
 from tests.errors import exits_naming, raises_naming
 from tests.paths import ROOT
@@ -205,8 +206,12 @@ def test_a_classification_and_a_regression_are_learned(tmp_path, expid, weights)
     predictions = experiment.predict()
     assert 0 <= predictions[:, 0].min() < predictions[:, 0].max() <= 1
     assert predictions[:, 1].min() < 0
-    with raises_naming(DataError, "watch"):
-        compare([run.path, load(tmp_path, tmp_path, expid, seed=5, **MIXED).fit().path], tmp_path / "ck", task="watch")
+    other = load(tmp_path, tmp_path, expid, seed=5, **MIXED).fit()
+    found = compare([run.path, other.path], tmp_path / "ck", task="watch", samples=100)
+    assert (found.metric, found.positives, found.rows) == ("RMSE", None, len(known))
+    means = [side.mean for side in found.sides]
+    assert means == pytest.approx([run.valid["watch_RMSE"], other.valid["watch_RMSE"]], rel=1e-5)
+    assert compare([run.path, other.path], tmp_path / "ck", task="click", samples=100).metric == "AUC"
 
 
 def test_a_regression_alone(tmp_path, capsys):
@@ -237,6 +242,18 @@ def test_a_regression_alone(tmp_path, capsys):
     path.write_text(json.dumps({"X": {**experiments["X"], **settings}}))
     with exits_naming(capsys, "regression", "parquet"):  # a submission holds probabilities
         main(["predict", "--expid", "X", "--config", str(tmp_path), "--out", str(tmp_path / "out")])
+    of_run = ["--config", str(tmp_path), "--run", str(runs[0].path), "--out", str(tmp_path / "d.json")]
+    main(["diagnose", "--expid", "X", *of_run, "--repeats", "1"])
+    found = json.loads((tmp_path / "d.json").read_text())
+    assert found["metric"] == "RMSE"
+    assert found["metrics"]["rmse"] == pytest.approx(runs[0].valid["RMSE"], rel=1e-4)
+    assert found["metrics"]["low"] < found["metrics"]["rmse"] < found["metrics"]["deviation"]
+    of_items = next(entry for entry in found["importance"]["fields"] if entry["name"] == "item_id")
+    assert of_items["auc_lost"] > 0.3 > 3 * of_items["noise"]  # the label follows the item
+    assert sum(entry["rows"] for entry in found["history_length"]) == len(label)
+    assert "rmse" in found["history_length"][0]
+    assert "calibration" in found["absent"]
+    assert plot_diagnosis(found)[1] == []
 
 
 def test_losses_of_both_kinds_in_closed_form(tmp_path):

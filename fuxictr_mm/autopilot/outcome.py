@@ -51,7 +51,7 @@ def conclude(studies: Sequence[ModelStudy], request: Request, journal: Journal) 
     name, top = f"AUTO_{request.dataset_id}", best_of(studies)
     root = top.load_best().paths.model_root
     best = _average(studies, name, root, request.gpu, journal)
-    label, prediction, _ = best.examples("valid")
+    label, prediction, _ = best.predictions()
     assert label is not None
     if (auc_with_interval(label, prediction)["low"] or 0.0) <= 0.5:
         journal.tell(

@@ -1,4 +1,4 @@
-"""``fuxictr-mm compare``: which of two or more configurations has the higher AUC, and whether significantly."""
+"""``fuxictr-mm compare``: which of two or more configurations is better, and whether significantly."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from fuxictr_mm.arguments import add_examples, add_output_options, show
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.evaluation.compare import MIN_SAMPLES, Comparison, Pair, compare
-from fuxictr_mm.evaluation.significance import delong_error, fixed
+from fuxictr_mm.evaluation.significance import fixed, sampling_error
 from fuxictr_mm.terminal import format_table
 
 
@@ -60,6 +60,7 @@ def main_from_args(args: argparse.Namespace) -> None:
 
 def as_dict(comparison: Comparison) -> dict[str, Any]:
     """Return a comparison for JSON."""
+    metric, is_auc = comparison.metric, comparison.metric == "AUC"
     sides = []
     for side, runs in zip(comparison.sides, comparison.runs, strict=True):
         entries = [
@@ -68,25 +69,27 @@ def as_dict(comparison: Comparison) -> dict[str, Any]:
                 "expid": run.expid,
                 "seed": run.seed,
                 "path": str(run.path),
-                "auc": ranking.auc,
-                "delong_error": delong_error([ranking]),
+                metric.lower(): measured.value,
+                "delong_error" if is_auc else "standard_error": sampling_error([measured]),
                 "bootstrap_error": float(sample.std(ddof=1)),
             }
-            for run, ranking, sample in zip(runs, side.runs, side.samples, strict=True)
+            for run, measured, sample in zip(runs, side.runs, side.samples, strict=True)
         ]
-        sides.append({"name": side.name, "configuration": side.configuration, "auc": side.mean, "runs": entries})
+        sides.append(
+            {"name": side.name, "configuration": side.configuration, metric.lower(): side.mean, "runs": entries}
+        )
     pairs = [
         {
             "first": pair.first.name,
             "second": pair.second.name,
-            **asdict(pair.found),
+            **{"delong_p" if key == "rows_p" and is_auc else key: value for key, value in asdict(pair.found).items()},
             "corrected_p": pair.corrected_p,
             "better": pair.better,
             "verdict": pair.conclusion,
         }
         for pair in comparison.pairs
     ]
-    names = ("split", "rows", "positives", "users", "samples", "notes")
+    names = ("split", "metric", "rows", "positives", "users", "samples", "notes")
     return {**{name: getattr(comparison, name) for name in names}, "sides": sides, "pairs": pairs}
 
 
@@ -94,14 +97,15 @@ def as_text(comparison: Comparison) -> str:
     """Return a comparison for a terminal: runs, differences from the first side, conclusions and notes."""
     of_users = "" if comparison.users == comparison.rows else f" of {comparison.users:,} users"
     what = {"valid": "validation"}.get(comparison.split, comparison.split)
+    positive = "" if comparison.positives is None else f", {comparison.positives:,} positive"
     against_first = [pair for pair in comparison.pairs if pair.first is comparison.sides[0]]
     return "\n".join(
         [
-            f"{comparison.rows:,} {what} examples{of_users}, {comparison.positives:,} positive",
+            f"{comparison.rows:,} {what} examples{of_users}{positive}",
             "",
             _runs_table(comparison),
             "",
-            _differences_table(against_first),
+            _differences_table(against_first, comparison.metric),
             "",
             *(f"{pair.conclusion}." for pair in against_first),
             *(f"Note: {note}." for note in comparison.notes),
@@ -114,17 +118,18 @@ def _runs_table(comparison: Comparison) -> str:
     for side, runs in zip(comparison.sides, comparison.runs, strict=True):
         several = len(side.runs) > 1
         if several:
-            spread = f"seeds     {side.aucs.std(ddof=1):.4f}"
+            spread = f"seeds     {side.values.std(ddof=1):.4f}"
             rows.append([f"{side.name}, mean of {len(side.runs)}", "", f"{side.mean:.4f}", spread])
-        for run, ranking in zip(runs, side.runs, strict=True):
+        for run, measured in zip(runs, side.runs, strict=True):
             name, seed = f"  {run.run}" if several else side.name, "" if run.seed is None else run.seed
-            error = delong_error([ranking])
+            error = sampling_error([measured])
             spread = "" if error is None else f"examples  {error:.4f}"
-            rows.append([name, seed, f"{ranking.auc:.4f}", spread])
-    return format_table(["run", "seed", "AUC", "standard deviation"], rows, right=["seed", "AUC"])
+            rows.append([name, seed, f"{measured.value:.4f}", spread])
+    head = "AUC" if comparison.metric == "AUC" else f"{comparison.metric}, lower is better"
+    return format_table(["run", "seed", head, "standard deviation"], rows, right=["seed", head])
 
 
-def _differences_table(pairs: Sequence[Pair]) -> str:
+def _differences_table(pairs: Sequence[Pair], metric: str) -> str:
     def interval(low: float, high: float) -> str:
         return f"{fixed(low, '+')} to {fixed(high, '+')}"
 
@@ -137,9 +142,10 @@ def _differences_table(pairs: Sequence[Pair]) -> str:
             fixed(pair.found.value, "+"),
             interval(pair.found.low, pair.found.high) if pair.found.seeds else "seeds unknown",
             interval(pair.found.rows_low, pair.found.rows_high),
-            p_value(pair.found.delong_p),
+            p_value(pair.found.rows_p),
             p_value(pair.corrected_p) if pair.found.seeds else "",
         ]
         for pair in pairs
     ]
-    return format_table(["difference", "", "95 % interval", "for these weights", "DeLong p", "p"], rows)
+    of_rows = "DeLong p" if metric == "AUC" else "paired p"
+    return format_table(["difference", "", "95 % interval", "for these weights", of_rows, "p"], rows)

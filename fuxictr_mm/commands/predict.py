@@ -70,7 +70,7 @@ def main_from_args(args: argparse.Namespace) -> None:
     """Score, write ``submission/NAME.zip`` or a table, and print the metrics of ``--data`` that has labels."""
     from fuxictr_mm.data.parquet import count_rows
     from fuxictr_mm.logs import set_up_logging
-    from fuxictr_mm.prediction_files import check_table, is_table, measure, write_predictions
+    from fuxictr_mm.prediction_files import check_table, is_table, measure, write_table
     from fuxictr_mm.runtime import is_main
     from fuxictr_mm.submission import write_submission
 
@@ -86,7 +86,7 @@ def main_from_args(args: argparse.Namespace) -> None:
             values = ", ".join(f"{key} {value:.6f}" for key, value in metrics.items() if key != "rows")
             print(f"{args.data}: {values} ({metrics['rows']:.0f} rows with {label})")
     if is_table(args.out):
-        write_predictions(args.out, settings["test_data"], scores, settings)
+        write_table(args.out, settings["test_data"], scores, settings)
         print(f"{args.out}: {len(scores)} rows")
     else:
         index, of_label = _label_of(settings, args.label, args.out)
@@ -155,7 +155,7 @@ def _of_runs(args: argparse.Namespace) -> tuple[str, "np.ndarray", dict[str, Any
         )
     for line in describe_ensemble(run):
         print(line)
-    scores = run.predictions("test")[1]
+    scores = run.predictions("test").prediction
     if args.calibrate:
         scores = _calibrate(run, scores, args.calibrate)
     return run.expid, scores, run.config

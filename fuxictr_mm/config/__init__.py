@@ -6,6 +6,14 @@ that is wrong is reported in one message. Nothing here imports torch.
 
 from fuxictr_mm.config.columns import Columns
 from fuxictr_mm.config.dataset import PATH_KEYS, DatasetConfig, label_names
+from fuxictr_mm.config.differences import (
+    LOCAL_KEYS,
+    NOT_SET,
+    comparable,
+    describe_differences,
+    differing,
+    result_differences,
+)  # fmt: skip
 from fuxictr_mm.config.entries import (
     check_id,
     find_config,

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from fuxictr_mm.diagnosis.attention_hooks import AttentionHooks
-from fuxictr_mm.diagnosis.findings import NOTE, PROBLEM, WARNING, Finding, find_harmful, is_negligible
-from fuxictr_mm.diagnosis.scorer import AUCDrop, Scorer, by_bucket
+from fuxictr_mm.diagnosis.findings import NOTE, PROBLEM, WARNING, Finding, Scale
+from fuxictr_mm.diagnosis.scorer import Cost, Scorer, by_bucket
 from fuxictr_mm.terminal import format_table
 
 #: Attention weights whose statistics are computed at once; bounds the memory for self-attention.
@@ -196,7 +196,7 @@ def measure(scorer: Scorer, recorded: Sequence[RecordedAttention]) -> dict[str, 
     attention = []
     for recording in recorded:
         with recording.hooks.on_weights(uniform):
-            drop = scorer.auc_drop(scorer.score())
+            drop = scorer.cost(scorer.score())
         entry = {**describe(recording), "uniform_auc_lost": drop.value, "uniform_noise": drop.noise}
         attention.append(entry)
     return {"attention": attention, "heads": [measure_heads(scorer, recording) for recording in recorded]}
@@ -239,20 +239,20 @@ def describe(recording: RecordedAttention) -> dict[str, Any]:
 
 
 def measure_heads(scorer: Scorer, recording: RecordedAttention) -> dict[str, Any]:
-    """Return how the heads differ, and the AUC drop without each of them and with only each of them."""
+    """Return how the heads differ, and what the metric loses without each of them and with only each of them."""
     hooks, norms = recording.hooks, recording.output_norms
     everything = range(hooks.num_heads)
 
     @cache  # of two heads, one without the other is the other alone
-    def without(heads: tuple[int, ...]) -> AUCDrop:
+    def without(heads: tuple[int, ...]) -> Cost:
         with hooks.zeroed(heads):
-            return scorer.auc_drop(scorer.score())
+            return scorer.cost(scorer.score())
 
     all_removed = without(tuple(everything))
     heads = []
     for head in everything:
         others = tuple(other for other in everything if other != head)
-        removed, alone = (without((head,)), without(others)) if others else (all_removed, AUCDrop(0.0, 0.0))
+        removed, alone = (without((head,)), without(others)) if others else (all_removed, Cost(0.0, 0.0))
         heads.append(
             {
                 "head": head,
@@ -289,6 +289,7 @@ def tables(result: Mapping[str, Any]) -> list[str]:
     """Return the tables of attention modules and of heads."""
     if "attention" not in result:
         return []
+    cost = Scale.of(result).cost
     modules = [
         [
             entry["name"],
@@ -308,8 +309,8 @@ def tables(result: Mapping[str, Any]) -> list[str]:
         if entry["num_heads"] > 1:
             heads.append([f"{name} all", "100.0%", _drop(entry, "all_removed"), None])
     return [
-        format_table(["attention", "kind", "entropy / uniform", "by history length", "AUC drop if uniform"], modules),
-        format_table(["head", "of output", "AUC drop without it", "AUC drop with it alone"], heads),
+        format_table(["attention", "kind", "entropy / uniform", "by history length", f"{cost} if uniform"], modules),
+        format_table(["head", "of output", f"{cost} without it", f"{cost} with it alone"], heads),
     ]
 
 
@@ -323,10 +324,11 @@ def _drop(entry: Mapping[str, Any], change: str) -> str:
 
 def findings(result: Mapping[str, Any]) -> Iterator[Finding]:
     """Yield findings on attention modules and their heads."""
+    scale = Scale.of(result)
     uniform_modules = set()
     for entry in result.get("attention", []):
         name, ratio, drop, noise = (entry[k] for k in ("name", "entropy_ratio", "uniform_auc_lost", "uniform_noise"))
-        if ratio is not None and ratio > UNIFORM_RATIO and is_negligible(drop, noise):
+        if ratio is not None and ratio > UNIFORM_RATIO and scale.is_negligible(drop, noise):
             uniform_modules.add(name)
             yield Finding(
                 PROBLEM,
@@ -334,31 +336,32 @@ def findings(result: Mapping[str, Any]) -> Iterator[Finding]:
                 "uniform_attention",
                 name,
                 f"{name} attends uniformly: its weights have {ratio:.1%} of the entropy of uniform ones, and uniform "
-                f"weights cost {drop:.4f} AUC (noise {noise:.4f})",
+                f"weights cost {drop:.4f} {scale.metric} (noise {noise:.4f})",
                 "it is equivalent to a mean: train longer or with a higher learning rate, use fewer heads "
                 "or a larger attention_dim, or set interest: mean",
             )
-        yield from find_harmful("attention", name, "replacing its weights by uniform ones", drop, noise)
+        yield from scale.find_harmful("attention", name, "replacing its weights by uniform ones", drop, noise)
     for entry in result.get("heads", []):
-        yield from _findings_of_heads(entry, is_uniform=entry["attention"] in uniform_modules)
+        yield from _findings_of_heads(entry, scale, is_uniform=entry["attention"] in uniform_modules)
 
 
-def _findings_of_heads(entry: Mapping[str, Any], is_uniform: bool) -> Iterator[Finding]:
+def _findings_of_heads(entry: Mapping[str, Any], scale: Scale, is_uniform: bool) -> Iterator[Finding]:
     name, largest = entry["attention"], max(head["output_norm"] for head in entry["heads"])
     for head in entry["heads"]:
         number, drop = head["head"], head["removed_auc_lost"]
-        if head["output_norm"] <= INACTIVE_HEAD * largest and is_negligible(drop, head["removed_noise"]):
+        if head["output_norm"] <= INACTIVE_HEAD * largest and scale.is_negligible(drop, head["removed_noise"]):
             output = "zero" if head["output_norm"] == 0 else f"{head['output_share']:.2%} of that of all heads"
             yield Finding(
                 PROBLEM,
                 "heads",
                 "silent_head",
                 f"{name} head {number}",
-                f"head {number} of {name} is inactive: removing it costs {drop:.4f} AUC; its output is {output}",
+                f"head {number} of {name} is inactive: removing it costs {drop:.4f} {scale.metric}; its output is "
+                f"{output}",
                 "unless it was set to zero deliberately, use fewer heads or less weight decay on the attention",
             )
         if entry["num_heads"] > 1:
-            yield from find_harmful("heads", f"{name} head {number}", "removing it", drop, head["removed_noise"])
+            yield from scale.find_harmful("heads", f"{name} head {number}", "removing it", drop, head["removed_noise"])
     if entry["divergence"] is not None and entry["divergence"] < ALIKE_BITS and not is_uniform:
         yield Finding(
             NOTE,
@@ -369,13 +372,15 @@ def _findings_of_heads(entry: Mapping[str, Any], is_uniform: bool) -> Iterator[F
             "fewer heads, or one, may be sufficient",
         )
     drop, noise = entry["all_removed_auc_lost"], entry["all_removed_noise"]
-    yield from find_harmful("heads", name, "removing its output", drop, noise)
-    if is_negligible(drop, noise):
+    yield from scale.find_harmful("heads", name, "removing its output", drop, noise)
+    if scale.is_negligible(drop, noise):
         yield Finding(
             WARNING,
             "heads",
             "attention_does_nothing",
             name,
-            f"{name} has no measurable effect: without its output the model loses {drop:.4f} AUC (noise {noise:.4f})",
-            "see the AUC drop of permuting the history; the model may use another path from the history to the logit",
+            f"{name} has no measurable effect: without its output the model loses {drop:.4f} {scale.metric} (noise "
+            f"{noise:.4f})",
+            f"see the {scale.cost} of permuting the history; the model may use another path from the history to the "
+            "logit",
         )

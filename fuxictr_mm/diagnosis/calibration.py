@@ -119,6 +119,8 @@ def recalibrate(label: np.ndarray, prediction: np.ndarray) -> tuple[float, float
 
 def tables(result: Mapping[str, Any]) -> list[str]:
     """Return one line, and a table by popularity."""
+    if "calibration" not in result:
+        return []
     entry = result["calibration"]
     slope = "" if entry["slope"] is None else f", slope {entry['slope']:.2f}, intercept {entry['intercept']:+.2f}"
     line = (
@@ -141,6 +143,8 @@ def tables(result: Mapping[str, Any]) -> list[str]:
 
 def findings(result: Mapping[str, Any]) -> Iterator[Finding]:
     """Yield findings on miscalibrated, overconfident or underconfident predictions."""
+    if "calibration" not in result:
+        return
     entry = result["calibration"]
     error, noise, slope = entry["expected_calibration_error"], entry["noise"], entry["slope"]
     if error > max(CALIBRATION_ERROR, noise):

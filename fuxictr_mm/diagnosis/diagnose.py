@@ -16,7 +16,7 @@ import numpy as np
 from fuxictr_mm import __version__
 from fuxictr_mm.diagnosis.findings import NOTE, Finding, format_findings, ordered
 from fuxictr_mm.diagnosis.trained import Trained
-from fuxictr_mm.errors import ConfigError, MissingFileError
+from fuxictr_mm.errors import MissingFileError
 from fuxictr_mm.terminal import progress_bar
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ ABSENT = {
     "attention": "the model has no attention whose weights can be read",
     "heads": "the model has no attention whose weights can be read",
     "senet": "the model has no SENet",
+    "calibration": "the task is a regression, whose predictions are not probabilities",
     "popularity": "there is no training file to count clicks in",
     "vectors": "the model does not read item embeddings",
     "neighbours": "the model does not read item embeddings",
@@ -64,8 +65,6 @@ def diagnose_trained(trained: Trained, *, split: str = "valid", **options: Any) 
 
     config = trained.experiment.config
     config.dataset.require_one_label("diagnose")
-    if "regression" in config.tasks.values():
-        raise ConfigError(f"{config.expid}: task is {config.task}, diagnose expects binary_classification")
     # AUC drops of a few ten-thousandths are below the precision of bf16; the split must be in memory.
     experiment = trained.experiment.in_float32(resident=True, verbose=0)
     experiment.prepare_process()
@@ -107,11 +106,12 @@ def _findings_of_training(trained: Trained) -> Iterator[Finding]:
 
 
 def _popularity(experiment: Experiment, items: ItemTable) -> Popularity | None:
-    """Count clicks in the training file; return None if the file does not exist."""
+    """Count clicks in the training file, of a regression its rows; return None if the file does not exist."""
     from fuxictr_mm.data.interactions import InteractionTable
     from fuxictr_mm.diagnosis.slices import Popularity, count_items
 
     dataset = experiment.config.dataset
+    is_regression = "regression" in experiment.config.tasks.values()
     try:
         if dataset.item_info is None:  # items are those of encoded columns
             table = experiment.load_dataset({"train": True}).splits["train"]
@@ -120,9 +120,11 @@ def _popularity(experiment: Experiment, items: ItemTable) -> Popularity | None:
             counts = [
                 rows.bincount(minlength=items.num_items) for rows in (table.target, table.target[table.label == 1])
             ]
-            return Popularity(*(count.numpy() for count in counts))
-        label, target = dataset.label_names[0], dataset.roles.target
-        return count_items(dataset.train_data or "", label, items.num_items, target, items.vocabulary)
+            found = Popularity(*(count.numpy() for count in counts))
+        else:
+            label, target = dataset.label_names[0], dataset.roles.target
+            found = count_items(dataset.train_data or "", label, items.num_items, target, items.vocabulary)
+        return Popularity(found.shown, found.shown) if is_regression else found
     except MissingFileError as error:
         logger.warning(f"{error}; the section on popularity is left out")
         return None
@@ -184,7 +186,8 @@ def diagnose(
     scorer, prediction, of_model = _measure_model(experiment, model, table, rows, repeats, seed, verbose)
     label, target = scorer.label, scorer.table.target.cpu().numpy()
     lengths = scorer.table.history_offsets.diff().cpu().numpy()
-    clicks = np.bincount(target[label == 1], minlength=items.num_items) if popularity is None else popularity.clicked
+    clicked = target if scorer.metric != "AUC" else target[label == 1]
+    clicks = np.bincount(clicked, minlength=items.num_items) if popularity is None else popularity.clicked
     item_fields = importance.item_fields(features, items.names)
     result: dict[str, Any] = {
         "version": VERSION,
@@ -192,7 +195,8 @@ def diagnose(
         "rows_in_split": len(table),
         "repeats": repeats,
         "seed": seed,
-        "metrics": metrics.measure(label, prediction),
+        "metric": scorer.metric,
+        "metrics": metrics.measure(label, prediction, scorer.metric),
         **of_model,
         **vectors.measure(
             [name for name in item_fields if features[name]["type"] == "embedding"],
@@ -202,12 +206,13 @@ def diagnose(
             experiment.config.dataset.item_files,
             vectors.ItemNames(experiment.config.dataset.roles.target, items.vocabulary),
         ),
-        "calibration": calibration.measure(label, prediction, seed=seed)
-        | {"command": f"{experiment.command('predict')} --calibrate platt"},
-        **slices.measure(label, prediction, lengths, target, popularity),
+        **slices.measure(label, prediction, lengths, target, popularity, scorer.metric),
     }
-    if "popularity" in result:
-        result["calibration"]["by_popularity"] = calibration.by_popularity(result["popularity"])
+    if scorer.metric == "AUC":
+        command = f"{experiment.command('predict')} --calibrate platt"
+        result["calibration"] = {**calibration.measure(label, prediction, seed=seed), "command": command}
+        if "popularity" in result:
+            result["calibration"]["by_popularity"] = calibration.by_popularity(result["popularity"])
     result["absent"] = {section: reason for section, reason in ABSENT.items() if section not in result}
     result["passes"] = scorer.passes
     result["seconds"] = time.perf_counter() - started
@@ -256,9 +261,12 @@ def format_summary(result: Mapping[str, Any]) -> str:
     metrics = result["metrics"]
     of = "" if result["rows"] == result["rows_in_split"] else f" of {result['rows_in_split']}"
     named = " ".join(str(result[key]) for key in ("expid", "run", "split") if result.get(key))
+    metric = result["metric"]
+    other = {"AUC": "logloss", "RMSE": "MAE", "MAE": "RMSE"}[metric]
+    value, low, high, second = (metrics[key] for key in (metric.lower(), "low", "high", other.lower()))
     head = (
-        f"{named or 'diagnosis'}: AUC {metrics['auc']:.4f} ({metrics['low']:.4f} to {metrics['high']:.4f}), logloss "
-        f"{metrics['logloss']:.4f}, {result['rows']}{of} rows; {result['passes']} passes in {result['seconds']:.1f} s"
+        f"{named or 'diagnosis'}: {metric} {value:.4f} ({low:.4f} to {high:.4f}), {other} {second:.4f}, "
+        f"{result['rows']}{of} rows; {result['passes']} passes in {result['seconds']:.1f} s"
     )
     tables = [table for section in _sections() for table in section.tables(result) if table]
     absent = [f"no {name}: {reason}" for name, reason in result["absent"].items()]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from fuxictr_mm.runs import is_falling
 from fuxictr_mm.terminal import plural
 
 #: Severities, the worst first.
@@ -13,6 +15,9 @@ PROBLEM, WARNING, NOTE = SEVERITIES = ("problem", "warning", "note")
 
 #: An AUC drop below this is negligible, whatever its noise.
 NEGLIGIBLE_AUC = 0.001
+
+#: The same of an RMSE or MAE, as a fraction of that of the model.
+NEGLIGIBLE_ERROR = 0.001
 
 MODEL_AT_CHANCE = "model_at_chance"
 
@@ -60,23 +65,49 @@ class Finding:
     advice: str
 
 
-def is_negligible(auc_drop: float, noise: float) -> bool:
-    """Whether an AUC drop, or rise, is within its noise or below ``NEGLIGIBLE_AUC``.
+@dataclass(frozen=True)
+class Scale:
+    """The metric that parts of a model are measured by, and which of its changes count.
 
-    Examples
-    --------
-    >>> is_negligible(0.0, 0.0), is_negligible(0.004, 0.005), is_negligible(0.02, 0.005), is_negligible(-0.02, 0.005)
-    (True, True, False, False)
+    Parameters
+    ----------
+    metric : str
+        ``AUC``; of a regression ``RMSE`` or ``MAE``.
+    negligible : float
+        A change below this is negligible, whatever its noise.
     """
-    return abs(auc_drop) <= max(noise, NEGLIGIBLE_AUC)
 
+    metric: str = "AUC"
+    negligible: float = NEGLIGIBLE_AUC
 
-def find_harmful(section: str, subject: str, change: str, auc_drop: float, noise: float) -> Iterator[Finding]:
-    """Yield a warning if a change of the model or of its input raises the AUC."""
-    if auc_drop < -max(2 * noise, NEGLIGIBLE_AUC):  # twice: many parts are looked at
-        text = f"{subject} is harmful: {change} raises the AUC by {-auc_drop:.4f} (noise {noise:.4f})"
-        advice = "it may overfit the training examples: train without it, or with more regularization, and compare"
-        yield Finding(WARNING, section, "harmful", subject, text, advice)
+    @classmethod
+    def of(cls, result: Mapping[str, Any]) -> Scale:
+        """Return that of a diagnosis."""
+        metric = result.get("metric", "AUC")
+        return cls() if metric == "AUC" else cls(metric, NEGLIGIBLE_ERROR * result["metrics"][metric.lower()])
+
+    @property
+    def cost(self) -> str:
+        """What a part costs that is missing, such as ``AUC drop``."""
+        return f"{self.metric} {'increase' if is_falling(self.metric) else 'drop'}"
+
+    def is_negligible(self, cost: float, noise: float) -> bool:
+        """Whether a cost, or a gain, is within its noise or negligible.
+
+        Examples
+        --------
+        >>> [Scale().is_negligible(*pair) for pair in ((0.0, 0.0), (0.004, 0.005), (0.02, 0.005), (-0.02, 0.005))]
+        [True, True, False, False]
+        """
+        return abs(cost) <= max(noise, self.negligible)
+
+    def find_harmful(self, section: str, subject: str, change: str, cost: float, noise: float) -> Iterator[Finding]:
+        """Yield a warning if a change of the model or of its input makes the metric better."""
+        if cost < -max(2 * noise, self.negligible):  # twice: many parts are looked at
+            better = f"{'lowers' if is_falling(self.metric) else 'raises'} the {self.metric}"
+            text = f"{subject} is harmful: {change} {better} by {-cost:.4f} (noise {noise:.4f})"
+            advice = "it may overfit the training examples: train without it, or with more regularization, and compare"
+            yield Finding(WARNING, section, "harmful", subject, text, advice)
 
 
 def ordered(findings: Iterable[Finding]) -> list[Finding]:

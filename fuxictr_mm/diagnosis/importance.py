@@ -1,4 +1,4 @@
-"""Section on fields: the AUC drop when fields are permuted, singly and in groups, and the weights by SENet.
+"""Section on fields: what permuting fields costs, singly and in groups, and the weights by SENet.
 
 Shape letters: I items, R examples, F fields.
 """
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from fuxictr_mm.config import Roles
 from fuxictr_mm.data.items import ItemTable
 from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ, ITEM_SOURCE
-from fuxictr_mm.diagnosis.findings import NEGLIGIBLE_AUC, NOTE, PROBLEM, WARNING, Finding, find_harmful, is_negligible
-from fuxictr_mm.diagnosis.scorer import AUCDrop, Scorer, with_context, with_history
+from fuxictr_mm.diagnosis.findings import NOTE, PROBLEM, WARNING, Finding, Scale
+from fuxictr_mm.diagnosis.scorer import Cost, Scorer, with_context, with_history
 from fuxictr_mm.evaluation.significance import NORMAL_95
 from fuxictr_mm.fuxictr_imports import SqueezeExcitation
 from fuxictr_mm.terminal import format_table
@@ -208,7 +208,7 @@ def permuted_items(model: Any, names: Sequence[str], permutation: Tensor) -> Ite
             handle.remove()
 
 
-def permute_once(scorer: Scorer, group: Group, seed: int) -> AUCDrop:
+def permute_once(scorer: Scorer, group: Group, seed: int) -> Cost:
     """Return the AUC drop of one permutation of a group.
 
     Context columns and histories are permuted among the examples, item fields among the items, so that an item has the
@@ -217,11 +217,11 @@ def permute_once(scorer: Scorer, group: Group, seed: int) -> AUCDrop:
     if group.source == "item":
         permutation = permute_items(scorer.model.feature_map.items, seed)
         with permuted_items(scorer.model, group.fields, permutation) as change:
-            return scorer.auc_drop(scorer.score(change=change))
+            return scorer.cost(scorer.score(change=change))
     table = scorer.table
     rows = torch.randperm(len(table), generator=torch.Generator().manual_seed(seed)).to(table.target.device)
     changed = with_context(table, group.fields, rows)
-    return scorer.auc_drop(scorer.score(with_history(changed, rows) if group.source == "history" else changed))
+    return scorer.cost(scorer.score(with_history(changed, rows) if group.source == "history" else changed))
 
 
 def number_of_passes(groups: Sequence[Group], repeats: int) -> int:
@@ -250,7 +250,7 @@ def measure(scorer: Scorer, groups: Sequence[Group], repeats: int, seed: int) ->
     return found
 
 
-def _summarize(drops: Sequence[AUCDrop]) -> dict[str, Any]:
+def _summarize(drops: Sequence[Cost]) -> dict[str, Any]:
     values = np.array([drop.value for drop in drops])
     deviation = float(values.std(ddof=1)) if len(values) > 1 else 0.0
     variance = float(np.mean([drop.variance for drop in drops])) + deviation**2 / len(values)
@@ -343,35 +343,36 @@ def tables(result: Mapping[str, Any]) -> list[str]:
         ]
         for e in sorted(entries, key=lambda e: (e["kind"] == "field", -e["auc_lost"]))
     ]
-    return [*found, format_table(["permuted", "kind", "AUC drop", "std", "fields"], rows)]
+    return [*found, format_table(["permuted", "kind", Scale.of(result).cost, "std", "fields"], rows)]
 
 
 def findings(result: Mapping[str, Any]) -> Iterator[Finding]:
     """Yield findings on SENets, fields and groups."""
-    yield from _findings_of_senets(result.get("senet", []))
+    scale = Scale.of(result)
+    yield from _findings_of_senets(result.get("senet", []), scale.cost)
     groups, fields = result["importance"]["groups"], result["importance"]["fields"]
     covered: set[str] = set()
     for group in groups:
-        for finding in _findings_of(group) if group["kind"] != "vectors" else ():
+        for finding in _findings_of(group, scale) if group["kind"] != "vectors" else ():
             covered |= set(group["fields"])
             yield finding
-    useful = [g for g in groups if g["kind"] == "modality" and g["auc_lost"] > max(g["noise"], NEGLIGIBLE_AUC)]
+    useful = [g for g in groups if g["kind"] == "modality" and g["auc_lost"] > max(g["noise"], scale.negligible)]
     if useful:
-        yield from _imbalance(useful)
+        yield from _imbalance(useful, scale.metric)
     for field in fields:
         if field["name"] not in covered:
-            yield from _findings_of(field)
+            yield from _findings_of(field, scale)
 
 
-def _findings_of(entry: Mapping[str, Any]) -> Iterator[Finding]:
+def _findings_of(entry: Mapping[str, Any], scale: Scale) -> Iterator[Finding]:
     """Yield at most one finding of a field or group."""
     drop, noise = entry["auc_lost"], entry["noise"]
-    if is_negligible(drop, noise):
-        yield _not_read(entry) if is_not_read(entry) else _no_effect(entry)
-    yield from find_harmful("importance", entry["name"], "permuting it", drop, noise)
+    if scale.is_negligible(drop, noise):
+        yield _not_read(entry, scale.metric) if is_not_read(entry) else _no_effect(entry, scale.metric)
+    yield from scale.find_harmful("importance", entry["name"], "permuting it", drop, noise)
 
 
-def _findings_of_senets(senets: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
+def _findings_of_senets(senets: Sequence[Mapping[str, Any]], cost: str) -> Iterator[Finding]:
     for entry in senets:
         means = np.array([field["mean"] for field in entry["fields"]])
         mean, largest = means.mean(), means.max()
@@ -395,7 +396,7 @@ def _findings_of_senets(senets: Sequence[Mapping[str, Any]]) -> Iterator[Finding
                     field["field"],
                     f"{entry['name']} excludes {field['field']}: its mean weight is {field['mean']:.4f}, that of the "
                     f"strongest field {largest:.3f}",
-                    "see the AUC drop when the field is permuted",
+                    f"see the {cost} when the field is permuted",
                 )
 
 
@@ -404,7 +405,7 @@ def is_not_read(entry: Mapping[str, Any]) -> bool:
     return entry["auc_lost"] == 0 and entry["deviation"] == 0 and entry["noise"] == 0
 
 
-def _imbalance(modalities: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
+def _imbalance(modalities: Sequence[Mapping[str, Any]], metric: str) -> Iterator[Finding]:
     weakest, strongest = (choose(modalities, key=lambda g: g["auc_lost"]) for choose in (min, max))
     if strongest["auc_lost"] > IMBALANCE * weakest["auc_lost"]:
         yield Finding(
@@ -413,7 +414,7 @@ def _imbalance(modalities: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
             "modality_imbalance",
             weakest["name"],
             f"the {strongest['name']} dominates the {weakest['name']}: permuting it costs {strongest['auc_lost']:.4f} "
-            f"AUC against {weakest['auc_lost']:.4f}",
+            f"{metric} against {weakest['auc_lost']:.4f}",
             "reduce each modality separately (strategy V4) and scale them alike; train with each alone to "
             "measure its contribution",
         )
@@ -428,18 +429,19 @@ def _who(entry: Mapping[str, Any]) -> str:
     return f"{who} ({', '.join(entry['fields'])})" if entry["fields"] else who
 
 
-def _not_read(entry: Mapping[str, Any]) -> Finding:
+def _not_read(entry: Mapping[str, Any], metric: str) -> Finding:
+    what = "the ranking" if metric == "AUC" else "its predictions"
     return Finding(
         NOTE,
         "importance",
         "not_read",
         entry["name"],
-        f"the model does not read {_who(entry)}: permuting does not change the ranking",
+        f"the model does not read {_who(entry)}: permuting does not change {what}",
         "if it should, use a model that reads it; otherwise remove it",
     )
 
 
-def _no_effect(entry: Mapping[str, Any]) -> Finding:
+def _no_effect(entry: Mapping[str, Any], metric: str) -> Finding:
     kind = entry["kind"]
     severity = {"modality": PROBLEM, "field": NOTE}.get(kind, WARNING)
     advice = "train without it and compare"
@@ -448,7 +450,7 @@ def _no_effect(entry: Mapping[str, Any]) -> Finding:
             "its embeddings may be noise, assigned to the wrong items, or dominated by another field: "
             "run fuxictr-mm check-data, inspect the neighbours of items, train without it"
         )
-    text = f"no measurable effect of {_who(entry)}: permuting costs {entry['auc_lost']:.4f} AUC"
+    text = f"no measurable effect of {_who(entry)}: permuting costs {entry['auc_lost']:.4f} {metric}"
     text += f" (noise {entry['noise']:.4f})"
     code = f"{kind}_do_nothing" if kind == "ids" else f"{kind}_does_nothing"
     return Finding(severity, "importance", code, entry["name"], text, advice)

@@ -8,14 +8,24 @@ from typing import Any
 import numpy as np
 
 from fuxictr_mm.diagnosis.findings import MODEL_AT_CHANCE, PROBLEM, Finding
-from fuxictr_mm.evaluation.significance import auc_with_interval
+from fuxictr_mm.evaluation.significance import with_interval
 from fuxictr_mm.metrics import constant_logloss, evaluate_metrics
 
+#: Of a regression.
+ERRORS = ("RMSE", "MAE")
 
-def measure(label: np.ndarray, prediction: np.ndarray) -> dict[str, Any]:
-    """Return AUC with its interval, logloss, and the number and rate of positives of examples ``(n,)``."""
+
+def measure(label: np.ndarray, prediction: np.ndarray, metric: str = "AUC") -> dict[str, Any]:
+    """Return AUC with its interval, logloss, and the number and rate of positives of examples ``(n,)``.
+
+    Of a regression RMSE and MAE, the interval of ``metric``, and mean and standard deviation of the labels.
+    """
+    if metric != "AUC":
+        errors = {name.lower(): float(value) for name, value in evaluate_metrics(label, prediction, ERRORS).items()}
+        found = with_interval(label, prediction, metric)
+        return {**errors, **found, "mean": float(label.mean()), "deviation": float(label.std(dtype=np.float64))}
     return {
-        **auc_with_interval(label, prediction),
+        **with_interval(label, prediction, metric),
         **evaluate_metrics(label, prediction, ["logloss"]),
         "positives": int(label.sum()),
         "rate": float(label.mean()),
@@ -24,7 +34,19 @@ def measure(label: np.ndarray, prediction: np.ndarray) -> dict[str, Any]:
 
 def findings(result: Mapping[str, Any]) -> Iterator[Finding]:
     """Yield findings on what the model predicts as a whole."""
-    metrics = result["metrics"]
+    metrics, metric = result["metrics"], result.get("metric", "AUC")
+    if metric != "AUC":
+        if "rmse" in metrics and metrics["rmse"] > metrics["deviation"] * (1 + 1e-4):
+            yield Finding(
+                PROBLEM,
+                "metrics",
+                "worse_than_constant",
+                "predictions",
+                f"the RMSE is {metrics['rmse']:.4f}, and {metrics['deviation']:.4f} if the mean label "
+                f"{metrics['mean']:.4g} were predicted for all rows",
+                "train longer, or on labels of mean 0 and standard deviation 1",
+            )
+        return
     if metrics["low"] <= 0.5 <= metrics["high"]:
         yield Finding(
             PROBLEM,

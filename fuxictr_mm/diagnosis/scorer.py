@@ -1,4 +1,4 @@
-"""A trained model scored on changed inputs: the AUC drop of each change, and examples in buckets.
+"""A trained model scored on changed inputs: what each change costs of its metric, and examples in buckets.
 
 Shape letters: R examples.
 """
@@ -17,8 +17,9 @@ from torch import Tensor
 from fuxictr_mm.data.interactions import InteractionTable
 from fuxictr_mm.data.loaders import gather, gather_column, take_rows
 from fuxictr_mm.errors import DataError
-from fuxictr_mm.evaluation.significance import NORMAL_95, Ranking, delong_variance
+from fuxictr_mm.evaluation.significance import NORMAL_95, measured, metric_of, sampling_variance
 from fuxictr_mm.experiment import Experiment
+from fuxictr_mm.runs import is_falling
 from fuxictr_mm.runtime import device_of
 from fuxictr_mm.training import loop
 
@@ -26,8 +27,8 @@ from fuxictr_mm.training import loop
 LENGTHS = (0, 1, 3, 6, 11, 21, 51, 101)
 
 
-class AUCDrop(NamedTuple):
-    """AUC before a change minus that after it, and DeLong's variance of the difference."""
+class Cost(NamedTuple):
+    """How much worse a change makes the metric, such as an AUC drop, and its variance for independent examples."""
 
     value: float
     variance: float
@@ -56,6 +57,11 @@ class Scorer:
     ------
     DataError
         A class has fewer than two examples.
+
+    Attributes
+    ----------
+    metric : str
+        Of ``metric_of``.
     """
 
     def __init__(
@@ -72,8 +78,10 @@ class Scorer:
         self.advance = advance
         self.passes = 0
         self.label = table.label.cpu().numpy()
+        config = experiment.config
+        self.metric = metric_of("regression" in config.tasks.values(), config.metrics)
         clicks = int(self.label.sum())
-        if min(clicks, len(self.label) - clicks) < 2:
+        if self.metric == "AUC" and min(clicks, len(self.label) - clicks) < 2:
             raise DataError(
                 f"{table.source}: {clicks} clicks in {len(self.label)} examples, expected 2 or more of each class; "
                 "raise --rows"
@@ -97,7 +105,7 @@ class Scorer:
         return prediction
 
     def score_base(self) -> np.ndarray:
-        """Return the predictions ``(R,)`` of the unchanged model; AUC drops refer to them.
+        """Return the predictions ``(R,)`` of the unchanged model; costs refer to them.
 
         Raises
         ------
@@ -107,13 +115,14 @@ class Scorer:
         prediction = self.score()
         if not np.isfinite(prediction).all():
             raise DataError(f"{self.model.model_id}: {(~np.isfinite(prediction)).sum()} predictions are not finite")
-        self._base = Ranking(self.label, prediction)
+        self._base = measured(self.label, prediction, self.metric)
         return prediction
 
-    def auc_drop(self, prediction: np.ndarray) -> AUCDrop:
-        """Return the AUC drop of these predictions ``(R,)`` against the unchanged model's."""
-        changed = Ranking(self.label, prediction)
-        return AUCDrop(self._base.auc - changed.auc, delong_variance([self._base], [changed]))
+    def cost(self, prediction: np.ndarray) -> Cost:
+        """Return what these predictions ``(R,)`` cost against the unchanged model's."""
+        changed = measured(self.label, prediction, self.metric)
+        sign = -1 if is_falling(self.metric) else 1
+        return Cost(sign * (self._base.value - changed.value), sampling_variance([self._base], [changed]))
 
 
 def sample(table: InteractionTable, most: int, seed: int) -> InteractionTable:

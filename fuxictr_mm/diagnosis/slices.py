@@ -1,4 +1,4 @@
-"""Sections on slices: AUC by how often an item was clicked in training, and by the length of the history.
+"""Sections on slices: the metric by how often an item was clicked in training, and by the length of the history.
 
 Shape letters: R examples, I items.
 """
@@ -17,7 +17,7 @@ from fuxictr_mm.data.schema import ITEM_ID
 from fuxictr_mm.data.vocabulary import Vocabulary
 from fuxictr_mm.diagnosis.findings import NOTE, WARNING, Finding
 from fuxictr_mm.diagnosis.scorer import by_bucket
-from fuxictr_mm.evaluation.significance import auc_with_interval
+from fuxictr_mm.evaluation.significance import with_interval
 from fuxictr_mm.terminal import format_table
 
 #: Lower bounds of the buckets of clicks; the last bucket is open.
@@ -83,6 +83,7 @@ def measure(
     lengths: np.ndarray,
     target: np.ndarray,
     popularity: Popularity | None,
+    metric: str = "AUC",
 ) -> dict[str, Any]:
     """Return the sections ``history_length`` and, where it is known, ``popularity``: lists of buckets.
 
@@ -97,7 +98,7 @@ def measure(
     """
 
     def describe(rows: np.ndarray) -> dict[str, Any]:
-        return describe_rows(label[rows], prediction[rows])
+        return describe_rows(label[rows], prediction[rows], metric)
 
     result = {"history_length": by_bucket(lengths, np.ones(len(label), dtype=bool), describe)}
     if popularity is not None:
@@ -110,37 +111,44 @@ def measure(
     return result
 
 
-def describe_rows(label: np.ndarray, prediction: np.ndarray) -> dict[str, Any]:
-    """Return ``positives``, ``rate``, ``mean_prediction`` and the AUC with its interval of some examples."""
+def describe_rows(label: np.ndarray, prediction: np.ndarray, metric: str = "AUC") -> dict[str, Any]:
+    """Return ``positives`` (of classes), ``rate``, ``mean_prediction`` and the metric with its interval of examples."""
     return {
-        "positives": int(label.sum()),
+        **({"positives": int(label.sum())} if metric == "AUC" else {}),
         "rate": float(label.mean()),
         "mean_prediction": float(prediction.mean()),
-        **auc_with_interval(label, prediction),
+        **with_interval(label, prediction, metric),
     }
 
 
 def tables(result: Mapping[str, Any]) -> list[str]:
     """Return a table of each section."""
-    found = []
+    found, metric = [], result.get("metric", "AUC")
+    key, what = metric.lower(), "clicks" if metric == "AUC" else "mean label"
     for section, counted in COUNTED.items():
+        head = [counted if metric == "AUC" else counted.replace("clicks", "rows"), "rows", what, metric, "interval"]
         rows = [
             [
                 entry["name"],
                 entry["rows"],
-                entry["positives"],
-                None if entry["auc"] is None else f"{entry['auc']:.4f}",
+                entry["positives"] if metric == "AUC" else f"{entry['rate']:.4f}",
+                None if entry[key] is None else f"{entry[key]:.4f}",
                 None if entry["low"] is None else f"{entry['low']:.3f} to {entry['high']:.3f}",
             ]
             for entry in result.get(section, [])
         ]
         if rows:
-            found.append(format_table([counted, "rows", "clicks", "AUC", "interval"], rows))
+            found.append(format_table(head, rows))
     return found
 
 
 def findings(result: Mapping[str, Any]) -> Iterator[Finding]:
-    """Yield findings on weak buckets: cold items, and the weakest of the others in each section."""
+    """Yield findings on weak buckets: cold items, and the weakest of the others in each section.
+
+    Of a regression none: an error depends on how far the labels of a bucket are apart.
+    """
+    if result.get("metric", "AUC") != "AUC":
+        return
     overall = result["metrics"]["auc"]
     for section, counted in COUNTED.items():
         weak = [e for e in result.get(section, []) if e["auc"] is not None and e["high"] < overall - WEAK_BUCKET]

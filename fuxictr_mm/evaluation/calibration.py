@@ -201,6 +201,7 @@ def calibrate_run(run: Run) -> dict[str, Any]:
     if run.is_regression():
         raise DataError(f"{run.path}: the task is a regression, whose predictions are not probabilities")
     label, prediction, group = run.predictions()
+    assert label is not None  # validation rows have one
     fold = folds(label, group)
     methods = {}
     for method in METHODS:

@@ -5,7 +5,7 @@ Shape letters: n examples, M runs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy as np
 from fuxictr_mm.errors import ConfigError, DataError
 from fuxictr_mm.evaluation.calibration import MARGIN, folds
 from fuxictr_mm.evaluation.significance import Ranking
+from fuxictr_mm.runs import Predictions
 
 #: How predictions are averaged; the first is the default.
 AVERAGES = ("rank", "logit", "mean")
@@ -36,23 +37,6 @@ STACK = {
 
 #: Trees of the stack.
 TREES = 100
-
-
-@dataclass(frozen=True)
-class Examples:
-    """The predictions of all runs for a split.
-
-    Parameters
-    ----------
-    label, group : ndarray or None
-        ``(n,)``
-    predictions : ndarray
-        ``(M, n)`` float32.
-    """
-
-    label: np.ndarray | None
-    group: np.ndarray | None
-    predictions: np.ndarray
 
 
 def transform(predictions: np.ndarray, average: str) -> np.ndarray:
@@ -109,7 +93,7 @@ def greedy_weights(label: np.ndarray, values: np.ndarray) -> np.ndarray:
     """
     counts, total, best = np.zeros(len(values)), np.zeros(values.shape[1]), -1.0
     for _ in range(ROUNDS):
-        aucs = [Ranking(label, total + value).auc for value in values]
+        aucs = [Ranking(label, total + value).value for value in values]
         chosen = int(np.argmax(aucs))
         if aucs[chosen] <= best:
             break
@@ -120,55 +104,67 @@ def greedy_weights(label: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def combine(
-    valid: Examples, test: Examples | None, average: str, fit_weights: bool, stack: bool
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Return the combined predictions of valid and test rows, float32, and the weights of an average."""
-    assert valid.label is not None
+    valid: Sequence[Predictions], test: Sequence[Predictions] | None, average: str, fit_weights: bool, stack: bool
+) -> tuple[Predictions, Predictions | None, np.ndarray | None]:
+    """Return the combined predictions of M runs for valid and test rows, float32, and the weights of an average."""
+    label = valid[0].label
+    assert label is not None
     if not fit_weights and not stack:
-        return averaged(valid, average), averaged(test, average), equal_weights(len(valid.predictions))
-    fold = folds(valid.label, valid.group)
+        return averaged(valid, average), averaged(test, average) if test else None, equal_weights(len(valid))
+    fold = folds(label, valid[0].group)
     if stack:
         return *_cross_fit_stack(valid, test, fold), None
-    values = transform(valid.predictions, average)
+    values = transform(stacked(valid), average)
     of_valid, found = np.empty(len(fold)), []
     for held in _held_out(fold):
-        found.append(greedy_weights(valid.label[~held], values[:, ~held]))
+        found.append(greedy_weights(label[~held], values[:, ~held]))
         of_valid[held] = weighted_mean(values[:, held], found[-1], average)
     weights = np.mean(found, axis=0)
-    return of_valid.astype(np.float32), averaged(test, average, weights), weights
+    return _with(valid, of_valid), averaged(test, average, weights) if test else None, weights
 
 
-def averaged(examples: Examples | None, average: str, weights: np.ndarray | None = None) -> np.ndarray:
-    """Return the averaged predictions, float32, with equal weights by default; empty without examples."""
-    if examples is None:
-        return np.empty(0, dtype=np.float32)
+def stacked(runs: Sequence[Predictions]) -> np.ndarray:
+    """Return the predictions of M runs, ``(M, n)``."""
+    return np.stack([run.prediction for run in runs])
+
+
+def averaged(runs: Sequence[Predictions], average: str, weights: np.ndarray | None = None) -> Predictions:
+    """Return the averaged predictions of runs, float32, with equal weights by default."""
     if weights is None:
-        weights = equal_weights(len(examples.predictions))
-    return weighted_mean(transform(examples.predictions, average), weights, average).astype(np.float32)
+        weights = equal_weights(len(runs))
+    return _with(runs, weighted_mean(transform(stacked(runs), average), weights, average))
+
+
+def _with(runs: Sequence[Predictions], prediction: np.ndarray) -> Predictions:
+    """Return other predictions of the rows of runs."""
+    return Predictions(runs[0].label, prediction.astype(np.float32), runs[0].group)
 
 
 def _held_out(fold: np.ndarray) -> list[np.ndarray]:
     return [fold == number for number in range(int(fold.max()) + 1)]
 
 
-def _cross_fit_stack(valid: Examples, test: Examples | None, fold: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _cross_fit_stack(
+    valid: Sequence[Predictions], test: Sequence[Predictions] | None, fold: np.ndarray
+) -> tuple[Predictions, Predictions | None]:
     lightgbm = import_lightgbm()
-    inputs, of_valid = _stack_inputs(valid), np.empty(len(fold))
-    test_inputs = None if test is None else _stack_inputs(test)
-    of_test = np.zeros(0 if test_inputs is None else len(test_inputs))
+    label, inputs, of_valid = valid[0].label, _stack_inputs(valid), np.empty(len(fold))
+    assert label is not None
+    test_inputs = _stack_inputs(test) if test else None
+    of_test: Any = 0
     held_out = _held_out(fold)
     for held in held_out:
-        data = lightgbm.Dataset(inputs[~held], valid.label[~held])  # type: ignore[index]
+        data = lightgbm.Dataset(inputs[~held], label[~held])
         model = lightgbm.train(STACK, data, TREES)
         of_valid[held] = model.predict(inputs[held])
-        if test_inputs is not None:
+        if test:
             of_test += model.predict(test_inputs) / len(held_out)
-    return of_valid.astype(np.float32), of_test.astype(np.float32)
+    return _with(valid, of_valid), _with(test, of_test) if test else None
 
 
-def _stack_inputs(examples: Examples) -> np.ndarray:
+def _stack_inputs(runs: Sequence[Predictions]) -> np.ndarray:
     """Return logits and ranks of all runs, ``(n, 2 M)``."""
-    return np.concatenate([transform(examples.predictions, "logit"), transform(examples.predictions, "rank")]).T
+    return np.concatenate([transform(stacked(runs), "logit"), transform(stacked(runs), "rank")]).T
 
 
 def import_lightgbm() -> Any:

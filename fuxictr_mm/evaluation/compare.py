@@ -1,4 +1,4 @@
-"""The difference in AUC between two or more configurations, and whether it is significant."""
+"""The difference in AUC, RMSE or MAE between two or more configurations, and whether it is significant."""
 
 from __future__ import annotations
 
@@ -14,10 +14,19 @@ import numpy as np
 
 from fuxictr_mm.errors import ConfigError, DataError, UserError
 from fuxictr_mm.evaluation.others import is_prediction_file, read_file
-from fuxictr_mm.evaluation.rows import Rows
-from fuxictr_mm.evaluation.significance import Difference, Ranking, Side, bootstrap_aucs, conclude, difference, holm
+from fuxictr_mm.evaluation.significance import (
+    Difference,
+    Side,
+    bootstrap,
+    conclude,
+    difference,
+    holm,
+    measured,
+    metric_of,
+)
 from fuxictr_mm.runs import (
     TEST_DATA,
+    Predictions,
     Run,
     differences,
     different_files,
@@ -63,7 +72,7 @@ class Pair:
         """Name of the better side, None without a significant difference."""
         if not self.found.is_significant(self.corrected_p):
             return None
-        return self.first.name if self.found.value > 0 else self.second.name
+        return self.first.name if self.found.value * self.first.sign > 0 else self.second.name
 
 
 @dataclass(frozen=True)
@@ -73,15 +82,15 @@ class Comparison:
     Parameters
     ----------
     sides : list of Side
-        In the order given; of more than two the best mean AUC first.
+        In the order given; of more than two the best first.
     runs : list of list of Run
         The runs of each side.
     pairs : list of Pair
         All pairs, those of the first side first.
     rows, positives, users : int
-        Number of examples, clicks and users.
+        Number of examples, clicks (None in a regression) and users.
     samples : int
-        Bootstrap samples with both classes.
+        Bootstrap samples, for the AUC those with both classes.
     notes : list of str
         Which runs were selected, and limits of the conclusions.
     split : {"valid", "test"}
@@ -92,11 +101,16 @@ class Comparison:
     runs: list[list[Run]]
     pairs: list[Pair]
     rows: int
-    positives: int
+    positives: int | None
     users: int
     samples: int
     notes: list[str] = field(default_factory=list)
     split: str = "valid"
+
+    @property
+    def metric(self) -> str:
+        """``AUC``; of a regression ``RMSE`` or ``MAE``."""
+        return self.sides[0].metric
 
 
 def compare(
@@ -110,6 +124,8 @@ def compare(
     quiet: bool = True,
 ) -> Comparison:
     """Compare experiments, runs, folders of runs, or predictions of other programs on the same examples.
+
+    Classifications are compared by AUC, regressions by the first of RMSE and MAE among their ``metrics``.
 
     Parameters
     ----------
@@ -223,14 +239,19 @@ def runs_of_one_configuration(runs: Sequence[Run], name: str, notes: list[str], 
     return list(kept.values())
 
 
-class _Predictions(NamedTuple):
-    """Predictions of one run for the n examples, each ``(n,)``."""
+class _Entry(NamedTuple):
+    """A run of the group ``name``, its predictions of the n examples, and the metric that it is compared by."""
 
     name: str
     run: Run
-    label: np.ndarray
-    prediction: np.ndarray
-    rows: Rows
+    rows: Predictions
+    metric: str
+
+    @property
+    def label(self) -> np.ndarray:
+        """``(n,)``, of runs that are compared never None."""
+        assert self.rows.label is not None
+        return self.rows.label
 
 
 def _raise(_: str, __: Run, error: UserError) -> None:
@@ -275,31 +296,31 @@ def compare_groups(
     """
     found = _read(groups, split, task, on_problem)
     most = _most_common_examples(found)
-    kept = [entry for entry in found if _has_examples(entry, most.rows, on_problem)]
+    kept = [entry for entry in found if _is_comparable(entry, most, on_problem)]
     label = most.label
     user, notes = _users(most.rows.keys, len(label))
     users = int(user.max()) + 1
-    rankings = [Ranking(label, entry.prediction) for entry in kept]
-    drawn = bootstrap_aucs(rankings, user, samples, seed, track)
+    of_runs = [measured(entry.label, entry.rows.prediction, most.metric) for entry in kept]
+    drawn = bootstrap(of_runs, user, samples, seed, track)
     if drawn.shape[1] < samples // 2:
         raise DataError(f"only {drawn.shape[1]} of {samples} bootstrap samples hold both classes: too few examples")
     compared: list[tuple[Side, list[Run]]] = []
     for name in dict.fromkeys(entry.name for entry in kept):
         members = [i for i, entry in enumerate(kept) if entry.name == name]
         runs = [kept[i].run for i in members]
-        others = _other_seeds(runs[0], kept, known, split, task)
+        others = _other_seeds(runs[0], kept, most.metric, known, split, task)
         has_seeds = runs[0].seed is not None
-        side = Side(name, runs[0].config_key, [rankings[i] for i in members], drawn[members], others, has_seeds)
+        side = Side(name, runs[0].config_key, [of_runs[i] for i in members], drawn[members], others, has_seeds)
         compared.append((side, runs))
     if len(compared) > 2:
-        compared.sort(key=lambda entry: -entry[0].mean)
+        compared.sort(key=lambda entry: -entry[0].sign * entry[0].mean)
     sides = [side for side, _ in compared]
     return Comparison(
         sides=sides,
         runs=[runs for _, runs in compared],
         pairs=_compare_all(sides, users),
         rows=len(label),
-        positives=int(label.sum()),
+        positives=int(label.sum()) if most.metric == "AUC" else None,
         users=users,
         samples=drawn.shape[1],
         notes=notes,
@@ -307,18 +328,14 @@ def compare_groups(
     )
 
 
-def _read(
-    groups: Mapping[str, Sequence[Run]], split: str, task: str | None, on_problem: OnProblem
-) -> list[_Predictions]:
+def _read(groups: Mapping[str, Sequence[Run]], split: str, task: str | None, on_problem: OnProblem) -> list[_Entry]:
     found = []
     for name, run in [(name, run) for name, group in groups.items() for run in group]:
         try:
-            label, prediction, group = run.examples(split, task)
-            if label is None:
+            rows = run.all_rows(split, task).of_known_labels
+            if rows.label is None:
                 raise DataError(f"{run.path}: the {split} rows have no labels; compare on --split valid")
-            if run.is_regression(task):
-                raise DataError(f"{run.path}: the task{f' of {task}' * bool(task)} is a regression, which has no AUC")
-            found.append(_Predictions(name, run, label, prediction, Rows(len(label), label, group)))
+            found.append(_Entry(name, run, rows, metric_of(run.is_regression(task), run.config.get("metrics") or ())))
         except UserError as error:
             on_problem(name, run, error)
     if not found:
@@ -326,24 +343,28 @@ def _read(
     return found
 
 
-def _most_common_examples(found: Sequence[_Predictions]) -> _Predictions:
+def _most_common_examples(found: Sequence[_Entry]) -> _Entry:
     """Return a run that was evaluated on the examples that most were; one that knows their groups, if any does."""
     most = _most_common(found, [p.label.tobytes() for p in found])
     same = [p for p in found if np.array_equal(p.label, most.label) and p.rows.partition is not None]
     if same:
         most = _most_common(same, [np.asarray(p.rows.partition).tobytes() for p in same])
-    if most.label.min() == most.label.max():
+    if most.metric == "AUC" and most.label.min() == most.label.max():
         raise DataError(f"{most.run.path}: all {len(most.label)} labels are {most.label[0]}; AUC needs both classes")
     return most
 
 
-def _most_common(found: Sequence[_Predictions], keys: Sequence[bytes]) -> _Predictions:
+def _most_common(found: Sequence[_Entry], keys: Sequence[bytes]) -> _Entry:
     return found[keys.index(Counter(keys).most_common(1)[0][0])]
 
 
-def _has_examples(entry: _Predictions, rows: Rows, on_problem: OnProblem) -> bool:
-    """Whether a run was evaluated on these examples; ``on_problem`` is called if not."""
-    reason = entry.rows.difference(rows)
+def _is_comparable(entry: _Entry, like: _Entry, on_problem: OnProblem) -> bool:
+    """Whether a run was evaluated on the examples of another, by its metric; ``on_problem`` is called if not."""
+    if entry.metric != like.metric:
+        message = f"{entry.run.path}: is compared by {entry.metric}, the other runs by {like.metric}"
+        on_problem(entry.name, entry.run, DataError(f"{message}; compare runs of one task"))
+        return False
+    reason = entry.rows.difference_of_rows(like.rows)
     if reason:
         message = f"{entry.run.path}: evaluated on different examples than the other runs: {reason}"
         on_problem(entry.name, entry.run, DataError(f"{message}; compare runs on the same file"))
@@ -365,24 +386,24 @@ def _users(group: np.ndarray | None, rows: int) -> tuple[np.ndarray, list[str]]:
 
 
 def _other_seeds(
-    first: Run, compared: Sequence[_Predictions], known: Sequence[Run], split: str, task: str | None
+    first: Run, compared: Sequence[_Entry], metric: str, known: Sequence[Run], split: str, task: str | None
 ) -> list[float]:
-    """Return the AUC of further seeds of a run's configuration on the same examples."""
+    """Return the metric of further seeds of a run's configuration on the same examples."""
     taken = {entry.run.path.resolve() for entry in compared}
     seeds = {entry.run.seed for entry in compared if entry.run.config_key == first.config_key}
-    aucs = []
+    found = []
     for run in known:
         fits = run.is_usable and run.config_key == first.config_key and run.seed not in seeds
         if not fits or run.path.resolve() in taken:
             continue
         try:
-            label, prediction, _ = run.examples(split, task)
+            rows = run.all_rows(split, task).of_known_labels
         except UserError:
             continue  # missing or not finite: not one of the requested runs
-        if label is not None and np.array_equal(label, compared[0].label):
+        if rows.label is not None and np.array_equal(rows.label, compared[0].label):
             seeds.add(run.seed)
-            aucs.append(Ranking(label, prediction).auc)
-    return aucs
+            found.append(measured(rows.label, rows.prediction, metric).value)
+    return found
 
 
 def _compare_all(sides: Sequence[Side], users: int) -> list[Pair]:

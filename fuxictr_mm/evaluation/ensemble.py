@@ -20,29 +20,23 @@ import numpy as np
 
 from fuxictr_mm.config import check_id
 from fuxictr_mm.data.fingerprint import data_hashes
-from fuxictr_mm.data.groups import group_keys
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
 from fuxictr_mm.evaluation.combine import (
     AVERAGES,
-    Examples,
+    averaged,
     combine,
-    equal_weights,
     import_lightgbm,
-    transform,
-    weighted_mean,
 )
 from fuxictr_mm.evaluation.compare import runs_of_one_configuration
-from fuxictr_mm.evaluation.rows import Rows
-from fuxictr_mm.files import write_beside, write_json
+from fuxictr_mm.files import write_json
 from fuxictr_mm.runs import (
-    CONFIG,
     DATA,
     ENSEMBLE,
-    ENVIRONMENT,
     FALLING,
     PREDICTIONS,
     RESULT,
     TEST_DATA,
+    Predictions,
     Run,
     RunPaths,
     different_files,
@@ -50,10 +44,8 @@ from fuxictr_mm.runs import (
     read_run,
     resolve_one,
     runs_of,
-    write_predictions,
 )
 from fuxictr_mm.runs.evaluations import is_falling
-from fuxictr_mm.yaml_files import dump_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -151,8 +143,9 @@ def ensemble(
     combined, combined_test, weights = combine(valid, test, average, fit_weights, stack)
     how = "stack" if stack else average
     description = f"{how} of {len(runs)} runs" + (", weights fitted on valid" if fit_weights else "")
-    splits = (valid, combined), (test, combined_test)
-    return combined_run(runs, paths, description, how, *splits, started, fit_weights=fit_weights, weights=weights)
+    return combined_run(
+        runs, paths, description, how, combined, combined_test, started, fit_weights=fit_weights, weights=weights
+    )
 
 
 def _average_of(runs: Sequence[Run], average: str | None, fitted: bool) -> str:
@@ -192,8 +185,8 @@ def combined_run(
     paths: RunPaths,
     description: str,
     how: str,
-    valid: tuple[Examples, np.ndarray],
-    test: tuple[Examples | None, np.ndarray],
+    valid: Predictions,
+    test: Predictions | None,
     started: float,
     *,
     fit_weights: bool = False,
@@ -211,8 +204,8 @@ def combined_run(
         One line that describes it.
     how : str
         One of ``AVERAGES``, or ``stack``.
-    valid, test : tuple of Examples and ndarray
-        The examples of a split, and the combined predictions ``(n,)``; test examples may be None.
+    valid, test : Predictions
+        The combined predictions; without test rows None.
     started : float
         ``time.perf_counter`` at the beginning.
     fit_weights : bool
@@ -220,6 +213,8 @@ def combined_run(
     weights : ndarray, optional
         ``(M,)``, of an average.
     """
+    from fuxictr_mm.training.callbacks import new_folder  # which imports torch
+
     config = {
         **{key: runs[0].config[key] for key in SHARED if key in runs[0].config},
         "model_id": paths.expid,
@@ -233,20 +228,27 @@ def combined_run(
         "members": [str(run.path) for run in runs],
     }
     of_test = None
-    if test[0] is not None and test[0].label is not None and len(np.unique(test[0].label)) > 1:
-        of_test = _metrics(test[0], test[1], runs[0], how, "test")
+    if test is not None and test.label is not None and len(np.unique(test.label)) > 1:
+        of_test = _metrics(test, runs[0], how, "test")
     result = {
         "expid": paths.expid,
-        "valid": _metrics(*valid, runs[0], how),
+        "valid": _metrics(valid, runs[0], how),
         "test": of_test,
         "seconds": time.perf_counter() - started,
         "parameters": sum(run.parameters or 0 for run in runs),
-        "valid_rows": len(valid[1]),
+        "valid_rows": len(valid.prediction),
         "weights": None if weights is None else dict(zip(config["members"], weights.tolist(), strict=True)),
     }
     shared = {k: v for k, v in runs[0].data.items() if all(run.data.get(k) == v for run in runs)}
     data = {**shared, TEST_DATA: _test_file(runs[0])}
-    return _write(paths, config, result, {k: v for k, v in data.items() if v}, valid, test)
+    path = new_folder(paths, config, {DATA: {k: v for k, v in data.items() if v}})
+    for split, rows in (("valid", valid), ("test", test)):
+        if rows is not None:
+            rows.write(path / PREDICTIONS[split])
+    finished_at = datetime.now().isoformat(timespec="seconds")
+    named = {"run": path.name, "model": ENSEMBLE, "dataset_id": config["dataset_id"]}
+    write_json(path / RESULT, {**result, **named, "finished_at": finished_at})
+    return read_run(path)
 
 
 def _members(names: Sequence[str | os.PathLike[str]], root: str | os.PathLike[str]) -> list[Run]:
@@ -289,7 +291,7 @@ def _check_ensembles(runs: Sequence[Run], average: str) -> None:
             )
 
 
-def read_valid_predictions(runs: Sequence[Run]) -> Examples:
+def read_valid_predictions(runs: Sequence[Run]) -> list[Predictions]:
     """Return the predictions of runs for the validation rows.
 
     Raises
@@ -300,7 +302,7 @@ def read_valid_predictions(runs: Sequence[Run]) -> Examples:
     return _align(runs, [run.predictions() for run in runs], "valid")
 
 
-def read_test_predictions(runs: Sequence[Run], gpu: int = -1) -> Examples | None:
+def read_test_predictions(runs: Sequence[Run], gpu: int = -1) -> list[Predictions] | None:
     """Return the predictions of runs for the test rows; None without test rows.
 
     Missing ones are computed and saved. Those of a file that has changed since are computed, and the run keeps its own.
@@ -316,16 +318,16 @@ def read_test_predictions(runs: Sequence[Run], gpu: int = -1) -> Examples | None
     if len(files) > 1:  # as one with labels, and one without
         names = ", ".join(f"{run.config[TEST_DATA]} of {run.path}" for run in files.values())
         logger.warning(f"test files differ; their rows are assumed to be the same, in the same order: {names}")
-    rows: list[tuple[np.ndarray | None, np.ndarray, np.ndarray | None]] = []
+    rows: list[Predictions] = []
     for run in runs:
         saved = run.path / PREDICTIONS["test"]
         if _has_another_test_file(run):
             logger.info(f"{run.path}: {run.config[TEST_DATA]} has changed since; it is scored with the run's weights")
-            rows.append((None, run.predict(gpu=gpu), None))
+            rows.append(Predictions(None, run.predict(gpu=gpu), None))
             continue
         if not saved.is_file():
             logger.info(f"{run.path}: test rows are scored with its weights")
-            write_predictions(saved, prediction=run.predict(gpu=gpu))
+            Predictions(None, run.predict(gpu=gpu), None).write(saved)
         rows.append(run.predictions("test"))
     return _align(runs, rows, "test")
 
@@ -340,56 +342,31 @@ def _has_another_test_file(run: Run) -> bool:
     return run.data.get(TEST_DATA, file := _test_file(run)) != file
 
 
-def _align(
-    runs: Sequence[Run], rows: Sequence[tuple[np.ndarray | None, np.ndarray, np.ndarray | None]], split: str
-) -> Examples:
-    label = next((found for found, _, _ in rows if found is not None), None)
-    group = next((found for _, _, found in rows if found is not None), None)
-    expected = Rows(len(rows[0][1]), label, group)
-    for run, (labels, prediction, groups) in zip(runs, rows, strict=True):
-        if reason := Rows(len(prediction), labels, groups).difference(expected):
+def _align(runs: Sequence[Run], rows: Sequence[Predictions], split: str) -> list[Predictions]:
+    """Return the predictions of runs of the same rows, with the label and the group that any of them knows."""
+    label = next((found.label for found in rows if found.label is not None), None)
+    group = next((found.group for found in rows if found.group is not None), None)
+    expected = Predictions(label, rows[0].prediction, group)
+    for run, found in zip(runs, rows, strict=True):
+        if reason := found.difference_of_rows(expected):
             raise DataError(
                 f"{run.path}: its {split} rows differ from those of {runs[0].path}: {reason}; average runs "
                 "on the same file"
             )
-    return Examples(label, group, np.stack([prediction for _, prediction, _ in rows]))
+    return [Predictions(label, found.prediction, group) for found in rows]
 
 
-def _metrics(examples: Examples, prediction: np.ndarray, like: Run, how: str, split: str = "valid") -> dict[str, float]:
+def _metrics(rows: Predictions, like: Run, how: str, split: str = "valid") -> dict[str, float]:
     """Return the metrics of the runs that are defined; of ranks without those of probabilities, but always one."""
     import torch
 
     from fuxictr_mm.metrics import evaluate_metrics, find_undefined, leave_out
 
     names = [name for name in like.valid if how != "rank" or name not in FALLING] or ["AUC"]
-    label = torch.tensor(examples.label)
-    group = None if examples.group is None else torch.tensor(group_keys(examples.group).astype(np.int64))
+    label = torch.tensor(rows.label)
+    group = None if rows.keys is None else torch.tensor(rows.keys.astype(np.int64))
     names = leave_out(names, find_undefined(label, names, group), f"{like.path}: {split}")
-    return dict(evaluate_metrics(label, prediction, names, group))
-
-
-def _write(
-    paths: RunPaths,
-    config: dict[str, Any],
-    result: dict[str, Any],
-    data: dict[str, str],
-    valid: tuple[Examples, np.ndarray],
-    test: tuple[Examples | None, np.ndarray],
-) -> Run:
-    from fuxictr_mm.training.callbacks import environment
-
-    started_at = datetime.now()
-    path = paths.new_run(0, started_at)
-    write_beside(path / CONFIG, lambda stream: stream.write(dump_yaml(dict(sorted(config.items()))).encode()))
-    write_json(path / ENVIRONMENT, {**environment(-1, started_at), DATA: data})
-    for split, (examples, prediction) in (("valid", valid), ("test", test)):
-        if examples is not None:
-            target = path / PREDICTIONS[split]
-            write_predictions(target, prediction=prediction, label=examples.label, group=examples.group)
-    finished_at = datetime.now().isoformat(timespec="seconds")
-    named = {"run": path.name, "model": ENSEMBLE, "dataset_id": config["dataset_id"]}
-    write_json(path / RESULT, {**result, **named, "finished_at": finished_at})
-    return read_run(path)
+    return dict(evaluate_metrics(label, rows.prediction, names, group))
 
 
 def refuse_ensemble(expid: str, root: str | os.PathLike[str] = "checkpoints") -> None:
@@ -442,14 +419,13 @@ def describe_ensemble(run: Run) -> list[str]:
     lines = [format_table(["run", f"valid {metric}", "weight"], rows, right=[f"valid {metric}", "weight"])]
     if not cross_fitted:
         return lines
-    examples = read_valid_predictions(members)
+    rows_of_members = read_valid_predictions(members)
     average = run.config["average"] if run.config["average"] in AVERAGES else AVERAGES[0]
-    values = transform(examples.predictions, average)
-    plain = _metrics(examples, weighted_mean(values, equal_weights(len(members)), average), run, "rank")
+    plain = _metrics(averaged(rows_of_members, average), run, "rank")
     if metric in plain:
         sign = -1 if metric in FALLING else 1
         gain = sign * (run.valid[metric] - plain[metric])
-        by = "users" if examples.group is not None else "rows"
+        by = "users" if rows_of_members[0].group is not None else "rows"
         lines.append(
             f"cross-fitted by {by}: valid {metric} {run.valid[metric]:.4f}, with equal weights {plain[metric]:.4f}"
             + ("" if gain > 0 else "; equal weights are not worse, so prefer them")

@@ -9,12 +9,12 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fuxictr_mm.errors import DataError, MissingFileError, UserError, first_line
-from fuxictr_mm.runs import Run
+from fuxictr_mm.runs import Predictions, Run
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -38,14 +38,14 @@ class PredictionFile(Run):
 
     Parameters
     ----------
-    rows : tuple
-        Label, prediction and group, as ``Run.all_rows`` returns them.
+    rows : Predictions
+        What ``all_rows`` returns, of the split that the file was read for.
     """
 
-    rows: tuple[np.ndarray | None, np.ndarray, np.ndarray | None] = field(default=None, repr=False, compare=False)  # type: ignore[assignment]
+    rows: Predictions = field(default=None, repr=False, compare=False)  # type: ignore[assignment]
 
-    def all_rows(self, split: str = "valid", task: str | None = None) -> Any:
-        """Return label, prediction and group of the split that the file was read for."""
+    def all_rows(self, split: str = "valid", task: str | None = None) -> Predictions:
+        """Return label, prediction and group."""
         return self.rows
 
 
@@ -95,7 +95,7 @@ def read_file(name: str | os.PathLike[str], like: Run, split: str = "valid", tas
         raise DataError(f"{path}: {column}: {int((~np.isfinite(score)).sum())} scores are not finite numbers")
     if label_name in table.column_names:
         found = table[label_name].to_numpy()[order]
-        if not np.array_equal(found[known], label[known]):
+        if not _same_labels(found[known], label[known]):
             raise DataError(
                 f"{path}: {label_name}: differs from the label of {like.run}, first in row "
                 f"{int(np.argmax(known & (found != label)))} of {split}; give predictions of the same file in its "
@@ -106,10 +106,19 @@ def read_file(name: str | os.PathLike[str], like: Run, split: str = "valid", tas
         run=path.name,
         expid=path.stem,
         dataset_id=like.dataset_id,
-        config={"predictions": str(path.resolve()), "description": f"rows {how}"},
+        config={
+            **{key: like.config[key] for key in ("label_col", "metrics", "task") if key in like.config},
+            "predictions": str(path.resolve()),
+            "description": f"rows {how}",
+        },
         finished=True,
-        rows=(like.examples(split, task)[0], score[known], None if group is None else group[known]),
+        rows=Predictions(label, score, group).of_known_labels,
     )
+
+
+def _same_labels(found: np.ndarray, label: np.ndarray) -> bool:
+    """Whether labels are the same in float32, as which a run keeps those of a regression."""
+    return found.dtype.kind in "biuf" and np.array_equal(found.astype(np.float32), label.astype(np.float32))
 
 
 def _label_name(run: Run) -> str:
@@ -182,7 +191,7 @@ def _keys_of(
     shared = [f.name for f in table.schema if f.name != label_name and any(kind(f.type) for kind in kinds)]
     known = label == label
     theirs = table[label_name].to_numpy()
-    if shared and not (len(theirs) == len(label) and np.array_equal(theirs[known], label[known])):
+    if shared and not (len(theirs) == len(label) and _same_labels(theirs[known], label[known])):
         raise DataError(
             f"{path}: {', '.join(shared)}: cannot be looked up, {like.config[f'{split}_data']} does not hold the rows "
             f"that {like.run} was evaluated on; write only the scores, in the order of the run"

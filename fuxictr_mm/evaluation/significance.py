@@ -1,4 +1,4 @@
-"""AUC with its uncertainty: DeLong's variance, a bootstrap over users, and the variance between seeds.
+"""AUC, RMSE or MAE with its uncertainty: by examples alone, by a bootstrap over users, and between seeds.
 
 Shape letters: n examples, P positives, N negatives, R runs of a configuration, U users, S bootstrap samples.
 """
@@ -9,8 +9,11 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeAlias
 
 import numpy as np
+
+from fuxictr_mm.runs import is_falling
 
 #: Two-sided level of intervals and tests, and the power of ``Difference.detectable``.
 ALPHA, POWER = 0.05, 0.8
@@ -20,6 +23,39 @@ NORMAL_95 = 1.959964
 
 #: Bootstrap weights in memory at once.
 CHUNK = 2**22
+
+
+class Errors:
+    """The errors of one run in a regression: RMSE or MAE under any weights.
+
+    Parameters
+    ----------
+    label, prediction : ndarray
+        ``(n,)``
+    metric : {"RMSE", "MAE"}
+        Which of them.
+    """
+
+    def __init__(self, label: np.ndarray, prediction: np.ndarray, metric: str) -> None:
+        self.metric = metric
+        error = prediction.astype(np.float64) - label
+        self.error = error**2 if metric == "RMSE" else np.abs(error)
+
+    def weighted(self, weight: np.ndarray) -> np.ndarray:
+        """Return the metric ``(S,)`` for S sets of weights ``(n, S)``."""
+        mean = self.error @ weight / weight.sum(axis=0)
+        return np.sqrt(mean) if self.metric == "RMSE" else mean
+
+    @property
+    def value(self) -> float:
+        """The metric, each example counted once."""
+        mean = self.error.mean()
+        return float(np.sqrt(mean) if self.metric == "RMSE" else mean)
+
+    @cached_property
+    def components(self) -> tuple[np.ndarray]:
+        """What an example adds to the metric, to first order ``(n,)``: the square root has the slope 1 / (2 RMSE)."""
+        return (self.error / (2 * max(self.value, np.finfo(float).tiny)) if self.metric == "RMSE" else self.error,)
 
 
 class Ranking:
@@ -33,6 +69,8 @@ class Ranking:
         ``(n,)``
     """
 
+    metric = "AUC"
+
     def __init__(self, label: np.ndarray, score: np.ndarray) -> None:
         self.score = score
         self.positive, negative = np.flatnonzero(label == 1), np.flatnonzero(label == 0)
@@ -41,7 +79,7 @@ class Ranking:
         self.low = np.searchsorted(score[self.negative], score[self.positive], "left")
         self.high = np.searchsorted(score[self.negative], score[self.positive], "right")
 
-    def weighted_auc(self, weight: np.ndarray) -> np.ndarray:
+    def weighted(self, weight: np.ndarray) -> np.ndarray:
         """Return the AUC of weighted examples, for S sets of weights w.
 
         ::
@@ -77,40 +115,68 @@ class Ranking:
         return (self.low + self.high) / 2 / len(negative), 1 - not_above / 2 / len(positive)
 
     @property
-    def auc(self) -> float:
+    def value(self) -> float:
         """AUC, each example counted once."""
         return float(self.components[0].mean())
 
 
-def delong_variance(rankings: Sequence[Ranking], others: Sequence[Ranking] = ()) -> float:
-    """Return the variance of a mean AUC, or of the difference of two means, for independent examples.
+#: A metric of the predictions of one run for n examples, under any weights of the examples.
+Measured: TypeAlias = Ranking | Errors
 
-    With the components V10 and V01 averaged over the runs, those of ``others`` subtracted::
+
+def metric_of(is_regression: bool, metrics: Iterable[str]) -> str:
+    """Return what models are judged by: AUC, or in a regression the first of RMSE and MAE among their metrics."""
+    return next((name for name in metrics if name in ("RMSE", "MAE")), "RMSE") if is_regression else "AUC"
+
+
+def measured(label: np.ndarray, prediction: np.ndarray, metric: str) -> Measured:
+    """Return a metric of ``metric_of`` of predictions ``(n,)``."""
+    return Ranking(label, prediction) if metric == "AUC" else Errors(label, prediction, metric)
+
+
+def sampling_variance(runs: Sequence[Measured], others: Sequence[Measured] = ()) -> float:
+    """Return the variance of a mean metric, or of the difference of two means, for independent examples.
+
+    That of the AUC is DeLong's, with V10 and V01 averaged over the runs and those of ``others`` subtracted::
 
         variance = var(V10) / P + var(V01) / N
 
     DeLong, DeLong and Clarke-Pearson, Biometrics 1988, https://doi.org/10.2307/2531595. The components come from sorted
     scores in O(n log n), as in Sun and Xu, IEEE Signal Processing Letters 2014,
-    https://doi.org/10.1109/LSP.2014.2337313.
+    https://doi.org/10.1109/LSP.2014.2337313. Errors have one component, of all examples: the variance of a mean.
 
     Parameters
     ----------
-    rankings, others : sequence of Ranking
+    runs, others : sequence of Measured
         Of the same examples.
     """
     variance = 0.0
-    for part in (0, 1):
-        component = np.mean([ranking.components[part] for ranking in rankings], axis=0)
+    for part in range(len(runs[0].components)):
+        component = np.mean([run.components[part] for run in runs], axis=0)
         if others:
-            component = component - np.mean([ranking.components[part] for ranking in others], axis=0)
+            component = component - np.mean([run.components[part] for run in others], axis=0)
         variance += component.var(ddof=1) / len(component)
     return float(variance)
 
 
-def delong_error(rankings: Sequence[Ranking], others: Sequence[Ranking] = ()) -> float | None:
-    """Return the root of ``delong_variance``, None where a class has a single example."""
-    alone = min(len(rankings[0].positive), len(rankings[0].negative)) < 2
-    return None if alone else math.sqrt(delong_variance(rankings, others))
+def sampling_error(runs: Sequence[Measured], others: Sequence[Measured] = ()) -> float | None:
+    """Return the root of ``sampling_variance``, None where a class has a single example."""
+    alone = min(map(len, runs[0].components)) < 2
+    return None if alone else math.sqrt(sampling_variance(runs, others))
+
+
+def with_interval(label: np.ndarray, prediction: np.ndarray, metric: str) -> dict[str, float | None]:
+    """Return a metric by its name in lower case, and its 95 % interval ``low`` to ``high``, for independent examples.
+
+    Of the AUC ``auc_with_interval``; of RMSE and MAE from the standard error, which one example does not have.
+    """
+    if metric == "AUC":
+        return auc_with_interval(label, prediction)
+    found = Errors(label, prediction, metric)
+    if len(label) < 2:
+        return {metric.lower(): found.value, "low": None, "high": None}
+    half = NORMAL_95 * math.sqrt(sampling_variance([found]))
+    return {metric.lower(): found.value, "low": max(found.value - half, 0.0), "high": found.value + half}
 
 
 def auc_with_interval(label: np.ndarray, score: np.ndarray) -> dict[str, float | None]:
@@ -136,25 +202,29 @@ def auc_with_interval(label: np.ndarray, score: np.ndarray) -> dict[str, float |
     if not ((label == 1).any() and (label == 0).any()):
         return {"auc": None, "low": None, "high": None}
     added = Ranking(np.append(label, [0, 1, 0, 1]), np.append(score, [-np.inf, -np.inf, np.inf, np.inf]))
-    half = NORMAL_95 * math.sqrt(delong_variance([added]))
-    return {"auc": Ranking(label, score).auc, "low": max(added.auc - half, 0.0), "high": min(added.auc + half, 1.0)}
+    half = NORMAL_95 * math.sqrt(sampling_variance([added]))
+    return {
+        "auc": Ranking(label, score).value,
+        "low": max(added.value - half, 0.0),
+        "high": min(added.value + half, 1.0),
+    }
 
 
-def bootstrap_aucs(
-    rankings: Sequence[Ranking],
+def bootstrap(
+    runs: Sequence[Measured],
     user: np.ndarray,
     samples: int,
     seed: int,
     track: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> np.ndarray:
-    """Return the AUC of each run on bootstrap samples of the users.
+    """Return the metric of each run on bootstrap samples of the users.
 
     A sample is U users sampled with replacement, each with all examples. All runs share the samples, so differences
-    between runs are paired. Samples with one class only are left out.
+    between runs are paired. For the AUC, samples with one class only are left out.
 
     Parameters
     ----------
-    rankings : sequence of Ranking
+    runs : sequence of Measured
         R runs, on the same examples.
     user : ndarray
         ``(n,)``, from 0 to U - 1 without gaps.
@@ -173,9 +243,9 @@ def bootstrap_aucs(
     found = []
     for start in track(range(0, samples, at_once)):
         weight = sample_users(int(user.max()) + 1, min(at_once, samples - start), generator)[user]
-        found.append(np.stack([ranking.weighted_auc(weight) for ranking in rankings]))
-    aucs = np.concatenate(found, axis=1)
-    return aucs[:, ~np.isnan(aucs).any(axis=0)]
+        found.append(np.stack([run.weighted(weight) for run in runs]))
+    values = np.concatenate(found, axis=1)
+    return values[:, ~np.isnan(values).any(axis=0)]
 
 
 def sample_users(users: int, samples: int, generator: np.random.Generator) -> np.ndarray:
@@ -195,37 +265,47 @@ class Side:
         Name in conclusions.
     configuration : str
         Equal for sides that are seeds of one configuration.
-    runs : sequence of Ranking
+    runs : sequence of Measured
         R runs, on the same examples as those of every other side.
     samples : ndarray
-        ``(R, S)`` of ``bootstrap_aucs``, computed for all sides at once.
+        ``(R, S)`` of ``bootstrap``, computed for all sides at once.
     other_seeds : sequence of float
-        AUC on these examples of further runs of the configuration: they count for the variance between seeds.
+        The metric on these examples of further runs of the configuration: they count for the variance between seeds.
     has_seeds : bool
         Whether there can be other seeds: not of an ensemble, nor of a file.
     """
 
     name: str
     configuration: str
-    runs: Sequence[Ranking]
+    runs: Sequence[Measured]
     samples: np.ndarray
     other_seeds: Sequence[float] = ()
     has_seeds: bool = True
 
     @property
-    def aucs(self) -> np.ndarray:
-        """AUC of each run, ``(R,)``."""
-        return np.array([run.auc for run in self.runs])
+    def metric(self) -> str:
+        """``AUC``, ``RMSE`` or ``MAE``."""
+        return self.runs[0].metric
+
+    @property
+    def sign(self) -> int:
+        """1 if a higher value is better, -1 if a lower one is."""
+        return -1 if is_falling(self.metric) else 1
+
+    @property
+    def values(self) -> np.ndarray:
+        """The metric of each run, ``(R,)``."""
+        return np.array([run.value for run in self.runs])
 
     @property
     def mean(self) -> float:
-        """Mean AUC of the runs."""
-        return float(self.aucs.mean())
+        """Mean of the runs."""
+        return float(self.values.mean())
 
 
 @dataclass(frozen=True)
 class SeedDeviation:
-    """Pooled standard deviation of the AUC between seeds of a configuration, and its degrees of freedom."""
+    """Pooled standard deviation of the metric between seeds of a configuration, and its degrees of freedom."""
 
     value: float
     degrees: int
@@ -233,7 +313,7 @@ class SeedDeviation:
 
 @dataclass(frozen=True)
 class Difference:
-    """Difference in mean AUC of two sides, first minus second.
+    """Difference in the mean metric of two sides, first minus second.
 
     Parameters
     ----------
@@ -251,8 +331,8 @@ class Difference:
         Standard errors of the bootstrap and of the seeds (0 if unknown).
     rows_reach, seeds_reach : float
         Half widths of the interval from either source alone.
-    delong_p : float or None
-        p-value of DeLong's test, for these weights only and independent examples; None for one example of a class.
+    rows_p : float or None
+        p-value for these weights only and independent examples, of the AUC DeLong's; None for one example of a class.
     seeds : SeedDeviation or None
         None where the variance between seeds is unknown.
     """
@@ -268,7 +348,7 @@ class Difference:
     seeds_error: float
     rows_reach: float
     seeds_reach: float
-    delong_p: float | None
+    rows_p: float | None
     seeds: SeedDeviation | None
 
     def is_significant(self, p_value: float | None = None) -> bool:
@@ -314,8 +394,8 @@ def difference(first: Side, second: Side, users: int) -> Difference:
 
     rows_reach, seeds_reach = reaches(ALPHA / 2)
     half = math.hypot(rows_reach, seeds_reach)
-    error = delong_error(first.runs, second.runs)
-    delong_p = float(2 * stats.norm.sf(abs(value) / error)) if error else None if error is None else float(value == 0)
+    error = sampling_error(first.runs, second.runs)
+    rows_p = float(2 * stats.norm.sf(abs(value) / error)) if error else None if error is None else float(value == 0)
     return Difference(
         value=value,
         low=value - half,
@@ -328,13 +408,13 @@ def difference(first: Side, second: Side, users: int) -> Difference:
         seeds_error=seeds_error,
         rows_reach=rows_reach,
         seeds_reach=seeds_reach,
-        delong_p=delong_p,
+        rows_p=rows_p,
         seeds=seeds,
     )
 
 
 def pool(groups: Sequence[Sequence[float]]) -> SeedDeviation | None:
-    """Return the standard deviation within groups of AUCs, None where a group has a single one.
+    """Return the standard deviation within groups of values, None where a group has a single one.
 
     Examples
     --------
@@ -350,8 +430,8 @@ def pool(groups: Sequence[Sequence[float]]) -> SeedDeviation | None:
 
 def _seed_deviation(first: Side, second: Side) -> SeedDeviation | None:
     if first.configuration != second.configuration:
-        return pool([[*side.aucs.tolist(), *side.other_seeds] for side in (first, second)])
-    runs = [*first.aucs.tolist(), *second.aucs.tolist(), *first.other_seeds]
+        return pool([[*side.values.tolist(), *side.other_seeds] for side in (first, second)])
+    runs = [*first.values.tolist(), *second.values.tolist(), *first.other_seeds]
     # With two runs alone, their own difference would be the estimate.
     return pool([runs]) if len(runs) > 2 else None
 
@@ -408,7 +488,8 @@ def conclude(first: Side, second: Side, found: Difference, p_value: float | None
     """
     if found.value == 0 and found.rows_error == 0:
         return f"no difference: {first.name} and {second.name} predict the same"
-    better, worse, sign = (first, second, 1) if found.value >= 0 else (second, first, -1)
+    sign = 1 if found.value >= 0 else -1
+    better, worse = (first, second) if sign == first.sign else (second, first)
     low, high = sorted((sign * found.low, sign * found.high))
     size = f"{abs(found.value):.4f} (95 % interval {fixed(low)} to {fixed(high)})"
     single = len(first.runs) == len(second.runs) == 1
@@ -424,12 +505,15 @@ def conclude(first: Side, second: Side, found: Difference, p_value: float | None
         lone = " and ".join(side.name for side in alone if side.has_seeds)
         if (found.p_value if p_value is None else p_value) < ALPHA and not lone:
             return f"{better.name} is better than {worse.name} for these predictions, by {size}; {unknown}{same}"
-        here = f"no significant difference: the weights of {better.name} rank these examples better than those of"
+        what = "rank" if first.metric == "AUC" else "predict"
+        here = f"no significant difference: the weights of {better.name} {what} these examples better than those of"
         here += f" {worse.name} by {size}"
         if low > 0 and lone:
             return f"{here}, but other seeds of {lone} may differ by as much: run at least 3 seeds of each{same}"
         return f"{here}; with these examples {limit}, and {unknown}{same}"
     source = "examples" if found.rows_reach >= found.seeds_reach else "seeds"
     corrected = "; corrected for several tests" if p_value is not None and found.p_value < ALPHA else ""
-    higher = f"the AUC of {better.name} is higher than that of {worse.name} by {size}{corrected}"
-    return f"no significant difference: {higher}; with these {source} {limit}{same}"
+    than = f"{'higher' if first.sign > 0 else 'lower'} than that of {worse.name} by {size}{corrected}"
+    return (
+        f"no significant difference: the {first.metric} of {better.name} is {than}; with these {source} {limit}{same}"
+    )

@@ -129,20 +129,20 @@ def measure_model(experiment: Experiment, features: Sequence[Feature], num_items
             continue
         kind = kinds.get(id(table), "dense")
         rows, dim = table.shape
-        state = _state_per_weight(model.optimizer_name, settings.table_optimizer, dim, kind != "dense")
+        state = _state_per_weight(settings.optimizer, settings.table_optimizer, dim, kind != "dense")
         if kind == "touched" and model.optimizer.parts["touched"].notes_updates:
             state += 1 / dim
         name = names[id(table)].split(".")[-2]
         tables.append(Table(name, rows, dim, kind, state, model.feature_map.features[name].get("sharding", "row")))
     total = sum(p.numel() for p in model.parameters() if p.requires_grad)
     other = total - sum(table.weights for table in tables)
-    state = _state_per_weight(model.optimizer_name, None, 16, False)
+    state = _state_per_weight(settings.optimizer, None, 16, False)
     activations = None
     if other <= MOST_PARAMETERS:
         activations = _measure_activations(experiment, features, num_items, history)
     of_items = {id(b) for b in model.items.buffers()}
     buffers = sum(b.numel() * b.element_size() for b in model.buffers() if id(b) not in of_items)
-    rule = touched_rule(model.optimizer_name, settings.table_optimizer)
+    rule = touched_rule(settings.optimizer, settings.table_optimizer)
     return ModelSizes(tables, other, state, buffers, rule, activations)
 
 

@@ -22,7 +22,9 @@ class Against:
     Parameters
     ----------
     value, low, high : float
-        Difference in mean AUC, first less second, and its 95 % interval.
+        Difference in the mean metric, first less second, and its 95 % interval.
+    better : bool
+        Whether the first is better, significantly or not.
     shown : bool
         Whether it is significant, corrected for the number of pairs.
     seeds_known : bool
@@ -34,6 +36,7 @@ class Against:
     value: float
     low: float
     high: float
+    better: bool
     shown: bool
     seeds_known: bool
     sentence: str
@@ -56,12 +59,12 @@ class Comparisons:
 
     @property
     def sides(self) -> dict[str, Side]:
-        """Sides by name of the experiment, best mean AUC first."""
+        """Sides by name of the experiment, the best first."""
         sides = [] if self.comparison is None else self.comparison.sides
-        return {side.name: side for side in sorted(sides, key=lambda side: -side.mean)}
+        return {side.name: side for side in sorted(sides, key=lambda side: -side.sign * side.mean)}
 
     def interval(self, name: str) -> tuple[float, float] | None:
-        """Return the 95 % interval of an experiment's mean AUC over resampled users, for its present weights."""
+        """Return the 95 % interval of an experiment's mean metric over resampled users, for its present weights."""
         if name not in self.sides:
             return None
         low, high = np.quantile(self.sides[name].samples.mean(axis=0), [ALPHA / 2, 1 - ALPHA / 2])
@@ -74,7 +77,8 @@ class Comparisons:
                 found, sign = pair.found, 1 if pair.first.name == first else -1
                 low, high = sorted((sign * found.low, sign * found.high))
                 shown = found.is_significant(pair.corrected_p)
-                return Against(sign * found.value, low, high, shown, found.seeds is not None, pair.conclusion)
+                better = sign * found.value * pair.first.sign > 0
+                return Against(sign * found.value, low, high, better, shown, found.seeds is not None, pair.conclusion)
         return None
 
 

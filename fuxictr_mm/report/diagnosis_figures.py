@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from fuxictr_mm.report.drawing import ACCENT, INK, MUTED, SERIES, Dot, Line, Panel, Plot, dots, lines
+from fuxictr_mm.runs import is_falling
 from fuxictr_mm.terminal import decimal, listed, number, plural, signed
 
 #: Rows in one plot; further rows are left out.
@@ -32,11 +33,28 @@ def _drop(name: str, drop: float, noise: float, colour: str) -> Dot:
     return Dot(name, drop, drop - noise, drop + noise, MUTED if abs(drop) <= noise else colour)
 
 
-def _without_gain(drops: Sequence[tuple[str, float, float]], harmful: Sequence[str]) -> str:
+def _metric(diagnosis: Mapping[str, Any]) -> str:
+    return str(diagnosis.get("metric", "AUC"))
+
+
+def _cost(diagnosis: Mapping[str, Any]) -> str:
+    """Return what a part costs that is missing: AUC drop, or RMSE increase."""
+    return f"{_metric(diagnosis)} {'increase' if is_falling(_metric(diagnosis)) else 'drop'}"
+
+
+def _falls(diagnosis: Mapping[str, Any]) -> str:
+    """Return what the metric does without a part."""
+    return f"the {_metric(diagnosis)} {'rises' if is_falling(_metric(diagnosis)) else 'drops'}"
+
+
+def _without_gain(
+    drops: Sequence[tuple[str, float, float]], harmful: Sequence[str], diagnosis: Mapping[str, Any]
+) -> str:
     """Return a sentence on parts without an effect, and on harmful ones, given the AUC drop and noise of each."""
     idle = [name for name, drop, noise in drops if abs(drop) <= noise]
     found = [f"No more than noise: {listed(idle)}."] if idle else []
-    found += [f"Harmful, the AUC rises: {listed(harmful)}."] if harmful else []
+    better = f"the {_metric(diagnosis)} {'drops' if is_falling(_metric(diagnosis)) else 'rises'}"
+    found += [f"Harmful, {better}: {listed(harmful)}."] if harmful else []
     return " ".join(found) or ("Each has an effect above noise." if all(drop > 0 for _, drop, _ in drops) else "")
 
 
@@ -64,12 +82,12 @@ def _importance(section: Any, diagnosis: Mapping[str, Any]) -> Iterator[Plot]:
         ]
         name, drop, noise = drops[0]
         harmful = _harmful(diagnosis, "importance", {name: name for name, _, _ in drops})
-        costs_most = f"Permuting {name} costs most: {decimal(drop)} AUC (±\u00a0{decimal(noise)})."
-        caption = f"{costs_most} {_without_gain(drops, harmful)}".strip()
-        yield dots(title, caption, rows, "AUC drop when permuted, ± 95 % noise", reference=0.0, bars=True)
+        costs_most = f"Permuting {name} costs most: {decimal(drop)} {_metric(diagnosis)} (±\u00a0{decimal(noise)})."
+        caption = f"{costs_most} {_without_gain(drops, harmful, diagnosis)}".strip()
+        yield dots(title, caption, rows, f"{_cost(diagnosis)} when permuted, ± 95 % noise", reference=0.0, bars=True)
 
 
-def _attention(section: Any, _: Mapping[str, Any]) -> Iterator[Plot]:
+def _attention(section: Any, diagnosis: Mapping[str, Any]) -> Iterator[Plot]:
     panel_lines, sentences, names = [], [], []
     for entry in section:
         for bucket in entry["by_length"]:
@@ -86,7 +104,7 @@ def _attention(section: Any, _: Mapping[str, Any]) -> Iterator[Plot]:
         by_length = [f"{decimal(b['entropy_ratio'], 3)} for {b['name']}" for b in (first, last)]
         sentences.append(
             f"{entry['name']}: {decimal(entry['entropy_ratio'], 3)} over all rows, {' and '.join(by_length)} items of "
-            f"history; with uniform weights the AUC drops by {decimal(entry['uniform_auc_lost'])} "
+            f"history; with uniform weights {_falls(diagnosis)} by {decimal(entry['uniform_auc_lost'])} "
             f"(±\u00a0{decimal(entry['uniform_noise'])})."
         )
     if panel_lines:
@@ -116,10 +134,10 @@ def _heads(section: Any, diagnosis: Mapping[str, Any]) -> Iterator[Plot]:
         harmful = _harmful(diagnosis, "heads", subjects)
         caption = (
             f"Of {plural(len(heads), 'head')} of {entry['attention']}, head {top['head']} contributes most: without it "
-            f"the AUC drops by {decimal(top['removed_auc_lost'])}, without all heads by "
-            f"{decimal(entry['all_removed_auc_lost'])}. {_without_gain(drops, harmful)}"
+            f"{_falls(diagnosis)} by {decimal(top['removed_auc_lost'])}, without all heads by "
+            f"{decimal(entry['all_removed_auc_lost'])}. {_without_gain(drops, harmful, diagnosis)}"
         ).strip()
-        label = "AUC drop without the head, ± 95 % noise"
+        label = f"{_cost(diagnosis)} without the head, ± 95 % noise"
         yield dots(f"Heads of {entry['attention']}", caption, rows, label, reference=0.0, bars=True)
 
 
@@ -156,21 +174,24 @@ def _calibration(section: Any, _: Mapping[str, Any]) -> Iterator[Plot]:
 
 def _slices(title: str, what: str) -> Callable[[Any, Mapping[str, Any]], Iterator[Plot]]:
     def build(section: Any, diagnosis: Mapping[str, Any]) -> Iterator[Plot]:
-        known = [e for e in section if number(e["auc"]) is not None]
+        key = _metric(diagnosis).lower()
+        counted, named = (text if key == "auc" else text.replace("clicks", "rows") for text in (what, title))
+        known = [e for e in section if number(e[key]) is not None]
         if not known:
             return
-        overall = number(diagnosis.get("metrics", {}).get("auc"))
+        overall = number(diagnosis.get("metrics", {}).get(key))
         rows = [
-            Dot(f"{e['name']} ({e['rows']:,} rows)", e["auc"], e["low"], e["high"], ACCENT if e.get("cold") else INK)
+            Dot(f"{e['name']} ({e['rows']:,} rows)", e[key], e["low"], e["high"], ACCENT if e.get("cold") else INK)
             for e in known[:MOST_DIAGNOSIS_ROWS]
         ]
-        low, high = (choose(known, key=lambda e: e["auc"]) for choose in (min, max))
+        low, high = (choose(known, key=lambda e: e[key]) for choose in (min, max))
         caption = (
-            f"Lowest on rows with {low['name']} {what}, {decimal(low['auc'], 3)} ({decimal(low['low'], 3)} to "
-            f"{decimal(low['high'], 3)}), highest on {high['name']}, {decimal(high['auc'], 3)}."
+            f"Lowest on rows with {low['name']} {counted}, {decimal(low[key], 3)} ({decimal(low['low'], 3)} to "
+            f"{decimal(low['high'], 3)}), highest on {high['name']}, {decimal(high[key], 3)}."
         )
         caption += "" if overall is None else f" Dashed: all rows, {decimal(overall, 3)}."
-        yield dots(title, caption, rows, "AUC, 95 % interval", reference=overall)
+        metric = _metric(diagnosis)
+        yield dots(f"{metric} {named}", caption, rows, f"{metric}, 95 % interval", reference=overall)
 
     return build
 
@@ -204,8 +225,8 @@ SECTIONS: dict[str, Callable[[Any, Mapping[str, Any]], Iterator[Plot]]] = {
     "heads": _heads,
     "senet": _senet,
     "calibration": _calibration,
-    "popularity": _slices("AUC by clicks of the item in training", "clicks in training"),
-    "history_length": _slices("AUC by length of history", "items of history"),
+    "popularity": _slices("by clicks of the item in training", "clicks in training"),
+    "history_length": _slices("by length of history", "items of history"),
     "vectors": _vectors,
 }
 

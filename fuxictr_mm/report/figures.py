@@ -24,26 +24,28 @@ MOST_SEEDS = len(SERIES)
 
 
 def plot_intervals(comparisons: Comparisons, order: Sequence[ExperimentRuns]) -> Plot | None:
-    """Plot each experiment's AUC with its interval over resampled users."""
+    """Plot the metric of each experiment with its interval over resampled users."""
     rows: list[Dot] = []
     for experiment in [e for e in order if e.name in comparisons.sides][:MOST_ROWS]:
         side, interval = comparisons.sides[experiment.name], comparisons.interval(experiment.name)
         low, high = interval if interval else (None, None)
-        seeds = side.aucs.tolist() if len(side.runs) > 1 else []
+        seeds = side.values.tolist() if len(side.runs) > 1 else []
         rows.append(Dot(experiment.name, side.mean, low, high, INK if rows else ACCENT, seeds))
     if not rows:
         return None
-    best, worst = max(rows, key=lambda row: row.value), min(rows, key=lambda row: row.value)
-    sentences = [f"{best.name} is highest with {decimal(best.value)} ({decimal(best.low)} to {decimal(best.high)})"]
+    highest, lowest = (choose(rows, key=lambda row: row.value) for choose in (max, min))
+    best, worst = (highest, lowest) if side.sign > 0 else (lowest, highest)
+    first, last = ("highest", "lowest") if side.sign > 0 else ("lowest", "highest")
+    sentences = [f"{best.name} is {first} with {decimal(best.value)} ({decimal(best.low)} to {decimal(best.high)})"]
     if len(rows) > 1:
         ends = f"{decimal(worst.low)} to {decimal(worst.high)}"
-        sentences.append(f"{worst.name} lowest with {decimal(worst.value)} ({ends})")
+        sentences.append(f"{worst.name} {last} with {decimal(worst.value)} ({ends})")
     caption = (
         f"{listed(sentences)}. Whiskers: 95 % interval over resampled users, for these weights"
         f"{'; rings: single seeds' if any(row.others for row in rows) else ''}. All experiments share the rows, so "
         f"whiskers may overlap although a difference is significant: see the differences.{_cut(order)}"
     )
-    return dots("Validation AUC", caption, rows, "AUC on the validation rows")
+    return dots(f"Validation {side.metric}", caption, rows, f"{side.metric} on the validation rows")
 
 
 def _cut(experiments: Sequence[ExperimentRuns]) -> str:
@@ -63,7 +65,7 @@ def plot_differences(comparisons: Comparisons, order: Sequence[ExperimentRuns]) 
             rows.append(Dot(name, against.value, against.low, against.high, MUTED if against.shown else INK))
             alone = alone or not against.seeds_known
             if against.shown:
-                (better if against.value > 0 else worse).append(name)
+                (better if against.better else worse).append(name)
     if not rows:
         return None
     lost = listed([f"{row.name} {signed(row.value)} ({signed(row.low)} to {signed(row.high)})" for row in rows], 3)
@@ -77,7 +79,9 @@ def plot_differences(comparisons: Comparisons, order: Sequence[ExperimentRuns]) 
         " With one seed per experiment, other seeds may differ by as much: run three seeds of each." if alone else ""
     )
     caption += _cut(order)
-    return dots(f"Difference to {named[0]}", caption, rows, "difference in AUC", reference=0.0)
+    return dots(
+        f"Difference to {named[0]}", caption, rows, f"difference in {comparisons.sides[named[0]].metric}", reference=0.0
+    )
 
 
 def plot_curves(experiments: Sequence[ExperimentRuns], metric: str) -> list[Plot]:

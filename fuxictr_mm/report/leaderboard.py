@@ -26,7 +26,7 @@ class Row:
     experiment : ExperimentRuns
         The experiment.
     interval : (float, float) or None
-        95 % interval of its AUC.
+        95 % interval of the metric that it is compared by.
     against : Against or None
         Its difference to the best; None for the best and if it is unknown.
     speed : float or None
@@ -68,7 +68,7 @@ def conclusion_of(against: Against | None) -> str:
     if against is None:
         return "not compared"
     if against.shown:
-        return "worse" if against.value < 0 else "better"
+        return "better" if against.better else "worse"
     return "no significant difference" if against.seeds_known or against.low <= 0 <= against.high else "seeds unknown"
 
 
@@ -126,16 +126,19 @@ def needed(rows: Sequence[Row], ablations: Sequence[Ablation], comparisons: Comp
     best = rows[0].experiment
     relatives = [[a.base, *(e for e, _ in a.others)] for a in ablations if a.model == best.newest.model]
     lost = [
-        (against.value, other)
+        (abs(against.value), other)
         for group in relatives
         for other in group
-        if other is not best and (against := comparisons.against(other.name, best.name)) and against.shown
+        if other is not best
+        and (against := comparisons.against(other.name, best.name))
+        and against.shown
+        and not against.better
     ]
-    if not lost or min(lost, key=lambda pair: pair[0])[0] >= 0:
+    if not lost:
         return None
-    value, other = min(lost, key=lambda pair: pair[0])
+    value, other = max(lost, key=lambda pair: pair[0])
     changed = _changed(changes(settings_of(best), settings_of(other)))
-    return Reason(f"{changed} ({other.name}) it loses {decimal(-value, 3)}", "ablation")
+    return Reason(f"{changed} ({other.name}) it loses {decimal(value, 3)}", "ablation")
 
 
 def _changed(found: Sequence[Change]) -> str:

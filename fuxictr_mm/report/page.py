@@ -129,7 +129,7 @@ def describe_dataset(
         ablations=ablations,
         speed=figures.plot_speed(order),
         speed_rows=[_speed(experiment, run) for experiment in order for run in experiment.runs],
-        differences=settings.differing([settings.settings_of(experiment) for experiment in order]),
+        differences=settings.table_of_differences([settings.settings_of(experiment) for experiment in order]),
         shared=shared,
         environments=environments,
     )

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fuxictr_mm.config import NAMING_KEYS, with_text_keys
+from fuxictr_mm.config import NAMING_KEYS, NOT_SET, comparable, differing
 from fuxictr_mm.report.experiments import ExperimentRuns
 from fuxictr_mm.terminal import DASH, MINUS, printable
 
@@ -59,33 +59,9 @@ class Ablation:
     others: list[tuple[ExperimentRuns, list[Change]]]
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return settings by dotted name; entries of a list of mappings are named by their ``name``.
-
-    Examples
-    --------
-    >>> flatten({"a": {"b": 1}, "c": [{"name": "x", "dim": 2}]})
-    {'a.b': 1, 'c.x': '{"dim": 2}'}
-    """
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            found |= flatten(value, f"{name}.")
-        elif isinstance(value, list) and value and all(isinstance(v, Mapping) and "name" in v for v in value):
-            for entry in value:
-                columns = entry["name"] if isinstance(entry["name"], list) else [entry["name"]]
-                rest = {k: v for k, v in entry.items() if k != "name"}
-                found[f"{name}.{','.join(map(str, columns))}"] = json.dumps(rest, sort_keys=True, default=str)
-        else:
-            found[name] = value
-    return found
-
-
 def settings_of(experiment: ExperimentRuns) -> dict[str, Any]:
     """Return the settings of the configuration, without names and seed."""
-    config = with_text_keys(experiment.newest.config)
-    return flatten({k: v for k, v in config.items() if k not in NAMING_KEYS})
+    return comparable(experiment.newest.config, without=NAMING_KEYS)
 
 
 def changes(base: Mapping[str, Any], other: Mapping[str, Any]) -> list[Change]:
@@ -96,20 +72,16 @@ def changes(base: Mapping[str, Any], other: Mapping[str, Any]) -> list[Change]:
     >>> changes({"senet": True, "use": ["a", "b"]}, {"senet": False, "use": ["b", "c"]})
     [Change(key='senet', text='True → False', size=1), Change(key='use', text='− a, + c', size=2)]
     """
-    found = []
-    for key in sorted(base.keys() | other.keys()):
-        before, after = base.get(key), other.get(key)
-        if before == after and (key in base) == (key in other):
-            continue
-        if isinstance(before, list) and isinstance(after, list) and set(map(str, before)) != set(map(str, after)):
-            gone = [printable(v) for v in before if v not in after]
-            new = [printable(v) for v in after if v not in before]
-            text = ", ".join([*(f"{MINUS} {v}" for v in gone), *(f"+ {v}" for v in new)])
-            found.append(Change(key, text, len(gone) + len(new), () if new else tuple(gone)))
-        else:
-            sides = [shown(s[key]) if key in s else DASH for s in (base, other)]
-            found.append(Change(key, " → ".join(sides), 1))
-    return found
+    return [_change(key, *values) for key, values in differing([base, other]).items()]
+
+
+def _change(key: str, before: Any, after: Any) -> Change:
+    if isinstance(before, list) and isinstance(after, list) and set(map(str, before)) != set(map(str, after)):
+        gone = [printable(v) for v in before if v not in after]
+        new = [printable(v) for v in after if v not in before]
+        text = ", ".join([*(f"{MINUS} {v}" for v in gone), *(f"+ {v}" for v in new)])
+        return Change(key, text, len(gone) + len(new), () if new else tuple(gone))
+    return Change(key, " → ".join([shown(before), shown(after)]), 1)
 
 
 def ablations(experiments: Sequence[ExperimentRuns]) -> list[Ablation]:
@@ -134,13 +106,12 @@ def ablations(experiments: Sequence[ExperimentRuns]) -> list[Ablation]:
     return found
 
 
-def differing(columns: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
-    """Return the keys whose values differ among mappings, each with its value in every one."""
+def table_of_differences(columns: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+    """Return the keys whose values differ among mappings, each with its value in every one as text."""
     found = []
-    for key in sorted({key for column in columns for key in column}):
-        short, full = ([shown(c[key], width) if key in c else DASH for c in columns] for width in (SHOWN, 0))
-        if len(set(full)) > 1:
-            found.append((key, short if len(set(short)) == len(set(full)) else full))
+    for key, values in differing(columns).items():
+        short, full = ([shown(value, width) for value in values] for width in (SHOWN, 0))
+        found.append((key, short if len(set(short)) == len(set(full)) else full))
     return found
 
 
@@ -157,7 +128,7 @@ def environments(experiments: Sequence[ExperimentRuns]) -> tuple[list[tuple[str,
                 if key not in OF_THE_MOMENT:
                     column.setdefault(key, []).append(shown(value))
         columns.append({key: ", ".join(dict.fromkeys(values)) for key, values in column.items()})
-    differ = differing(columns)
+    differ = table_of_differences(columns)
     names = [key for key, _ in differ]
     shared = [(key, value) for key, value in columns[0].items() if key not in names] if columns else []
     return shared, differ
@@ -165,6 +136,8 @@ def environments(experiments: Sequence[ExperimentRuns]) -> tuple[list[tuple[str,
 
 def shown(value: Any, width: int = SHOWN) -> str:
     """Return a setting as YAML text; above ``width`` characters its middle is left out."""
+    if value is NOT_SET:
+        return DASH
     if value is None or isinstance(value, str | bool):
         return printable("null" if value is None else value, width)
     return printable(json.dumps(value, default=str, ensure_ascii=False), width)

@@ -34,7 +34,7 @@ from fuxictr_mm.runs.paths import (
     unwritable,
     vocabulary_of_weights,
 )  # fmt: skip
-from fuxictr_mm.runs.predictions import write_predictions
+from fuxictr_mm.runs.predictions import Predictions
 from fuxictr_mm.runs.reading import (
     find_runs,
     load_run,

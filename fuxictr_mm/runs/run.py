@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any
 
-from fuxictr_mm.config import json_hash, seeds_hash
-from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, nearest
+from fuxictr_mm.config import json_hash, label_names, per_label, seeds_hash
+from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
 from fuxictr_mm.files import read_json
 from fuxictr_mm.runs.evaluations import read_lines
 from fuxictr_mm.runs.paths import DATA, DIAGNOSIS, METRICS, MODEL_CODE, PREDICTIONS, WEIGHTS, RunPaths
-from fuxictr_mm.runs.predictions import _groups_of, _problem_of_rows, compact
+from fuxictr_mm.runs.predictions import Predictions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -141,24 +140,11 @@ class Run:
         path = self.path / METRICS
         return read_lines(path) if path.exists() else []
 
-    @overload
-    def predictions(
-        self, split: Literal["valid"] = "valid", task: str | None = None
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]: ...
+    def predictions(self, split: str = "valid", task: str | None = None) -> Predictions:
+        """Return label, prediction and group, ``(rows,)`` in the order of the split's file.
 
-    @overload
-    def predictions(
-        self, split: str, task: str | None = None
-    ) -> tuple[np.ndarray | None, np.ndarray, np.ndarray | None]: ...
-
-    def predictions(
-        self, split: str = "valid", task: str | None = None
-    ) -> tuple[np.ndarray | None, np.ndarray, np.ndarray | None]:
-        """Return label (int8), prediction (float32) and group or None, ``(rows,)`` in the order of the split's file.
-
-        The label of a regression is float32. Groups are integers or texts; where rows have none, objects with None for
-        these. The label of a test file without labels is None. Of a run on several labels, validation rows without the
-        label are left out, and a label that some test rows do not have is None.
+        The label of a test file without labels is None. Of a run on several labels, validation rows without the label
+        are left out, and a label that some test rows do not have is None.
 
         Parameters
         ----------
@@ -174,27 +160,13 @@ class Run:
         MissingFileError, DataError
             The file is missing or damaged, labels are not 0 and 1, or predictions are not finite numbers.
         """
-        if split == "valid":
-            return self.examples(split, task)
-        label, prediction, group = self.all_rows(split, task)
-        return None if label is None or (label != label).any() else label, prediction, group
+        found = self.all_rows(split, task)
+        if split == "valid" or found.label is None or (found.label == found.label).all():
+            return found.of_known_labels
+        return Predictions(None, found.prediction, found.group)
 
-    def examples(
-        self, split: str = "valid", task: str | None = None
-    ) -> tuple[np.ndarray | None, np.ndarray, np.ndarray | None]:
-        """Return the result of ``predictions``, for both splits without the rows that do not have the label."""
-        label, prediction, group = self.all_rows(split, task)
-        if label is None or (known := label == label).all():
-            return label, prediction, group
-        return compact(label[known]), prediction[known], None if group is None else group[known]
-
-    def all_rows(
-        self, split: str = "valid", task: str | None = None
-    ) -> tuple[np.ndarray | None, np.ndarray, np.ndarray | None]:
+    def all_rows(self, split: str = "valid", task: str | None = None) -> Predictions:
         """Return the result of ``predictions`` for all rows; a label that some rows lack is float64 with NaN."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         path = self.path / PREDICTIONS[split]
         if not path.is_file():
             state = "the run is unfinished" if not self.finished else "train it again"
@@ -202,48 +174,21 @@ class Run:
                 command = f"fuxictr-mm predict --runs {quote(str(self.path))}"
                 state = f"trained without test_data, or by an older version; compute them: {command}"
             raise MissingFileError(f"{path}: no predictions of this run; {state}")
-        try:
-            table = pq.read_table(path)
-            columns = {name: table[name].to_numpy() for name in table.column_names if name != "group"}
-            columns["group"] = _groups_of(table["group"]) if "group" in table.column_names else None
-            suffix = self._suffix_of(table.column_names, task)
-            label, prediction, group = (columns.get(n) for n in (f"label{suffix}", f"prediction{suffix}", "group"))
-            if prediction is None or (label is None and split == "valid"):
-                raise KeyError("prediction" if prediction is None else "label")
-        except (OSError, pa.ArrowException, KeyError) as error:
-            raise DataError(f"{path}: is not a file of predictions of a run ({error}); train it again") from error
-        known = label
-        if suffix and label is not None:  # those of a column with nulls are NaN
-            known = label[label == label]
-            label = label if len(known) else None
-        if problem := _problem_of_rows(known, prediction, self.is_regression(task)):
-            raise DataError(f"{path}: {problem}; train it again")
-        return label, prediction, group
+        if task is not None and len(names := self._label_names()) == 1 and names != [task]:
+            raise ConfigError(f"{self.path}: the run has the label '{names[0]}', not '{task}'")
+        found = Predictions.read(path, task, is_regression=self.is_regression(task))
+        if found.label is None and split == "valid":
+            raise DataError(f"{path}: is not a file of predictions of a run ('label'); train it again")
+        return found
+
+    def _label_names(self) -> list[str]:
+        return label_names(self.config) if self.config.get("label_col") else []
 
     def is_regression(self, label: str | None = None) -> bool:
         """Whether the task of a label is a regression; of the first label if none is named."""
-        from fuxictr_mm.config import label_names, per_label
-
-        names = label_names(self.config) if self.config.get("label_col") else []
+        names = self._label_names()
         tasks = per_label(self.config.get("task", "binary_classification"), max(len(names), 1))
         return tasks[names.index(label) if label in names else 0] == "regression"
-
-    def _suffix_of(self, columns: Sequence[str], task: str | None) -> str:
-        """Return what follows ``label`` and ``prediction`` in the names of a label's columns."""
-        tasks = [name.removeprefix("prediction_") for name in columns if name.startswith("prediction_")]
-        if not tasks:
-            label = self.config.get("label_col")
-            own = label.get("name") if isinstance(label, dict) else None
-            if task is not None and own not in (None, task):
-                raise ConfigError(f"{self.path}: the run has the label '{own}', not '{task}'")
-            return ""
-        if task not in tasks:
-            found = "has" if task is None else f"has no label '{task}'{nearest(task, tasks)}; it has"
-            raise ConfigError(
-                f"{self.path}: the run {found} the labels {', '.join(tasks)}; name one (compare --label "
-                f"{tasks[0]}); ensembles and calibration need runs with one label"
-            )
-        return f"_{task}"
 
     def predict(self, data: Any = None, *, gpu: int = -1) -> np.ndarray:
         """Return the predicted probabilities of the rows of a file or data frame, with the weights of this run.

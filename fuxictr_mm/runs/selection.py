@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from fuxictr_mm.config import NOT_SET, differing
 from fuxictr_mm.data.fingerprint import data_hashes, data_paths
 from fuxictr_mm.runs.run import TEST_DATA, Run
 from fuxictr_mm.terminal import listed
@@ -48,11 +49,9 @@ def outdated(run: Run, *, test: bool = False) -> str:
 
 def differences(runs: Sequence[Run]) -> list[str]:
     """Return in which of their ``sources`` runs differ; a last entry for hashes that only some have."""
-    sources = [run.sources for run in runs]
-    names = dict.fromkeys(name for found in sources for name in found)
-    differ = [name for name in names if len({found.get(name) for found in sources}) > 1]
-    known = [name for name in differ if all(found.get(name) for found in sources)]
-    return known + ["hashes of files, which only some have"] * (len(known) < len(differ))
+    found = differing([run.sources for run in runs])
+    known = [name for name, hashes in found.items() if not {None, NOT_SET} & set(hashes)]
+    return known + ["hashes of files, which only some have"] * (len(known) < len(found))
 
 
 def left_out(runs: Sequence[Run], first: Run) -> str:

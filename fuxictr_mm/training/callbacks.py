@@ -32,11 +32,11 @@ from fuxictr_mm.runs import (
     TENSORBOARD,
     VOCABULARY,
     WEIGHTS,
+    Predictions,
     RunPaths,
     read_lines,
     runs_of,
     vocabulary_of_weights,
-    write_predictions,
 )
 from fuxictr_mm.runtime import device_of
 from fuxictr_mm.training import distributed
@@ -124,17 +124,7 @@ class RunWriter:
         """
         if resume and (interrupted := _newest_interrupted(paths, settings, sources or {})):
             return cls(interrupted, settings, started)
-        started_at = datetime.now()
-        path = paths.new_run(settings["seed"], started_at)
-        try:
-            write_beside(
-                path / CONFIG, lambda stream: stream.write(dump_yaml(dict(sorted(as_json(settings).items()))).encode())
-            )
-            write_json(path / ENVIRONMENT, {**environment(settings["gpu"], started_at), **(sources or {})})
-        except UserError:
-            shutil.rmtree(path, ignore_errors=True)
-            raise
-        return cls(path, settings, started)
+        return cls(new_folder(paths, settings, sources or {}), settings, started)
 
     @property
     def seconds(self) -> float:
@@ -201,12 +191,9 @@ class RunWriter:
         groups : mapping of str to ChunkedArray or None
             Groups of the rows of each split where they are texts, of which ``scored`` has hashes.
         """
-        arrays = {split: _to_numpy(rows) for split, rows in (("valid", scored), ("test", test)) if rows is not None}
-        for split, columns in arrays.items():
-            texts = (groups or {}).get(split)
-            if columns["group"] is not None and texts is not None and len(texts) == len(columns["prediction"]):
-                columns["group"] = texts
-            write_predictions(self.path / PREDICTIONS[split], **columns)
+        for split, rows in (("valid", scored), ("test", test)):
+            if rows is not None:
+                _predictions_of(rows, (groups or {}).get(split)).write(self.path / PREDICTIONS[split], rows.tasks)
         vocabulary = vocabulary_of_weights(Path(model.checkpoint))
         if vocabulary.exists():
             _link(vocabulary, self.path / VOCABULARY)
@@ -219,10 +206,24 @@ class RunWriter:
             "dataset_id": self.settings["dataset_id"],
             "seed": self.settings["seed"],
             "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-            "valid_rows": len(arrays["valid"]["prediction"]),
+            "valid_rows": len(scored.prediction),
             "description": self.settings.get("description"),
         }
         write_json(self.path / RESULT, content)
+
+
+def new_folder(paths: RunPaths, settings: Mapping[str, Any], sources: Mapping[str, Any]) -> Path:
+    """Create the folder of a new run with its configuration and environment; see ``RunWriter.open``."""
+    started_at = datetime.now()
+    path = paths.new_run(settings["seed"] or 0, started_at)
+    text = dump_yaml(dict(sorted(as_json(settings).items())))
+    try:
+        write_beside(path / CONFIG, lambda stream: stream.write(text.encode()))
+        write_json(path / ENVIRONMENT, {**environment(settings.get("gpu", -1), started_at), **sources})
+    except UserError:
+        shutil.rmtree(path, ignore_errors=True)
+        raise
+    return path
 
 
 def _newest_interrupted(paths: RunPaths, settings: Mapping[str, Any], sources: Mapping[str, Any]) -> Path | None:
@@ -238,11 +239,13 @@ def _newest_interrupted(paths: RunPaths, settings: Mapping[str, Any], sources: M
     return None
 
 
-def _to_numpy(scored: Scored) -> dict[str, Any]:
-    """Return label, prediction and group of scored rows as arrays or None, and the names of several labels."""
-    columns = {"label": scored.label, "prediction": scored.prediction.float(), "group": scored.group}
-    arrays = {name: None if column is None else column.cpu().numpy() for name, column in columns.items()}
-    return {**arrays, "tasks": scored.tasks}
+def _predictions_of(scored: Scored, texts: Any) -> Predictions:
+    """Return scored rows as arrays, with groups that are texts in place of their hashes."""
+    columns = (scored.label, scored.prediction.float(), scored.group)
+    label, prediction, group = (None if column is None else column.cpu().numpy() for column in columns)
+    assert prediction is not None
+    has_texts = group is not None and texts is not None and len(texts) == len(prediction)
+    return Predictions(label, prediction, texts if has_texts else group)
 
 
 def _link(source: Path, target: Path) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fuxictr_mm.config import PATH_KEYS, VOLATILE_KEYS
+from fuxictr_mm.config import describe_differences, differing, result_differences
 from fuxictr_mm.errors import MissingFileError, UserError, first_line, nearest
 from fuxictr_mm.files import read_json, write_beside
 from fuxictr_mm.runs import HUB_CONFIG, HUB_FEATURES, HUB_WEIGHTS, config_of_weights
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from fuxictr.features import FeatureMap
 
 logger = logging.getLogger(__name__)
-
-#: Settings that are paths, or do not change what a model computes.
-LOCAL_KEYS = frozenset({*PATH_KEYS, *VOLATILE_KEYS, "data_root", "model_root", "resident", "buffer_rows", "streams"})
 
 #: What is put before the name of every parameter, and by what.
 PREFIXES = {"module.": "DataParallel", "_orig_mod.": "torch.compile"}
@@ -177,7 +174,7 @@ def _setting_differences(weights: Path, settings: Mapping[str, Any] | None) -> l
     if saved is None or settings is None:
         return []
     path, theirs = saved
-    found = setting_differences(theirs, settings, f"in {path}")
+    found = describe_differences(result_differences(theirs, settings), f"in {path}")
     return [f"settings that differ: {_first_few(found, '; ')}" if found else f"no setting differs from {path}"]
 
 
@@ -203,35 +200,6 @@ def saved_settings(weights: Path) -> tuple[Path, dict[str, Any]] | None:
         return path, settings
     config = config_of_weights(weights)
     return None if config is None else (config, load_yaml(config))
-
-
-def setting_differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], where: str) -> list[str]:
-    """Return a phrase for each setting whose value differs; names and paths are left out.
-
-    Examples
-    --------
-    >>> setting_differences({"epochs": 3, "gpu": 0}, {"epochs": 5, "seed": 1}, "in the folder")
-    ['epochs is 3 in the folder, 5 here', 'seed is not set in the folder, 1 here']
-    """
-    sides = [_flatten({k: v for k, v in side.items() if k not in LOCAL_KEYS}) for side in (theirs, ours)]
-    texts = [{key: json.dumps(value, default=str) for key, value in side.items()} for side in sides]
-    keys = sorted({*texts[0], *texts[1]} - {"model_id", "dataset_id"})
-    pairs = {key: [text.get(key, "not set") for text in texts] for key in keys}
-    return [f"{key} is {a} {where}, {b} here" for key, (a, b) in pairs.items() if a != b]
-
-
-def _flatten(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings with an entry for each setting of a feature instead of the list of features."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        if key not in ("feature_cols", "feature_specs") or not isinstance(value, list):
-            flat[key] = value
-            continue
-        for column in [column for column in value if isinstance(column, dict)]:
-            name = column.get("name")
-            for each in name if isinstance(name, list) else [name]:
-                flat |= {f"feature '{each}': {k}": v for k, v in column.items() if k != "name"}
-    return flat
 
 
 def _first_few(phrases: list[str], separator: str = ", ", shown: int = 5) -> str:
@@ -319,8 +287,8 @@ def check_features(folder: Path, feature_map: FeatureMap | None) -> None:
     ours = _layer_settings(json.loads(json.dumps(feature_map.features)))
     problems = [f"'{name}' is only in the folder" for name in theirs if name not in ours]
     problems += [f"'{name}' is only here" for name in ours if name not in theirs]
-    for name in [n for n in theirs if n in ours]:
-        problems += [f"'{name}': {text}" for text in setting_differences(theirs[name], ours[name], "in the folder")]
+    both = [{name: side[name] for name in theirs if name in ours} for side in (theirs, ours)]
+    problems += describe_differences(differing(both), "in the folder")
     if not problems and list(theirs) != list(ours):
         problems = [f"their order is {', '.join(theirs)}, here {', '.join(ours)}"]
     if problems:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from fuxictr_mm.config import DatasetConfig, checkpoint_hash
+from fuxictr_mm.config import DatasetConfig, checkpoint_hash, describe_differences, result_differences
 from fuxictr_mm.data.dataset import Dataset
 from fuxictr_mm.data.fingerprint import changed_data, data_hashes
 from fuxictr_mm.data.interactions import InteractionTable
@@ -39,7 +39,6 @@ from fuxictr_mm.runtime import is_main
 from fuxictr_mm.training import distributed, loop
 from fuxictr_mm.training.baselines import warn_of_baselines
 from fuxictr_mm.training.callbacks import Callback, RunWriter, TensorBoardLogger, is_installed
-from fuxictr_mm.training.checkpoints import setting_differences
 from fuxictr_mm.training.metric_checks import check_metrics_of_valid, metrics_of_test
 from fuxictr_mm.training.resume import (
     TrainingCheckpoint,
@@ -57,7 +56,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 #: Settings of the length of training, which do not change its steps.
-LENGTH_KEYS = ("epochs", "early_stop_patience")
+LENGTH_KEYS = {"epochs", "early_stop_patience"}
 
 
 class TrainingRun:
@@ -201,11 +200,12 @@ class TrainingRun:
         finished = next((run for run in runs_of(self.paths) if run.finished), None)
         if finished is None:
             return
-        differences = setting_differences(finished.config, self.config.to_dict(), "in that run")
+        found = result_differences(finished.config, self.config.to_dict())
         code = self.experiment.model_code
         same_file = finished.environment.get(MODEL_CODE, code) == code
-        what = "; ".join(differences) or ("paths of its files" if same_file else f"the file of {self.config.model}")
-        if differences and all(phrase.split()[0] in LENGTH_KEYS for phrase in differences):
+        phrases = describe_differences(found, "in that run")
+        what = "; ".join(phrases) or ("paths of its files" if same_file else f"the file of {self.config.model}")
+        if found and found.keys() <= LENGTH_KEYS:
             raise UserError(
                 f"{finished.path}: has finished ({what}) and has no training checkpoint to resume from; restore its "
                 "settings, or train from the start, without --resume"

@@ -17,9 +17,9 @@ import torch
 from fuxictr_mm.config import Fold
 from fuxictr_mm.data.folds import fold_of_rows
 from fuxictr_mm.errors import ConfigError, UserError
-from fuxictr_mm.evaluation.combine import Examples, averaged
+from fuxictr_mm.evaluation.combine import averaged
 from fuxictr_mm.evaluation.ensemble import check_is_free, combined_run, read_test_predictions
-from fuxictr_mm.runs import Run
+from fuxictr_mm.runs import Predictions, Run
 from fuxictr_mm.tuning.seeds import train_side_by_side
 
 if TYPE_CHECKING:
@@ -102,13 +102,13 @@ def train_folds(
     predictions = np.zeros(len(label), dtype=np.float32)
     for number, run in enumerate(runs):
         found_label, found, _ = run.predictions()
-        if not np.array_equal(found_label, label[held_out == number]):
+        if found_label is None or not np.array_equal(found_label, label[held_out == number]):
             raise UserError(f"{run.path}: its validation rows are not those of fold {number + 1}; train the fold again")
         predictions[held_out == number] = found
     rows = held_out >= 0
-    valid = Examples(label[rows], None if group is None else group[rows], predictions[rows][None])
-    test = read_test_predictions(runs, config.gpu)
-    of_test = averaged(test, "logit")
+    valid = Predictions(label[rows], predictions[rows], None if group is None else group[rows])
+    members = read_test_predictions(runs, config.gpu)
+    test = averaged(members, "logit") if members else None
     description = f"out-of-fold predictions, {count} folds by {by}"
-    combined = combined_run(runs, paths, description, "logit", (valid, predictions[rows]), (test, of_test), started)
+    combined = combined_run(runs, paths, description, "logit", valid, test, started)
     return runs, combined

@@ -12,7 +12,7 @@ from fuxictr_mm.data.loaders import gather
 from fuxictr_mm.diagnosis import attention
 from fuxictr_mm.diagnosis.attention import RecordedAttention, describe, uniform, weight_statistics
 from fuxictr_mm.diagnosis.attention_hooks import find_attention
-from fuxictr_mm.diagnosis.scorer import AUCDrop
+from fuxictr_mm.diagnosis.scorer import Cost
 from fuxictr_mm.layers import DINAttention, Jagged, MultiHeadTargetAttention
 from fuxictr_mm.layers.transformer import Buckets, JaggedTransformerLayer
 
@@ -260,7 +260,7 @@ def test_each_set_of_heads_is_scored_once(heads):
     """Of two heads, one without the other is the other alone; the AUC drop is the number of the pass here."""
     recorded, _ = record(hooks_of(MultiHeadTargetAttention(8, 12, heads)), *batch())
     changes = iter(range(100))
-    scorer = SimpleNamespace(score=lambda: next(changes), auc_drop=lambda change: AUCDrop(-1.0 - change, 0.0))
+    scorer = SimpleNamespace(score=lambda: next(changes), cost=lambda change: Cost(-1.0 - change, 0.0))
     found = attention.measure(scorer, [recorded])
     assert next(changes) + 1 == 1 + attention.number_of_passes([recorded.hooks])
     first, *others = found["heads"][0]["heads"]

@@ -445,14 +445,6 @@ def test_runs_that_do_not_fit(workplace):
         find_trained("DIN_MM_tiny", model_zoo="zoo")
 
 
-def test_a_regression_is_refused(workplace, capsys):
-    config = load_yaml("model_config.yaml")
-    config["DIN_tiny"] |= {"task": "regression", "loss": "mse_loss", "metrics": ["AUC"]}
-    Path("model_config.yaml").write_text(json.dumps(config))
-    save("DIN_tiny", "checkpoints/tiny_mm/DIN_tiny.model")
-    assert "regression" in refusal(capsys, "--expid", "DIN_tiny")
-
-
 def test_items_of_raw_columns(tmp_path, capsys):
     several_histories.write_world(tmp_path, "csv", rows=1000)
     several_histories.load(tmp_path, "DIN").fit()

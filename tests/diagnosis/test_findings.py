@@ -8,8 +8,7 @@ from fuxictr_mm.diagnosis.findings import (
     PROBLEM,
     WARNING,
     Finding,
-    find_harmful,
-    is_negligible,
+    Scale,
     ordered,
 )
 
@@ -30,6 +29,18 @@ def test_at_chance_parts_without_effect_are_left_out():
 
 @pytest.mark.parametrize(("drop", "found"), [(-0.02, 1), (-0.008, 0), (-0.004, 0), (0.02, 0)])
 def test_what_raises_the_auc_when_it_is_changed_is_harmful(drop, found):
-    harmful = list(find_harmful("importance", "image", "permuting it", drop, 0.005))
+    harmful = list(Scale().find_harmful("importance", "image", "permuting it", drop, 0.005))
     assert [(f.severity, f.code, f.subject) for f in harmful] == [(WARNING, "harmful", "image")] * found
-    assert is_negligible(drop, 0.005) == (abs(drop) < 0.005)
+    assert Scale().is_negligible(drop, 0.005) == (abs(drop) < 0.005)
+
+
+def test_a_regression_is_measured_by_its_error_and_a_fraction_of_it_is_negligible():
+    scale = Scale.of({"metric": "RMSE", "metrics": {"rmse": 20.0}})
+    assert (scale.cost, scale.is_negligible(0.02, 0.0), scale.is_negligible(0.03, 0.0)) == (
+        "RMSE increase",
+        True,
+        False,
+    )
+    (finding,) = scale.find_harmful("importance", "image", "permuting it", -0.1, 0.01)
+    assert "lowers the RMSE by 0.1" in finding.text
+    assert Scale.of({}) == Scale()  # of an older version

@@ -198,7 +198,7 @@ def test_histories_are_permuted_with_everything_along_them():
 
     class Recorder:
         def __init__(self):
-            self.table, self.auc_drop = table, lambda prediction: prediction
+            self.table, self.cost = table, lambda prediction: prediction
 
         def score(self, changed):
             return changed

@@ -37,10 +37,10 @@ def test_the_drop_is_a_difference_of_aucs(trained):
     passes = []
     scorer = Scorer(experiment, model, dataset.splits["valid"], advance=lambda: passes.append(1))
     base = scorer.score_base()
-    assert scorer.auc_drop(base) == (0, 0)
+    assert scorer.cost(base) == (0, 0)
     changed = np.random.default_rng(0).permutation(base)
     expected = roc_auc_score(scorer.label, base) - roc_auc_score(scorer.label, changed)
-    drop = scorer.auc_drop(changed)
+    drop = scorer.cost(changed)
     assert drop.value == pytest.approx(expected)
     assert 0 < drop.noise < drop.value
     assert scorer.passes == len(passes) == 1

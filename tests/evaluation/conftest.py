@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fuxictr_mm.files import write_json
-from fuxictr_mm.runs import read_run, write_predictions
+from fuxictr_mm.runs import Predictions, read_run
 from fuxictr_mm.yaml_files import dump_yaml
 
 
@@ -84,8 +84,8 @@ def make_run(tmp_path):
         (folder / "config.yaml").write_text(dump_yaml(shared | {k: str(v) for k, v in settings.items()}))
         for split, (label, prediction, group) in (("valid", valid), ("test", test or (None, None, None))):
             if label is not None:
-                columns = {"prediction": prediction.astype("f"), "label": label.astype("i1"), "group": group}
-                write_predictions(folder / f"{split}_predictions.parquet", **columns)
+                rows = Predictions(label, prediction.astype("f"), group)
+                rows.write(folder / f"{split}_predictions.parquet")
         write_json(folder / "environment.json", {})
         result = {"valid": dict.fromkeys(metrics, 0.5), "test": None, "seconds": 1.0, "valid_rows": len(valid[0])}
         write_json(folder / "result.json", result)

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -12,7 +13,9 @@ from fuxictr_mm.commands.compare import as_dict
 from fuxictr_mm.data.fingerprint import hash_files
 from fuxictr_mm.errors import DataError
 from fuxictr_mm.evaluation.compare import compare
+from fuxictr_mm.evaluation.significance import metric_of
 from fuxictr_mm.runs import find_runs
+from tests.errors import raises_naming
 from tests.evaluation.conftest import change_data, change_rows, change_settings
 
 NAMES = ("DIN_tiny", "DIN_MM_none_tiny")
@@ -234,3 +237,53 @@ def test_one_click_has_no_delong_error(copy, capsys):
     report = compared(copy)
     assert report["pairs"][0]["delong_p"] is None
     assert {run["delong_error"] for side in report["sides"] for run in side["runs"]} == {None}
+
+
+def regressions(make_run, **settings):
+    """Two experiments on 200 rows of 40 users: ``near`` is twice as near to the labels as ``far``."""
+    generator = np.random.default_rng(0)
+    label, group = generator.normal(size=200).astype("f"), np.arange(200) // 5
+    error = generator.normal(size=200)
+    for name, size in (("far", 1.0), ("near", 0.5)):
+        make_run(name, (label, label + size * error, group), task="regression", **settings)
+    return label, error
+
+
+def test_regressions_are_compared_by_their_error(make_run, tmp_path, capsys):
+    _, error = regressions(make_run)
+    main(["compare", "far", "near", "--root", str(tmp_path / "runs"), "--json", "--samples", "200"])
+    report = json.loads(capsys.readouterr().out)
+    assert (report["metric"], report["positives"], report["users"]) == ("RMSE", None, 40)
+    rmse = np.sqrt((error**2).mean())
+    assert [side["rmse"] for side in report["sides"]] == pytest.approx([rmse, rmse / 2], rel=1e-5)
+    (pair,) = report["pairs"]
+    assert 0 < pair["rows_low"] < pair["value"] == pytest.approx(rmse / 2, rel=1e-5)
+    assert pair["rows_p"] < 1e-4
+    assert pair["verdict"].startswith("no significant difference: the weights of near predict")  # seeds are unknown
+    main(["compare", "far", "near", "--root", str(tmp_path / "runs"), "--samples", "200"])
+    assert "RMSE, lower is better" in capsys.readouterr().out
+
+
+def test_a_file_is_compared_with_a_regression(make_run, tmp_path):
+    label, error = regressions(make_run, valid_data=tmp_path / "valid.parquet")
+    data = pa.table({"user_id": np.arange(200) // 5, "row_key": np.arange(200), "label": label.astype(float)})
+    pq.write_table(data, tmp_path / "valid.parquet")
+    order = np.random.default_rng(1).permutation(200)
+    columns = {"row_key": order, "prediction": (label + 2 * error)[order], "label": label.astype(float)[order]}
+    pq.write_table(pa.table(columns), tmp_path / "theirs.parquet")
+    found = compare(["near", tmp_path / "theirs.parquet"], tmp_path / "runs", samples=200)
+    assert found.sides[1].mean == pytest.approx(4 * found.sides[0].mean, rel=1e-4)
+
+
+def test_a_regression_and_a_classification_have_no_common_metric(make_run, tmp_path):
+    generator = np.random.default_rng(0)
+    rows = (np.arange(100) % 2, generator.random(100), np.arange(100) // 4)
+    make_run("A", rows)
+    make_run("B", rows, task="regression")
+    with raises_naming(DataError, "RMSE", "AUC"):
+        compare(["A", "B"], tmp_path / "runs")
+
+
+def test_the_first_error_among_the_metrics_is_compared():
+    assert metric_of(True, ["MAE", "RMSE"]) == "MAE"
+    assert (metric_of(True, []), metric_of(False, ["MAE"])) == ("RMSE", "AUC")

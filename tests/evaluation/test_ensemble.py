@@ -91,7 +91,9 @@ def test_greedy_weights():
     assert weights.sum() == pytest.approx(1)
     assert weights.min() >= 0
     assert weights[0] < 0.1
-    assert Ranking(label, weights @ np.concatenate([noise, good])).auc > max(Ranking(label, row).auc for row in good)
+    assert Ranking(label, weights @ np.concatenate([noise, good])).value > max(
+        Ranking(label, row).value for row in good
+    )
     np.testing.assert_array_equal(greedy_weights(label, good[:1]), [1.0])
     few = np.array([[0.1, 0.3, 0.2, 0.4], [0.0, 0.1, 0.8, 0.9]])
     assert greedy_weights(np.array([0, 0, 1, 1]), few).tolist() == [0, 1]  # the first would only do no harm
@@ -157,7 +159,7 @@ def test_ranks_of_runs_with_logloss_alone_have_an_auc(make_run, tmp_path):
     for expid in "AB":
         make_run(expid, (label, generator.random(200), None), metrics=["logloss"])
     found = ensemble(["A", "B"], tmp_path / "runs")
-    assert found.valid == {"AUC": pytest.approx(Ranking(label, found.predictions()[1]).auc)}
+    assert found.valid == {"AUC": pytest.approx(Ranking(label, found.predictions()[1]).value)}
     assert "AUC" in describe_ensemble(found)[0]
 
 

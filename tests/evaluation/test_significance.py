@@ -12,18 +12,19 @@ from sklearn.metrics import roc_auc_score
 
 from fuxictr_mm.evaluation import significance
 from fuxictr_mm.evaluation.significance import (
+    Errors,
     Ranking,
     Side,
     auc_with_interval,
-    bootstrap_aucs,
+    bootstrap,
     conclude,
-    delong_error,
-    delong_variance,
     difference,
     fixed,
     holm,
     pool,
     sample_users,
+    sampling_error,
+    sampling_variance,
 )
 
 #: Label, score with ties, and weight of each example.
@@ -37,7 +38,7 @@ BOTH_CLASSES = EXAMPLES.filter(lambda examples: len({label for label, _, _ in ex
 @given(BOTH_CLASSES)
 def test_weights_are_repetitions(examples):
     label, score, weight = (np.array(column) for column in zip(*examples, strict=True))
-    (found,) = Ranking(label, score).weighted_auc(weight[:, None].astype(float))
+    (found,) = Ranking(label, score).weighted(weight[:, None].astype(float))
     repeated = np.repeat(label, weight)
     if len(set(repeated)) < 2:
         assert np.isnan(found)
@@ -65,14 +66,14 @@ def test_delong_by_all_pairs(examples, seed):
     assert found["auc"] == pytest.approx(roc_auc_score(label, score))
     assert found["low"] <= found["auc"] <= found["high"]
     if min(positives, negatives) < 2:
-        assert delong_error([Ranking(label, score)]) is None
+        assert sampling_error([Ranking(label, score)]) is None
         return
     covariance = np.cov([w.mean(axis=1) for w in won]) / positives + np.cov([w.mean(axis=0) for w in won]) / negatives
     pair = Ranking(label, score), Ranking(label, other)
-    assert delong_variance([pair[0]]) == pytest.approx(covariance[0, 0], abs=1e-15)
+    assert sampling_variance([pair[0]]) == pytest.approx(covariance[0, 0], abs=1e-15)
     contrast = np.array([1, -1])
-    assert delong_variance([pair[0]], [pair[1]]) == pytest.approx(contrast @ covariance @ contrast, abs=1e-15)
-    assert delong_variance([pair[0]], [pair[0]]) == 0
+    assert sampling_variance([pair[0]], [pair[1]]) == pytest.approx(contrast @ covariance @ contrast, abs=1e-15)
+    assert sampling_variance([pair[0]], [pair[0]]) == 0
 
 
 def test_delong_variance_is_that_of_samples():
@@ -80,8 +81,8 @@ def test_delong_variance_is_that_of_samples():
     label = np.repeat([0.0, 1.0], 100)
     for _ in range(400):
         ranking = Ranking(label, generator.normal(label, 1))
-        aucs.append(ranking.auc)
-        variances.append(delong_variance([ranking]))
+        aucs.append(ranking.value)
+        variances.append(sampling_variance([ranking]))
     assert np.mean(variances) == pytest.approx(np.var(aucs), rel=0.15)
 
 
@@ -103,15 +104,15 @@ def test_the_interval_of_many_examples_is_delongs():
     label = np.repeat([1.0, 0.0], [6000, 14000])
     ranking = Ranking(label, generator.normal(label, 1))
     found = auc_with_interval(label, ranking.score)
-    half = 1.959964 * delong_error([ranking])
-    assert (found["low"], found["high"]) == pytest.approx((ranking.auc - half, ranking.auc + half), abs=5e-4)
+    half = 1.959964 * sampling_error([ranking])
+    assert (found["low"], found["high"]) == pytest.approx((ranking.value - half, ranking.value + half), abs=5e-4)
 
 
 def test_the_interval_of_some_hundred_examples_is_hardly_wider_than_delongs():
     label = np.repeat([1.0, 0.0], 200)
     ranking = Ranking(label, np.random.default_rng(0).normal(label, 1))
     found = auc_with_interval(label, ranking.score)
-    assert 1 < (found["high"] - found["low"]) / (2 * 1.959964 * delong_error([ranking])) < 1.05
+    assert 1 < (found["high"] - found["low"]) / (2 * 1.959964 * sampling_error([ranking])) < 1.05
 
 
 def test_each_sample_has_as_many_users():
@@ -131,15 +132,15 @@ def test_bootstrap_repeats_the_examples_of_users(monkeypatch):
     expected = [
         [roc_auc_score(np.repeat(label, column), np.repeat(score, column)) for column in times.T] for score in scores
     ]
-    np.testing.assert_allclose(bootstrap_aucs(rankings, user, 20, seed=5), expected)
+    np.testing.assert_allclose(bootstrap(rankings, user, 20, seed=5), expected)
     monkeypatch.setattr(significance, "CHUNK", 60 * 7)
-    in_chunks = bootstrap_aucs(rankings, user, 20, seed=5)
+    in_chunks = bootstrap(rankings, user, 20, seed=5)
     assert in_chunks.shape == (2, 20)
-    np.testing.assert_allclose(in_chunks[:, :7], bootstrap_aucs(rankings, user, 7, seed=5))
+    np.testing.assert_allclose(in_chunks[:, :7], bootstrap(rankings, user, 7, seed=5))
 
 
 def test_samples_of_one_class_are_left_out():
-    found = bootstrap_aucs([Ranking(np.array([1, 0, 0, 0]), np.arange(4.0))], np.arange(4), 200, seed=0)
+    found = bootstrap([Ranking(np.array([1, 0, 0, 0]), np.arange(4.0))], np.arange(4), 200, seed=0)
     assert 0 < found.shape[1] < 200
     assert not np.isnan(found).any()
 
@@ -149,10 +150,10 @@ def test_users_with_many_examples_widen_the_interval():
     generator = np.random.default_rng(2)
     label = generator.integers(2, size=100)
     score = generator.normal(size=100) + label
-    once = bootstrap_aucs([Ranking(label, score)], np.arange(100), 500, seed=1)
+    once = bootstrap([Ranking(label, score)], np.arange(100), 500, seed=1)
     copies = Ranking(np.repeat(label, 5), np.repeat(score, 5))
-    by_user = bootstrap_aucs([copies], np.repeat(np.arange(100), 5), 500, seed=1)
-    by_row = bootstrap_aucs([copies], np.arange(500), 500, seed=1)
+    by_user = bootstrap([copies], np.repeat(np.arange(100), 5), 500, seed=1)
+    by_row = bootstrap([copies], np.arange(500), 500, seed=1)
     np.testing.assert_allclose(by_user, once)
     assert by_row.std() < 0.6 * by_user.std()
 
@@ -160,9 +161,9 @@ def test_users_with_many_examples_widen_the_interval():
 def sides(world, scores, other_seeds=((), ()), configurations=("a", "b"), samples=200):
     """Make two sides of lists of scores."""
     rankings = [[Ranking(world.label, score) for score in side] for side in scores]
-    drawn = bootstrap_aucs([run for side in rankings for run in side], world.user, samples, seed=0)
+    drawn = bootstrap([run for side in rankings for run in side], world.user, samples, seed=0)
     drawn = np.split(drawn, [len(rankings[0])])
-    others = [[Ranking(world.label, score).auc for score in side] for side in other_seeds]
+    others = [[Ranking(world.label, score).value for score in side] for side in other_seeds]
     return [Side(*values) for values in zip("AB", configurations, rankings, drawn, others, strict=True)]
 
 
@@ -210,7 +211,7 @@ def test_the_interval_covers_the_true_difference(world):
     """New examples and new seeds: the difference of two populations lies in 95 % of the intervals."""
     large = world(0, 200_000, 50_000)
     large.generator = np.random.default_rng(1)
-    truth = [Ranking(large.label, large.model(noise)()).auc for noise in (0.3, 0.6)]
+    truth = [Ranking(large.label, large.model(noise)()).value for noise in (0.3, 0.6)]
     covered = 0
     for trial in range(40):
         examples = world(1000 + trial, 1000, 400)
@@ -226,7 +227,7 @@ def test_the_interval_by_hand(world):
     first, second = sides(examples, [[one() for _ in range(3)], [two() for _ in range(2)]])
     found = difference(first, second, 200)
     mean = first.samples.mean(axis=0) - second.samples.mean(axis=0)
-    spread = np.sqrt(((first.aucs - first.mean) ** 2).sum() + ((second.aucs - second.mean) ** 2).sum()) / np.sqrt(3)
+    spread = np.sqrt(((first.values - first.mean) ** 2).sum() + ((second.values - second.mean) ** 2).sum()) / np.sqrt(3)
     of_rows = stats.t.ppf(0.975, 199) * mean.std(ddof=1)
     of_seeds = stats.t.ppf(0.975, 3) * spread * np.sqrt(1 / 3 + 1 / 2)
     half = np.sqrt(of_rows**2 + of_seeds**2)
@@ -235,8 +236,8 @@ def test_the_interval_by_hand(world):
     assert (found.low, found.high) == pytest.approx((found.value - half, found.value + half))
     assert (found.rows_low, found.rows_high) == pytest.approx(tuple(np.percentile(mean, [2.5, 97.5])))
     assert found.detectable > half
-    z = found.value / np.sqrt(delong_variance(first.runs, second.runs))
-    assert found.delong_p == pytest.approx(2 * stats.norm.sf(abs(z)))
+    z = found.value / np.sqrt(sampling_variance(first.runs, second.runs))
+    assert found.rows_p == pytest.approx(2 * stats.norm.sf(abs(z)))
     assert (found.p_value < 0.05) == (abs(found.value) > half)
     # At the level of p, the interval would just reach the difference.
     tails = [stats.t.isf(found.p_value / 2, degrees) for degrees in (199, 3)]
@@ -254,7 +255,7 @@ def test_single_runs_are_never_significant_and_same_scores_have_no_difference(wo
     assert not alone.is_significant()
     same = good()
     equal = compare(examples, [[same], [same]])
-    assert (equal.value, equal.rows_error, equal.p_value, equal.delong_p) == (0, 0, 1, 1)
+    assert (equal.value, equal.rows_error, equal.p_value, equal.rows_p) == (0, 0, 1, 1)
 
 
 def test_conclusions_name_the_better_side_and_the_detectable_difference(world):
@@ -287,6 +288,46 @@ def test_holm_by_its_definition(p_values):
 def test_delong_p_without_variance_and_of_one_example(label, expected):
     """The first ranks every pair right, the second every pair wrong."""
     rankings = [Ranking(label, sign * np.arange(40.0)) for sign in (1, -1)]
-    drawn = bootstrap_aucs(rankings, np.arange(40), 200, seed=0)
+    drawn = bootstrap(rankings, np.arange(40), 200, seed=0)
     pair = [Side(name, name, [rankings[i]], drawn[i : i + 1]) for i, name in enumerate("AB")]
-    assert difference(*pair, 40).delong_p == expected
+    assert difference(*pair, 40).rows_p == expected
+
+
+@pytest.mark.parametrize("metric", ["RMSE", "MAE"])
+def test_errors_under_weights_are_those_of_repeated_examples(metric):
+    generator = np.random.default_rng(0)
+    label, prediction = generator.normal(size=(2, 30))
+    times = generator.integers(0, 4, size=30)
+    error = np.repeat(prediction - label, times)
+    expected = np.sqrt((error**2).mean()) if metric == "RMSE" else np.abs(error).mean()
+    (found,) = Errors(label, prediction, metric).weighted(times[:, None].astype(float))
+    assert found == pytest.approx(expected)
+    assert Errors(label, prediction, metric).value == pytest.approx(
+        Errors(label, prediction, metric).weighted(np.ones((30, 1)))[0]
+    )
+
+
+@pytest.mark.parametrize("metric", ["RMSE", "MAE"])
+def test_the_error_of_a_difference_in_errors_is_that_of_samples(metric):
+    """Two runs with a common part of their errors: the difference varies less than if they had none."""
+    generator = np.random.default_rng(1)
+    found, estimated = [], []
+    for _ in range(400):
+        common, *own = generator.normal(size=(3, 300))
+        pair = [Errors(np.zeros(300), common + size * part, metric) for size, part in zip((0.3, 0.6), own, strict=True)]
+        found.append(pair[0].value - pair[1].value)
+        estimated.append(sampling_error(pair[:1], pair[1:]))
+    assert np.mean(estimated) == pytest.approx(np.std(found), rel=0.1)
+    assert np.mean(estimated) < 0.8 * np.hypot(sampling_error(pair[:1]), sampling_error(pair[1:]))  # unpaired
+
+
+def test_the_side_with_the_smaller_error_is_better():
+    generator = np.random.default_rng(2)
+    label = generator.normal(size=500)
+    runs = [[Errors(label, label + noise * generator.normal(size=500), "RMSE") for _ in range(3)] for noise in (1, 0.5)]
+    drawn = bootstrap([run for side in runs for run in side], np.arange(500), 200, seed=0)
+    sides = [Side(n, n, r, d) for n, r, d in zip(("far", "near"), runs, (drawn[:3], drawn[3:]), strict=True)]
+    found = difference(*sides, 500)
+    assert found.value > 0
+    assert conclude(*sides, found).startswith("near is better than far by 0.")
+    assert conclude(*sides[::-1], difference(*sides[::-1], 500)).startswith("near is better than far by 0.")

@@ -5,7 +5,7 @@ import re
 import numpy as np
 
 from fuxictr_mm.evaluation.compare import Comparison, _compare_all
-from fuxictr_mm.evaluation.significance import Ranking, Side, bootstrap_aucs
+from fuxictr_mm.evaluation.significance import Ranking, Side, bootstrap
 from fuxictr_mm.report import figures
 from fuxictr_mm.report.comparisons import Comparisons
 from fuxictr_mm.report.figures import plot_differences, plot_intervals
@@ -24,7 +24,7 @@ def test_an_experiment_that_is_better_than_the_first_is_not_called_worse(monkeyp
         name: [Ranking(label, strength * label + generator.normal(size=1000)) for _ in range(3)]
         for name, strength in (("good", 1.5), ("bad", 0.2))
     }
-    drawn = bootstrap_aucs([*runs["good"], *runs["bad"]], user, 100, 0)
+    drawn = bootstrap([*runs["good"], *runs["bad"]], user, 100, 0)
     sides = [Side(name, name, runs[name], samples) for name, samples in zip(runs, np.split(drawn, 2), strict=True)]
     comparison = Comparisons(Comparison(sides, [[], []], _compare_all(sides, 200), 1000, 0, 200, 100), [])
     for order in (["good", "bad"], ["bad", "good"]):

@@ -180,9 +180,9 @@ def test_settings_that_differ_from_those_of_the_weights_are_named(tmp_path):
     os.link(run / "best.model", tmp_path / "X.model")
     for path in (run / "best.model", tmp_path / "X.model"):
         message = refused(model, path)
-        check_names(message, "weight (3, 2)", "(2, 2)", "hidden is [3]", "[2]", "'a': vocab_size is 5")
-        check_names(message, "'b': pretrain_dim is 8")
-        for name in ("epochs", "gpu", "model_id", "feature 'c'"):
+        check_names(message, "weight (3, 2)", "(2, 2)", "hidden is [3]", "[2]", "feature_cols.a.vocab_size is 5")
+        check_names(message, "feature_cols.b is", "8}", "not set here")
+        for name in ("epochs", "gpu", "model_id", "feature_cols.c"):
             assert f"{name} is" not in message
 
 

@@ -11,6 +11,7 @@ from fuxictr_mm.datasets.own.later import LaterLog
 from fuxictr_mm.datasets.writer import Writer
 from fuxictr_mm.errors import DataError
 from fuxictr_mm.experiment import Experiment
+from fuxictr_mm.prediction_files import measure, write_table
 from fuxictr_mm.yaml_files import load_yaml
 from tests.datasets.command import run
 from tests.datasets.shop import ROLES, rewrite
@@ -105,6 +106,17 @@ def test_a_log_of_numbers_trains_and_is_scored(labels, watched, tmp_path, capsys
     predictions = experiment.predict(str(tmp_path / "new" / "test"))
     assert predictions.shape == ((40, 2) if "click" in labels else (40,))
     assert np.isfinite(predictions).all()
+    of_rows = str(tmp_path / "new" / "test"), predictions, experiment.config.to_dict()
+    write_table(tmp_path / "p.parquet", *of_rows)
+    table = pl.read_parquet(tmp_path / "p.parquet")
+    scaled = table["prediction_watch_s_scaled" if "click" in labels else "prediction"]
+    expected = scaled.to_numpy() * facts["std"] + facts["mean"]
+    np.testing.assert_allclose(table["prediction_watch_s"], expected, rtol=1e-5)
+    metrics = measure(*of_rows)
+    in_order = table.sort("source_row")["prediction_watch_s"].to_numpy()[known]
+    error = in_order - log["watch_s"].to_numpy()[known]
+    assert metrics["watch_s"]["RMSE"] == pytest.approx(np.sqrt((error**2).mean()), rel=1e-3)
+    assert metrics["watch_s"]["rows"] == metrics["watch_s_scaled"]["rows"] == known.sum()
 
 
 def test_a_name_that_a_number_takes_is_not_one_of_a_column(watched, prepare_log):
