@@ -40,7 +40,7 @@ from fuxictr_mm.datasets.own.vectors import read_vectors, vector_columns
 from fuxictr_mm.datasets.reader import SPLITS, Embeddings, Kind, Reader, Rows
 from fuxictr_mm.datasets.writer import Summary
 from fuxictr_mm.errors import DataError
-from fuxictr_mm_serving.prepared import ITEM_FILE, ROW_SOURCES, SOURCE_ROW, SOURCE_TIME, SOURCE_USER
+from fuxictr_mm_serving.prepared import ITEM_FILE, SOURCE_ROW, SOURCE_TIME, SOURCE_USER, SOURCE_WEIGHT
 
 logger = logging.getLogger(__name__)
 
@@ -94,12 +94,14 @@ class Log(Reader):
     """Your own log: files of interactions, items and users, with columns and ids of any name."""
 
     asked = LogOptions()
-    row_sources = ROW_SOURCES
+    row_sources: tuple[str, ...] = (SOURCE_USER, SOURCE_TIME, SOURCE_ROW)
 
     def configure(self, given: Mapping[str, Any]) -> None:
         """Take the options of ``prepare log``."""
         self.asked = LogOptions.of(given)
         self.options = self.asked.changed()
+        if self.asked.weight is not None:
+            self.sample_weight, self.row_sources = SOURCE_WEIGHT, (*self.row_sources, SOURCE_WEIGHT)
         self._set_labels()
 
     def _set_labels(self) -> None:
@@ -295,9 +297,8 @@ class Log(Reader):
         for column in columns:
             if column.source.lower() in WEIGHTS and column.source not in self.asked.types:
                 logger.warning(
-                    f"{self._source.log.paths[0]}: {column.source} becomes a feature; weights of rows are not "
-                    f"supported, exclude it: --types {column.source}=none, or keep it: --types "
-                    f"{column.source}={column.kind}"
+                    f"{self._source.log.paths[0]}: {column.source} becomes a feature; if it weights the rows, add "
+                    f"--roles weight={column.source}, and otherwise --types {column.source}={column.kind}"
                 )
 
     @cached_property
@@ -364,6 +365,7 @@ class Log(Reader):
         named = [pl.col(f":{old}").alias(new) for old, new in names.items()]
         named.append(pl.col(":user").alias(SOURCE_USER))
         named.append(as_instants(pl.col(":time"), self._source.time_unit).alias(SOURCE_TIME))
+        named += [] if self.asked.weight is None else [pl.col(":weight").alias(SOURCE_WEIGHT)]
         scaled = {column.source: column.values() for column in self._scaled_labels}
         labels = [] if self.asked.negatives else [scaled.get(name, pl.col(name)) for name in self._source.labels]
         columns = frame[which].select(*named, *labels, *(column.values() for column in of_log))

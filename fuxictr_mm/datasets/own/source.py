@@ -88,6 +88,8 @@ class LogSource:
             log.check(asked.group, f"--roles group={asked.group}")
         if asked.history is not None:
             log.check(asked.history, f"--roles history={asked.history}")
+        if asked.weight is not None:
+            log.check(asked.weight, f"--roles weight={asked.weight}")
         self.log = log
         self.items = self._table("items", asked.items, {"target": asked.item})
         self.users = self._table("users", asked.users, {"user": asked.user})
@@ -188,7 +190,7 @@ class LogSource:
         """Columns of each table that are written, and why each of the others is not."""
         taken = {*WRITTEN, *self.labels, *map(self.written_label, self.labels)}
         roles = {self.asked.user, self.asked.item, self.asked.time, *self.labels}
-        roles |= {column for column in (self.asked.group, self.asked.history) if column}
+        roles |= {column for column in (self.asked.group, self.asked.history, self.asked.weight) if column}
         types, found = self.asked.types, {}
         for table, without, prefix in (
             (self.log, roles, "context_"),
@@ -223,7 +225,7 @@ class LogSource:
     def path(self) -> Path:
         """The log as Parquet: ``:user``, ``:item``, ``:time``, labels, and columns of context as in the file.
 
-        ``:history`` is there if the log has a column of histories.
+        ``:history`` and ``:weight`` are there if the log has columns of histories and of weights.
 
         ``:source_row`` is the number of the row in all files of the log.
         """
@@ -244,6 +246,7 @@ class LogSource:
             read_times(self.log, self.asked.time).alias(":time"),
             *([] if self.asked.history is None else [self._histories(self.asked.history).alias(":history")]),
             *labels,
+            *([] if self.asked.weight is None else [self._read_weight(self.asked.weight).alias(":weight")]),
             *(column.source for column in self.written("interactions")),
         )
 
@@ -362,6 +365,15 @@ class LogSource:
             number = (number if bound is None else number >= bound).cast(pl.Float32)
         self._check_both(column, number)
         return number.alias(column)
+
+    def _read_weight(self, column: str) -> pl.Expr:
+        table, weight = self.log, pl.col(column)
+        if table.frame.collect_schema()[column] == pl.String:
+            weight = weight.str.strip_chars()
+        number = weight.cast(pl.Float32, strict=False)
+        is_weight = (number.is_finite() & (number >= 0)).fill_null(False)
+        table.refuse(~is_weight, column, "a weight of 0 or more; correct or drop the row")
+        return number
 
     def _check_both(self, column: str, number: pl.Expr) -> None:
         """Refuse a label that is the same in all rows."""
