@@ -28,7 +28,7 @@ from fuxictr_mm.data.numbers import Moments
 from fuxictr_mm.datasets.histories import histories_before, lengths_before, partition_by_user
 from fuxictr_mm.datasets.negatives import sample_negatives
 from fuxictr_mm.datasets.own.base import Notes
-from fuxictr_mm.datasets.own.columns import LogColumn, moments_of, split_lists
+from fuxictr_mm.datasets.own.columns import LogColumn, free_name, moments_of, split_lists
 from fuxictr_mm.datasets.own.experiments import explain, log_experiments, users_recur
 from fuxictr_mm.datasets.own.instants import as_instants
 from fuxictr_mm.datasets.own.leaks import find_leaks, of_items
@@ -36,7 +36,7 @@ from fuxictr_mm.datasets.own.options import LogOptions
 from fuxictr_mm.datasets.own.source import WRITTEN, LogSource, find_files
 from fuxictr_mm.datasets.own.splits import bounds_of_all, bounds_of_users, split_of
 from fuxictr_mm.datasets.own.tables import Table
-from fuxictr_mm.datasets.own.vectors import read_vectors, vector_columns
+from fuxictr_mm.datasets.own.vectors import read_array, read_vectors, vector_columns
 from fuxictr_mm.datasets.reader import SPLITS, Embeddings, Kind, Reader, Rows
 from fuxictr_mm.datasets.writer import Summary
 from fuxictr_mm.errors import DataError
@@ -121,11 +121,17 @@ class Log(Reader):
     def files(self) -> list[Path]:
         """Return the files of interactions, items, users and embeddings."""
         self._set_labels()
-        return [*(path for table in self._source.tables for path in table.paths), *self._vector_files]
+        of_vectors = [path for pair in self._vector_files for path in pair if path is not None]
+        return list(dict.fromkeys([*(path for table in self._source.tables for path in table.paths), *of_vectors]))
 
     @property
-    def _vector_files(self) -> list[Path]:
-        return [path for name in self.asked.embeddings for path in find_files(self.source, "embeddings", name)]
+    def _vector_files(self) -> list[tuple[Path, Path | None]]:
+        """The files of embeddings, each of an array with the file of the ids of its rows (``text.npy:ids.csv``)."""
+        find, pairs = partial(find_files, self.source, "embeddings"), list[tuple[Path, Path | None]]()
+        for name in self.asked.embeddings:
+            array, _, ids = name.partition(".npy:")
+            pairs += [(path, find(ids)[0] if ids else None) for path in find(f"{array}.npy" if ids else name)]
+        return pairs
 
     @property
     def context(self) -> Mapping[str, Kind]:
@@ -465,9 +471,13 @@ class Log(Reader):
         """Return the columns of lists of numbers of the files of embeddings."""
         found: dict[str, Embeddings] = {}
         item, ids = self.asked.item, self.items().schema["item_id"]
-        for path in self._vector_files:
+        for path, of_rows in self._vector_files:
             taken = {*WRITTEN, Path(ITEM_FILE).stem, self.label, *self.other_labels, *self.context}
             taken |= {*self._source.labels, *self.item_columns, *found}
+            if of_rows is not None:
+                column = free_name(path.stem.replace(".", "_"), taken, "item_")
+                found[column] = Embeddings(partial(read_array, path, of_rows, item, self.scratch, ids))
+                continue
             for column in vector_columns(path, item, taken):
                 found[column] = Embeddings(lambda path=path, column=column: read_vectors(path, item, column, ids))  # type: ignore[misc]
         return found

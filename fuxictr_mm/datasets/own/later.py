@@ -219,7 +219,7 @@ class LaterLog(Log):
         return LaterSource(self.asked, self.source, self.scratch, self.base, self._given)
 
     @property
-    def _vector_files(self) -> list[Path]:
+    def _vector_files(self) -> list[tuple[Path, Path | None]]:
         try:
             return super()._vector_files
         except MissingFileError:

@@ -29,7 +29,7 @@ class LogOptions:
         Files of the source by name, pattern or folder; by default ``interactions.*``, and ``items.*`` and ``users.*``
         if they exist.
     embeddings : tuple of str
-        Parquet files with the items' ids and a list column of numbers.
+        Parquet files with the items' ids and a list column of numbers, or ``ARRAY.npy:IDS``.
     user, item, time : str
         Columns of these roles.
     group : str, optional
@@ -149,7 +149,7 @@ def add_log_options(parser: argparse.ArgumentParser) -> None:
         "--embeddings",
         nargs="+",
         metavar="FILE",
-        help="log: Parquet files with the item ids and a column of lists of numbers",
+        help="log: Parquet files with the item ids and a column of lists of numbers, or ARRAY.npy:IDS.csv",
     )
     group.add_argument(
         "--roles",
