@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 #: Labels that are looked for where none is named.
 LABELS = ("label", "click")
 
+#: What spreadsheets and databases write for 1 and 0, in lower case.
+TRUTH = {"true": "1", "t": "1", "yes": "1", "y": "1", "false": "0", "f": "0", "no": "0", "n": "0"}
+
 #: Ids in a text of several, however they are separated.
 IDS = r"""[^\s,;|\[\]()'"]+"""
 
@@ -349,7 +352,7 @@ class LogSource:
     def _read_label(self, column: str) -> pl.Expr:
         table, label = self.log, pl.col(column)
         if table.frame.collect_schema()[column] == pl.String:
-            label = label.str.strip_chars().str.to_lowercase().replace({"true": "1", "false": "0", "": None})
+            label = label.str.strip_chars().str.to_lowercase().replace({**TRUTH, "": None})
         number, bound = label.cast(pl.Float64, strict=False).fill_nan(None), self.asked.positive_from
         is_known, expected = number.is_finite(), "a number or null"
         is_class = column not in self.numeric_labels

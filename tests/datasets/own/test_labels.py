@@ -210,3 +210,13 @@ def test_weights_that_are_none_are_refused(shop, prepare_log, value):
 def test_roles_of_weights_that_are_none(shop, prepare_log, roles):
     with raises_naming(ConfigError, "--roles", roles[-1]):
         prepare_log(shop, roles=[*ROLES, *roles])
+
+
+@pytest.mark.parametrize(("yes", "no"), [("Yes", "No"), ("t", "f"), (" TRUE", "FALSE "), ("y", "n")])
+def test_words_for_labels(shop, prepare_log, read_split, yes, no):
+    clicks = pl.read_csv(shop / "interactions.csv")["click"]
+    word = pl.when(pl.col("click") == 1).then(pl.lit(yes)).otherwise(pl.lit(no)).alias("click")
+    rewrite(shop / "interactions.csv", lambda log: log.with_columns(word))
+    folder, _, _ = prepare_log(shop)
+    for row in read_split(folder, "train"):
+        assert row["click"] == clicks[row["source_row"]]

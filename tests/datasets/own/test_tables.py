@@ -7,7 +7,6 @@ from fuxictr_mm.errors import DataError
 from tests.datasets.shop import without_time, write_form
 from tests.errors import raises_naming
 
-
 FORMS = ["csv", "tsv", "semicolon and BOM", "decimal commas", "gz", "parquet", "jsonl", "jsonl.gz", "parts"]
 TIMES = ["ISO", "zones", "datetimes"]
 
