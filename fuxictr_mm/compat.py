@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from fuxictr_mm.checking import model_schema
 from fuxictr_mm.config import COMPUTED_TYPES, ModelSettings, label_names
 from fuxictr_mm.config.columns import Columns
+from fuxictr_mm.data.batch import row_weights
 from fuxictr_mm.embedding_model import check_encoders
 from fuxictr_mm.errors import ConfigError, DataError, UserError, nearest
 from fuxictr_mm.fuxictr_imports import BaseModel, FeatureEmbedding, FeatureEmbeddingDict, MultiTaskModel
@@ -155,7 +156,8 @@ def check_labels(model_class: type, params: Mapping[str, Any], labels: Sequence[
 def make_safe(model: Any, view: str = "flat", task_weights: Mapping[str, float] | str | None = None) -> None:
     """Adapt a FuxiCTR model to this library's training, on batches of a format.
 
-    A multi-task model with FuxiCTR's loss takes labels that are missing, and weights of the labels. In the challenge's
+    A multi-task model with FuxiCTR's loss takes labels that are missing, and weights of the labels. Models with
+    FuxiCTR's loss take weights of rows; others are refused where the dataset has them. In the challenge's
     format, labels and groups are read of the rows' columns if the model does not read them itself. State dicts are
     written atomically and read without unpickling. Frozen embeddings get the weight that is missing in linear terms,
     and the feature embedding takes the arguments of older versions. An exception on the first batch becomes an error of
@@ -168,6 +170,7 @@ def make_safe(model: Any, view: str = "flat", task_weights: Mapping[str, float] 
 
     model.save_weights = save_weights
     model.load_weights = partial(load_state_dict, model)
+    model.has_scored = False
     model.forward = partial(_first_forward, model, view)
     if getattr(type(model), "add_loss", None) is MultiTaskModel.add_loss:
         if isinstance(task_weights, str):
@@ -180,6 +183,12 @@ def make_safe(model: Any, view: str = "flat", task_weights: Mapping[str, float] 
         given = task_weights if isinstance(task_weights, Mapping) else {}
         weights = [given.get(name, 1.0) for name in model.feature_map.labels]
         model.add_loss = partial(_add_loss_of_tasks, model, weights)
+    model.row_weights = None
+    if (column := getattr(model.feature_map, "sample_weight", None)) is not None:
+        _refuse_own_loss(model, column)
+        if not isinstance(model, MultiTaskModel):
+            model.add_loss = partial(_add_weighted_loss, model)
+        model.train_step = partial(_train_with_weights, model, column, model.train_step)
     if view == "challenge":
         for name in ("get_labels", "get_group_id"):
             if getattr(type(model), name) in (getattr(BaseModel, name), getattr(MultiTaskModel, name)):
@@ -209,14 +218,40 @@ def _add_loss_of_tasks(
     more: Tensor | float = 0.0
     if hasattr(model, "task_uncertainty"):
         weights, more = model.task_uncertainty()
-    return loss_of_tasks(model.loss_fn, predictions, y_true, weights) + more
+    return loss_of_tasks(model.loss_fn, predictions, y_true, weights, model.row_weights) + more
+
+
+def _refuse_own_loss(model: Any, column: str) -> None:
+    """Refuse weights of rows for a model that does not take FuxiCTR's loss."""
+    for name in ("train_step", "compute_loss", "add_loss"):
+        if getattr(type(model), name) not in (getattr(BaseModel, name), getattr(MultiTaskModel, name)):
+            raise ConfigError(
+                f"{model.model_id}: sample_weight is {column}, but {type(model).__name__}.{name} computes its own "
+                "loss, without weights of rows; leave sample_weight out of the dataset, or use another model"
+            )
+
+
+def _add_weighted_loss(model: Any, return_dict: Mapping[str, Tensor], y_true: Tensor) -> Tensor:
+    """Return the loss of a model of one label, with the weights of the rows of the batch."""
+    return loss_of_tasks([model.loss_fn], [return_dict["y_pred"]], [y_true], [1.0], model.row_weights)
+
+
+def _train_with_weights(model: Any, column: str, step: Callable[[Any], Tensor], batch: Any) -> Tensor:
+    """Take a step with the weights of the rows, a column of the batch."""
+    weights = row_weights(batch, column)
+    model.row_weights = None if weights is None else weights.to(model.device)
+    return step(batch)
 
 
 def _first_forward(model: Any, view: str, inputs: Any) -> Any:
-    """Score the first batch; afterwards the model's own ``forward`` is called."""
-    del model.forward
+    """Score the first batch; afterwards the model's own ``forward`` is called, also if processes wrap this."""
+    if model.has_scored:
+        return type(model).forward(model, inputs)
+    model.has_scored = True
+    if isinstance(model.forward, partial):
+        del model.forward
     try:
-        return model.forward(inputs)
+        return type(model).forward(model, inputs)
     except (UserError, torch.cuda.OutOfMemoryError):
         raise
     except Exception as error:  # a model file may raise anything

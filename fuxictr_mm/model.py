@@ -147,6 +147,9 @@ class MultimodalModel(EmbeddingModel):
         self._batch_index, self._steps_per_epoch = 0, 1
         #: Whether gradients wait for those of further batches.
         self.is_accumulating = False
+        #: Weights of the rows ``(B,)`` of the batch whose loss is computed, and whether that takes them.
+        self.row_weights: Tensor | None = None
+        self._takes_weights = False
         #: Of several processes that train together.
         self.replicas: Replicas | None = None
         features = feature_map.features.items()
@@ -295,18 +298,20 @@ class MultimodalModel(EmbeddingModel):
 
     def add_loss(self, return_dict: Mapping[str, Tensor], y_true: Tensor) -> Tensor:
         """Return the loss of a batch, without the regularizers: summed over labels, see ``loss_of_tasks``."""
-        labels = [y_true] if self.num_tasks == 1 else list(y_true.unbind(dim=1))
+        is_plain = self.num_tasks == 1 and self.row_weights is None
+        labels = [y_true] if is_plain else list(y_true.unbind(dim=1))
         if self.training and (amount := self._settings.label_smoothing):
             labels = [
                 label + amount * (0.5 - label) if task == "binary_classification" else label
                 for label, task in zip(labels, self.label_tasks, strict=True)
             ]
         losses, keys = zip(*map(self._loss_of, self.label_tasks), strict=True)
-        if self.num_tasks == 1:
+        if is_plain:
             return losses[0](return_dict[keys[0]], labels[0])
         inputs = [return_dict[key][:, column] for column, key in enumerate(keys)]
         weights, more = (self.task_weights, 0.0) if self.task_uncertainty is None else self.task_uncertainty()
-        return loss_of_tasks(losses, inputs, labels, weights) + more
+        self._takes_weights = True
+        return loss_of_tasks(losses, inputs, labels, weights, self.row_weights) + more
 
     def _loss_of(self, task: str) -> tuple[Callable[..., Tensor], str]:
         """Return the function of the loss of a task, and which of the tensors that ``forward`` returns it takes."""
@@ -364,7 +369,18 @@ class MultimodalModel(EmbeddingModel):
 
     def batch_loss(self, batch: Batch) -> Tensor:
         """Return the loss of a batch, without the regularizers; all that a gradient of training comes from."""
-        return self.add_loss(self.forward(batch), self.get_labels(batch))
+        outputs = self.forward(batch)
+        self.row_weights = None if batch.weight is None else batch.weight.to(self.device)
+        try:
+            loss = self.add_loss(outputs, self.get_labels(batch))
+        finally:
+            self.row_weights = None
+        if batch.weight is not None and not self._takes_weights:
+            raise ConfigError(
+                f"{source_of(type(self))}: {type(self).__name__}.add_loss has its own loss, without sample_weight; "
+                "call super().add_loss, or leave sample_weight out of the dataset"
+            )
+        return loss
 
     def backward(self, batch: Batch, count: int = 1) -> Tensor:
         """Add the gradient of the loss, divided by ``count``, to the gradients, and return the loss, detached."""

@@ -14,12 +14,14 @@ def loss_of_tasks(
     predictions: Sequence[Tensor],
     labels: Sequence[Tensor],
     weights: Sequence[float] | Tensor,
+    of_rows: Tensor | None = None,
 ) -> Tensor:
     r"""Return the weighted sum of the losses of several labels, each the mean over the rows that have the label.
 
-    .. math:: L = \sum_t \frac{w_t}{n_t} \sum_{b: y_{bt}\ \text{is known}} \ell_t(p_{bt}, y_{bt})
+    .. math:: L = \sum_t w_t \frac{\sum_b v_b \ell_t(p_{bt}, y_{bt})}{\sum_b v_b}
+        \quad \text{over the rows b that have the label t}
 
-    A label that no row of the batch has adds zero.
+    A label that no row of the batch has, or none with a weight above 0, adds zero.
 
     Parameters
     ----------
@@ -31,13 +33,19 @@ def loss_of_tasks(
         The labels of the same shape, NaN for one that is missing.
     weights : sequence of float or Tensor
         w, the weight of each label.
+    of_rows : Tensor, optional
+        ``(B,)`` v, the weight of each row; 1 by default.
     """
     total = predictions[0].new_zeros(())
     for loss, prediction, label, weight in zip(losses, predictions, labels, weights, strict=True):
         missing = label.isnan()
         values = loss(prediction, label.masked_fill(missing, 0), reduction="none").masked_fill(missing, 0)
         # No count is read from the device: it would wait for it.
-        total = total + weight * values.sum() / (~missing).sum().clamp(min=1)
+        count = (~missing).sum().clamp(min=1)
+        if of_rows is not None:
+            each = of_rows.to(values.dtype).view_as(values)
+            values, count = values * each, each.masked_fill(missing, 0).sum().clamp(min=torch.finfo(each.dtype).tiny)
+        total = total + weight * values.sum() / count
     return total
 
 

@@ -12,9 +12,10 @@ ITEM_FILE = "items.parquet"
 #: Their column of the ids in the source.
 SOURCE_ID = "source_id"
 
-#: Columns of the rows of a log that are not features: the user's id in the source, the time, and the number of the row.
-SOURCE_USER, SOURCE_TIME, SOURCE_ROW = "source_user", "source_time", "source_row"
-ROW_SOURCES = (SOURCE_USER, SOURCE_TIME, SOURCE_ROW)
+#: Columns of the rows of a log that are not features: the user's id in the source, the time, the number of the row, and
+#: the weight of the row, if the log has one.
+SOURCE_USER, SOURCE_TIME, SOURCE_ROW, SOURCE_WEIGHT = "source_user", "source_time", "source_row", "source_weight"
+ROW_SOURCES = (SOURCE_USER, SOURCE_TIME, SOURCE_ROW, SOURCE_WEIGHT)
 
 #: Folder of the newest history of every user, which a later log continues.
 HISTORIES = "histories"

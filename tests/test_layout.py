@@ -158,6 +158,7 @@ THEMES = {
     "test_examples": "the notebooks",
     "test_gpu": "every model and command on a GPU",
     "test_imports": "the direction of imports",
+    "test_sample_weight": "weights of rows, from files to a run",
     "test_layout": "the paths of tests",
     "test_messages": "messages of all modules",
     "test_model_files": "model files written for FuxiCTR",

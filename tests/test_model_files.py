@@ -238,3 +238,15 @@ def test_a_model_that_decides_about_its_checkpoints_itself_does(load_model_file,
     assert loop.evaluate(model, valid, ["AUC"])["AUC"] == pytest.approx(model.seen[1])
     assert model.optimizer.param_groups[0]["lr"] == pytest.approx(experiment.config.learning_rate / 4)
     assert "redefines" not in caplog.text
+
+
+def test_a_function_around_forward_is_called_for_every_batch(load_model_file):
+    """As several processes have one, which averages the gradients."""
+    experiment = load_model_file()
+    dataset = experiment.load_dataset({"valid": True})
+    model, calls = experiment.build_model(dataset), []
+    alone = model.forward
+    model.forward = lambda batch: calls.append(1) or alone(batch)
+    loader = experiment.make_loader(dataset.splits["valid"], model, batch_size=500)
+    loop.score(model, loader)
+    assert len(calls) == len(loader) > 1

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from fuxictr_mm.checking import Settings, describe_type
-from fuxictr_mm.config.columns import NOT_ENCODED, OF_ENCODING
+from fuxictr_mm.config.columns import NOT_ENCODED, OF_ENCODING, split_entries
 from fuxictr_mm.config.features import FeatureConfig, LabelConfig, Number, Roles
 from fuxictr_mm.errors import ConfigError
 
@@ -70,6 +70,12 @@ class DatasetConfig(Settings):
         validate_default=True,
         description="The label, or a list of labels, one per task, see below; null: that of FuxiCTR's "
         "`feature_map.json`.",
+    )
+    sample_weight: str | None = Field(
+        None,
+        min_length=1,
+        description="Column of the weights of the training rows in the loss, numbers of 0 or more, see "
+        "[Weights of rows](your_data.md#weights-of-rows).",
     )
     min_categr_count: int = Field(
         1, description="Encoding: values that occur less often in the training split share one id."
@@ -199,6 +205,19 @@ class DatasetConfig(Settings):
                     f"label '{label.name}': fill_na is {label.fill_na}, {NOT_ENCODED}; fill it in the files"
                 )
         return given
+
+    @field_validator("sample_weight")
+    @classmethod
+    def _check_weight(cls, column: str | None, info: ValidationInfo) -> str | None:
+        given = info.data.get("label_col")
+        if column in [label.name for label in (given if isinstance(given, list) else [given]) if label is not None]:
+            raise ConfigError(f"sample_weight: '{column}' is a label; expected a column of weights")
+        kinds = {entry.name: entry.type for entry in split_entries(info.data.get("feature_cols") or ())}
+        if kinds.get(str(column), "meta") != "meta":
+            raise ConfigError(
+                f"sample_weight: '{column}' is also in feature_cols, where it may tell the label; remove it there"
+            )
+        return column
 
     @field_validator("rebuild_dataset")
     @classmethod

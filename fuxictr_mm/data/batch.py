@@ -36,6 +36,8 @@ class Batch:
         ``(B,)`` float, 1 for a click; ``(B, T)`` of T labels, NaN for one that is missing.
     group : Tensor, optional
         ``(B,)`` group of each row.
+    weight : Tensor, optional
+        ``(B,)`` float, the weight of each row in the loss.
     """
 
     context: dict[str, Tensor | Jagged]
@@ -43,6 +45,7 @@ class Batch:
     history: Jagged
     label: Tensor | None = None
     group: Tensor | None = None
+    weight: Tensor | None = None
 
     def __len__(self) -> int:
         return self.target.shape[0]
@@ -59,6 +62,7 @@ class Batch:
             self.history.to(device, non_blocking=non_blocking),
             move(self.label),
             move(self.group),
+            move(self.weight),
         )
 
 
@@ -80,6 +84,14 @@ def num_rows(batch: Any) -> int:
     if isinstance(batch, dict):
         return next(iter(batch.values())).shape[0]
     return len(batch)
+
+
+def row_weights(batch: Any, column: str | None) -> Tensor | None:
+    """Return the weights of the rows ``(B,)`` of a batch in any batch format, in which they are a column; or None."""
+    if isinstance(batch, Batch):
+        return batch.weight
+    columns = batch[0] if isinstance(batch, tuple) else batch
+    return None if column is None else columns.get(column)
 
 
 def challenge_format(batch: Batch, feature_map: FeatureMap, items: ItemTable, max_len: int) -> ChallengeBatch:
@@ -137,6 +149,8 @@ def _row_columns(batch: Batch, feature_map: FeatureMap) -> dict[str, Tensor]:
     columns = pad_columns(batch.context, feature_map)
     if batch.group is not None:
         columns.setdefault(feature_map.group_id, batch.group)
+    if batch.weight is not None:
+        columns[feature_map.sample_weight] = batch.weight
     if batch.label is not None:
         columns.update(zip(feature_map.labels, batch.label.view(len(batch), -1).unbind(dim=1), strict=True))
     return columns

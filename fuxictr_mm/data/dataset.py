@@ -108,10 +108,9 @@ def _features(config: ExperimentConfig) -> list[Feature]:
     names = {f.name for f in features}
     if config.columns.has_items and ITEM_ID not in names:
         features.append(Feature(ITEM_ID, "meta", ITEM_SOURCE))
-    if config.group_id and config.group_id not in names:
-        # FuxiCTR's models look up every column of a batch in the feature map.
-        features.append(Feature(config.group_id, "meta"))
-    return features
+    # FuxiCTR's models look up every column of a batch in the feature map.
+    others = [name for name in (config.group_id, config.dataset.sample_weight) if name and name not in names]
+    return features + [Feature(name, "meta") for name in others]
 
 
 def _read_items(
@@ -141,6 +140,7 @@ def _files_of(
 ) -> InteractionFiles:
     """Return the files of a split."""
     labels, monitor = config.dataset.label_names, config.monitor
+    is_trained = split == "train" or config.fold is not None
     metrics = [*config.metrics, *([monitor] if isinstance(monitor, str) else monitor)]
     return InteractionFiles(
         path_of(config.require_split(split)),
@@ -154,6 +154,7 @@ def _files_of(
         both_classes=split == "train" or len(labels) > 1 or not all(map(takes_one_class, metrics)),
         conversion=conversion,
         has_items=config.columns.has_items,
+        weight=config.dataset.sample_weight if needs_label and is_trained else None,
     )
 
 

@@ -26,6 +26,7 @@ def build_feature_map(features: Sequence[Feature], config: ExperimentConfig) -> 
     feature_map.labels = config.dataset.label_names
     feature_map.tasks = config.tasks  # by label; no key of FuxiCTR's
     feature_map.group_id = config.group_id
+    feature_map.sample_weight = config.dataset.sample_weight  # no key of FuxiCTR's
     # A FuxiCTR model has a default of its own.
     feature_map.default_emb_dim = config.embedding_dim if "embedding_dim" in config.model_fields_set else None
     for feature in features:

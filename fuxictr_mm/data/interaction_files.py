@@ -22,7 +22,7 @@ from torch import Tensor
 from fuxictr_mm.data import arrow_types, decoding, item_columns, parquet
 from fuxictr_mm.data.groups import decode_group
 from fuxictr_mm.data.interactions import Column, InteractionTable
-from fuxictr_mm.data.labels import decode_label, label_kinds
+from fuxictr_mm.data.labels import decode_label, decode_weight, label_kinds
 from fuxictr_mm.data.numbers import Moments, apply_scale
 from fuxictr_mm.data.schema import ITEM_ID, Feature
 from fuxictr_mm.data.vocabulary import Conversion, Vocabulary, is_text
@@ -61,6 +61,8 @@ class InteractionFiles:
         How columns become numbers.
     has_items : bool
         False for a dataset without target and history.
+    weight : str, optional
+        Column of the weights of rows.
     parts : sequence of slice, optional
         The rows that are read, one part after other; all of them by default.
     """
@@ -76,6 +78,7 @@ class InteractionFiles:
     both_classes: bool = True
     conversion: Conversion = field(default_factory=Conversion)
     has_items: bool = True
+    weight: str | None = None
     parts: Sequence[slice] | None = None
 
     def __len__(self) -> int:
@@ -223,6 +226,7 @@ class InteractionFiles:
             raise DataError(f"{self.path}: no rows, expected at least one")
         wanted = [self.conversion.target, self.conversion.history] if self.has_items else []
         wanted += [f.column for f in [*self._context, *self._histories]]
+        wanted += [] if self.weight is None else [self.weight]
         dims: dict[str, int] = {}
         for file, row, batch in self._read([*wanted, *self.present_labels, *self._group_columns], ranges):
             chunk = self._decode(batch, file, row)
@@ -276,6 +280,7 @@ class InteractionFiles:
             context[f.name] = _to_column((entries, of.offsets))
         label = self._decode_labels(batch, file, row) if self.present_labels else None
         group = decode_group(*column(self._group_columns[0])) if self.has_groups else None
+        weight = None if self.weight is None else decode_weight(*column(self.weight))
         return InteractionTable(
             context,
             torch.from_numpy(target),
@@ -284,6 +289,7 @@ class InteractionFiles:
             None if label is None else torch.from_numpy(label),
             None if group is None else torch.from_numpy(group),
             str(self.path),
+            None if weight is None else torch.from_numpy(weight),
         )
 
     def _decode_labels(self, batch: pa.RecordBatch, file: Path, row: int) -> np.ndarray:

@@ -40,6 +40,8 @@ class InteractionTable:
         ``(R,)`` int64, the group of each row, for metrics by group.
     source : str
         Where the rows come from, for errors.
+    weight : Tensor or None
+        ``(R,)`` float32, the weight of each row in the loss.
     """
 
     context: dict[str, Column]
@@ -49,6 +51,7 @@ class InteractionTable:
     label: Tensor | None = None
     group: Tensor | None = None
     source: str = "interactions"
+    weight: Tensor | None = None
 
     def __len__(self) -> int:
         return self.target.shape[0]
@@ -64,7 +67,7 @@ class InteractionTable:
         tensors = [self.target, self.history_values, self.history_offsets]
         for column in self.context.values():
             tensors += [column.values, column.offsets] if isinstance(column, Jagged) else [column]
-        tensors += [t for t in (self.label, self.group) if t is not None]
+        tensors += [t for t in (self.label, self.group, self.weight) if t is not None]
         return sum(t.numel() * t.element_size() for t in tensors)
 
     @property
@@ -112,6 +115,7 @@ class InteractionTable:
             None if self.label is None else change(self.label),
             None if self.group is None else change(self.group),
             self.source,
+            None if self.weight is None else change(self.weight),
         )
 
 
@@ -124,10 +128,8 @@ def concatenate(chunks: Iterable[InteractionTable]) -> InteractionTable:
         found = {("", "target"): chunk.target, **_parts("", chunk.history)}
         for name, column in chunk.context.items():
             found |= _parts(name, column)
-        if chunk.label is not None:
-            found["", "label"] = chunk.label
-        if chunk.group is not None:
-            found["", "group"] = chunk.group
+        of_rows = {"label": chunk.label, "group": chunk.group, "weight": chunk.weight}
+        found |= {("", name): column for name, column in of_rows.items() if column is not None}
         for key, column in found.items():
             columns.setdefault(key, []).append(column)
     # Popped one by one: two copies of all columns would double the peak memory.
@@ -146,6 +148,7 @@ def concatenate(chunks: Iterable[InteractionTable]) -> InteractionTable:
         joined.get(("", "label")),
         joined.get(("", "group")),
         source,
+        joined.get(("", "weight")),
     )
 
 

@@ -31,6 +31,14 @@ def decode_label(array: pa.Array, where: str, row: int, binary: bool, *, missing
     return np.where(absent, np.float32(np.nan), values) if absent.any() else values
 
 
+def decode_weight(array: pa.Array, where: str, row: int) -> np.ndarray:
+    """Return the weights of rows, ``(R,)`` float32, none of them negative."""
+    weights = scalars(array, where, row, floating=True)
+    if (wrong := np.flatnonzero(weights < 0)).size:
+        raise DataError(f"{where}: row {row + int(wrong[0])} is {weights[wrong[0]]:g}, expected a weight of 0 or more")
+    return weights
+
+
 def _text_label(array: pa.Array, row: int, binary: bool) -> str:
     """Return what is wrong with a column of labels that are texts, and what to do."""
     first = int(np.flatnonzero(numbers(array.is_valid()))[0])

@@ -199,6 +199,7 @@ def gather(table: InteractionTable, rows: Tensor, num_history_items: int | None 
         _gather_jagged(table.history, rows, num_history_items),
         None if table.label is None else table.label.index_select(0, rows),
         None if table.group is None else table.group.index_select(0, rows),
+        None if table.weight is None else table.weight.index_select(0, rows),
     )
 
 
@@ -211,7 +212,14 @@ def as_table(batch: Batch, source: str) -> InteractionTable:
     """Return a batch as a table."""
     history = batch.history
     return InteractionTable(
-        batch.context, batch.target, history.values, history.offsets, batch.label, batch.group, source
+        batch.context,
+        batch.target,
+        history.values,
+        history.offsets,
+        batch.label,
+        batch.group,
+        source,
+        batch.weight,
     )
 
 

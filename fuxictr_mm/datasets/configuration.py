@@ -126,6 +126,7 @@ def dataset_entry(reader: Reader, summary: Summary, labels: Sequence[str] = ()) 
         "rebuild_dataset": False,
         "feature_cols": columns,
         "label_col": label_col if len(label_col) > 1 else label_col[0],
+        **({} if reader.sample_weight is None else {"sample_weight": reader.sample_weight}),
     }
 
 

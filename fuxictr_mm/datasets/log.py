@@ -28,19 +28,19 @@ from fuxictr_mm.data.numbers import Moments
 from fuxictr_mm.datasets.histories import histories_before, partition_by_user
 from fuxictr_mm.datasets.negatives import sample_negatives
 from fuxictr_mm.datasets.own.base import Notes
-from fuxictr_mm.datasets.own.columns import LogColumn, moments_of, split_lists
+from fuxictr_mm.datasets.own.columns import LogColumn, free_name, moments_of, split_lists
 from fuxictr_mm.datasets.own.experiments import explain, log_experiments, users_recur
 from fuxictr_mm.datasets.own.instants import as_instants
 from fuxictr_mm.datasets.own.options import LogOptions
 from fuxictr_mm.datasets.own.source import WRITTEN, LogSource, find_files
 from fuxictr_mm.datasets.own.splits import bounds_of_all, bounds_of_users, split_of
 from fuxictr_mm.datasets.own.tables import Table
-from fuxictr_mm.datasets.own.vectors import read_vectors, vector_columns
+from fuxictr_mm.datasets.own.vectors import read_array, read_vectors, vector_columns
 from fuxictr_mm.datasets.own.warnings import warn_of_leaks, warn_of_short_histories, warn_of_weights
 from fuxictr_mm.datasets.reader import SPLITS, Embeddings, Kind, Reader, Rows
 from fuxictr_mm.datasets.writer import Summary
 from fuxictr_mm.errors import DataError
-from fuxictr_mm_serving.prepared import ITEM_FILE, ROW_SOURCES, SOURCE_ROW, SOURCE_TIME, SOURCE_USER
+from fuxictr_mm_serving.prepared import ITEM_FILE, SOURCE_ROW, SOURCE_TIME, SOURCE_USER, SOURCE_WEIGHT
 
 logger = logging.getLogger(__name__)
 
@@ -88,12 +88,14 @@ class Log(Reader):
     """Your own log: files of interactions, items and users, with columns and ids of any name."""
 
     asked = LogOptions()
-    row_sources = ROW_SOURCES
+    row_sources: tuple[str, ...] = (SOURCE_USER, SOURCE_TIME, SOURCE_ROW)
 
     def configure(self, given: Mapping[str, Any]) -> None:
         """Take the options of ``prepare log``."""
         self.asked = LogOptions.of(given)
         self.options = self.asked.changed()
+        if self.asked.weight is not None:
+            self.sample_weight, self.row_sources = SOURCE_WEIGHT, (*self.row_sources, SOURCE_WEIGHT)
         self._set_labels()
 
     def _set_labels(self) -> None:
@@ -113,11 +115,17 @@ class Log(Reader):
     def files(self) -> list[Path]:
         """Return the files of interactions, items, users and embeddings."""
         self._set_labels()
-        return [*(path for table in self._source.tables for path in table.paths), *self._vector_files]
+        of_vectors = [path for pair in self._vector_files for path in pair if path is not None]
+        return list(dict.fromkeys([*(path for table in self._source.tables for path in table.paths), *of_vectors]))
 
     @property
-    def _vector_files(self) -> list[Path]:
-        return [path for name in self.asked.embeddings for path in find_files(self.source, "embeddings", name)]
+    def _vector_files(self) -> list[tuple[Path, Path | None]]:
+        """The files of embeddings, each of an array with the file of the ids of its rows (``text.npy:ids.csv``)."""
+        find, pairs = partial(find_files, self.source, "embeddings"), list[tuple[Path, Path | None]]()
+        for name in self.asked.embeddings:
+            array, _, ids = name.partition(".npy:")
+            pairs += [(path, find(ids)[0] if ids else None) for path in find(f"{array}.npy" if ids else name)]
+        return pairs
 
     @property
     def context(self) -> Mapping[str, Kind]:
@@ -311,6 +319,7 @@ class Log(Reader):
         named = [pl.col(f":{old}").alias(new) for old, new in names.items()]
         named.append(pl.col(":user").alias(SOURCE_USER))
         named.append(as_instants(pl.col(":time"), self._source.time_unit).alias(SOURCE_TIME))
+        named += [] if self.asked.weight is None else [pl.col(":weight").alias(SOURCE_WEIGHT)]
         scaled = {column.source: column.values() for column in self._scaled_labels}
         labels = [] if self.asked.negatives else [scaled.get(name, pl.col(name)) for name in self._source.labels]
         columns = frame[which].select(*named, *labels, *(column.values() for column in of_log))
@@ -410,9 +419,13 @@ class Log(Reader):
         """Return the columns of lists of numbers of the files of embeddings."""
         found: dict[str, Embeddings] = {}
         item, ids = self.asked.item, self.items().schema["item_id"]
-        for path in self._vector_files:
+        for path, of_rows in self._vector_files:
             taken = {*WRITTEN, Path(ITEM_FILE).stem, self.label, *self.other_labels, *self.context}
             taken |= {*self._source.labels, *self.item_columns, *found}
+            if of_rows is not None:
+                column = free_name(path.stem.replace(".", "_"), taken, "item_")
+                found[column] = Embeddings(partial(read_array, path, of_rows, item, self.scratch, ids))
+                continue
             for column in vector_columns(path, item, taken):
                 found[column] = Embeddings(lambda path=path, column=column: read_vectors(path, item, column, ids))  # type: ignore[misc]
         return found

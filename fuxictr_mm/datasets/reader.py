@@ -93,6 +93,8 @@ class Reader(ABC):
     embed_item_id: bool = True
     #: Columns of rows that are written as they are and are not features, such as those that predictions are joined by.
     row_sources: tuple[str, ...] = ()
+    #: That of them with the weights of rows.
+    sample_weight: str | None = None
     #: Of a later log: items up to this number were numbered before, and weights have no parameters of the others.
     known_items: int | None = None
     #: Digests of all items of the later logs that this one continues: see ``fuxictr_mm.data.numbering``.

@@ -31,10 +31,13 @@ class RawColumn:
     copied : str, optional
         The ``dtype`` of a column of numbers that ``copy_from`` copies: texts are then those of the numbers, so that 1
         and 1.0 are one value.
+    is_optional : bool
+        Whether files may not have it: only those that are trained on need weights.
     """
 
     spec: FeatureSpec
     copied: str | None = None
+    is_optional: bool = False
 
     @property
     def name(self) -> str:
@@ -154,7 +157,7 @@ class RawColumn:
 
 
 def columns_of(dataset: DatasetConfig) -> list[RawColumn]:
-    """Return the active features in their order, and the labels.
+    """Return the active features in their order, the labels, and the weights of rows.
 
     Raises
     ------
@@ -169,6 +172,9 @@ def columns_of(dataset: DatasetConfig) -> list[RawColumn]:
     features = [RawColumn(entry) for entry in entries if entry.active]
     labels = [FeatureSpec.model_construct(**label.model_dump(exclude_unset=True)) for label in dataset.labels]
     columns = [*features, *map(RawColumn, labels)]
+    if (name := dataset.sample_weight) is not None:
+        columns = [column for column in columns if column.name != name]
+        columns.append(RawColumn(FeatureSpec.model_construct(name=name, dtype="float"), is_optional=True))
     for place, column in enumerate(columns):
         kind = dtypes.get(column.source)
         if column.source != column.name and column.dtype == "str" and kind in ("int", "float"):

@@ -99,7 +99,7 @@ class RawFiles:
             with self._named_errors(file):
                 schema = self._schema(file)
             optional = () if needs_label else ("label", "meta")
-            present = [c for c in columns if c.type not in optional or c.source in schema]
+            present = [c for c in columns if not (c.is_optional or c.type in optional) or c.source in schema]
             if self.form == "csv":
                 self._check_header(file, list(schema), [c.source for c in present])
             require_columns(file, list(schema), [c.source for c in present])

@@ -48,6 +48,11 @@ def separator_of(header: str) -> str:
     return "\t" if "\t" in header else max(SEPARATORS, key=header.count)
 
 
+def separator_in(path: Path) -> str:
+    """Return what separates the columns of a CSV file, by its first line."""
+    return separator_of(_header(path))
+
+
 def schema_of(path: Path) -> dict[str, pl.DataType]:
     """Return the columns of a file and their types; those of a CSV file are texts.
 
@@ -93,7 +98,7 @@ def scanned(path: Path, folder: Path | None = None, warn: bool = False) -> Itera
             if form_of(path) in LINES:
                 yield pl.scan_ndjson(plain, infer_schema_length=None)
                 return
-            separator = separator_of(_header(plain))
+            separator = separator_in(plain)
             count, row = count_short_rows(plain, separator) if warn else (0, 0)
             if count:
                 logger.warning(f"{path}: {count} rows have fewer fields than the header, first row {row}")
@@ -129,7 +134,7 @@ def _header(path: Path) -> str:
 
 def _find_damage(path: Path) -> str:
     """Return what is wrong in a CSV file and where, as far as it is known."""
-    separator = separator_of(_header(path))
+    separator = separator_in(path)
     if line := find_stray_quote(path, separator):
         return f"line {line} has a quote that is not closed, or one inside a text"
     if found := find_long_row(path, separator):

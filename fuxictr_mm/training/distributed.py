@@ -25,7 +25,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map
 
-from fuxictr_mm.data.batch import num_rows
+from fuxictr_mm.data.batch import num_rows, row_weights
 from fuxictr_mm.data.shards import Shard
 from fuxictr_mm.errors import UserError
 from fuxictr_mm.runtime import device_of, is_one_of_several
@@ -131,6 +131,9 @@ def replace_batch_norm(model: nn.Module) -> None:
 #: Elements of gradients that are averaged in one message.
 BUCKET = 2**23
 
+#: In place of a sum of weights that are all 0.
+TINY = torch.finfo(torch.float64).tiny
+
 #: Time that threads of gloo have to release tensors once the process group has ended.
 RELEASE_SECONDS = 0.1
 
@@ -232,6 +235,7 @@ class Replicas:
                     loss, broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
                 )
         self.loss = self.parallel or loss
+        self.model = model
         self.device = model.device
 
     def backward(self, batch: Any, count: int, synchronize: bool) -> Tensor:
@@ -251,15 +255,15 @@ class Replicas:
         Tensor
             The loss of this rank's samples, detached.
         """
-        rows = num_rows(batch)
-        everywhere = torch.tensor(rows, dtype=torch.float64, device=self.device)
+        rows = _amount(self.model, batch, self.device)
+        everywhere = rows.clone()
         counted = dist.all_reduce(everywhere, async_op=True)
         waiting = nullcontext() if synchronize or self.parallel is None else self.parallel.no_sync()
         with waiting:
             loss = self.loss(batch)
             counted.wait()
-            # The average over ranks then weights samples equally.
-            (loss * (rows * size() / everywhere / count).to(loss.dtype)).backward()
+            # The average over ranks then weights samples equally, or by their weights.
+            (loss * (rows * size() / everywhere.clamp(min=TINY) / count).to(loss.dtype)).backward()
         if synchronize:
             _average_rows(self.tables)
         return loss.detach()
@@ -286,19 +290,27 @@ def _wrap_forward(model: nn.Module) -> None:
         outputs = alone(batch)
         if not (model.training and torch.is_grad_enabled()):
             return outputs
-        weight = _weight(batch, next(model.parameters()).device)
+        weight = _weight(model, batch)
         average = partial(_average_gradients, list(model.parameters()), touched)
         return tree_map(lambda value: _with_weight(value, weight, average), outputs)
 
     model.forward = forward
 
 
-def _weight(batch: Any, device: torch.device) -> Tensor:
+def _weight(model: Any, batch: Any) -> Tensor:
     """Return this rank's number of samples divided by the mean over ranks: the average then weights samples equally."""
-    rows = torch.tensor(num_rows(batch), dtype=torch.float64, device=device)
+    rows = _amount(model, batch, next(model.parameters()).device)
     everywhere = rows.clone()
     dist.all_reduce(everywhere)
-    return rows * size() / everywhere
+    return rows * size() / everywhere.clamp(min=TINY)
+
+
+def _amount(model: Any, batch: Any, device: torch.device) -> Tensor:
+    """Return the number of samples of a batch, or the sum of their weights, in float64."""
+    weights = row_weights(batch, getattr(model.feature_map, "sample_weight", None))
+    if weights is None:
+        return torch.tensor(num_rows(batch), dtype=torch.float64, device=device)
+    return weights.to(device).sum(dtype=torch.float64)
 
 
 class _WeightGradient(torch.autograd.Function):

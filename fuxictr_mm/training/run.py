@@ -250,7 +250,10 @@ class TrainingRun:
                 metrics["test"] = loop.measure(scored_test, test_metrics)
         if scored.label is not None:
             calibrate = f"{experiment.command('predict')} --calibrate platt"
-            warn_of_baselines(of_valid, scored.label, config.tasks, calibrate)
+            # Probabilities of weighted rows are not those of these rows; their order is.
+            is_weighted = config.dataset.sample_weight is not None
+            checked = {name: value for name, value in of_valid.items() if name.endswith("AUC") or not is_weighted}
+            warn_of_baselines(checked, scored.label, config.tasks, calibrate)
         seconds = time.perf_counter() - self.started if writer is None else writer.seconds
         result = {"expid": config.expid, "config_hash": config.fingerprint(), **metrics, "seconds": seconds}
         if is_main():

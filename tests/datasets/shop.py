@@ -44,7 +44,11 @@ def write_form(frame, path, form):
         # As texts they are in another order.
         texts["zones"] = [moment.astimezone(zone).isoformat() for moment, zone in zip(moments, zones, strict=True)]
         frame = frame.with_columns(time=pl.Series(texts[form])) if form in texts else frame
-        dialects = {"tsv": {"separator": "\t"}, "semicolon and BOM": {"separator": ";", "include_bom": True}}
+        dialects = {
+            "tsv": {"separator": "\t"},
+            "semicolon and BOM": {"separator": ";", "include_bom": True},
+            "decimal commas": {"separator": ";", "decimal_comma": True},
+        }
         frame.write_csv(path.with_suffix(".tsv" if form == "tsv" else ".csv"), **dialects.get(form, {}))
 
 

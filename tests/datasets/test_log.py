@@ -182,6 +182,40 @@ def test_items_with_a_vector_of_zeros_have_no_embedding(shop, prepare_log):
     assert 1 not in pl.read_parquet(folder / "vector.parquet")["item_id"]
 
 
+@pytest.mark.parametrize("form", ["csv", "parquet", "npy"])
+def test_arrays_with_the_ids_of_their_rows(shop, prepare_log, form):
+    asins = pl.read_csv(shop / "items.csv")["asin"].reverse()
+    vectors = np.random.default_rng(0).normal(size=(len(asins) + 1, 4)).astype(np.float16)
+    vectors[3] = 0
+    np.save(shop / "text.npy", vectors)
+    ids = pl.DataFrame({"asin": [*asins, "unknown"], "other": 1})
+    if form == "npy":
+        np.save(shop / "ids.npy", ids["asin"].to_numpy().astype(str))
+    else:
+        getattr(ids, f"write_{form}")(shop / f"ids.{form}")
+    folder, summary, _ = prepare_log(shop, embeddings=[f"text.npy:ids.{form}"])
+    assert summary.coverage == {"text": 28 / 30}
+    of_item = dict(zip(asins, vectors, strict=False))
+    items = pl.read_parquet(folder / "items.parquet").join(pl.read_parquet(folder / "text.parquet"), on="item_id")
+    for asin, vector in items.select("source_id", "text").iter_rows():
+        assert np.array_equal(vector, of_item[asin])
+
+
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [
+        (np.zeros((7, 4)), ["(7, 4)", "(29, dims)"]),
+        (np.zeros(29), ["(29,)", "(29, dims)"]),
+        (np.full((29, 4), np.nan), ["row 0"]),
+        (np.full((29, 4), None), ["cannot be read"]),
+    ],
+)
+def test_arrays_that_do_not_fit_their_ids(shop, prepare_log, array, words):
+    np.save(shop / "text.npy", array, allow_pickle=True)
+    with raises_naming(DataError, "text.npy", *words):
+        prepare_log(shop, embeddings=["text.npy:items.csv"])
+
+
 @pytest.mark.parametrize("interactions", ["log", "log/*", "log/*/*/*.parquet"])
 def test_a_folder_of_partitions(interactions, shop, prepare_log, read_split):
     log = pl.read_csv(shop / "interactions.csv").with_row_index("row")
@@ -272,8 +306,8 @@ def test_metrics_group_by_the_column_with_the_role(shop, prepare_log, tmp_path):
         (with_value("time", 7, None), {}, ["interactions.csv: row 7", "time"]),
         (with_value("asin", 3, None), {}, ["interactions.csv: row 3", "asin"]),
         (with_value("click", 5, "2"), {}, ["interactions.csv: row 5", "click", "2"]),
-        (with_value("click", 5, "yes"), {}, ["interactions.csv: row 5", "click", "yes"]),
-        (with_value("click", 5, "yes"), {"positive_from": 1}, ["interactions.csv: row 5", "click", "yes"]),
+        (with_value("click", 5, "maybe"), {}, ["interactions.csv: row 5", "click", "maybe"]),
+        (with_value("click", 5, "maybe"), {"positive_from": 1}, ["interactions.csv: row 5", "click", "maybe"]),
         (None, {"positive_from": 2}, ["interactions.csv", "click", "--positive_from"]),
         (None, {"positive_from": 2, "negatives": 1}, ["--negatives", "--positive_from"]),
         (None, {"roles": ["user=usr", "target=asin"]}, ["--roles user=usr", "user"]),
@@ -288,6 +322,7 @@ def test_metrics_group_by_the_column_with_the_role(shop, prepare_log, tmp_path):
         (None, {"split": [0.5, 0.1, 0.1]}, ["--split"]),
         (None, {"types": ["device=number"]}, ["--types device=number", "numeric"]),
         (None, {"types": ["devices=none"]}, ["--types devices"]),
+        (None, {"types": ["title=sequence"]}, ["--types title=sequence", "items.csv", "'|'"]),
         (None, {"types": ["device=numeric"]}, ["--types device=numeric", "interactions.csv"]),
         (None, {"interactions": "log.csv"}, ["log.csv"]),
         (None, {"interactions": "/log.csv"}, ["--interactions /log.csv", "--source"]),
@@ -299,7 +334,7 @@ def test_metrics_group_by_the_column_with_the_role(shop, prepare_log, tmp_path):
         (
             lambda shop: np.save(shop / "img.npy", np.zeros((2, 3))),
             {"embeddings": ["img.npy"]},
-            ["--embeddings", "img.npy", '"asin"', 'write_parquet("img.parquet")'],
+            ["--embeddings", "img.npy:ids.csv", "asin"],
         ),
         (without_header, {}, ["interactions.csv", "first line", "'user'"]),
         (

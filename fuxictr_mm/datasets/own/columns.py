@@ -115,6 +115,11 @@ def choose_columns(
             kind, reason = _kind_of(source, dtype, *facts[source], table=table.option)
         elif not _is_possible(kind, dtype, prefix == "item_"):
             raise ConfigError(f"--types {source}={kind}: {table.paths[0]} holds {dtype} there, expected another type")
+        elif kind == "sequence" and dtype == pl.String and not facts[source][2]:
+            raise ConfigError(
+                f"--types {source}={kind}: no text of {table.paths[0]} holds {LIST_SEPARATOR!r}, which separates the "
+                f'entries; replace the separator: frame["{source}"].str.replace(", ", "{LIST_SEPARATOR}")'
+            )
         if kind == "none":
             left_out[source] = reason
             continue

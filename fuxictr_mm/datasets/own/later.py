@@ -200,7 +200,7 @@ class LaterLog(Log):
         if "embeddings" in files:
             files["embeddings"] = tuple(files["embeddings"])
         self._given = files
-        self.asked = replace(self.base.asked, negatives=0, **files)
+        self.asked = replace(self.base.asked, negatives=0, weight=None, **files)
         self.max_len = self.base.max_len
         self.known_items, self.earlier_items = self.base.known_items, self.base.earlier_items
         listed = {name: list(value) if isinstance(value, tuple) else value for name, value in files.items()}
@@ -219,7 +219,7 @@ class LaterLog(Log):
         return LaterSource(self.asked, self.source, self.scratch, self.base, self._given)
 
     @property
-    def _vector_files(self) -> list[Path]:
+    def _vector_files(self) -> list[tuple[Path, Path | None]]:
         try:
             return super()._vector_files
         except MissingFileError:

@@ -29,13 +29,15 @@ class LogOptions:
         Files of the source by name, pattern or folder; by default ``interactions.*``, and ``items.*`` and ``users.*``
         if they exist.
     embeddings : tuple of str
-        Parquet files with the items' ids and a list column of numbers.
+        Parquet files with the items' ids and a list column of numbers, or ``ARRAY.npy:IDS``.
     user, item, time : str
         Columns of these roles.
     group : str, optional
         Column of impressions, sessions or requests that metrics group by, instead of the user.
     history : str, optional
         Column of lists of items that is the history of its row; by default histories are computed of the log.
+    weight : str, optional
+        Column of the weights of rows.
     types : mapping
         The type of columns by name, of ``TYPES``. A label that is ``numeric`` is a number to predict.
     labels : tuple of str
@@ -61,6 +63,7 @@ class LogOptions:
     time: str = "time"
     group: str | None = None
     history: str | None = None
+    weight: str | None = None
     types: Mapping[str, str] = field(default_factory=dict)
     labels: tuple[str, ...] = ()
     split: tuple[float, float, float] = (0.8, 0.1, 0.1)
@@ -83,12 +86,14 @@ class LogOptions:
         values = {name: value for name, value in given.items() if name not in ("roles", "types")}
         words = list(given.get("roles") or ())
         groups = [word for word in words if word.startswith("group=") and word != "group="]
-        roles = Roles.parse([word for word in words if word not in groups])
+        weights = [word for word in words if word.startswith("weight=") and word != "weight="]
+        roles = Roles.parse([word for word in words if word not in (*groups, *weights)])
         for word in words:
-            if word.partition("=")[0] not in ("user", "target", "time", "group", "history"):
-                raise ConfigError(f"--roles {word}: expected user, target, time, group and history")
+            if word.partition("=")[0] not in ("user", "target", "time", "group", "history", "weight"):
+                raise ConfigError(f"--roles {word}: expected user, target, time, group, history and weight")
         values |= {"user": roles.user, "item": roles.target, "time": roles.time or cls.time}
-        values["group"] = _parse_group(groups, values)
+        values["group"] = _parse_column(groups, values, "groups are taken")
+        values["weight"] = _parse_column(weights, values, "weights are read")
         values["history"] = roles.history if any(word.startswith("history=") for word in words) else None
         if values["history"] is not None and values["history"] == values["group"]:
             raise ConfigError(f"--roles history={values['history']}: is the column of the group as well; name another")
@@ -144,13 +149,13 @@ def add_log_options(parser: argparse.ArgumentParser) -> None:
         "--embeddings",
         nargs="+",
         metavar="FILE",
-        help="log: Parquet files with the item ids and a column of lists of numbers",
+        help="log: Parquet files with the item ids and a column of lists of numbers, or ARRAY.npy:IDS.csv",
     )
     group.add_argument(
         "--roles",
         nargs="+",
         metavar="ROLE=COLUMN",
-        help="log: columns with a role: user, target, time (default: user_id, item_id, time), group, history",
+        help="log: columns with a role: user, target, time (default: user_id, item_id, time), group, history, weight",
     )
     group.add_argument(
         "--types",
@@ -184,13 +189,15 @@ def given_options(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in NAMES if getattr(args, name, None) is not None}
 
 
-def _parse_group(words: Sequence[str], taken: Mapping[str, Any]) -> str | None:
+def _parse_column(words: Sequence[str], taken: Mapping[str, Any], what: str) -> str | None:
     if len(words) > 1:
-        raise ConfigError(f"--roles {words[1]}: {words[0]} is given as well; groups are taken from one column")
+        raise ConfigError(f"--roles {words[1]}: {words[0]} is given as well; {what} from one column")
     column = words[0].partition("=")[2] if words else None
-    role = next((role for role in ("user", "item", "time") if column is not None and taken[role] == column), None)
+    of = ("user", "item", "time", "group")
+    role = next((role for role in of if column is not None and taken.get(role) == column), None)
     if role is not None:
-        default = ", which metrics group by without it; leave it out" if role == "user" else "; name another column"
+        is_default = role == "user" and words[0].startswith("group=")
+        default = ", which metrics group by without it; leave it out" if is_default else "; name another column"
         raise ConfigError(f"--roles {words[0]}: is the column of the {role}{default}")
     return column
 

@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 #: Labels that are looked for where none is named.
 LABELS = ("label", "click")
 
+#: What spreadsheets and databases write for 1 and 0, in lower case.
+TRUTH = {"true": "1", "t": "1", "yes": "1", "y": "1", "false": "0", "f": "0", "no": "0", "n": "0"}
+
 #: Ids in a text of several, however they are separated.
 IDS = r"""[^\s,;|\[\]()'"]+"""
 
@@ -88,6 +91,8 @@ class LogSource:
             log.check(asked.group, f"--roles group={asked.group}")
         if asked.history is not None:
             log.check(asked.history, f"--roles history={asked.history}")
+        if asked.weight is not None:
+            log.check(asked.weight, f"--roles weight={asked.weight}")
         self.log = log
         self.items = self._table("items", asked.items, {"target": asked.item})
         self.users = self._table("users", asked.users, {"user": asked.user})
@@ -188,7 +193,7 @@ class LogSource:
         """Columns of each table that are written, and why each of the others is not."""
         taken = {*WRITTEN, *self.labels, *map(self.written_label, self.labels)}
         roles = {self.asked.user, self.asked.item, self.asked.time, *self.labels}
-        roles |= {column for column in (self.asked.group, self.asked.history) if column}
+        roles |= {column for column in (self.asked.group, self.asked.history, self.asked.weight) if column}
         types, found = self.asked.types, {}
         for table, without, prefix in (
             (self.log, roles, "context_"),
@@ -223,7 +228,7 @@ class LogSource:
     def path(self) -> Path:
         """The log as Parquet: ``:user``, ``:item``, ``:time``, labels, and columns of context as in the file.
 
-        ``:history`` is there if the log has a column of histories.
+        ``:history`` and ``:weight`` are there if the log has columns of histories and of weights.
 
         ``:source_row`` is the number of the row in all files of the log.
         """
@@ -244,6 +249,7 @@ class LogSource:
             read_times(self.log, self.asked.time).alias(":time"),
             *([] if self.asked.history is None else [self._histories(self.asked.history).alias(":history")]),
             *labels,
+            *([] if self.asked.weight is None else [self._read_weight(self.asked.weight).alias(":weight")]),
             *(column.source for column in self.written("interactions")),
         )
 
@@ -346,7 +352,7 @@ class LogSource:
     def _read_label(self, column: str) -> pl.Expr:
         table, label = self.log, pl.col(column)
         if table.frame.collect_schema()[column] == pl.String:
-            label = label.str.strip_chars().str.to_lowercase().replace({"true": "1", "false": "0", "": None})
+            label = label.str.strip_chars().str.to_lowercase().replace({**TRUTH, "": None})
         number, bound = label.cast(pl.Float64, strict=False).fill_nan(None), self.asked.positive_from
         is_known, expected = number.is_finite(), "a number or null"
         is_class = column not in self.numeric_labels
@@ -362,6 +368,15 @@ class LogSource:
             number = (number if bound is None else number >= bound).cast(pl.Float32)
         self._check_both(column, number)
         return number.alias(column)
+
+    def _read_weight(self, column: str) -> pl.Expr:
+        table, weight = self.log, pl.col(column)
+        if table.frame.collect_schema()[column] == pl.String:
+            weight = weight.str.strip_chars()
+        number = weight.cast(pl.Float32, strict=False)
+        is_weight = (number.is_finite() & (number >= 0)).fill_null(False)
+        table.refuse(~is_weight, column, "a weight of 0 or more; correct or drop the row")
+        return number
 
     def _check_both(self, column: str, number: pl.Expr) -> None:
         """Refuse a label that is the same in all rows."""

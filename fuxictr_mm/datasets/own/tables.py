@@ -12,7 +12,7 @@ import polars as pl
 import pyarrow as pa
 
 from fuxictr_mm.data import parquet
-from fuxictr_mm.encoding.text_files import CSV, form_of, is_text, scanned, schema_of
+from fuxictr_mm.encoding.text_files import CSV, form_of, is_text, scanned, schema_of, separator_in
 from fuxictr_mm.errors import ConfigError, DataError, first_line, nearest
 
 #: What stands for no number in a CSV file.
@@ -126,19 +126,26 @@ class Table:
         """Return casts of the columns of CSV files whose texts are all numbers."""
         if not any(form_of(path) in CSV for path in self.paths):
             return []
+        # 12,5 is a number where commas separate no columns.
+        decimal = (",", "." if all(form_of(p) in CSV and separator_in(p) != "," for p in self.paths) else ",")
         schema = frame.collect_schema().items()
         names = [name for name, kind in schema if kind == pl.String and name not in self.texts]
         tests = []
         for name in names:
             text = pl.col(name).str.strip_chars()
             is_missing, digits = text.is_null() | text.is_in(MISSING), text.str.contains(INTEGER)
-            kinds = {"integer": is_integer(text), "digits": digits, "float": text.str.contains(FLOAT)}
+            kinds = {
+                "integer": is_integer(text),
+                "digits": digits,
+                "float": text.str.replace(*decimal, literal=True).str.contains(FLOAT),
+            }
             tests += [(is_missing | test).all().alias(f"{kind} {name}") for kind, test in kinds.items()]
         found = frame.select(tests).collect(engine="streaming").row(0, named=True) if tests else {}
         # Digits alone that are not integers of 64 bits are ids, of which a float would take two for one.
         numbers = [n for n in names if found[f"float {n}"] and found[f"digits {n}"] == found[f"integer {n}"]]
         types = {name: pl.Int64 if found[f"integer {name}"] else pl.Float64 for name in numbers}
-        return [pl.col(name).str.strip_chars().cast(kind, strict=False) for name, kind in types.items()]
+        texts = {name: pl.col(name).str.strip_chars().str.replace(*decimal, literal=True) for name in types}
+        return [text.cast(types[name], strict=False) for name, text in texts.items()]
 
     def where(self, row: int) -> str:
         """Return file and row, counted from 0 after the header, of a row of ``frame``."""

@@ -1,4 +1,4 @@
-"""Embeddings of items from Parquet files of ids and lists of numbers."""
+"""Embeddings of items from Parquet files of ids and lists of numbers, or from an array and the ids of its rows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from fuxictr_mm.data import parquet
 from fuxictr_mm.datasets.own.tables import Table
-from fuxictr_mm.errors import ConfigError, DataError
+from fuxictr_mm.errors import ConfigError, DataError, first_line
 
 #: Embeddings read at a time.
 CHUNK_ITEMS = 8192
@@ -27,8 +27,8 @@ def vector_columns(path: Path, item: str, taken: Collection[str]) -> list[str]:
     """
     if path.suffix.lower() == ".npy":
         raise ConfigError(
-            f"--embeddings {path}: an array without the ids of its rows; write both as Parquet: "
-            f'pl.DataFrame({{"{item}": ids, "vector": np.load("{path.name}")}}).write_parquet("{path.stem}.parquet")'
+            f"--embeddings {path}: an array without the ids of its rows; add them: {path.name}:ids.csv, with a row "
+            f"for each and the column {item}, or {path.name}:ids.npy"
         )
     if path.suffix.lower() not in parquet.SUFFIXES:
         raise ConfigError(
@@ -72,3 +72,57 @@ def read_vectors(path: Path, item: str, column: str, ids: pl.DataType) -> Iterat
             continue
         numbers = frame[item].str.strip_chars() if frame[item].dtype == pl.String else frame[item]
         yield numbers.cast(ids), lists.explode().to_numpy().reshape(-1, width)
+
+
+def read_array(
+    path: Path, of_rows: Path, item: str, scratch: Path, ids: pl.DataType
+) -> Iterator[tuple[pl.Series, np.ndarray]]:
+    """Yield item ids and their embeddings, of an array in a ``.npy`` file and the ids of its rows in another file.
+
+    Rows of zeros are left out.
+
+    Parameters
+    ----------
+    path : Path
+        The array, ``(items, dims)``.
+    of_rows : Path
+        A table with the column ``item``, or an array ``(items,)``, in the order of the rows.
+    item : str
+        The column of the ids.
+    scratch : Path
+        As of ``Table``.
+    ids : DataType
+        Type of the ids.
+
+    Raises
+    ------
+    ConfigError, DataError
+        The array is of another shape, has another number of rows, or holds a number that is not finite.
+    """
+    values = _load(path)
+    if of_rows.suffix.lower() == ".npy":
+        found = pl.Series(_load(of_rows))
+    else:
+        table = Table([of_rows], scratch, f"{path.stem}-ids", (item,))
+        table.check(item, f"--roles target={item}")
+        found = table.frame.select(item).collect().to_series()
+    if values.ndim != 2 or len(values) != len(found) or values.dtype.kind not in "fiu":
+        raise DataError(
+            f"{path}: holds {values.dtype} of shape {values.shape}, expected numbers of shape ({len(found)}, dims), a "
+            f"row for each row of {of_rows}"
+        )
+    numbers = (found.str.strip_chars() if found.dtype == pl.String else found).cast(ids)
+    for first in range(0, len(values), CHUNK_ITEMS):
+        part = np.asarray(values[first : first + CHUNK_ITEMS], dtype=np.float32)
+        if len(wrong := np.flatnonzero(~np.isfinite(part).all(axis=1))):
+            raise DataError(f"{path}: row {first + wrong[0]} holds a number that is not finite; correct it, or write 0")
+        kept = np.flatnonzero(part.any(axis=1))
+        if len(kept):
+            yield numbers[first : first + len(part)].gather(kept), part[kept]
+
+
+def _load(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError) as error:
+        raise DataError(f"{path}: cannot be read as .npy ({first_line(error)})") from None

@@ -67,7 +67,6 @@ def warn_of_weights(source: LogSource, columns: Sequence[LogColumn]) -> None:
     for column in columns:
         if column.source.lower() in WEIGHTS and column.source not in source.asked.types:
             logger.warning(
-                f"{source.log.paths[0]}: {column.source} becomes a feature; weights of rows are not "
-                f"supported, exclude it: --types {column.source}=none, or keep it: --types "
-                f"{column.source}={column.kind}"
+                f"{source.log.paths[0]}: {column.source} becomes a feature; if it weights the rows, add "
+                f"--roles weight={column.source}, and otherwise --types {column.source}={column.kind}"
             )

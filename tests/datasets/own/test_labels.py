@@ -9,7 +9,7 @@ import pytest
 from fuxictr_mm.datasets import log as log_module
 from fuxictr_mm.datasets.own.later import LaterLog
 from fuxictr_mm.datasets.writer import Writer
-from fuxictr_mm.errors import DataError
+from fuxictr_mm.errors import ConfigError, DataError
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.prediction_files import measure, write_table
 from fuxictr_mm.yaml_files import load_yaml
@@ -184,4 +184,51 @@ def test_columns_that_are_meant_as_weights_are_warned_of(shop, prepare_log, capl
         caplog.clear()
         with caplog.at_level("WARNING"):
             prepare_log(shop, folder, **options)
-        assert ("--types Sample_Weight=none" in caplog.text) == is_warned
+        assert ("--roles weight=Sample_Weight" in caplog.text) == is_warned
+
+
+def test_weights_are_read_from_the_log_and_not_needed_in_a_later_one(shop, prepare_log, read_split, tmp_path):
+    rewrite(shop / "interactions.csv", lambda log: log.with_columns(ips=(pl.col("basket") / 20).round(3)))
+    roles = [*ROLES, "weight=ips"]
+    folder, _, experiments = prepare_log(shop, roles=roles)
+    weights = pl.read_csv(shop / "interactions.csv")["ips"]
+    for split in ("train", "valid", "test"):
+        for row in read_split(folder, split):
+            assert row["source_weight"] == pytest.approx(weights[row["source_row"]])
+    experiment = Experiment.load(experiments[0], folder, resident=False)
+    assert experiment.config.dataset.sample_weight == "source_weight"
+    assert "ips" not in str(experiment.config.dataset.feature_cols)
+    rows = experiment.load_dataset({"train": True}).splits["train"]
+    assert sum(float(chunk.weight.sum()) for chunk in rows.chunks()) > 0
+    source = tmp_path / "tomorrow"
+    source.mkdir()
+    log = pl.read_csv(shop / "interactions.csv").drop("ips", "click").with_columns(pl.col("time") + 1000)
+    log.write_csv(source / "interactions.csv")
+    for name in ("items.csv", "users.csv"):
+        (source / name).write_bytes((shop / name).read_bytes())
+    reader = LaterLog(source, tmp_path / "new" / ".scratch", 100)
+    reader.configure({"like": folder})
+    assert Writer(reader, "log", tmp_path / "new", verbose=0).write().splits["test"].rows == len(log)
+
+
+@pytest.mark.parametrize("value", ["-1", "", "NaN", "inf", "x"])
+def test_weights_that_are_none_are_refused(shop, prepare_log, value):
+    rewrite(shop / "interactions.csv", lambda log: log.with_columns(ips=pl.Series(["1", value] + ["2"] * 298)))
+    with raises_naming(DataError, "interactions.csv", "row 1", "ips"):
+        prepare_log(shop, roles=[*ROLES, "weight=ips"])
+
+
+@pytest.mark.parametrize("roles", [["weight=user"], ["weight=a", "weight=b"], ["weight=missing"]])
+def test_roles_of_weights_that_are_none(shop, prepare_log, roles):
+    with raises_naming(ConfigError, "--roles", roles[-1]):
+        prepare_log(shop, roles=[*ROLES, *roles])
+
+
+@pytest.mark.parametrize(("yes", "no"), [("Yes", "No"), ("t", "f"), (" TRUE", "FALSE "), ("y", "n")])
+def test_words_for_labels(shop, prepare_log, read_split, yes, no):
+    clicks = pl.read_csv(shop / "interactions.csv")["click"]
+    word = pl.when(pl.col("click") == 1).then(pl.lit(yes)).otherwise(pl.lit(no)).alias("click")
+    rewrite(shop / "interactions.csv", lambda log: log.with_columns(word))
+    folder, _, _ = prepare_log(shop)
+    for row in read_split(folder, "train"):
+        assert row["click"] == clicks[row["source_row"]]

@@ -7,11 +7,11 @@ from fuxictr_mm.errors import DataError
 from tests.datasets.shop import without_time, write_form
 from tests.errors import raises_naming
 
+FORMS = ["csv", "tsv", "semicolon and BOM", "decimal commas", "gz", "parquet", "jsonl", "jsonl.gz", "parts"]
+TIMES = ["ISO", "zones", "datetimes"]
 
-@pytest.mark.parametrize(
-    "form",
-    ["csv", "tsv", "semicolon and BOM", "gz", "parquet", "jsonl", "jsonl.gz", "parts", "ISO", "zones", "datetimes"],
-)
+
+@pytest.mark.parametrize("form", [*FORMS, *TIMES])
 def test_every_form_gives_the_same_rows(form, shop, prepare_log, read_split, tmp_path):
     whole, _, _ = prepare_log(shop, folder="whole")
     source = tmp_path / "other"
@@ -20,7 +20,7 @@ def test_every_form_gives_the_same_rows(form, shop, prepare_log, read_split, tmp
         write_form(
             pl.read_csv(shop / f"{name}.csv"),
             source / name,
-            form if name == "interactions" or form[0] not in "IZzd" else "csv",
+            form if name == "interactions" or form not in TIMES else "csv",
         )
     folder, _, _ = prepare_log(source, interactions="interactions*")
     for split in ("train", "valid", "test"):  # in the same order: they train to the same metrics
