@@ -183,6 +183,20 @@ def test_the_memory_of_a_graph_is_counted_by_pairs(tmp_path):
     assert write_graphs({"candidates": traced}, tmp_path, "pt2", "Attention").numbers_per_pair == {"candidates": 24}
 
 
+@pytest.mark.parametrize("is_fused", [False, True])  # ONNX has no attention without an array of all pairs
+def test_the_longest_history_of_a_user_is_bounded_by_memory(tmp_path, is_fused):
+    class SelfAttention(torch.nn.Module):
+        def forward(self, history):
+            heads = history.unflatten(1, (4, 2)).transpose(0, 1)
+            if is_fused:
+                return torch.nn.functional.scaled_dot_product_attention(heads, heads, heads)
+            return (heads @ heads.transpose(1, 2)).relu() @ heads
+
+    shapes = ({0: dim_named("length")},)
+    traced = Traced(SelfAttention(), (torch.rand(5, 8),), ["history"], shapes, ["state_0"])
+    assert write_graphs({"user": traced}, tmp_path, "pt2", "SelfAttention").longest_history == 4096  # 4 L L = 2^26
+
+
 @pytest.mark.parametrize("format", ["onnx", "pt2"])
 def test_the_search_of_a_graph_finds_the_same(tmp_path, format):
     """Of equal scores the newest, whatever the length; with fewer entries than are asked for, all of them."""
