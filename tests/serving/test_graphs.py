@@ -17,6 +17,7 @@ from fuxictr_mm.serving.graphs import (
     Traced,
     attention_layers,
     dim_named,
+    fix_slopes,
     fuse_batch_norm,
     fuse_projections,
     has_fold,
@@ -124,6 +125,16 @@ def test_batch_norm_becomes_a_part_of_the_weights(build, float64):
     assert not any(isinstance(module, torch.nn.BatchNorm1d) for module in fused.modules())
     fields = torch.randn(5, model.dnn.mlp[0].in_features, generator=generator, dtype=torch.float64)
     torch.testing.assert_close(fused.dnn(fields), model.dnn(fields), rtol=1e-9, atol=1e-9)
+
+
+def test_slopes_become_constants(build):
+    model, _ = build("QIN_tiny")
+    for layer in model.qnn.activation:
+        torch.nn.init.uniform_(layer.weight)
+    fixed = fix_slopes(copy.deepcopy(model).eval())
+    assert not any(isinstance(module, torch.nn.PReLU) for module in fixed.modules())
+    rows = torch.randn(9, model.qnn.fc.in_features)
+    torch.testing.assert_close(fixed.qnn(rows), model.eval().qnn(rows))
 
 
 class Towers(torch.nn.Module):
