@@ -142,7 +142,7 @@ class QuadraticNetwork(nn.Module):
 
     def projection_of_shared(self, shared: Tensor) -> Tensor:
         """Return the part of the first layer's projection ``(1, D)`` that all rows beginning with ``(1, S)`` share."""
-        weight, bias = self.layer[0].sums()
+        weight, bias = cast(QuadraticLayer, self.layer[0]).sums()
         return F.linear(shared, weight[:, : shared.shape[1]], bias)
 
     def forward_shared(self, shared: Tensor, projection: Tensor, own: Tensor) -> Tensor:
@@ -151,7 +151,7 @@ class QuadraticNetwork(nn.Module):
         With the ``projection`` of ``projection_of_shared``, the first layer multiplies the latter alone.
         """
         x = torch.cat([shared.expand(own.shape[0], -1), own], dim=1)
-        weight, _ = self.layer[0].sums()
+        weight, _ = cast(QuadraticLayer, self.layer[0]).sums()
         x = self._add(x, x * torch.addmm(projection, own, weight[:, shared.shape[1] :].t()), 0)
         for number, layer in enumerate(self.layer[1:], start=1):
             x = self._add(x, layer(x), number)
