@@ -253,12 +253,16 @@ class Export:
         Raises
         ------
         ServingError
-            A value that training would refuse.
+            A value that training would refuse; a history for which the model needs too much memory.
         """
         for field in self.context:
             if field.column in context:
                 field.check_null(context[field.column], f"context: {field.column}")
         numbers, offsets = self.items.histories([history], "history", strict=False)
+        if len(numbers) > (longest := self.manifest.longest_history or len(numbers)):
+            raise ServingError(
+                f"history: has {len(numbers)} items, expected {longest} or fewer, as the model compares all"
+            )
         columns = {name: [value] for name, value in context.items()}
         state = self._context(columns, np.diff(offsets), lambda name: f"context: {name}")
         if not self.is_folded:

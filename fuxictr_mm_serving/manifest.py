@@ -193,6 +193,8 @@ class Manifest(_Entry):
     graphs: dict[str, File]
     #: Of the largest array that each graph computes: numbers per scored row and history item.
     numbers_per_pair: dict[str, Annotated[int, Field(ge=1)]] = {}
+    #: Of a user: more items would need more memory than a server has for a request; None for any.
+    longest_history: Annotated[int, Field(ge=1)] | None = None
     items: ItemsEntry
     context: list[ContextEntry]
     #: Of graphs, by the name of their inputs.

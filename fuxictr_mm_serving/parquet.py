@@ -31,6 +31,7 @@ from fuxictr_mm_serving.prepared import (
     SOURCE_USER,
     VOCABULARIES,
 )
+from fuxictr_mm_serving.vocabulary import Integers, Texts
 
 try:
     import pyarrow as pa
@@ -329,13 +330,34 @@ class Users:
             self._table = pa.concat_tables(tables, promote_options="permissive")
         except pa.ArrowException as error:
             raise ServingError(f"{path}: its files have columns of other types ({error})") from None
-        users = self._table[column].to_pylist()
-        users = export.source_users(users, column) if self._is_numbered and not is_named else users
-        self._row = {user: row for row, user in enumerate(users) if user is not None or not is_named}
-        if wrong := [row for user, row in self._row.items() if type(user) not in (int, str)]:
-            kind = type(self._table[column][wrong[0]].as_py()).__name__  # the value is of a user, and this is logged
-            found = "null" if kind == "NoneType" else f"a {kind}"
-            raise ServingError(f"{path}: {column}: row {wrong[0]} holds {found}, expected an integer or a text")
+        users = self._table[column]
+        if self._is_numbered and not is_named:
+            users = pa.chunked_array([pa.array(export.source_users(users.to_pylist(), column))])
+        if is_named:
+            kept = users.is_valid()
+            self._table, users = self._table.filter(kept), users.filter(kept)
+        self._ids = self._keep_last(path, users, column)
+        del tables, users
+        pa.default_memory_pool().release_unused()
+
+    def _keep_last(self, path: str | os.PathLike[str], users: pa.ChunkedArray, column: str) -> Integers | Texts:
+        """Keep the last row of each user, in the order of their first ones; returns the users."""
+        if users.null_count or not (pa.types.is_integer(users.type) or _is_text(users.type)):
+            # The value is of a user, and this is logged.
+            row = next(row for row, user in enumerate(users) if type(user.as_py()) not in (int, str))
+            found = "null" if users[row].as_py() is None else f"a {type(users[row].as_py()).__name__}"
+            raise ServingError(f"{path}: {column}: row {row} holds {found}, expected an integer or a text")
+        if len(users) == 0:
+            raise ServingError(f"{path}: holds no users")
+        encoded = users.combine_chunks().dictionary_encode()
+        last = np.empty(len(encoded.dictionary), np.int64)
+        last[encoded.indices.to_numpy()] = np.arange(len(encoded))  # of several, numpy keeps the last
+        self._table = self._table.select(self._wanted)
+        if len(last) < len(encoded):
+            self._table = self._table.take(last)
+        if _is_text(users.type):
+            return Texts.of(encoded.dictionary.to_pylist())
+        return Integers.of(encoded.dictionary.to_numpy())
 
     def get(self, user: Any) -> dict[str, Any]:
         """Return context columns and history of a user.
@@ -345,15 +367,21 @@ class Users:
         ServingError
             There is no such user.
         """
-        row = self._row.get(user, self._row.get(_integer(user), self._row.get(str(user))))
-        if row is None:
+        given = str(user) if isinstance(self._ids, Texts) else _integer(user)
+        is_type = isinstance(given, str if isinstance(self._ids, Texts) else int)
+        row = int(self._ids.find([given])[0]) - 1 if is_type else -1
+        if row < 0:
             raise ServingError(f"user: {user!r} is not in the file of users; give context and history")
         found = {name: self._table[name][row].as_py() for name in self._wanted}
         return self._export.source_of(found) if self._is_numbered else found
 
     def some(self, count: int) -> list[Any]:
         """Return the first user ids."""
-        return list(islice(self._row, count))
+        return list(self._ids[:count])
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 class Titles:

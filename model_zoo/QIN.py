@@ -80,11 +80,11 @@ class QIN(MultimodalModel):
         return self.qnn(torch.cat([e.context, e.target, interest], dim=-1))
 
     def user_state(self, context: Tensor, history: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
-        """Return context, keys and values."""
-        return context, *self.attention_layers.keys_and_values(history)
+        """Return context, its part of the first layer, keys and values."""
+        return context, self.qnn.projection_of_shared(context), *self.attention_layers.keys_and_values(history)
 
     def score_candidates(self, candidates: Tensor, *state: Tensor) -> Tensor:
         """Return the logits ``(M, 1)``."""
-        context, keys, values = state
+        context, projection, keys, values = state
         interest = self.attention_layers.attend(candidates, keys, values) + candidates
-        return self.qnn(torch.cat([context.expand(candidates.shape[0], -1), candidates, interest], dim=-1))
+        return self.qnn.forward_shared(context, projection, torch.cat([candidates, interest], dim=-1))

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fuxictr_mm.jagged import is_exporting
 from fuxictr_mm.layers.dropout import keep_mask
 
 
@@ -58,10 +57,14 @@ class QuadraticLayer(nn.Module):
             if x.device.type == "cpu" and dropout.p < 1:
                 return x * _DropThenSum.apply(products_BRD, dropout.p)
             return x * dropout(products_BRD).sum(dim=1)
+        return x * F.linear(x, *self.sums())
+
+    def sums(self) -> tuple[Tensor, Tensor]:
+        """Return the sums of all projections, the weight ``(D, D)`` and the bias ``(D,)``."""
+        linear = cast(nn.Linear, self.linear[0])
         # One addition after the other: faster than a sum over a dimension.
-        weight_DD = reduce(torch.add, projections.weight.chunk(self.num_row))
-        bias_D = reduce(torch.add, projections.bias.chunk(self.num_row))
-        return x * F.linear(x, weight_DD, bias_D)
+        weight, bias = (reduce(torch.add, p.chunk(self.num_row)) for p in (linear.weight, linear.bias))
+        return weight, bias
 
 
 class PReLU(nn.PReLU):
@@ -79,8 +82,6 @@ class PReLU(nn.PReLU):
 
     def forward(self, input: Tensor) -> Tensor:
         """Map any shape to itself."""
-        if is_exporting():  # one operation of ONNX, where lerp is seven
-            return super().forward(input)
         return torch.lerp(torch.relu(input), input, self.weight.to(input.dtype))
 
 
@@ -132,8 +133,28 @@ class QuadraticNetwork(nn.Module):
         if torch.is_autocast_enabled(x.device.type):
             # Activations between the products take half the memory; batch norm has its statistics in float32.
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        for layer, norm, activation, dropout in zip(self.layer, self.norm, self.activation, self.dropout, strict=True):
-            x = x + dropout(activation(norm(layer(x))))
+        for number, layer in enumerate(self.layer):
+            x = self._add(x, layer(x), number)
+        return self.fc(x)
+
+    def _add(self, x: Tensor, products: Tensor, number: int) -> Tensor:
+        return x + self.dropout[number](self.activation[number](self.norm[number](products)))
+
+    def projection_of_shared(self, shared: Tensor) -> Tensor:
+        """Return the part of the first layer's projection ``(1, D)`` that all rows beginning with ``(1, S)`` share."""
+        weight, bias = cast(QuadraticLayer, self.layer[0]).sums()
+        return F.linear(shared, weight[:, : shared.shape[1]], bias)
+
+    def forward_shared(self, shared: Tensor, projection: Tensor, own: Tensor) -> Tensor:
+        """Return ``forward`` of rows that begin with ``(1, S)`` and go on with ``(B, D - S)``.
+
+        With the ``projection`` of ``projection_of_shared``, the first layer multiplies the latter alone.
+        """
+        x = torch.cat([shared.expand(own.shape[0], -1), own], dim=1)
+        weight, _ = cast(QuadraticLayer, self.layer[0]).sums()
+        x = self._add(x, x * torch.addmm(projection, own, weight[:, shared.shape[1] :].t()), 0)
+        for number, layer in enumerate(self.layer[1:], start=1):
+            x = self._add(x, layer(x), number)
         return self.fc(x)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from fuxictr_mm.serving.prepared import Prepared
     from fuxictr_mm.serving.tables import Parts
     from fuxictr_mm_serving.graphs import Graph
+
+logger = logging.getLogger(__name__)
 
 #: Largest difference to the model that an export may have, by the precision of its tables or of its layers' weights.
 TOLERANCES = {"fp32": 1e-5, "fp16": 5e-3, "int8-tables": 5e-2, "int8-weights": 0.1}
@@ -300,6 +303,12 @@ def _describe(
         if name in scales:
             given["shift"], given["scale"] = scales[name]
         context.append({"name": name, "column": columns.get(name, name), **given})
+    max_len, longest = experiment.config.max_len, written.longest_history
+    if max_len is not None and longest is not None and max_len > longest:
+        logger.warning(
+            f"{experiment.config.expid}: max_len is {max_len}, but a server refuses more than {longest} history items, "
+            "for which the model needs too much memory; train with a smaller max_len"
+        )
     reads_codes = any("candidate_codes" in traced.names for traced in parts.graphs.values())
     return {
         "format": FORMATS[1] if reads_codes else FORMATS[0],
@@ -314,10 +323,11 @@ def _describe(
         "precision": precision,
         "graphs": written.files,
         "numbers_per_pair": written.numbers_per_pair,
+        "longest_history": written.longest_history,
         "items": {
             "target": roles.target,
             "history": roles.history,
-            "max_len": experiment.config.max_len,
+            "max_len": max_len,
             "fields": dict(parts.fields),
             "known": "known.npy",
         },

@@ -10,7 +10,7 @@ import traceback
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from fuxictr_mm.errors import UserError
 from fuxictr_mm.serving import fuxictr_graph, graphs
 from fuxictr_mm.serving.graphs import Traced
-from fuxictr_mm.serving.pair_sizes import numbers_per_pair
+from fuxictr_mm.serving.pair_sizes import longest_history, numbers_per_pair
 from fuxictr_mm.serving.torch_graph import TorchGraph
 
 if TYPE_CHECKING:
@@ -36,26 +36,33 @@ FIXED_SIZE, SIZES_LOGGER = "Constraints violated", "torch.fx.experimental.symbol
 
 @dataclass(frozen=True)
 class Written:
-    """Graphs that are written: their files, how much memory they need, and those of ``torch.export`` as functions."""
+    """Graphs that are written: their files, how much memory they need, and those of ``torch.export`` as functions.
+
+    ``longest_history`` is that of a user: graphs of candidates get as many at a time as there is memory for.
+    """
 
     files: dict[str, str] = field(default_factory=dict)
     numbers_per_pair: dict[str, int] = field(default_factory=dict)
+    longest_history: int | None = None
     opened: dict[str, Graph] = field(default_factory=dict)
 
 
 def write_graphs(graphs: Mapping[str, Traced], folder: Path, format: str, what: str) -> Written:
     """Write the graphs of a model."""
     written = Written()
+    longest = None
     for name, traced in graphs.items():
         started = time.perf_counter()
         written.files[name] = file = f"{name}.{format}"
         program = _write_graph(traced, folder / file, f"{what} ({file})")
         if name != "user":
             written.numbers_per_pair[name] = numbers_per_pair(program, traced.names)
+        if name == ("user" if "user" in graphs else "rows"):
+            longest = longest_history(program, traced.names)
         if format == "pt2":
             written.opened[name] = TorchGraph(program, traced.names, traced.outputs)
         logger.info(f"{file}: exported in {time.perf_counter() - started:.1f} s")
-    return written
+    return replace(written, longest_history=longest)
 
 
 def _write_graph(traced: Traced, path: Path, what: str) -> ExportedProgram:

@@ -17,6 +17,7 @@ from fuxictr_mm.serving.graphs import (
     Traced,
     attention_layers,
     dim_named,
+    fix_slopes,
     fuse_batch_norm,
     fuse_projections,
     has_fold,
@@ -126,6 +127,16 @@ def test_batch_norm_becomes_a_part_of_the_weights(build, float64):
     torch.testing.assert_close(fused.dnn(fields), model.dnn(fields), rtol=1e-9, atol=1e-9)
 
 
+def test_slopes_become_constants(build):
+    model, _ = build("QIN_tiny")
+    for layer in model.qnn.activation:
+        torch.nn.init.uniform_(layer.weight)
+    fixed = fix_slopes(copy.deepcopy(model).eval())
+    assert not any(isinstance(module, torch.nn.PReLU) for module in fixed.modules())
+    rows = torch.randn(9, model.qnn.fc.in_features)
+    torch.testing.assert_close(fixed.qnn(rows), model.eval().qnn(rows))
+
+
 class Towers(torch.nn.Module):
     """Batch norm over fields, behind a linear layer that is also read for itself, and without statistics."""
 
@@ -181,6 +192,20 @@ def test_the_memory_of_a_graph_is_counted_by_pairs(tmp_path):
     shapes = ({0: dim_named("candidates")}, {0: dim_named("length")})
     traced = Traced(Attention(), (torch.rand(6, 8), torch.rand(5, 8)), ["candidates", "state_0"], shapes, ["x"])
     assert write_graphs({"candidates": traced}, tmp_path, "pt2", "Attention").numbers_per_pair == {"candidates": 24}
+
+
+@pytest.mark.parametrize("is_fused", [False, True])  # ONNX has no attention without an array of all pairs
+def test_the_longest_history_of_a_user_is_bounded_by_memory(tmp_path, is_fused):
+    class SelfAttention(torch.nn.Module):
+        def forward(self, history):
+            heads = history.unflatten(1, (4, 2)).transpose(0, 1)
+            if is_fused:
+                return torch.nn.functional.scaled_dot_product_attention(heads, heads, heads)
+            return (heads @ heads.transpose(1, 2)).relu() @ heads
+
+    shapes = ({0: dim_named("length")},)
+    traced = Traced(SelfAttention(), (torch.rand(5, 8),), ["history"], shapes, ["state_0"])
+    assert write_graphs({"user": traced}, tmp_path, "pt2", "SelfAttention").longest_history == 4096  # 4 L L = 2^26
 
 
 @pytest.mark.parametrize("format", ["onnx", "pt2"])

@@ -15,9 +15,7 @@ from fuxictr_mm.cli import main
 from fuxictr_mm.errors import ConfigError, MissingFileError
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.serving.export import export
-from fuxictr_mm.serving.triton import Repository
 from fuxictr_mm_serving import Export, ServingError, scoring
-from fuxictr_mm_serving.manifest import read_manifest
 from fuxictr_mm_serving.parquet import Users
 from tests.datasets.logs import START, make_log, write_source
 from tests.datasets.shop import ROLES
@@ -183,13 +181,22 @@ def test_a_graph_of_torch(shop, tmp_path):
 
 
 def test_a_repository_of_triton(shop, tmp_path):
+    """Its ensemble scores new items, in histories and as candidates."""
     from tests.serving.triton import Triton
 
-    source = shop.root / "export_later"
-    Repository(source, tmp_path, "x", read_manifest(source)).write()
-    exported = Export(source).of_numbers
-    found = Triton(tmp_path).infer("x_items", {"ids": np.arange(32)})["rows"]
-    np.testing.assert_array_equal(found[:31], exported.items.table.rows(np.arange(31)))
+    export(shop.experiment, tmp_path / "models", items=shop.later, format="triton")
+    ours = Export(shop.root / "export_later").of_numbers
+    triton, name = Triton(tmp_path / "models"), shop.experiment.config.expid
+    rows = pq.read_table(shop.later / "test").to_pylist()
+    row = next(row for row in rows if max(row["item_seq"], default=0) > 24)
+    expected = ours.score_candidates(ours.user_state(row, row["item_seq"]), np.arange(1, 31))[0]
+    types = {f.name: np.float32 if f.type == "numeric" else np.int64 for f in ours.context}
+    inputs = {f"context_{f.name}": np.array([row[f.column]], types[f.name]) for f in ours.context}
+    inputs |= {"history": np.array(row["item_seq"]), "candidates": np.arange(1, 31)}
+    found = triton.infer(name, inputs)["prediction"][:, 0]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    found = triton.infer(f"{name}_items", {"ids": np.arange(32)})["rows"]
+    np.testing.assert_array_equal(found[:31], ours.items.table.rows(np.arange(31)))
     np.testing.assert_array_equal(found[31], found[0])
 
 

