@@ -94,7 +94,7 @@ def _table(items: pl.DataFrame, column: str) -> torch.Tensor:
     """Return an embedding as a table by item id, zeros where an item has none."""
     rows = items.filter(pl.col(column).is_not_null())
     values = torch.tensor(rows[column].to_list(), dtype=torch.float32)
-    table = torch.zeros(int(items["item_id"].max()) + 1, values.shape[1])  # type: ignore[arg-type]
+    table = torch.zeros(int(items["item_id"].max()) + 1, values.shape[1])
     table[torch.tensor(rows["item_id"].to_numpy())] = values
     return table
 

@@ -87,7 +87,7 @@ def write_world(folder: Path, users: int, items: int, late: float, seed: int) ->
 def dot_product_auc(folder: Path) -> float:
     """Return the test AUC of the product of the target's embedding and the mean of the history's."""
     stored = pl.read_parquet(folder / "vector.parquet")
-    vectors = np.zeros((int(stored["item_id"].max()) + 1, DIM))  # type: ignore[arg-type]
+    vectors = np.zeros((int(stored["item_id"].max()) + 1, DIM))
     vectors[stored["item_id"].to_numpy()] = np.array(stored["vector"].to_list())
     rows = pl.read_parquet(folder / "test" / "*.parquet")
     scores = [

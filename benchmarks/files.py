@@ -43,7 +43,7 @@ def read_reference(params: dict[str, Any]) -> int:
     valid = RowDataset(params["valid_data"])
     assert len(valid)
     next(iter(train))
-    return len(train.dataset)  # type: ignore[arg-type]
+    return len(train.dataset)
 
 
 def main() -> None:

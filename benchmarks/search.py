@@ -190,7 +190,9 @@ def _build(name: str, length: int) -> Callable[[Batch, bool], None]:
         Feature("content", "embedding", "item", pretrain_dim=CONTENT_DIM, embedding_dim=DIM),
     ]
     dataset = DatasetConfig.model_construct(label_col=LabelConfig(name="label"))
-    config = ExperimentConfig.model_construct(dataset_id="x", dataset=dataset, embedding_dim=DIM, max_len=length)
+    config = ExperimentConfig.model_construct(
+        expid=name, model=name, dataset_id="x", dataset=dataset, embedding_dim=DIM, max_len=length
+    )
     feature_map = build_feature_map(features, config)
     torch.manual_seed(0)
     content = F.normalize(torch.randn(ITEMS, CONTENT_DIM), dim=1)

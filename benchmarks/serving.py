@@ -191,7 +191,7 @@ def measure(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, tu
                 wall[name].append(time.perf_counter() - started)
                 cpu[name].append(time.process_time() - used)
     return {
-        name: tuple(1e3 * float(x) for x in (*np.percentile(wall[name], [50, 99]), np.median(cpu[name])))  # type: ignore[misc]
+        name: tuple(1e3 * float(x) for x in (*np.percentile(wall[name], [50, 99]), np.median(cpu[name])))
         for name in runs
     }
 

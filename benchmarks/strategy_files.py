@@ -49,7 +49,7 @@ class Settings:
     @classmethod
     def for_items(cls, sources: Sequence[Source], **given: int | None) -> Settings:
         """Fill in defaults: dim 128 or half of the smaller raw dim, 256 codes or at most sqrt(items)."""
-        items = len(read_ids(sources[0]))
+        items = len(read_ids(sources[0].path, sources[0].numbering))
         codes = 2 ** min(8, max(1, int(items**0.5).bit_length() - 1))
         dim = max(2, min(128, min(source.dim for source in sources) // 2))
         chosen = {"dim": dim, "codes": codes} | {name: value for name, value in given.items() if value is not None}
