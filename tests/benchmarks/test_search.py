@@ -54,5 +54,5 @@ def test_memory(run, monkeypatch):
     monkeypatch.setattr(search, "ITEMS", 500)
     sizes = ["--lengths", "60", "--rows", "4", "--repeats", "1", "--models", "TWIN", "DIN"]
     _, *rows = run("--what", "memory", *sizes)
-    assert [row[:3] for row in rows] == [[name, "60", length] for name in ("TWIN", "DIN") for length in ("6", "18", "60")]
+    assert [row[:3] for row in rows] == [[name, "60", str(n)] for name in ("TWIN", "DIN") for n in (6, 18, 60)]
     assert all(float(cell) >= 0 for row in rows for cell in row[3:] if row[0] == "TWIN" or cell)
