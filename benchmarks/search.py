@@ -1,14 +1,17 @@
-"""Search in long histories: recall of approximate forms against exact search, and CPU time against padded code.
+"""Search in long histories: recall of approximate forms against exact search, and time and memory against padded code.
 
     python -m benchmarks.search --what recall
     python -m benchmarks.search --what speed --lengths 1000 10000
     python -m benchmarks.search --what candidates --lengths 1000
+    python -m benchmarks.search --what memory --lengths 1000
 
 ``recall``: the items of ``fuxictr-mm synth --preset long`` (``--items``, any item file), histories of uniformly sampled
 items. The share of the K entries with the largest cosines that each form finds, and its milliseconds per row.
 ``speed``: milliseconds of CPU time per row, one thread, of a training step and of scoring, for each model here and for
 the same formulas on padded tensors, side by side in one process; blocks take turns.
 ``candidates``: the same milliseconds for ``--candidates`` rows with the history of one user, which are scored.
+``memory``: by how many MB a training step raises the peak of the process, by the real items of each history, at one
+``max_len``; ``DIN`` has no padded form here.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks import memory
 from fuxictr_mm.arguments import run_main
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.jagged import Jagged
@@ -32,19 +36,19 @@ from fuxictr_mm.layers import EqualCodes, InnerProduct, SameCategory, directions
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--what", choices=["recall", "speed", "candidates"], default="recall")
+    parser.add_argument("--what", choices=["recall", "speed", "candidates", "memory"], default="recall")
     parser.add_argument("--lengths", nargs="+", type=int, default=[1000, 10_000], help="longest histories")
     parser.add_argument("--rows", type=int, default=256, help="rows per batch")
     parser.add_argument("--candidates", type=int, default=500, help="rows of one user")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--top_k", nargs="+", type=int, default=[20, 50, 100])
-    parser.add_argument("--models", nargs="+", default=list(PADDED))
+    parser.add_argument("--models", nargs="+", default=list(PADDED), help="memory also has DIN")
     parser.add_argument("--items", default="data/long_mm/item_emb.parquet:item_emb_d32_e4", help="FILE:COLUMN")
     parser.add_argument("--codes", help="FILE:COLUMN of product quantization codes, from fuxictr-mm embed quantize")
     parser.add_argument("--categories", help="FILE:COLUMN of categories")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    {"recall": recall, "speed": speed, "candidates": candidates}[args.what](args)
+    {"recall": recall, "speed": speed, "candidates": candidates, "memory": peaks}[args.what](args)
 
 
 # ---- recall --------------------------------------------------------------------------------------------------------
@@ -133,6 +137,32 @@ def candidates(args: argparse.Namespace) -> None:
             for name in args.models:
                 one, other = _times(_build(name, longest), PADDED[name](longest), batches, False)
                 print(f"| {name} | {longest} | {length} | {one:.0f} | {other:.0f} | {other / one:.1f} |", flush=True)
+
+
+def peaks(args: argparse.Namespace) -> None:
+    """Print the MB by which a training step raises the peak, of each model and of its padded form."""
+    memory.return_freed_memory()  # what a step frees is not in use before the next
+    print("| model | longest | history | MB | padded |")
+    print("| --- " * 5 + "|")
+    for longest in args.lengths:
+        for name in args.models:
+            steps = [_build(name, longest), *([PADDED[name](longest)] if name in PADDED else [])]
+            for step in steps:
+                step(_batch(args.rows, 1, False, 0), True)  # the optimizer's state
+            for length in (longest // 10, 3 * longest // 10, longest):
+                batches = [_batch(args.rows, length, False, seed) for seed in range(args.repeats)]
+                one, *other = (statistics.median(_raised(step, batch) for batch in batches) for step in steps)
+                padded = f"{other[0]:.0f}" if other else ""
+                print(f"| {name} | {longest} | {length} | {one:.0f} | {padded} |", flush=True)
+
+
+def _raised(step: Callable[[Batch, bool], None], batch: Batch) -> float:
+    """Return the MB by which a training step raises the peak above what is in use before it."""
+    memory.return_freed_memory()
+    before = memory.in_use("cpu")
+    memory.reset_peak("cpu")
+    step(batch, True)
+    return (memory.peak("cpu") - before) / 2**20
 
 
 def _of_user(user: Jagged, count: int, seed: int) -> Batch:

@@ -155,7 +155,7 @@ def add_roles(parser: argparse.ArgumentParser) -> None:
         "--roles",
         nargs="+",
         metavar="ROLE=COLUMN",
-        help="columns with a role: target, history, user, time, histories=A,B",
+        help="columns with a role: target, history, user, time, short_history, histories=A,B",
     )
     parser.add_argument(
         "--ids",

@@ -29,7 +29,7 @@ class DMF(DNNModel):
     with context c, target t, history items s and their frozen content x. The keys and values of the attention are sums
     of a part of the item and a part of the tier of r. The order of the history does not matter.
 
-    Departures: alpha is a setting; one content.
+    Departures: alpha is a setting; one content; the histogram is that of MUSE, with logarithms and learned weights.
 
     Parameters
     ----------

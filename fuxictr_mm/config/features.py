@@ -226,15 +226,17 @@ class Roles(Settings):
     @classmethod
     def _name_short_and_long(cls, values: Any) -> Any:
         two = values.get("history") if isinstance(values, Mapping) else None
-        if isinstance(two, Mapping) and two.keys() == {"short", "long"}:
-            return {**values, "history": two["long"], "short_history": two["short"]}
-        return values
+        if not isinstance(two, Mapping) or two.keys() != {"short", "long"} or values.get("short_history") is not None:
+            return values
+        named = all(isinstance(column, str) and column for column in two.values())
+        return {**values, "history": two["long"], "short_history": two["short"]} if named else values
 
     @field_validator("history", mode="before")
     @classmethod
     def _check_history(cls, column: Any) -> Any:
         if isinstance(column, Mapping):
-            raise ConfigError(f"history is {dict(column)}, expected a column or {{short: COLUMN, long: COLUMN}}")
+            expected = "expected a column, or {short: COLUMN, long: COLUMN} without short_history"
+            raise ConfigError(f"history is {dict(column)}, {expected}")
         return column
 
     @field_validator("histories")

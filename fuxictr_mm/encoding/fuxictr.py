@@ -193,7 +193,9 @@ def _with_items(config: ExperimentConfig) -> ExperimentConfig:
         str(c.name): c.model_copy(update={"source": ""}) for c in split_entries(config.dataset.feature_cols or ())
     }
     wanted = [("target", roles.target, "categorical"), ("history", roles.history, "sequence")]
-    for role, name, kind in [*wanted, *(("histories", name, "sequence") for name in roles.histories)]:
+    role_of = {roles.short_history: "short_history"}
+    wanted += [(role_of.get(name, "histories"), name, "sequence") for name in roles.histories]
+    for role, name, kind in wanted:
         if name not in columns or columns[name].type != kind:
             raise ConfigError(
                 f"{where}: roles: {role} is {name}, expected a column of type: {kind}"

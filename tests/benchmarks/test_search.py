@@ -48,3 +48,11 @@ def test_candidates(run, monkeypatch):
     _, *rows = run("--what", "candidates", *sizes)
     assert [row[:3] for row in rows] == [["ETA", "60", "18"], ["ETA", "60", "60"]]
     assert all(math.isfinite(float(cell)) for row in rows for cell in row[3:])
+
+
+def test_memory(run, monkeypatch):
+    monkeypatch.setattr(search, "ITEMS", 500)
+    sizes = ["--lengths", "60", "--rows", "4", "--repeats", "1", "--models", "TWIN", "DIN"]
+    _, *rows = run("--what", "memory", *sizes)
+    assert [row[:3] for row in rows] == [[name, "60", str(n)] for name in ("TWIN", "DIN") for n in (6, 18, 60)]
+    assert all(float(cell) >= 0 for row in rows for cell in row[3:] if row[0] == "TWIN" or cell)

@@ -90,8 +90,22 @@ def test_embeddings_are_those_of_the_items(tmp_path):
         ({"roles": {**ROLES, "histories": ["bougt"]}}, ["kind", "bought", "bougt"]),
         ({"roles": {**ROLES, "history": {"short": "bought"}}}, ["history", "short", "long"]),
         ({"roles": {**ROLES, "history": {"short": "clicked", "long": "clicked"}}}, ["clicked"]),
+        ({"roles": {**ROLES, "history": {"short": None, "long": "clicked"}}}, ["history", "None", "short"]),
+        ({"roles": {**ROLES, "history": {"short": ["bought"], "long": "clicked"}}}, ["['bought']", "short"]),
+        (
+            {"roles": {**ROLES, "history": {"short": "bought", "long": "clicked"}, "short_history": "sold"}},
+            ["history", "short_history"],
+        ),
     ],
 )
 def test_wrong_roles(tmp_path, dataset, words):
     with raises_naming(UserError, *words):
         load(write_world(tmp_path, rows=300, **dataset)).load_dataset({"train": True})
+
+
+def test_a_short_history_that_raw_columns_lack_is_named_by_its_role(tmp_path):
+    roles = {"roles": {**ROLES, "histories": [], "history": {"short": "recnt", "long": "clicked"}}}
+    columns = [{"name": "shown", "dtype": "str", "type": "categorical"}]
+    columns.append({"name": "clicked", "dtype": "str", "type": "sequence", "share_embedding": "shown", "max_len": 3})
+    with raises_naming(ConfigError, "short_history", "recnt"):
+        load(write_world(tmp_path, "csv", 300, feature_cols=columns, **roles)).load_dataset({"train": True})

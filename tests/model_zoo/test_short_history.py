@@ -90,8 +90,8 @@ def test_a_column_of_the_newest_items_is_read_in_their_place(folder, float64, na
 
 
 def test_from_training_to_predictions_and_no_export(folder):
-    experiment = Experiment.load("MUSE_two", folder)
-    experiment.fit()
+    streamed, experiment = (Experiment.load("MUSE_two", folder, resident=how, shuffle=False) for how in (False, True))
+    assert streamed.fit().valid == experiment.fit().valid
     assert experiment.predict().shape == (ROWS,)
     with raises_naming(ConfigError, "MUSE", "'recent'"):
         export(experiment, folder / "export")

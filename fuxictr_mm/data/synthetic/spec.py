@@ -48,7 +48,9 @@ class SyntheticSpec:
     image_dim: int = _option(48, "dimension of img_emb_CLIPRN50")
     emb_dim: int = _option(16, "dimension D of the reduced embeddings item_emb_dD_v1 to _v3 and _e4; even")
     emb_bits: int = _option(32, "8 stores the reduced embeddings as 8-bit integers, 16 times their value")
-    emb_items: float = _option(1.0, "fraction of items in item_feature and item_emb; the others are only in item_info")
+    emb_items: float = _option(
+        1.0, "fraction of items in item_feature and item_emb; the others are only in item_info and in histories"
+    )
     text_noise: float = _option(0.2, "standard deviation of the noise on a text value, relative to that of a topic")
     image_noise: float = _option(0.2, "standard deviation of the noise on an image value, relative to that of a topic")
     text_scale: float = _option(1.0, "factor on all text values")

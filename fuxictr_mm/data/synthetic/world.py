@@ -328,13 +328,22 @@ def _affinity(taste: Floats, topics: Floats, users: Integers, candidates: Intege
 
 
 def sample_row_chunk(
-    world: World, histories: Histories, exposure: NDArray[np.float64], split: str, chunk: int, count: int
+    world: World,
+    histories: Histories,
+    exposure: NDArray[np.float64],
+    shown: NDArray[np.bool_],
+    split: str,
+    chunk: int,
+    count: int,
 ) -> dict[str, Integers]:
-    """Sample rows of a split: columns user_id, item_id, likes_level, views_level, label (B,), item_seq (B, L)."""
+    """Sample rows of a split: columns user_id, item_id, likes_level, views_level, label (B,), item_seq (B, L).
+
+    Targets are of the items ``shown`` (I + 1,), by the cumulative ``exposure`` (I + 1,) of these.
+    """
     spec = world.spec
     rng = generator(spec, SPLITS[split], chunk)
     users = 1 + _sample_below(rng, spec.users, count)
-    warm, cold = np.flatnonzero(~world.cold[1:]) + 1, np.flatnonzero(world.cold)
+    warm, cold = np.flatnonzero(~world.cold & shown), np.flatnonzero(world.cold & shown)
     popular = _sample_exposed(rng, exposure, (count,))
     items = np.where(rng.random(count) < spec.popular_share, popular, warm[_sample_below(rng, len(warm), count)])
     lengths = histories.offsets[users + 1] - histories.offsets[users]
@@ -346,7 +355,7 @@ def sample_row_chunk(
         liked = _sample_liked(world, rng, exposure, users)
         if split != "train" and len(cold):
             # Of the cold items as many by taste as of the others.
-            uniform = np.append(0.0, np.cumsum(world.cold[1:]) / len(cold))
+            uniform = np.cumsum(world.cold & shown) / len(cold)
             liked = np.where(world.cold[items], _sample_liked(world, rng, uniform, users), liked)
         items = np.where(rng.random(count) < spec.taste_share, liked, items)
     clash = np.flatnonzero(histories.contains(users, items, spec.items))
@@ -354,15 +363,15 @@ def sample_row_chunk(
         items[clash] = warm[_sample_below(rng, len(warm), len(clash))]
         clash = clash[histories.contains(users[clash], items[clash], spec.items)]
     probability = sigmoid(world.true_logit(users, items))
-    shown = histories.padded(users, lengths, spec.seq_len)
+    sequences = histories.padded(users, lengths, spec.seq_len)
     if spec.recent_noise:
-        recent = shown[:, -spec.recent_noise :]
+        recent, warm = sequences[:, -spec.recent_noise :], np.flatnonzero(~world.cold[1:]) + 1
         random = warm[_sample_below(rng, len(warm), recent.size)].reshape(recent.shape)
         np.copyto(recent, random, where=(recent > 0) & (random != items[:, None]))
     columns = {
         "user_id": users,
         "item_id": items,
-        "item_seq": shown,
+        "item_seq": sequences,
         "likes_level": world.likes_level[items],
         "views_level": world.views_level[items],
         "label": (rng.random(count) < probability).astype(np.int64),

@@ -75,8 +75,12 @@ def generate(spec: SyntheticSpec, folder: str | Path, progress: bool = True, ove
         _write_items(world, temporary, progress)
         exposure = world.exposure()
         histories = sample_histories(world, exposure, progress)
+        shown = shown_items(world)
+        if spec.emb_items < 1:
+            exposure = np.cumsum(np.diff(exposure, prepend=0.0) * shown)
+            exposure /= exposure[-1]
         for split in SPLITS:
-            _write_split(world, histories, exposure, split, temporary, progress)
+            _write_split(world, histories, exposure, shown, split, temporary, progress)
 
     # One BLAS thread: sums over another number of threads may differ in the last bit, and with them the files.
     with threadpool_limits(1):
@@ -252,6 +256,15 @@ def _write_embeddings(
             bar.update(stop - start)
 
 
+def shown_items(world: World) -> NDArray[np.bool_]:
+    """Return whether items are targets, (I + 1,): those with embeddings, as in Taobao-MM."""
+    parts = [
+        world.embedded(chunk, np.arange(start + 1, stop + 1))
+        for chunk, start, stop in chunks(world.spec.items, ITEM_CHUNK)
+    ]
+    return np.concatenate([[False], *parts])
+
+
 def sample_histories(world: World, exposure: NDArray[np.float64], progress: bool = False) -> Histories:
     """Sample what all users liked, chunk by chunk, by the cumulative ``exposure`` (I + 1,) of the items."""
     values, counts = [], []
@@ -265,7 +278,13 @@ def sample_histories(world: World, exposure: NDArray[np.float64], progress: bool
 
 
 def _write_split(
-    world: World, histories: Histories, exposure: NDArray[np.float64], split: str, folder: Path, progress: bool
+    world: World,
+    histories: Histories,
+    exposure: NDArray[np.float64],
+    shown: NDArray[np.bool_],
+    split: str,
+    folder: Path,
+    progress: bool,
 ) -> None:
     """Write one split; the test split once without labels and once with them."""
     labels = ["label", "like"] if world.spec.second_context else ["label"]
@@ -284,7 +303,7 @@ def _write_split(
         writers = [stack.enter_context(open_writer(folder / name, schema)) for name, schema in schemas.items()]
         bar = stack.enter_context(_progress_bar(split, total, "rows", progress))
         for chunk, start, stop in chunks(total, ROW_CHUNK * 100 // max(world.spec.seq_len, 100)):
-            columns = sample_row_chunk(world, histories, exposure, split, chunk, stop - start)
+            columns = sample_row_chunk(world, histories, exposure, shown, split, chunk, stop - start)
             for writer, schema in zip(writers, schemas.values(), strict=True):
                 writer.write_table(_to_table(columns, schema))
             bar.update(stop - start)

@@ -264,5 +264,10 @@ def test_the_shape_of_taobao_mm(tmp_path):
     # On unit scale, times 16, and few values beyond 8 bits.
     assert 12 < values.astype(float).std() < 18
     assert (np.abs(values) == 127).mean() < 0.01
-    lengths = (np.stack(pq.read_table(tmp_path / "out" / "train.parquet")["item_seq"].to_numpy()) > 0).sum(1)
-    assert lengths.max() > 200
+    train = pq.read_table(tmp_path / "out" / "train.parquet")
+    histories = np.stack(train["item_seq"].to_numpy())
+    assert (histories > 0).sum(1).max() > 200
+    # As in Taobao-MM, targets have embeddings, most history items do not.
+    covered = emb["item_id"].to_numpy()
+    assert np.isin(train["item_id"].to_numpy(), covered).all()
+    assert 0.05 < np.isin(histories[histories > 0], covered).mean() < 0.3
