@@ -78,19 +78,12 @@ def _names_in(path: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class JoinColumn:
-    """A column that is written next to the predictions.
+    """A column that is written next to the predictions."""
 
-    Parameters
-    ----------
-    name, source : str
-        Its name, and that in the file of rows.
-    values : Vocabulary, optional
-        Of which the file holds numbers.
-    """
-
+    #: Its name, and that in the file of rows.
     name: str
     source: str
-    values: Vocabulary | None = None
+    values: Vocabulary | None = None  #: Of which the file holds numbers.
 
     def of(self, batch: pa.RecordBatch) -> pa.Array:
         """Return the column of some rows."""

@@ -42,25 +42,14 @@ CLOSED_GATE = 0.05
 
 @dataclass(frozen=True)
 class Group:
-    """Fields that are permuted together.
+    """Fields that are permuted together."""
 
-    Parameters
-    ----------
-    name : str
-        Name in the results.
-    kind : {"field", "modality", "vectors", "ids", "context", "history"}
-        What it is.
-    fields : tuple of str
-        Context columns or item fields, never both. Of the history: the sequences along it; of a further history: its
-        column and the sequences along it.
-    source : {"context", "item", "history"}
-        What the fields belong to.
-    """
-
-    name: str
-    kind: str
+    name: str  #: Name in the results.
+    kind: str  #: ``field``, ``modality``, ``vectors``, ``ids``, ``context`` or ``history``.
+    #: Context columns or item fields, never both. Of the history: the sequences along it; of a further history: its
+    #: column and the sequences along it.
     fields: tuple[str, ...]
-    source: str
+    source: str  #: What the fields belong to: ``context``, ``item`` or ``history``.
 
 
 def modality_of(name: str, kind: str) -> str | None:

@@ -24,18 +24,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights saved during training.
+    """Weights saved during training."""
 
-    Parameters
-    ----------
-    path : Path
-        State dict.
-    learning_rate : float
-        Of the steps before it: the weight of this checkpoint's contribution.
-    """
-
-    path: Path
-    learning_rate: float
+    path: Path  #: State dict.
+    learning_rate: float  #: Of the steps before it: the weight of this checkpoint's contribution.
 
 
 def influence_on_validation(

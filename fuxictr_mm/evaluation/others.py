@@ -34,14 +34,9 @@ ROW_NUMBERS = ("id", "row", "row_id", "index", *INDEXES)
 
 @dataclass(frozen=True)
 class PredictionFile(Run):
-    """Predictions of another program, in the place of a run; ``path`` is the file.
+    """Predictions of another program, in the place of a run; ``path`` is the file."""
 
-    Parameters
-    ----------
-    rows : Predictions
-        What ``all_rows`` returns, of the split that the file was read for.
-    """
-
+    #: What ``all_rows`` returns, of the split that the file was read for.
     rows: Predictions = field(default=None, repr=False, compare=False)  # type: ignore[assignment]
 
     def all_rows(self, split: str = "valid", task: str | None = None) -> Predictions:

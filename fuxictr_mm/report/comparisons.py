@@ -44,18 +44,10 @@ class Against:
 
 @dataclass(frozen=True)
 class Comparisons:
-    """Comparison of the experiments of a dataset.
+    """Comparison of the experiments of a dataset."""
 
-    Parameters
-    ----------
-    comparison : Comparison or None
-        None if there is nothing to compare.
-    notes : list of str
-        Which experiments are missing, and what limits the conclusions.
-    """
-
-    comparison: Comparison | None
-    notes: list[str]
+    comparison: Comparison | None  #: None if there is nothing to compare.
+    notes: list[str]  #: Which experiments are missing, and what limits the conclusions.
 
     @property
     def sides(self) -> dict[str, Side]:

@@ -75,21 +75,11 @@ STYLE = {
 
 @dataclass(frozen=True)
 class Plot:
-    """A plot with title and caption.
+    """A plot with title and caption."""
 
-    Parameters
-    ----------
-    title : str
-        A few words.
-    caption : str
-        Sentences with the numbers; also its text alternative.
-    drawing : str
-        SVG in which each ``id`` begins with ``MARK``.
-    """
-
-    title: str
-    caption: str
-    drawing: str
+    title: str  #: A few words.
+    caption: str  #: Sentences with the numbers; also its text alternative.
+    drawing: str  #: SVG in which each ``id`` begins with ``MARK``.
 
     def svg(self, number: int) -> Markup:
         """Return the SVG with unique ids; the caption's id is ``c`` and the number."""
@@ -172,28 +162,15 @@ NAME_WIDTH = 26
 
 @dataclass(frozen=True)
 class Dot:
-    """A row of a plot.
+    """A row of a plot."""
 
-    Parameters
-    ----------
-    name : str
-        Next to the row.
-    value : float
-        Position of the dot.
-    low, high : float, optional
-        Ends of the whisker.
-    colour : str
-        Of dot and whisker.
-    others : sequence of float
-        Small rings, for example single seeds.
-    """
-
-    name: str
-    value: float
+    name: str  #: Next to the row.
+    value: float  #: Position of the dot.
+    #: Ends of the whisker.
     low: float | None = None
     high: float | None = None
-    colour: str = INK
-    others: Sequence[float] = ()
+    colour: str = INK  #: Of dot and whisker.
+    others: Sequence[float] = ()  #: Small rings, for example single seeds.
 
 
 def dots(
@@ -244,57 +221,28 @@ def dots(
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a plot.
-
-    Parameters
-    ----------
-    x, y : sequence of float
-        Its points.
-    name : str
-        In the legend; empty for none.
-    colour : str
-        Of the line.
-    dashed : bool
-        Whether it is dashed.
-    low, high : sequence of float
-        Whiskers at its points, or empty.
-    dots : bool
-        Whether points are marked.
-    mark : (float, float), optional
-        A point with a ring.
-    """
+    """A line of a plot."""
 
     x: Sequence[float]
     y: Sequence[float]
-    name: str = ""
+    name: str = ""  #: In the legend; empty for none.
     colour: str = SERIES[0]
     dashed: bool = False
+    #: Whiskers at its points, or empty.
     low: Sequence[float] = ()
     high: Sequence[float] = ()
-    dots: bool = True
-    mark: tuple[float, float] | None = None
+    dots: bool = True  #: Whether points are marked.
+    mark: tuple[float, float] | None = None  #: A point with a ring.
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Lines with their own axes.
+    """Lines with their own axes."""
 
-    Parameters
-    ----------
-    lines : sequence of Line
-        The first is at the bottom.
-    label : str
-        Of the upright axis.
-    names : sequence of str
-        Tick labels 0, 1, ... of the other axis, or empty.
-    limits : (float, float), optional
-        Of the upright axis.
-    """
-
-    lines: Sequence[Line]
-    label: str
-    names: Sequence[str] = ()
-    limits: tuple[float, float] | None = None
+    lines: Sequence[Line]  #: The first is at the bottom.
+    label: str  #: Of the upright axis.
+    names: Sequence[str] = ()  #: Tick labels 0, 1, ... of the other axis, or empty.
+    limits: tuple[float, float] | None = None  #: Of the upright axis.
 
 
 def lines(title: str, caption: str, panels: Sequence[Panel], label: str, *, square: bool = False) -> Plot:

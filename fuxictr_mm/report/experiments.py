@@ -15,18 +15,11 @@ from fuxictr_mm.terminal import listed, number, plural
 
 @dataclass(frozen=True)
 class ExperimentRuns:
-    """Runs that differ only in their seed.
+    """Runs that differ only in their seed."""
 
-    Parameters
-    ----------
-    name : str
-        The experiment id; of an earlier configuration with the time of its newest run. Unique within a dataset.
-    runs : list of Run
-        Finished, one for each seed: those of the data as it is now first, then the newest.
-    """
-
+    #: The experiment id; of an earlier configuration with the time of its newest run. Unique within a dataset.
     name: str
-    runs: list[Run]
+    runs: list[Run]  #: Finished, one for each seed: those of the data as it is now first, then the newest.
 
     @property
     def newest(self) -> Run:
@@ -71,21 +64,11 @@ class ExperimentRuns:
 
 @dataclass(frozen=True)
 class Gathered:
-    """The runs of one dataset.
-
-    Parameters
-    ----------
-    dataset_id : str
-        Name of the dataset.
-    experiments : list of ExperimentRuns
-        In the order of their names.
-    notes : list of str
-        What is omitted, with the reason.
-    """
+    """The runs of one dataset."""
 
     dataset_id: str
-    experiments: list[ExperimentRuns]
-    notes: list[str]
+    experiments: list[ExperimentRuns]  #: In the order of their names.
+    notes: list[str]  #: What is omitted, with the reason.
 
 
 def gather(runs: Sequence[Run], named: Iterable[str | os.PathLike[str]] = ()) -> list[Gathered]:

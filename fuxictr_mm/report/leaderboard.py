@@ -19,26 +19,12 @@ FIRST = "AUC"
 
 @dataclass(frozen=True)
 class Row:
-    """An experiment in the leaderboard.
-
-    Parameters
-    ----------
-    experiment : ExperimentRuns
-        The experiment.
-    interval : (float, float) or None
-        95 % interval of the metric that it is compared by.
-    against : Against or None
-        Its difference to the best; None for the best and if it is unknown.
-    speed : float or None
-        Mean training rows per second.
-    best : bool
-        Whether it is the best.
-    """
+    """An experiment in the leaderboard."""
 
     experiment: ExperimentRuns
-    interval: tuple[float, float] | None
-    against: Against | None
-    speed: float | None
+    interval: tuple[float, float] | None  #: 95 % interval of the metric that it is compared by.
+    against: Against | None  #: Its difference to the best; None for the best and if it is unknown.
+    speed: float | None  #: Mean training rows per second.
     best: bool
 
     @property
@@ -49,18 +35,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Reason:
-    """A reason for the result of the best experiment, in one sentence.
+    """A reason for the result of the best experiment, in one sentence."""
 
-    Parameters
-    ----------
-    text : str
-        The sentence, without its full stop.
-    section : {"ablation", "diagnosis"}
-        Section of the page with the details.
-    """
-
-    text: str
-    section: str
+    text: str  #: The sentence, without its full stop.
+    section: str  #: Section of the page with the details: ``ablation`` or ``diagnosis``.
 
 
 def conclusion_of(against: Against | None) -> str:

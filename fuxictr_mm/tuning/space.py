@@ -32,25 +32,14 @@ Point: TypeAlias = dict[str, Any]
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from ``low`` to ``high``, both included.
+    """Numbers from ``low`` to ``high``, both included."""
 
-    Parameters
-    ----------
-    low, high : float
-        Ends.
-    step : float, optional
-        Distance between two values; None: 1 for integers, continuous otherwise.
-    log : bool
-        Sampled uniformly in the logarithm.
-    whole : bool
-        Integers only.
-    """
-
+    #: Ends.
     low: float
     high: float
-    step: float | None = None
-    log: bool = False
-    whole: bool = False  # the name under which studies store it
+    step: float | None = None  #: Distance between two values; None: 1 for integers, continuous otherwise.
+    log: bool = False  #: Sampled uniformly in the logarithm.
+    whole: bool = False  #: Integers only; the name under which studies store it.
 
     @property
     def size(self) -> float:

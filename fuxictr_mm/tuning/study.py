@@ -20,17 +20,10 @@ from fuxictr_mm.tuning.tuner_file import Tuner
 
 @dataclass(frozen=True)
 class StudyResult:
-    """What a study has found.
+    """What a study has found."""
 
-    Parameters
-    ----------
-    trials : list of TrialResult
-        One for each trial of the study, of all processes.
-    importance : dict of str to float
-        Fraction of the variance of the monitored metric by setting (fANOVA), largest first; empty with few trials.
-    """
-
-    trials: list[TrialResult]
+    trials: list[TrialResult]  #: One for each trial of the study, of all processes.
+    #: Fraction of the variance of the monitored metric by setting (fANOVA), largest first; empty with few trials.
     importance: dict[str, float]
 
     @property
