@@ -94,14 +94,9 @@ class JoinColumn:
 
 
 def join_columns(rows: str, settings: Mapping[str, Any]) -> list[JoinColumn]:
-    """Return the columns of user, item, time, row of the source and labels that a file of rows has.
+    """Return the columns of user, item, time, row of the source and labels that a file or folder of rows has.
 
-    Parameters
-    ----------
-    rows : str
-        A Parquet file, or a folder of part files.
-    settings : mapping
-        Settings of the experiment, of which roles name the columns.
+    Roles among the settings of the experiment name the columns.
     """
     file = parquet.part_files(rows)[0]
     present, roles = parquet.schema_of(file).names, Roles.read(settings.get("roles") or {}, "roles")
@@ -158,18 +153,8 @@ def _prepared_folder(file: Path) -> Path | None:
 def write_table(out: Path, rows: str, predictions: np.ndarray, settings: Mapping[str, Any]) -> None:
     """Write predictions with the columns that they are joined by, atomically; memory is that of some rows.
 
-    Of a label that ``prepare log`` standardised, also ``prediction_COLUMN``, in the unit of the log's column.
-
-    Parameters
-    ----------
-    out : path
-        The table, ``.parquet`` or ``.csv``.
-    rows : str
-        The file or folder that was scored.
-    predictions : ndarray
-        ``(R,)``, or ``(R, T)``.
-    settings : mapping
-        Settings of the experiment.
+    ``rows`` is the file or folder that was scored, ``predictions`` are ``(R,)`` or ``(R, T)``. Of a label that
+    ``prepare log`` standardised, also ``prediction_COLUMN``, in the unit of the log's column.
 
     Raises
     ------
@@ -223,11 +208,6 @@ def measure(rows: str, predictions: np.ndarray, settings: Mapping[str, Any]) -> 
     """Return metrics by label, of the rows that have one: AUC where both classes occur, logloss; RMSE of a regression.
 
     Of a label that ``prepare log`` standardised, also by its name in the log: RMSE and MAE in its unit.
-
-    Parameters
-    ----------
-    rows, predictions, settings
-        As of ``write_table``.
     """
     if settings.get("data_format", "parquet") != "parquet":
         return {}

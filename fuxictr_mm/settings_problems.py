@@ -21,12 +21,7 @@ from fuxictr_mm.table_settings import table_problems
 def settings_problems(model_class: Any, settings: Mapping[str, Any]) -> dict[str, str]:
     """Return the problems of settings with the class of the model or with its metrics, one sentence per key.
 
-    Parameters
-    ----------
-    model_class : type
-        Class of the model.
-    settings : mapping
-        Flat settings, without those that are wrong by themselves.
+    Settings that are wrong by themselves have been left out.
     """
     name = model_class.__name__
     if not issubclass(model_class, torch.nn.Module):

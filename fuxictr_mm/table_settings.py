@@ -14,18 +14,9 @@ from fuxictr_mm.training.optim import touched_rule
 def sharded_group(
     shardings: Mapping[str, str], settings: ModelSettings, compile: bool, own_step: str | None
 ) -> dict[str, Any]:
-    """Return the settings of the optimizer of sharded tables.
+    """Return the settings of the optimizer of tables, by the setting ``sharding`` of each feature with a sharded one.
 
-    Parameters
-    ----------
-    shardings : mapping of str to str
-        The setting ``sharding`` of each feature with such a table.
-    settings : ModelSettings
-        Of the model.
-    compile : bool
-        Whether its logits are compiled.
-    own_step : str or None
-        That of ``MultimodalModel.own_step``.
+    ``own_step`` is that of ``MultimodalModel.own_step``.
 
     Raises
     ------

@@ -171,12 +171,7 @@ def number_of_passes(found: Sequence[AttentionHooks]) -> int:
 def measure(scorer: Scorer, recorded: Sequence[RecordedAttention]) -> dict[str, Any]:
     """Return the sections ``attention`` and ``heads``, as ``docs/diagnosis.md`` describes them; none without attention.
 
-    Parameters
-    ----------
-    scorer : Scorer
-        After ``score_base``.
-    recorded : sequence of RecordedAttention
-        Recorded during ``score_base``.
+    ``recorded`` was recorded during ``scorer.score_base``.
     """
     recorded = [recording for recording in recorded if not recording.is_empty]
     if not recorded:

@@ -194,24 +194,8 @@ def combined_run(
 ) -> Run:
     """Save predictions that were combined of those of several runs like a run.
 
-    Parameters
-    ----------
-    runs : sequence of Run
-        What they were combined of.
-    paths : RunPaths
-        Where it is written, and its experiment id.
-    description : str
-        One line that describes it.
-    how : str
-        One of ``AVERAGES``, or ``stack``.
-    valid, test : Predictions
-        The combined predictions; without test rows None.
-    started : float
-        ``time.perf_counter`` at the beginning.
-    fit_weights : bool
-        Whether weights were fitted.
-    weights : ndarray, optional
-        ``(M,)``, of an average.
+    ``how`` is one of ``AVERAGES`` or ``stack``; ``weights`` ``(M,)`` are those of an average; ``started`` is the
+    ``time.perf_counter`` of the beginning.
     """
     from fuxictr_mm.training.callbacks import new_folder  # which imports torch
 

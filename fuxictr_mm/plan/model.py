@@ -65,18 +65,9 @@ class ModelSizes:
 
 
 def measure_model(experiment: Experiment, features: Sequence[Feature], num_items: int, history: int) -> ModelSizes:
-    """Return the sizes of the model of an experiment.
+    """Return the sizes of the MultimodalModel of an experiment, with a history of so many items.
 
-    Parameters
-    ----------
-    experiment : Experiment
-        Of a MultimodalModel.
-    features : sequence of Feature
-        Complete.
-    num_items : int
-        Items, padding included.
-    history : int
-        Items of a history.
+    ``features`` are complete; ``num_items`` includes padding.
 
     Raises
     ------

@@ -80,18 +80,10 @@ def compare_experiments(
     track: Callable[[Iterable[int]], Any] = iter,
     task: str | None = None,
 ) -> Comparisons:
-    """Compare all pairs of experiments on their validation rows.
+    """Compare all pairs of experiments of a dataset on their validation rows, by the label ``task`` of several.
 
-    Parameters
-    ----------
-    experiments : sequence of ExperimentRuns
-        Of one dataset.
-    known : sequence of Run
-        All runs, also those that are not on the page: they may be further seeds.
-    track : callable
-        Wraps the iterable of chunks of bootstrap samples, to show progress.
-    task : str, optional
-        The label to compare on, for runs with several labels.
+    Of ``known``, runs that are not on the page may be further seeds. ``track`` wraps the chunks of bootstrap samples,
+    to show progress.
     """
     notes: list[str] = []
     if not experiments:

@@ -90,17 +90,7 @@ class Plot:
 
 
 def draw(title: str, caption: str, height: float, paint: Callable[[Figure], Any]) -> Plot:
-    """Render a plot.
-
-    Parameters
-    ----------
-    title, caption : str
-        As in ``Plot``.
-    height : float
-        Inches.
-    paint : callable
-        Draws on an empty figure.
-    """
+    """Render a plot of a height in inches, which ``paint`` draws on an empty figure."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -176,21 +166,7 @@ class Dot:
 def dots(
     title: str, caption: str, rows: Sequence[Dot], label: str, *, reference: float | None = None, bars: bool = False
 ) -> Plot:
-    """Draw a row for each value, the first at the top.
-
-    Parameters
-    ----------
-    title, caption : str
-        As in ``Plot``.
-    rows : sequence of Dot
-        One or more.
-    label : str
-        Of the axis.
-    reference : float, optional
-        A line across all rows.
-    bars : bool
-        Fill from 0 to the value.
-    """
+    """Draw a row for each value, the first at the top, with a line across all at ``reference``; ``bars`` begin at 0."""
     names = [printable(row.name, NAME_WIDTH) for row in rows]
 
     def paint(figure: Any) -> None:
@@ -246,19 +222,7 @@ class Panel:
 
 
 def lines(title: str, caption: str, panels: Sequence[Panel], label: str, *, square: bool = False) -> Plot:
-    """Draw panels one above the other on one horizontal axis.
-
-    Parameters
-    ----------
-    title, caption : str
-        As in ``Plot``.
-    panels : sequence of Panel
-        One or more.
-    label : str
-        Of the horizontal axis.
-    square : bool
-        Both axes have the same scale.
-    """
+    """Draw panels one above the other on one horizontal axis; ``square``: both axes have the same scale."""
 
     def paint(figure: Any) -> None:
         _place(figure, 0.72, 0.5, 0.08)

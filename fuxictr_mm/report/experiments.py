@@ -72,17 +72,10 @@ class Gathered:
 
 
 def gather(runs: Sequence[Run], named: Iterable[str | os.PathLike[str]] = ()) -> list[Gathered]:
-    """Group runs by dataset and experiment.
+    """Group runs, newest first, by dataset and experiment.
 
     The configuration that is kept of an experiment is the first of ``present_first``, and so is the run of each seed.
     Runs of another configuration or other data are kept if they are named.
-
-    Parameters
-    ----------
-    runs : sequence of Run
-        Newest first.
-    named : iterable of str or path
-        Names and folders of the requested runs.
     """
     asked = {os.path.basename(os.path.normpath(name)) for name in named}
     datasets: dict[str, list[Run]] = {}

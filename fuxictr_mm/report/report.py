@@ -27,26 +27,10 @@ def report(
     intro: Sequence[str] = (),
     quiet: bool = True,
 ) -> list[DatasetSection]:
-    """Write the page about some runs, or about all.
+    """Write the page about some runs (experiment ids, names of runs, or folders), or about all below ``root``.
 
-    Parameters
-    ----------
-    names : sequence of str or path
-        Experiment ids, names of runs, or folders; all runs if empty.
-    root : path
-        The ``model_root`` of the runs.
-    out : path
-        The page.
-    dataset : str, optional
-        Keeps runs on this dataset only.
-    label : str, optional
-        For runs with several labels, the one whose metrics and predictions are compared.
-    title : str, optional
-        Heading.
-    intro : sequence of str
-        Sentences at the beginning of the page.
-    quiet : bool
-        No progress bar.
+    ``dataset`` keeps the runs on one; of runs with several labels, ``label`` is the one whose metrics and predictions
+    are compared; ``intro`` are sentences at the beginning of the page.
 
     Raises
     ------

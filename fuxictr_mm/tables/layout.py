@@ -83,20 +83,7 @@ def choose_layouts(
     """Return the layout of every table; the same on all processes, if they call it with the same arguments.
 
     ``row`` needs no planner. If any table has another setting, TorchRec's planner places all of them, by its estimates
-    of the time of a step and of memory.
-
-    Parameters
-    ----------
-    tables : mapping of str to TableShape
-        By feature.
-    rule : str
-        Of the optimizer, see ``TouchedOptimizer``.
-    processes : int
-        W.
-    device : {"cpu", "cuda"}
-        Where they have the tables.
-    memory : float
-        Bytes of each process.
+    of the time of a step and of the ``memory`` of each process in bytes. ``rule`` is that of ``TouchedOptimizer``.
 
     Raises
     ------

@@ -73,15 +73,7 @@ class WholeTable(nn.Embedding):
     """A table with ``table: sharded`` in one process, with the initial weights that several processes give it.
 
     FuxiCTR initializes tables of the class ``nn.Embedding`` itself, by the global generator, and passes over this one.
-
-    Parameters
-    ----------
-    rows, dim : int
-        R and D.
-    padding_idx : int or None
-        The row of zeros.
-    number : int
-        Of the table among the sharded ones of the model, from 0.
+    ``number`` is that of the table among the sharded ones of the model.
     """
 
     def __init__(self, rows: int, dim: int, padding_idx: int | None, number: int) -> None:
@@ -325,18 +317,10 @@ def _make_engine(
 def optimizer_group(
     shardings: Mapping[str, str], settings: ModelSettings, rule: str | None, obstacle: str | None
 ) -> dict[str, Any]:
-    """Return the settings of the optimizer of a model's sharded tables.
+    """Return the settings of the optimizer of a model's sharded tables, by the ``sharding`` of each feature with one.
 
-    Parameters
-    ----------
-    shardings : mapping of str to str
-        The setting ``sharding`` of each feature with such a table.
-    settings : ModelSettings
-        Of the model.
-    rule : str or None
-        How touched rows are updated, see ``TouchedOptimizer``.
-    obstacle : str, optional
-        A reason why tables cannot be sharded.
+    ``rule`` is how touched rows are updated, see ``TouchedOptimizer``; ``obstacle`` a reason why tables cannot be
+    sharded.
 
     Raises
     ------

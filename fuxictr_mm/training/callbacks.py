@@ -81,16 +81,9 @@ class Callback(Protocol):
 
 
 class RunWriter:
-    """Writes the folder of a run; a ``Callback`` of the training loop.
+    """Writes the folder of a run; a ``Callback`` of the training loop that ``open`` makes.
 
-    Parameters
-    ----------
-    path : Path
-        The folder, from ``open``.
-    settings : mapping
-        All settings of the experiment, plain values.
-    started : float
-        Start of this process's part of the run, by ``time.perf_counter()``.
+    ``started`` is the start of this process's part of the run, by ``time.perf_counter()``.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any], started: float) -> None:
@@ -178,18 +171,8 @@ class RunWriter:
     ) -> None:
         """Write the files of a finished run; result.json comes last.
 
-        Parameters
-        ----------
-        result : mapping
-            ``expid``, ``config_hash``, ``valid``, ``test`` and ``seconds``.
-        model : BaseModel
-            Its best weights are at ``model.checkpoint``.
-        scored : Scored
-            The validation rows.
-        test : Scored, optional
-            The test rows, with or without labels.
-        groups : mapping of str to ChunkedArray or None
-            Groups of the rows of each split where they are texts, of which ``scored`` has hashes.
+        The best weights of the model are at ``model.checkpoint``. ``scored`` and ``test`` have hashes of the ``groups``
+        of each split that are texts.
         """
         for split, rows in (("valid", scored), ("test", test)):
             if rows is not None:
@@ -259,15 +242,7 @@ def _link(source: Path, target: Path) -> None:
 
 
 def environment(gpu: int, started_at: datetime) -> dict[str, Any]:
-    """Return versions, device, commit of the working directory and command of this process.
-
-    Parameters
-    ----------
-    gpu : int
-        As in the configuration, -1 for the CPU.
-    started_at : datetime
-        When the run began.
-    """
+    """Return versions, device, commit of the working directory and command of this process."""
     import numpy
     import torch
 
@@ -316,12 +291,7 @@ def is_installed() -> bool:
 
 
 class TensorBoardLogger:
-    """Writes scalars for ``tensorboard --logdir``; a ``Callback`` of the training loop.
-
-    Parameters
-    ----------
-    folder : Path
-        Folder of only this run.
+    """Writes scalars for ``tensorboard --logdir`` to the folder of a run; a ``Callback`` of the training loop.
 
     Raises
     ------

@@ -241,19 +241,8 @@ class Replicas:
     def backward(self, batch: Any, count: int, synchronize: bool) -> Tensor:
         """Add the gradient of the mean loss over the samples of all ranks, divided by ``count``, to the gradients.
 
-        Parameters
-        ----------
-        batch : Batch
-            This rank's samples.
-        count : int
-            Number of batches of which gradients are accumulated.
-        synchronize : bool
-            Whether this is the last of them. Before, every rank keeps its own gradients.
-
-        Returns
-        -------
-        Tensor
-            The loss of this rank's samples, detached.
+        Gradients are accumulated over ``count`` batches; before the last, ``synchronize``, every rank keeps its own.
+        Return the loss of this rank's samples, detached.
         """
         rows = _amount(self.model, batch, self.device)
         everywhere = rows.clone()
@@ -341,12 +330,7 @@ def _with_weight(value: Any, weight: Tensor, average: Callable[[], None]) -> Any
 def _average_gradients(parameters: Sequence[nn.Parameter], touched: AbstractSet[int] = frozenset()) -> None:
     """Replace every gradient by its mean over ranks; one that no rank has stays None.
 
-    Parameters
-    ----------
-    parameters : sequence of Parameter
-        The same on every rank.
-    touched : set of int
-        ``id`` of those whose gradient is sparse: ranks exchange the rows that they reach.
+    Of parameters with the ``id`` of ``touched``, gradients are sparse: ranks exchange the rows that they reach.
     """
     _WeightGradient.is_due = False
     bucket: list[Tensor] = []

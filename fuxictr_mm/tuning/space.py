@@ -58,16 +58,10 @@ Space: TypeAlias = "dict[str, list[Any] | Range]"
 
 
 def read_range(settings: Mapping[str, Any], annotation: Any, where: str) -> Range:
-    """Return the range that a mapping of a tuner YAML describes.
+    """Return the range that ``low``, ``high``, and perhaps ``log`` or ``step`` of a tuner YAML describe.
 
-    Parameters
-    ----------
-    settings : mapping
-        ``low``, ``high``, and perhaps ``log`` or ``step``.
-    annotation : Any
-        Type of the setting. Integer ends make a range of integers, unless the setting takes fractions.
-    where : str
-        Prefix of the message.
+    Integer ends make a range of integers, unless the setting, of the type ``annotation``, takes fractions. ``where`` is
+    the prefix of the message.
 
     Raises
     ------
