@@ -125,7 +125,8 @@ def compare(
 ) -> Comparison:
     """Compare experiments, runs, folders of runs, or predictions of other programs on the same examples.
 
-    Classifications are compared by AUC, regressions by the first of RMSE and MAE among their ``metrics``.
+    Classifications are compared by AUC, regressions by the first of RMSE and MAE among the ``metrics`` of
+    the first of them.
 
     Parameters
     ----------
@@ -360,7 +361,7 @@ def _most_common(found: Sequence[_Entry], keys: Sequence[bytes]) -> _Entry:
 
 def _is_comparable(entry: _Entry, like: _Entry, on_problem: OnProblem) -> bool:
     """Whether a run was evaluated on the examples of another, by its metric; ``on_problem`` is called if not."""
-    if entry.metric != like.metric:
+    if (entry.metric == "AUC") != (like.metric == "AUC"):  # of regressions, one error serves for all
         message = f"{entry.run.path}: is compared by {entry.metric}, the other runs by {like.metric}"
         on_problem(entry.name, entry.run, DataError(f"{message}; compare runs of one task"))
         return False

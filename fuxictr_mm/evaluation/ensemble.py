@@ -154,11 +154,15 @@ def _average_of(runs: Sequence[Run], average: str | None, fitted: bool) -> str:
     Raises
     ------
     ConfigError
-        Another average, or a fitted combination, of a regression.
+        Another average, or a fitted combination, of a regression; runs of a regression and of a classification.
     """
     numeric = next((run for run in runs if run.is_regression()), None)
     if numeric is None:
         return average or AVERAGES[0]
+    if other := next((run for run in runs if not run.is_regression()), None):
+        raise ConfigError(
+            f"{numeric.path}: the task is a regression, and {other.path} is a classification; average runs of one task"
+        )
     if fitted or average not in (None, "mean"):
         raise ConfigError(
             f"{numeric.path}: the task is a regression; its values can only be averaged, by --average mean"

@@ -284,6 +284,16 @@ def test_a_regression_and_a_classification_have_no_common_metric(make_run, tmp_p
         compare(["A", "B"], tmp_path / "runs")
 
 
+def test_regressions_with_other_metrics_are_compared_by_one(make_run, tmp_path):
+    _, error = regressions(make_run)
+    for name, metrics in (("far", ["MAE"]), ("near", ["RMSE", "MAE"])):
+        change_settings(find_runs(tmp_path / "runs", expid=name)[0], metrics=metrics)
+    found = compare(["far", "near"], tmp_path / "runs", samples=200)
+    assert found.metric == "MAE"
+    mae = np.abs(error).mean()
+    assert [side.mean for side in found.sides] == pytest.approx([mae, mae / 2], rel=1e-5)
+
+
 def test_the_first_error_among_the_metrics_is_compared():
     assert metric_of(True, ["MAE", "RMSE"]) == "MAE"
     assert (metric_of(True, []), metric_of(False, ["MAE"])) == ("RMSE", "AUC")
