@@ -9,37 +9,10 @@ from typing import Any
 import numpy as np
 
 from fuxictr_mm.errors import UserError
-from fuxictr_mm.evaluation.compare import Comparison, compare_groups
+from fuxictr_mm.evaluation.compare import Comparison, Pair, compare_groups
 from fuxictr_mm.evaluation.significance import ALPHA, Side
 from fuxictr_mm.report.experiments import ExperimentRuns
 from fuxictr_mm.runs import Run
-
-
-@dataclass(frozen=True)
-class Against:
-    """The difference between two experiments.
-
-    Parameters
-    ----------
-    value, low, high : float
-        Difference in the mean metric, first less second, and its 95 % interval.
-    better : bool
-        Whether the first is better, significantly or not.
-    shown : bool
-        Whether it is significant, corrected for the number of pairs.
-    seeds_known : bool
-        Whether there are enough seeds to estimate their spread; otherwise no difference is significant.
-    sentence : str
-        The conclusion of ``fuxictr-mm compare``.
-    """
-
-    value: float
-    low: float
-    high: float
-    better: bool
-    shown: bool
-    seeds_known: bool
-    sentence: str
 
 
 @dataclass(frozen=True)
@@ -62,16 +35,10 @@ class Comparisons:
         low, high = np.quantile(self.sides[name].samples.mean(axis=0), [ALPHA / 2, 1 - ALPHA / 2])
         return float(low), float(high)
 
-    def against(self, first: str, second: str) -> Against | None:
+    def against(self, first: str, second: str) -> Pair | None:
         """Return the difference of two experiments; None if they were not compared."""
-        for pair in [] if self.comparison is None else self.comparison.pairs:
-            if {pair.first.name, pair.second.name} == {first, second}:
-                found, sign = pair.found, 1 if pair.first.name == first else -1
-                low, high = sorted((sign * found.low, sign * found.high))
-                shown = found.is_significant(pair.corrected_p)
-                better = sign * found.value * pair.first.sign > 0
-                return Against(sign * found.value, low, high, better, shown, found.seeds is not None, pair.conclusion)
-        return None
+        pairs = [] if self.comparison is None else self.comparison.pairs
+        return next((pair.of(first) for pair in pairs if {pair.first.name, pair.second.name} == {first, second}), None)
 
 
 def compare_experiments(
