@@ -76,7 +76,3 @@ def best_epoch_was_last(history: Sequence[Mapping[str, Any]], settings: Mapping[
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_finite(value: Any) -> bool:
-    return _is_number(value) and math.isfinite(value)
