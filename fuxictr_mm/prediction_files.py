@@ -118,7 +118,7 @@ def join_columns(rows: str, settings: Mapping[str, Any]) -> list[JoinColumn]:
 
 def _label_columns(settings: Mapping[str, Any]) -> list[JoinColumn]:
     """Return ``label``, or ``label_NAME`` of each of several labels: those that ``prediction`` is compared with."""
-    names = label_names(settings) if settings.get("label_col") else []
+    names = label_names(settings)
     return [JoinColumn(f"{LABEL}_{name}" if len(names) > 1 else LABEL, name) for name in names]
 
 
@@ -166,7 +166,7 @@ def write_table(out: Path, rows: str, predictions: np.ndarray, settings: Mapping
     check_table(out)
     if settings.get("data_format", "parquet") == "parquet" and (found := parquet.count_rows(rows)) != len(predictions):
         raise DataError(f"{rows}: has {found} rows, expected {len(predictions)}, as when it was scored; score it again")
-    names = label_names(settings) if settings.get("label_col") else [""]
+    names = label_names(settings) or [""]
     of_label = dict(zip(names, predictions.reshape(len(predictions), -1).T, strict=True))
     named = {f"{PREDICTION}_{name}" if len(names) > 1 else PREDICTION: values for name, values in of_label.items()}
     units = units_of(rows, settings) if settings.get("data_format", "parquet") == "parquet" else {}

@@ -28,7 +28,7 @@ def settings_problems(model_class: Any, settings: Mapping[str, Any]) -> dict[str
         return {"model": f"model: {name} is not a model, expected a subclass of MultimodalModel or BaseModel"}
     problems: dict[str, str] = {}
     third_party = is_third_party(model_class)
-    labels = label_names(settings) if settings.get("label_col") else []
+    labels = label_names(settings)
     monitor = settings.get("monitor", ())
     # A group that is not given is null; one that is left out is wrong, which is another problem.
     group, tasks = settings.get("group_id", ""), labels if len(labels) > 1 else ()

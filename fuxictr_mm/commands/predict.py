@@ -102,7 +102,7 @@ def _label_of(settings: dict[str, Any], label: str | None, out: Path) -> tuple[i
     from fuxictr_mm.config import label_names, per_label
     from fuxictr_mm.prediction_files import is_table
 
-    names = label_names(settings) if settings.get("label_col") else []
+    names = label_names(settings)
     if label is not None and label not in names:
         raise ConfigError(f"--label {label}: label_col of {settings['model_id']} names {', '.join(names) or 'none'}")
     index = 0 if label is None else names.index(label)

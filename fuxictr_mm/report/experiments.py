@@ -144,12 +144,6 @@ def _on_test(experiments: Sequence[ExperimentRuns]) -> list[str]:
     return [f"test metrics are of different test files: {'; '.join(listed(names) for names in files.values())}"]
 
 
-def labels_of(run: Run) -> list[str]:
-    """Return the names of the labels of a run."""
-    given = run.config.get("label_col") or {}
-    return [column["name"] for column in (given if isinstance(given, list) else [given]) if "name" in column]
-
-
 def history(run: Run) -> list[dict[str, Any]]:
     """Return the evaluations of a run that have a step; an empty list if the file is damaged.
 
@@ -159,7 +153,7 @@ def history(run: Run) -> list[dict[str, Any]]:
         lines = [line for line in run.history() if number(line.get("step")) is not None]
     except (UserError, OSError):
         return []
-    labels = labels_of(run)
+    labels = run.label_names
     return [of_label(line, labels[0]) | line for line in lines] if len(labels) == 1 else lines
 
 
