@@ -105,13 +105,8 @@ def list_models(model_zoo: str | Path | None = None) -> dict[str, Path | str]:
 def load_model_class(name: str, model_zoo: str | Path | None = None) -> type:
     """Return the class of a model; of a file whose code has changed since it was imported, the new one.
 
-    Parameters
-    ----------
-    name : str
-        ``NAME`` for a file ``NAME.py`` that defines class ``NAME``, also one of FuxiCTR's ``model_zoo``, or
-        ``package.module:Class``.
-    model_zoo : path, optional
-        See ``search_folders``.
+    The name is ``NAME`` for a file ``NAME.py`` that defines class ``NAME``, also one of FuxiCTR's ``model_zoo``, or
+    ``package.module:Class``.
 
     Raises
     ------

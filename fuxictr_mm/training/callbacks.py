@@ -62,18 +62,9 @@ class Callback(Protocol):
     def add_evaluation(
         self, epoch: int, step: int, training: Mapping[str, float], metrics: Mapping[str, float]
     ) -> None:
-        """Receive an evaluation.
+        """Receive an evaluation of the validation rows, in an epoch, from 1, and after ``step`` steps.
 
-        Parameters
-        ----------
-        epoch : int
-            The current epoch, from 1.
-        step : int
-            Steps done since the beginning.
-        training : mapping
-            ``loss``, the mean since the last evaluation; ``learning_rate``; ``rows_per_second``, of training only.
-        metrics : mapping
-            The monitored metrics on the validation rows.
+        ``training`` has ``loss``, the mean since the last; ``learning_rate``; ``rows_per_second``, of training only.
         """
 
     def close(self) -> None:

@@ -36,12 +36,8 @@ from fuxictr_mm.tables.sharded import is_distributed
 class SyncBatchNorm(_BatchNorm):
     """``nn.BatchNorm1d`` with mean and variance over all ranks; a rank may have one sample, or none.
 
-    Where all ranks together have fewer than two, the running statistics are unchanged.
-
-    Parameters
-    ----------
-    norm : nn.BatchNorm1d
-        Its parameters and buffers are used.
+    Where all ranks together have fewer than two, the running statistics are unchanged. The parameters and buffers are
+    those of ``norm``.
     """
 
     def __init__(self, norm: _BatchNorm) -> None:
@@ -213,12 +209,8 @@ class Replicas:
 
     Buckets keep their order (as ``find_unused_parameters`` has it), so that a resumed run adds up in the same order as
     one that was not interrupted. A parameter that no rank uses in a step has no gradient, as for one process. Tables
-    with sparse gradients are left out: after the backward pass, ranks exchange the rows that they reach.
-
-    Parameters
-    ----------
-    model : MultimodalModel
-        On its device, with the same weights on all ranks.
+    with sparse gradients are left out: after the backward pass, ranks exchange the rows that they reach. The model is
+    on its device, with the same weights on all ranks.
     """
 
     def __init__(self, model: Any) -> None:
