@@ -419,12 +419,11 @@ def test_single_named_runs_are_judged_by_all_seeds_as_compare_does(three: Any, t
     (pair,) = compare(names, three.root).pairs
     against = section.rows[1].against
     assert against is not None
-    assert ((against.better is not None), section.rows[1].conclusion) == (pair.better is not None, "worse")
-    assert (-against.found.value, -against.found.high, -against.found.low) == (
-        pair.found.value,
-        pair.found.low,
-        pair.found.high,
-    )
+    assert (against.better is not None, section.rows[1].conclusion) == (pair.better is not None, "worse")
+    found = against.found
+    assert (-found.value, -found.high, -found.low) == (pair.found.value, pair.found.low, pair.found.high)
+    shown = {"value": found.value, "low": found.low, "high": found.high, "shown": True, "sentence": against.conclusion}
+    assert as_dict([section], "r.html")["datasets"][0]["experiments"][1]["difference"] == shown
     sentence = re.sub(r"(?:\S*/)?" + three_name(1), "X", pair.conclusion)
     assert sentence.split(" by ")[1] == against.conclusion.split(" by ")[1]
 
