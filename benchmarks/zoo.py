@@ -114,7 +114,7 @@ def experiments(config: Path) -> list[str]:
 def search(job: Job) -> tuple[float, str]:
     """Run the study of a model and the seeds of its best trial; the mean AUC on valid, and the row of the table."""
     from fuxictr_mm.experiment import Experiment
-    from fuxictr_mm.tuning import read_tuner, run_study, train_seeds
+    from fuxictr_mm.tuning import Processes, read_tuner, run_study, train_seeds
     from fuxictr_mm.yaml_files import write_entries
 
     logging.basicConfig(level=logging.WARNING)
@@ -146,7 +146,7 @@ def search(job: Job) -> tuple[float, str]:
         raise UserError(f"{name}: no trial has finished; see {tuner.folder}/logs")
     best = found.finished[0]
     experiment = Experiment.load(best.expid, tuner.folder, gpu=job.gpu)
-    runs = train_seeds(experiment, job.seeds, tuner.folder, SCRIPT, jobs=1, resume=True, quiet=True)
+    runs = train_seeds(experiment, job.seeds, Processes(tuner.folder, SCRIPT, jobs=1, resume=True, quiet=True))
     valid = [run.valid["AUC"] for run in runs]
     cells = [
         name,

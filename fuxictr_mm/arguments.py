@@ -25,14 +25,9 @@ if TYPE_CHECKING:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that adds its options when they are first needed, so that ``--help`` imports little.
+    """A parser whose options ``load`` adds when they are first needed, so that ``--help`` imports little.
 
-    Parameters
-    ----------
-    load : callable, optional
-        Adds the arguments to the given parser; called once, before it parses.
-    **options
-        Of ``argparse.ArgumentParser``; description and epilog are not wrapped.
+    Description and epilog are not wrapped.
 
     Examples
     --------

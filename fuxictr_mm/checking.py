@@ -47,15 +47,7 @@ class Settings(BaseModel):
 
 
 class SettingsError(ConfigError):
-    """Settings are wrong.
-
-    Parameters
-    ----------
-    where : str
-        File or experiment.
-    problems : mapping of str to str
-        A sentence for each key that is wrong.
-    """
+    """Settings of ``where``, a file or an experiment, are wrong: ``problems`` has a sentence for each key."""
 
     def __init__(self, where: str, problems: Mapping[str, str]) -> None:
         super().__init__(f"{where}: " + "; ".join(problems.values()))
@@ -275,16 +267,7 @@ def check_call(text: str, where: str, allowed: Sequence[str]) -> None:
     """Check that a call in a YAML text names a known function and has literal arguments.
 
     FuxiCTR evaluates such texts as Python; nothing but ``layers.Name(1, key="x")`` may reach it, or the bare name of an
-    initializer.
-
-    Parameters
-    ----------
-    text : str
-        What the YAML holds.
-    where : str
-        Key, for the message.
-    allowed : sequence of str
-        Patterns of the names that may be called.
+    initializer. ``allowed`` are patterns of the names; ``where`` is the key, for the message.
 
     Raises
     ------

@@ -215,10 +215,9 @@ class Experiment:
         return [run for run in self._runs_of_settings() if self.changed_data(run.environment) is None]
 
     def outdated(self) -> str | None:
-        """Return the data that has changed since the newest finished run of this configuration, None if nothing has."""
-        return next(
-            (changed for run in self._runs_of_settings() if (changed := self.changed_data(run.environment))), None
-        )
+        """Return the data that has changed since this configuration was trained, None if nothing has."""
+        sources = [self._result_of_settings() or {}, *(run.environment for run in self._runs_of_settings())]
+        return next((changed for of in sources if (changed := self.changed_data(of))), None)
 
     def _runs_of_settings(self) -> list[Run]:
         fingerprint = self.config.fingerprint()
@@ -460,11 +459,6 @@ class Experiment:
         """
         found = self._result_of_settings(paths)
         return None if found is None or (paths and self.changed_data(found)) else found
-
-    def outdated_result(self) -> str | None:
-        """Return the data that has changed since the result of this configuration, None if nothing or without one."""
-        found = self._result_of_settings()
-        return None if found is None else self.changed_data(found)
 
     def _result_of_settings(self, paths: bool = True) -> dict[str, Any] | None:
         found, key = self.newest_result(), "config_hash" if paths else "settings_hash"

@@ -147,14 +147,8 @@ def check_outputs(
 def check_replaceable(output: str | os.PathLike[str], names: Iterable[str], what: str) -> None:
     """Raise an error if a file to replace is not of the kind that a command writes; empty files are accepted.
 
-    Parameters
-    ----------
-    output : path
-        The file to write.
-    names : iterable of str
-        What a file of the kind holds: keys of its JSON object, columns of its Parquet table, or ``<html>``.
-    what : str
-        The kind, for the message.
+    ``names`` are what a file of the kind holds: keys of its JSON object, columns of its Parquet table, or ``<html>``;
+    ``what`` is the kind, for the message.
 
     Raises
     ------

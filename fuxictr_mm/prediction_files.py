@@ -78,19 +78,12 @@ def _names_in(path: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class JoinColumn:
-    """A column that is written next to the predictions.
+    """A column that is written next to the predictions."""
 
-    Parameters
-    ----------
-    name, source : str
-        Its name, and that in the file of rows.
-    values : Vocabulary, optional
-        Of which the file holds numbers.
-    """
-
+    #: Its name, and that in the file of rows.
     name: str
     source: str
-    values: Vocabulary | None = None
+    values: Vocabulary | None = None  #: Of which the file holds numbers.
 
     def of(self, batch: pa.RecordBatch) -> pa.Array:
         """Return the column of some rows."""
@@ -101,14 +94,9 @@ class JoinColumn:
 
 
 def join_columns(rows: str, settings: Mapping[str, Any]) -> list[JoinColumn]:
-    """Return the columns of user, item, time, row of the source and labels that a file of rows has.
+    """Return the columns of user, item, time, row of the source and labels that a file or folder of rows has.
 
-    Parameters
-    ----------
-    rows : str
-        A Parquet file, or a folder of part files.
-    settings : mapping
-        Settings of the experiment, of which roles name the columns.
+    Roles among the settings of the experiment name the columns.
     """
     file = parquet.part_files(rows)[0]
     present, roles = parquet.schema_of(file).names, Roles.read(settings.get("roles") or {}, "roles")
@@ -130,7 +118,7 @@ def join_columns(rows: str, settings: Mapping[str, Any]) -> list[JoinColumn]:
 
 def _label_columns(settings: Mapping[str, Any]) -> list[JoinColumn]:
     """Return ``label``, or ``label_NAME`` of each of several labels: those that ``prediction`` is compared with."""
-    names = label_names(settings) if settings.get("label_col") else []
+    names = label_names(settings)
     return [JoinColumn(f"{LABEL}_{name}" if len(names) > 1 else LABEL, name) for name in names]
 
 
@@ -165,18 +153,8 @@ def _prepared_folder(file: Path) -> Path | None:
 def write_table(out: Path, rows: str, predictions: np.ndarray, settings: Mapping[str, Any]) -> None:
     """Write predictions with the columns that they are joined by, atomically; memory is that of some rows.
 
-    Of a label that ``prepare log`` standardised, also ``prediction_COLUMN``, in the unit of the log's column.
-
-    Parameters
-    ----------
-    out : path
-        The table, ``.parquet`` or ``.csv``.
-    rows : str
-        The file or folder that was scored.
-    predictions : ndarray
-        ``(R,)``, or ``(R, T)``.
-    settings : mapping
-        Settings of the experiment.
+    ``rows`` is the file or folder that was scored, ``predictions`` are ``(R,)`` or ``(R, T)``. Of a label that
+    ``prepare log`` standardised, also ``prediction_COLUMN``, in the unit of the log's column.
 
     Raises
     ------
@@ -188,7 +166,7 @@ def write_table(out: Path, rows: str, predictions: np.ndarray, settings: Mapping
     check_table(out)
     if settings.get("data_format", "parquet") == "parquet" and (found := parquet.count_rows(rows)) != len(predictions):
         raise DataError(f"{rows}: has {found} rows, expected {len(predictions)}, as when it was scored; score it again")
-    names = label_names(settings) if settings.get("label_col") else [""]
+    names = label_names(settings) or [""]
     of_label = dict(zip(names, predictions.reshape(len(predictions), -1).T, strict=True))
     named = {f"{PREDICTION}_{name}" if len(names) > 1 else PREDICTION: values for name, values in of_label.items()}
     units = units_of(rows, settings) if settings.get("data_format", "parquet") == "parquet" else {}
@@ -230,11 +208,6 @@ def measure(rows: str, predictions: np.ndarray, settings: Mapping[str, Any]) -> 
     """Return metrics by label, of the rows that have one: AUC where both classes occur, logloss; RMSE of a regression.
 
     Of a label that ``prepare log`` standardised, also by its name in the log: RMSE and MAE in its unit.
-
-    Parameters
-    ----------
-    rows, predictions, settings
-        As of ``write_table``.
     """
     if settings.get("data_format", "parquet") != "parquet":
         return {}

@@ -72,13 +72,7 @@ def models(model_zoo: str | Path | None = None) -> list[str]:
 
 
 def search_folders(model_zoo: str | Path | None = None) -> list[Path]:
-    """Return the folders that are searched, first one first.
-
-    Parameters
-    ----------
-    model_zoo : path, optional
-        A user's folder, searched before ``./model_zoo`` and the packaged one.
-    """
+    """Return the folders that are searched: that of the user, ``./model_zoo`` and the packaged one."""
     package = Path(__file__).resolve().parent
     folders = [Path("model_zoo"), package / "model_zoo"]
     if model_zoo is not None:
@@ -111,13 +105,8 @@ def list_models(model_zoo: str | Path | None = None) -> dict[str, Path | str]:
 def load_model_class(name: str, model_zoo: str | Path | None = None) -> type:
     """Return the class of a model; of a file whose code has changed since it was imported, the new one.
 
-    Parameters
-    ----------
-    name : str
-        ``NAME`` for a file ``NAME.py`` that defines class ``NAME``, also one of FuxiCTR's ``model_zoo``, or
-        ``package.module:Class``.
-    model_zoo : path, optional
-        See ``search_folders``.
+    The name is ``NAME`` for a file ``NAME.py`` that defines class ``NAME``, also one of FuxiCTR's ``model_zoo``, or
+    ``package.module:Class``.
 
     Raises
     ------
@@ -277,14 +266,9 @@ def _forget_changed(before: dict[Path, str], code: dict[Path, str], model: Path)
 
 
 def describe_error(error: BaseException, path: Path | None = None) -> str:
-    """Return the error in one line, with the file and line that raised it.
+    """Return an error of a model file in one line, with the file and line that raised it.
 
-    Parameters
-    ----------
-    error : Exception
-        Raised by a model file.
-    path : Path, optional
-        The model file; by default the last file of the traceback outside of torch, FuxiCTR and this package is named.
+    Without ``path``, it is the last file of the traceback outside of torch, FuxiCTR and this package.
     """
     if isinstance(error, SyntaxError):
         return f"SyntaxError: {error.msg} (line {error.lineno})"

@@ -87,14 +87,9 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 def set_precision(precision: str, device: torch.device) -> None:
     """Set the precision of float32 matrix products of this process.
 
-    Parameters
-    ----------
-    precision : {"fp32", "tf32", "bf16"}
-        ``tf32`` lets CUDA round the factors to TF32, and the CPU take oneDNN's kernels: on AMD processors plain float32
-        at twice the rate of MKL's, on Intel's with AMX bfloat16 factors. ``bf16`` does the same for what autocast
-        leaves in float32.
-    device : torch.device
-        Device of the model.
+    ``tf32`` lets CUDA round the factors to TF32, and the CPU take oneDNN's kernels: on AMD processors plain float32 at
+    twice the rate of MKL's, on Intel's with AMX bfloat16 factors. ``bf16`` does the same for what autocast leaves in
+    float32.
     """
     import torch
 
@@ -132,10 +127,7 @@ def bound_code_cache() -> None:
 def keep_freed_memory() -> bool:
     """Let glibc keep freed memory for the next step, instead of returning it and clearing every page again.
 
-    Returns
-    -------
-    bool
-        Whether the C library is a glibc that accepted the settings.
+    Return whether the C library is a glibc that accepted the settings.
     """
     if sys.platform != "linux":
         return False

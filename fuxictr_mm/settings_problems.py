@@ -21,19 +21,14 @@ from fuxictr_mm.table_settings import table_problems
 def settings_problems(model_class: Any, settings: Mapping[str, Any]) -> dict[str, str]:
     """Return the problems of settings with the class of the model or with its metrics, one sentence per key.
 
-    Parameters
-    ----------
-    model_class : type
-        Class of the model.
-    settings : mapping
-        Flat settings, without those that are wrong by themselves.
+    Settings that are wrong by themselves have been left out.
     """
     name = model_class.__name__
     if not issubclass(model_class, torch.nn.Module):
         return {"model": f"model: {name} is not a model, expected a subclass of MultimodalModel or BaseModel"}
     problems: dict[str, str] = {}
     third_party = is_third_party(model_class)
-    labels = label_names(settings) if settings.get("label_col") else []
+    labels = label_names(settings)
     monitor = settings.get("monitor", ())
     # A group that is not given is null; one that is left out is wrong, which is another problem.
     group, tasks = settings.get("group_id", ""), labels if len(labels) > 1 else ()

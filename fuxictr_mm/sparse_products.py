@@ -34,30 +34,14 @@ SMALL = 2**17
 
 @dataclass(frozen=True)
 class Pairs:
-    """Where the values of the sparse matrix are: those of a row side by side, head after head.
+    """Where the values of the sparse matrix are: those of a row side by side, head after head."""
 
-    Parameters
-    ----------
-    index : Tensor
-        ``(N,)`` distinct entry of every entry.
-    rows : Tensor
-        ``(N,)`` row of every entry.
-    offsets : Tensor
-        ``(B + 1,)`` first entry of every row.
-    num_distinct : int
-        U.
-    heads : int
-        H.
-    split : bool
-        Whether every head has its own entries, so that the matrix has H U columns, head after head.
-    """
-
-    index: Tensor
-    rows: Tensor
-    offsets: Tensor
-    num_distinct: int
-    heads: int
-    split: bool
+    index: Tensor  #: ``(N,)`` distinct entry of every entry.
+    rows: Tensor  #: ``(N,)`` row of every entry.
+    offsets: Tensor  #: ``(B + 1,)`` first entry of every row.
+    num_distinct: int  #: U.
+    heads: int  #: H.
+    split: bool  #: Whether every head has its own entries, so that the matrix has H U columns, head after head.
 
     def columns(self) -> Tensor:
         """Return the column of every value, ``(H N,)``."""

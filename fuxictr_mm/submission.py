@@ -24,20 +24,11 @@ _NUMBER = r"^[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?$"
 
 @dataclass(frozen=True)
 class SubmissionReport:
-    """Summary of a submission.
+    """Summary of a submission."""
 
-    Parameters
-    ----------
-    rows : int
-        Predictions.
-    task : str
-        One of ``TASKS``.
-    min, max, mean : float
-        Of the predictions.
-    """
-
-    rows: int
-    task: str
+    rows: int  #: Predictions.
+    task: str  #: One of ``TASKS``.
+    #: Of the predictions.
     min: float
     max: float
     mean: float

@@ -7,37 +7,50 @@ from typing import Any
 
 from fuxictr_mm.config import FeatureConfig, ModelSettings
 from fuxictr_mm.errors import ConfigError
-from fuxictr_mm.tables.sharded import optimizer_group
 from fuxictr_mm.training.optim import touched_rule
+
+#: Rules of ``TouchedOptimizer`` that fbgemm has on the CPU as well.
+SHARDED_RULES = ("adagrad", "rowwise_adagrad", "sgd")
+
+#: As in torch, and in ``TouchedOptimizer``.
+EPSILON = 1e-10
 
 
 def sharded_group(
     shardings: Mapping[str, str], settings: ModelSettings, compile: bool, own_step: str | None
 ) -> dict[str, Any]:
-    """Return the settings of the optimizer of sharded tables.
+    """Return the settings of the optimizer of tables, by the setting ``sharding`` of each feature with a sharded one.
 
-    Parameters
-    ----------
-    shardings : mapping of str to str
-        The setting ``sharding`` of each feature with such a table.
-    settings : ModelSettings
-        Of the model.
-    compile : bool
-        Whether its logits are compiled.
-    own_step : str or None
-        That of ``MultimodalModel.own_step``.
+    ``own_step`` is that of ``MultimodalModel.own_step``.
 
     Raises
     ------
     ConfigError
-        Tables cannot be sharded with a setting.
+        Settings cannot be combined with an update in the backward pass; one line lists all of them.
     """
-    obstacle = None
+    rule = touched_rule(settings.optimizer, settings.table_optimizer)
+    obstacles = []
     if own_step is not None:
-        obstacle = f"{own_step}; set table: dense"
+        obstacles.append(f"{own_step}; set table: dense")
     elif compile:
-        obstacle = "compile is True; set compile: False"
-    return optimizer_group(shardings, settings, touched_rule(settings.optimizer, settings.table_optimizer), obstacle)
+        obstacles.append("compile is True; set compile: False")
+    if rule not in SHARDED_RULES:
+        obstacles.append(f"its rows are updated by {rule or settings.optimizer}; set table_optimizer: rowwise_adagrad")
+    for key, off in (("embedding_regularizer", 0), ("embedding_weight_decay", 0), ("ema", None), ("swa_start", None)):
+        if getattr(settings, key) not in (None, off):
+            obstacles.append(f"{key} is {getattr(settings, key)}; set {key}: {'null' if off is None else off}")
+    if settings.accumulation_steps > 1:
+        obstacles.append(f"accumulation_steps is {settings.accumulation_steps}; set accumulation_steps: 1")
+    name = next((n for n, sharding in shardings.items() if sharding == "column"), next(iter(shardings)))
+    if shardings[name] == "column" and rule == "rowwise_adagrad":
+        obstacles.append(
+            "sharded by columns, for which rowwise_adagrad would keep a separate sum in each process; set sharding: row"
+        )
+    if obstacles:
+        raise ConfigError(f"feature '{name}': table is sharded, but {', and '.join(obstacles)}; or set table: touched")
+    rate = settings.embedding_learning_rate or settings.learning_rate
+    # The keys of a TouchedOptimizer's group, which resumes its state in one process.
+    return {"lr": rate, "rule": rule, "weight_decay": 0.0, "betas": (0.9, 0.999), "eps": EPSILON}
 
 
 def touched_obstacle(settings: ModelSettings, compile: bool) -> str | None:

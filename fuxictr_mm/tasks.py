@@ -79,13 +79,7 @@ class UncertaintyWeights(nn.Module):
 
 
 class MixedActivation(nn.Module):
-    """The prediction of each label: the sigmoid of its logit for a classification, the logit itself for a regression.
-
-    Parameters
-    ----------
-    kinds : sequence of {"binary_classification", "regression"}
-        Of each of the T labels.
-    """
+    """The prediction of each label: the sigmoid of its logit for a classification, the logit for a regression."""
 
     is_probability: Tensor
 

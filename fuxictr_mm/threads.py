@@ -50,26 +50,11 @@ def set_wait_policy() -> None:
 
 
 def use_threads(model: nn.Module, setting: int | Literal["auto"], batch_size: int, gpu: int = -1) -> int:
-    """Set the number of torch's threads for a model, by ``threads`` of its experiment.
+    """Set the number of torch's threads for a model by ``threads`` of its experiment, and return it.
 
-    ``auto`` depends on the model, its batch size and the number of cores, never on their load: the number of
-    threads decides the order of sums, and with it the last digits of a result. ``OMP_NUM_THREADS`` has precedence.
-
-    Parameters
-    ----------
-    model : nn.Module
-        The model.
-    setting : int or "auto"
-        ``threads`` of the experiment.
-    batch_size : int
-        Rows per batch.
-    gpu : int
-        Index of the GPU, -1 for the CPU; with a GPU, ``auto`` does not change the number.
-
-    Returns
-    -------
-    int
-        The number of threads in use.
+    ``auto`` depends on the model, its batch size and the number of cores, never on their load: the number of threads
+    decides the order of sums, and with it the last digits of a result. With a GPU, it does not change the number.
+    ``OMP_NUM_THREADS`` has precedence.
     """
     import torch
 

@@ -17,44 +17,24 @@ FIRST: dict[str, Any] = {"learning_rate": 1e-3, "net_dropout": 0.2}
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model that may be tried, and how.
+    """A model that may be tried, and how."""
 
-    Parameters
-    ----------
-    why : str
-        Why it is tried.
-    settings : dict
-        Its own settings.
-    space, first : dict
-        What is tried, and the point of the first trial, besides what follows from the data.
-    penalty : float or None
-        First ``embedding_regularizer`` where rows are many; None: it is not tried.
-    has_average : bool
-        Whether an average of the weights (``swa_start``) is tried, in the first trial as well.
-    units : tuple of str
-        Settings that take the hidden units.
-    batch_factor : int
-        What the batch size for data of its size is multiplied by.
-    least_history : float
-        The shortest mean history that it is tried for.
-    of_users : bool
-        Whether it is tried only where the user is a feature, with and without the features besides user, item and
-        embeddings.
-    has_factors : bool
-        Whether a factorization (``factor_dim``) is tried with it if the user is a feature.
-    """
-
-    why: str
-    settings: dict[str, Any]
+    why: str  #: Why it is tried.
+    settings: dict[str, Any]  #: Its own settings.
+    #: What is tried, and the point of the first trial, besides what follows from the data.
     space: dict[str, Any] = field(default_factory=lambda: SPACE)
     first: dict[str, Any] = field(default_factory=lambda: FIRST)
+    #: First ``embedding_regularizer`` where rows are many; None: it is not tried.
     penalty: float | None = PENALTY.first
+    #: Whether an average of the weights (``swa_start``) is tried, in the first trial as well.
     has_average: bool = False
-    units: tuple[str, ...] = ("dnn_hidden_units",)
-    batch_factor: int = 1
-    least_history: float = 0
+    units: tuple[str, ...] = ("dnn_hidden_units",)  #: Settings that take the hidden units.
+    batch_factor: int = 1  #: What the batch size for data of its size is multiplied by.
+    least_history: float = 0  #: The shortest mean history that it is tried for.
+    #: Whether it is tried only where the user is a feature, with and without the features besides user, item and
+    #: embeddings.
     of_users: bool = False
-    has_factors: bool = False
+    has_factors: bool = False  #: Whether a factorization (``factor_dim``) is tried with it if the user is a feature.
 
 
 MODELS: dict[str, Candidate] = {

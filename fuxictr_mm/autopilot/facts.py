@@ -24,31 +24,16 @@ SAMPLED_ROWS = 20_000
 
 @dataclass(frozen=True)
 class Facts:
-    """Statistics by which models and settings are selected.
+    """Statistics by which models and settings are selected."""
 
-    Parameters
-    ----------
-    rows : dict of str to int
-        By split.
-    items : int
-        Rows of the first item file; without one, items that training rows show.
-    history_mean, history_high : float
-        Mean length of the histories, and their 95 % quantile.
-    cold : dict of str to float
-        Fraction of the targets of a split without a training row.
-    embeddings : dict of str to str
-        The narrowest embedding column of each modality.
-    group : str or None
-        The column of users, if the validation rows have it.
-    """
-
-    rows: dict[str, int]
-    items: int
+    rows: dict[str, int]  #: By split.
+    items: int  #: Rows of the first item file; without one, items that training rows show.
+    #: Mean length of the histories, and their 95 % quantile.
     history_mean: float
     history_high: float
-    cold: dict[str, float]
-    embeddings: dict[str, str]
-    group: str | None = None
+    cold: dict[str, float]  #: Fraction of the targets of a split without a training row.
+    embeddings: dict[str, str]  #: The narrowest embedding column of each modality.
+    group: str | None = None  #: The column of users, if the validation rows have it.
 
     def sentence(self) -> str:
         """Return the facts in a sentence."""

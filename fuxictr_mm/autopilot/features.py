@@ -19,27 +19,15 @@ STATISTICS = ["mean", "max", "newest_5"]
 
 @dataclass(frozen=True)
 class Features:
-    """The features of a dataset.
+    """The features of a dataset."""
 
-    Parameters
-    ----------
-    types : dict of str to str
-        The type of each that is not meta.
-    active : list of str
-        Those of its configuration.
-    embeddings : list of str
-        An embedding column of each modality.
-    user, target : str
-        Columns of the user and of the target.
-    has_items : bool
-        Whether there are item files; a dataset whose columns are encoded has none, nor computed features.
-    """
-
-    types: dict[str, str]
-    active: list[str]
-    embeddings: list[str]
+    types: dict[str, str]  #: The type of each that is not meta.
+    active: list[str]  #: Those of its configuration.
+    embeddings: list[str]  #: An embedding column of each modality.
+    #: Columns of the user and of the target.
     user: str
     target: str
+    #: Whether there are item files; a dataset whose columns are encoded has none, nor computed features.
     has_items: bool
 
     @classmethod

@@ -11,7 +11,7 @@ from typing import Any
 from fuxictr_mm.autopilot.folder import Request
 from fuxictr_mm.autopilot.plans import Plan
 from fuxictr_mm.experiment import Experiment
-from fuxictr_mm.tuning import TrialResult, read_tuner, run_study, train_seeds
+from fuxictr_mm.tuning import Processes, TrialResult, read_tuner, run_study, train_seeds
 from fuxictr_mm.tuning.space import is_point_of
 from fuxictr_mm.yaml_files import load_yaml, write_entries
 
@@ -96,16 +96,14 @@ class ModelStudy:
             One failed, such as by a loss of nan.
         """
         request = self.request
-        train_seeds(
-            self.load_best(),
-            range(1, count + 1),
+        processes = Processes(
             self.folder,
-            None,
-            extra_args=request.source.arguments,
             jobs=len(request.workers),
             resume=True,
+            extra_args=request.source.arguments,
             quiet=request.quiet,
         )
+        train_seeds(self.load_best(), range(1, count + 1), processes)
 
 
 def best_of(studies: Iterable[ModelStudy]) -> ModelStudy:

@@ -22,28 +22,15 @@ BEST_MEMBERS, BEST_OF_EACH = 16, 4
 
 @dataclass
 class Outcome:
-    """Result of an autopilot.
+    """Result of an autopilot."""
 
-    Parameters
-    ----------
-    name : str
-        Experiment id of the ensemble, or of the single run.
-    valid, test : dict of str to float
-        Its metrics.
-    submission : str or None
-        The submission; None without test rows.
-    page : str
-        The report.
-    told : list of str
-        What was tried, and why.
-    """
-
-    name: str
+    name: str  #: Experiment id of the ensemble, or of the single run.
+    #: Its metrics.
     valid: dict[str, float]
     test: dict[str, float]
-    submission: str | None
-    page: str
-    told: list[str] = field(default_factory=list)
+    submission: str | None  #: None without test rows.
+    page: str  #: The report.
+    told: list[str] = field(default_factory=list)  #: What was tried, and why.
 
 
 def conclude(studies: Sequence[ModelStudy], request: Request, journal: Journal) -> Outcome:

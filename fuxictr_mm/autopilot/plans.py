@@ -23,27 +23,13 @@ LEAST_EPOCHS = 8
 
 @dataclass(frozen=True)
 class Plan:
-    """How a model is tried.
-
-    Parameters
-    ----------
-    model : str
-        The model.
-    why : str
-        Why it is tried.
-    settings : dict
-        Those of the base experiment.
-    space : dict
-        What is tried, in the form of ``tuner_space``.
-    first : dict
-        The point of the first trial.
-    """
+    """How a model is tried."""
 
     model: str
-    why: str
-    settings: dict[str, Any]
-    space: dict[str, Any]
-    first: dict[str, Any]
+    why: str  #: Why it is tried.
+    settings: dict[str, Any]  #: Those of the base experiment.
+    space: dict[str, Any]  #: What is tried, in the form of ``tuner_space``.
+    first: dict[str, Any]  #: The point of the first trial.
 
 
 def plans_for(dataset_id: str, facts: Facts, features: Features, seconds: float = math.inf) -> list[Plan]:

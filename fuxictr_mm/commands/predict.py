@@ -102,7 +102,7 @@ def _label_of(settings: dict[str, Any], label: str | None, out: Path) -> tuple[i
     from fuxictr_mm.config import label_names, per_label
     from fuxictr_mm.prediction_files import is_table
 
-    names = label_names(settings) if settings.get("label_col") else []
+    names = label_names(settings)
     if label is not None and label not in names:
         raise ConfigError(f"--label {label}: label_col of {settings['model_id']} names {', '.join(names) or 'none'}")
     index = 0 if label is None else names.index(label)
@@ -140,6 +140,7 @@ def _of_experiment(args: argparse.Namespace) -> tuple[str, "np.ndarray", dict[st
 def _of_runs(args: argparse.Namespace) -> tuple[str, "np.ndarray", dict[str, Any]]:
     """Return the name of the ensemble, its scores, and its settings."""
     from fuxictr_mm.evaluation.ensemble import describe_ensemble, ensemble
+    from fuxictr_mm.runs import find_runs, resolve_one
     from fuxictr_mm.runtime import is_one_of_several
 
     for option in ("weights", "data_root", "model_zoo", "config", "data"):
@@ -147,6 +148,8 @@ def _of_runs(args: argparse.Namespace) -> tuple[str, "np.ndarray", dict[str, Any
             raise ConfigError(f"--{option} is for --expid; runs have their own weights and files")
     if is_one_of_several():
         raise ConfigError("--runs averages in one process; start it without torchrun")
+    first = resolve_one(args.runs[0], find_runs(args.root), args.root)[0]
+    _label_of({"model_id": first.expid, **first.config}, args.label, args.out)  # refused before an ensemble is written
     options = {option: getattr(args, option) for option in ("fit_weights", "stack", "name", "gpu")}
     run = ensemble(args.runs, args.root, average=args.average, single=not _given(args), **options)
     if not run.config.get("test_data"):

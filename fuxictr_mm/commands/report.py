@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fuxictr_mm.arguments import add_examples, add_output_options, show
+from fuxictr_mm.evaluation.compare import Pair
 from fuxictr_mm.files import check_outputs, check_replaceable
 from fuxictr_mm.report.page import DatasetSection
 from fuxictr_mm.report.report import report
@@ -62,9 +63,7 @@ def as_dict(sections: Sequence[DatasetSection], out: str | os.PathLike[str]) -> 
                 "valid": {name: row.experiment.mean(name) for name in section.metrics},
                 "test": {name: row.experiment.mean(name, "test") for name in section.test_metrics},
                 "interval": row.interval,
-                "difference": None
-                if row.against is None
-                else {name: getattr(row.against, name) for name in ("value", "low", "high", "shown", "sentence")},
+                "difference": None if row.against is None else _difference(row.against),
                 "verdict": row.conclusion,
             }
             for row in section.rows
@@ -78,3 +77,8 @@ def as_dict(sections: Sequence[DatasetSection], out: str | os.PathLike[str]) -> 
             }
         )
     return {"page": str(Path(out).resolve()), "datasets": datasets}
+
+
+def _difference(pair: Pair) -> dict[str, Any]:
+    found = {name: getattr(pair.found, name) for name in ("value", "low", "high")}
+    return {**found, "shown": pair.better is not None, "sentence": pair.conclusion}

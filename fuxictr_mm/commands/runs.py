@@ -10,10 +10,10 @@ from typing import Any
 
 from fuxictr_mm.arguments import add_examples, add_output_options, show
 from fuxictr_mm.errors import ConfigError, MissingFileError, nearest
-from fuxictr_mm.runs.evaluations import _is_finite, is_falling
+from fuxictr_mm.runs.evaluations import is_falling
 from fuxictr_mm.runs.reading import find_runs
 from fuxictr_mm.runs.run import Run
-from fuxictr_mm.terminal import format_table
+from fuxictr_mm.terminal import format_table, number
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,7 +61,7 @@ def best_first(runs: Sequence[Run], metric: str) -> list[Run]:
     ConfigError
         No run has this metric.
     """
-    having = [run for run in runs if _is_finite(run.valid.get(metric))]
+    having = [run for run in runs if number(run.valid.get(metric)) is not None]
     if runs and not having:
         known = sorted({name for run in runs for name in run.valid})
         there = ", ".join(known) or "none, no run is finished"
@@ -78,7 +78,7 @@ def table(runs: Sequence[Run]) -> str:
     rows = []
     for run in runs:
         metrics = [*(run.valid.get(name) for name in valid), *(run.test.get(name) for name in test)]
-        figures = [f"{value:.4f}" if _is_finite(value) else "" for value in metrics]
+        figures = ["" if number(value) is None else f"{value:.4f}" for value in metrics]
         seconds = f"{run.seconds:.0f}" if math.isfinite(run.seconds) else ""
         seed = "" if run.seed is None else str(run.seed)
         rows.append([run.run, run.expid, run.dataset_id, seed, *figures, seconds, run.state])

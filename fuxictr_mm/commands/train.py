@@ -11,6 +11,7 @@ from fuxictr_mm.errors import ConfigError
 
 if TYPE_CHECKING:
     from fuxictr_mm.experiment import Experiment
+    from fuxictr_mm.tuning.seeds import Processes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,7 +78,6 @@ def _train_seeds(experiment: "Experiment", config: Path, args: argparse.Namespac
     from fuxictr_mm.commands.runs import table
     from fuxictr_mm.runtime import is_one_of_several
     from fuxictr_mm.tuning.seeds import train_seeds
-    from fuxictr_mm.tuning.source import Source
 
     if args.folds is not None:
         raise ConfigError("--seeds and --folds exclude each other; keep one")
@@ -85,8 +85,7 @@ def _train_seeds(experiment: "Experiment", config: Path, args: argparse.Namespac
         raise ConfigError("--seed and --seeds exclude each other; keep one")
     if is_one_of_several():
         raise ConfigError("--seeds starts its own processes; start it without torchrun, or give one --seed")
-    options = {"jobs": args.jobs, "resume": args.resume, "extra_args": Source(args.data_root, args.model_zoo).arguments}
-    print(table(train_seeds(experiment, args.seeds, config, script_of(args), **options)))
+    print(table(train_seeds(experiment, args.seeds, _processes(args, config))))
     print(f"average them: {_predict(args, args.expid, experiment.config.model_root)}")
 
 
@@ -95,16 +94,21 @@ def _train_folds(experiment: "Experiment", config: Path, args: argparse.Namespac
     from fuxictr_mm.commands.runs import table
     from fuxictr_mm.runtime import is_one_of_several
     from fuxictr_mm.tuning.folds import train_folds
-    from fuxictr_mm.tuning.source import Source
 
     if is_one_of_several():
         raise ConfigError("--folds starts its own processes; start it without torchrun")
-    seed = [] if args.seed is None else ["--seed", str(args.seed)]
-    options = {"jobs": args.jobs, "resume": args.resume, "by": args.fold_by}
-    options["extra_args"] = [*Source(args.data_root, args.model_zoo).arguments, *seed]
-    runs, combined = train_folds(experiment, args.folds, config, script_of(args), **options)
+    runs, combined = train_folds(experiment, args.folds, _processes(args, config), args.fold_by)
     print(table([*runs, combined]))
     print(f"submit their average: {_predict(args, combined.expid, experiment.config.model_root)}")
+
+
+def _processes(args: argparse.Namespace, config: Path) -> "Processes":
+    from fuxictr_mm.tuning.seeds import Processes
+    from fuxictr_mm.tuning.source import Source
+
+    seed = [] if args.seed is None else ["--seed", str(args.seed)]
+    given = [*Source(args.data_root, args.model_zoo).arguments, *seed]
+    return Processes(config, script_of(args), args.jobs, args.resume, given)
 
 
 def _predict(args: argparse.Namespace, expid: str, root: str) -> str:

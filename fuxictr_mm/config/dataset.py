@@ -19,9 +19,9 @@ PATH_KEYS = ("train_data", "valid_data", "test_data", "item_info", "global_item_
 
 
 def label_names(params: Mapping[str, Any]) -> list[str]:
-    """Return the names of the label columns in flat settings, one for each task."""
-    labels = params["label_col"]
-    return [label["name"] for label in (labels if isinstance(labels, list) else [labels])]
+    """Return the names of the label columns in flat settings, one for each task; empty where they have none."""
+    labels = params.get("label_col") or []
+    return [label["name"] for label in (labels if isinstance(labels, list) else [labels]) if "name" in label]
 
 
 class DatasetConfig(Settings):

@@ -41,27 +41,15 @@ ALIKE_BITS = 0.001
 
 
 class WeightStatistics(NamedTuple):
-    """Statistics of attention weights by example, averaged over its queries; NaN where undefined.
+    """Statistics of attention weights by example, averaged over its queries; NaN where undefined."""
 
-    Parameters
-    ----------
-    lengths : Tensor
-        ``(B,)`` int64, number of keys.
-    entropy_ratio : Tensor
-        ``(B, H)`` entropy over that of uniform weights; NaN for fewer than two keys or weights that are all zero.
-    largest : Tensor
-        ``(B, H)`` the largest normalized weight; NaN as before.
-    all_zero : Tensor
-        ``(B, H)`` fraction of queries whose weights are all zero; NaN without keys.
-    divergence : Tensor
-        ``(B, P)`` Jensen-Shannon divergence of each pair of heads in bits, 0 for equal weights and 1 for weights on
-        different keys; pairs in the order of ``torch.triu_indices(H, H, 1)``.
-    """
-
-    lengths: Tensor
+    lengths: Tensor  #: ``(B,)`` int64, number of keys.
+    #: ``(B, H)`` entropy over that of uniform weights; NaN for fewer than two keys or weights that are all zero.
     entropy_ratio: Tensor
-    largest: Tensor
-    all_zero: Tensor
+    largest: Tensor  #: ``(B, H)`` the largest normalized weight; NaN as before.
+    all_zero: Tensor  #: ``(B, H)`` fraction of queries whose weights are all zero; NaN without keys.
+    #: ``(B, P)`` Jensen-Shannon divergence of each pair of heads in bits, 0 for equal weights and 1 for weights on
+    #: different keys; pairs in the order of ``torch.triu_indices(H, H, 1)``.
     divergence: Tensor
 
 
@@ -183,12 +171,7 @@ def number_of_passes(found: Sequence[AttentionHooks]) -> int:
 def measure(scorer: Scorer, recorded: Sequence[RecordedAttention]) -> dict[str, Any]:
     """Return the sections ``attention`` and ``heads``, as ``docs/diagnosis.md`` describes them; none without attention.
 
-    Parameters
-    ----------
-    scorer : Scorer
-        After ``score_base``.
-    recorded : sequence of RecordedAttention
-        Recorded during ``score_base``.
+    ``recorded`` was recorded during ``scorer.score_base``.
     """
     recorded = [recording for recording in recorded if not recording.is_empty]
     if not recorded:

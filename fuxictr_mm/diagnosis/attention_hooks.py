@@ -27,30 +27,15 @@ OnWeights = Callable[[Tensor, Tensor, Tensor], Tensor | None]
 
 @dataclass(frozen=True)
 class AttentionHooks:
-    """Hooks on one attention module.
+    """Hooks on one attention module."""
 
-    Parameters
-    ----------
-    name : str
-        Of the module in the model.
-    kind : {"multi_head", "activation_unit", "self_attention"}
-        What it is.
-    module : nn.Module
-        The module.
-    hook_weights : callable
-        Takes the module and an ``OnWeights``; registers hooks that call it on the weights of each batch.
-    num_heads : int
-        H.
-    projection : nn.Linear or None
-        The layer that joins the heads, None where the module's output is the heads concatenated.
-    """
-
-    name: str
-    kind: str
+    name: str  #: Of the module in the model.
+    kind: str  #: ``multi_head``, ``activation_unit`` or ``self_attention``.
     module: Any
+    #: Takes the module and an ``OnWeights``; registers hooks that call it on the weights of each batch.
     hook_weights: Callable[[Any, OnWeights], list[RemovableHandle]]
-    num_heads: int = 1
-    projection: Any = None
+    num_heads: int = 1  #: H.
+    projection: Any = None  #: The layer that joins the heads, None where the module's output is the heads concatenated.
 
     @contextmanager
     def on_weights(self, see: OnWeights) -> Iterator[None]:

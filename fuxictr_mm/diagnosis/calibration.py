@@ -25,24 +25,12 @@ SLOPE_TOLERANCE = 0.2
 
 
 def measure(label: np.ndarray, prediction: np.ndarray, bins: int = BINS, seed: int = 0) -> dict[str, Any]:
-    """Return the reliability curve and its summary.
+    """Return the reliability curve of predictions ``(R,)`` in K ``bins``, at most R, and its summary.
 
-    Parameters
-    ----------
-    label, prediction : ndarray
-        ``(R,)``
-    bins : int
-        K, at most R.
-    seed : int
-        Of the samples of labels.
-
-    Returns
-    -------
-    dict
-        ``curve``, a list with one entry per bin that has rows: ``rows``, ``mean_prediction``, ``rate`` with its Wilson
-        interval ``low`` to ``high``, and ``from``, ``to``, the range of predictions; ``expected_calibration_error``,
-        and ``noise``, its 95 % quantile if the predictions are the true probabilities; ``mean_prediction``, ``rate``;
-        ``intercept`` and ``slope`` of ``recalibrate``.
+    ``curve`` has an entry for each bin with rows: ``rows``, ``mean_prediction``, ``rate`` with its Wilson interval
+    ``low`` to ``high``, and ``from``, ``to``, the range of predictions. ``noise`` is the 95 % quantile of
+    ``expected_calibration_error`` if the predictions are the true probabilities; ``intercept`` and ``slope`` are of
+    ``recalibrate``.
     """
     bins = min(bins, len(label))
     bin_of = equal_bins(prediction, bins)
@@ -61,18 +49,7 @@ def measure(label: np.ndarray, prediction: np.ndarray, bins: int = BINS, seed: i
 
 
 def by_popularity(popularity: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the calibration of each bucket of the section ``popularity``.
-
-    Parameters
-    ----------
-    popularity : sequence of mapping
-        Of ``fuxictr_mm.diagnosis.slices.measure``.
-
-    Returns
-    -------
-    list of dict
-        ``name``, ``cold``, ``rows``, ``mean_prediction``, ``rate`` with its Wilson interval ``low`` to ``high``.
-    """
+    """Return the calibration of each bucket of the section ``popularity``, ``rate`` with its Wilson interval."""
     kept = ("name", "cold", "rows", "mean_prediction", "rate")
     return [{**{key: entry[key] for key in kept}, **_wilson(entry["positives"], entry["rows"])} for entry in popularity]
 
@@ -98,13 +75,9 @@ def _describe_bin(label: np.ndarray, prediction: np.ndarray) -> dict[str, Any]:
 def recalibrate(label: np.ndarray, prediction: np.ndarray) -> tuple[float, float] | None:
     r"""Fit :math:`\mathrm{logit}\, P(y) = a + b \, \mathrm{logit}\, p`; None without a finite solution.
 
+    The intercept a is 0 for a calibrated mean; the slope b is 1 if calibrated, below 1 for overconfident predictions.
     Cox: Two Further Applications of a Model for Binary Regression, Biometrika 45, 1958,
     https://doi.org/10.1093/biomet/45.3-4.562
-
-    Returns
-    -------
-    tuple of float
-        Intercept a, 0 for a calibrated mean, and slope b, 1 if calibrated; below 1 for overconfident predictions.
     """
     clipped = prediction.clip(MARGIN, 1 - MARGIN)
     clicked, others = clipped[label == 1], clipped[label == 0]

@@ -41,44 +41,23 @@ WIDTH = 110
 
 @dataclass(frozen=True)
 class Finding:
-    """A conclusion from the figures of one section.
+    """A conclusion from the figures of one section."""
 
-    Parameters
-    ----------
-    severity : {"problem", "warning", "note"}
-        How much it matters.
-    section : str
-        Key of the section in the diagnosis.
-    code : str
-        Stable name of the kind of finding.
-    subject : str
-        The part of the model or of the data.
-    text, advice : str
-        What was found, and what to do.
-    """
-
-    severity: str
-    section: str
-    code: str
-    subject: str
+    severity: str  #: ``problem``, ``warning`` or ``note``.
+    section: str  #: Key of the section in the diagnosis.
+    code: str  #: Stable name of the kind of finding.
+    subject: str  #: The part of the model or of the data.
+    #: What was found, and what to do.
     text: str
     advice: str
 
 
 @dataclass(frozen=True)
 class Scale:
-    """The metric that parts of a model are measured by, and which of its changes count.
+    """The metric that parts of a model are measured by, and which of its changes count."""
 
-    Parameters
-    ----------
-    metric : str
-        ``AUC``; of a regression ``RMSE`` or ``MAE``.
-    negligible : float
-        A change below this is negligible, whatever its noise.
-    """
-
-    metric: str = "AUC"
-    negligible: float = NEGLIGIBLE_AUC
+    metric: str = "AUC"  #: ``AUC``; of a regression ``RMSE`` or ``MAE``.
+    negligible: float = NEGLIGIBLE_AUC  #: A change below this is negligible, whatever its noise.
 
     @classmethod
     def of(cls, result: Mapping[str, Any]) -> Scale:

@@ -42,25 +42,14 @@ CLOSED_GATE = 0.05
 
 @dataclass(frozen=True)
 class Group:
-    """Fields that are permuted together.
+    """Fields that are permuted together."""
 
-    Parameters
-    ----------
-    name : str
-        Name in the results.
-    kind : {"field", "modality", "vectors", "ids", "context", "history"}
-        What it is.
-    fields : tuple of str
-        Context columns or item fields, never both. Of the history: the sequences along it; of a further history: its
-        column and the sequences along it.
-    source : {"context", "item", "history"}
-        What the fields belong to.
-    """
-
-    name: str
-    kind: str
+    name: str  #: Name in the results.
+    kind: str  #: ``field``, ``modality``, ``vectors``, ``ids``, ``context`` or ``history``.
+    #: Context columns or item fields, never both. Of the history: the sequences along it; of a further history: its
+    #: column and the sequences along it.
     fields: tuple[str, ...]
-    source: str
+    source: str  #: What the fields belong to: ``context``, ``item`` or ``history``.
 
 
 def modality_of(name: str, kind: str) -> str | None:
@@ -103,14 +92,8 @@ def all_groups(
 ) -> list[Group]:
     """Return every field, then modalities, all modalities, all ids, the whole context and the histories.
 
-    Parameters
-    ----------
-    features : mapping
-        Of the model's feature map.
-    stored : sequence of str
-        Columns of the item table.
-    along : mapping of str to sequence of str
-        The sequences along each history, the history of every model first.
+    ``stored`` are columns of the item table; ``along`` has the sequences along each history, the history of every model
+    first.
     """
     context, items = context_fields(features), item_fields(features, stored)
     modalities: dict[str, list[str]] = {}
@@ -138,14 +121,7 @@ def all_groups(
 def histories(roles: Roles, context: Iterable[str], specs: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
     """Return the sequences along each history that a table has, the history of every model first.
 
-    Parameters
-    ----------
-    roles : Roles
-        Names of the histories.
-    context : iterable of str
-        Context columns of the table.
-    specs : mapping
-        ``along_history`` of the model's feature map.
+    ``context`` are the columns of the table, ``specs`` is ``along_history`` of the model's feature map.
     """
     names = [roles.history, *(name for name in roles.histories if name in context)]
     return {name: [column for column, spec in specs.items() if spec["history"] == name] for name in names}
@@ -162,21 +138,9 @@ def permute_items(items: ItemTable, seed: int) -> Tensor:
 
 @contextmanager
 def permuted_items(model: Any, names: Sequence[str], permutation: Tensor) -> Iterator[Callable[[Any], Any] | None]:
-    """Give items the named features of other items, as target and in every history.
+    """Give items the named features of other items, by a ``permutation`` ``(I,)``, as target and in every history.
 
-    Parameters
-    ----------
-    model : BaseModel
-        The items of its feature map are meant.
-    names : sequence of str
-        Item fields, permuted together.
-    permutation : Tensor
-        ``(I,)`` of ``permute_items``.
-
-    Yields
-    ------
-    callable or None
-        To apply to each batch as well, for batch formats with item ids besides the item fields.
+    Yields a callable to apply to each batch as well, for batch formats with item ids besides the item fields, or None.
     """
     items = model.feature_map.items
     moved = set(names)
@@ -232,12 +196,9 @@ def number_of_passes(groups: Sequence[Group], repeats: int) -> int:
 def measure(scorer: Scorer, groups: Sequence[Group], repeats: int, seed: int) -> dict[str, Any]:
     """Permute each group ``repeats`` times.
 
-    Returns
-    -------
-    dict
-        ``fields`` and ``groups``, lists of ``name``, ``kind``, ``source``, ``fields``; ``auc_lost``, the mean AUC drop;
-        its ``deviation`` over repeats; ``noise``, the half width of its 95 % interval, from the repeats and from
-        DeLong's variance; ``lost``, the AUC drop of each repeat.
+    An entry of ``fields`` and ``groups`` has ``auc_lost``, the mean AUC drop; its ``deviation`` over repeats;
+    ``noise``, the half width of its 95 % interval, from the repeats and from DeLong's variance; ``lost``, the AUC drop
+    of each repeat.
     """
     measured: dict[tuple[str, tuple[str, ...]], dict[str, Any]] = {}
     found: dict[str, list[dict[str, Any]]] = {"fields": [], "groups": []}

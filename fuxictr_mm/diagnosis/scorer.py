@@ -40,28 +40,14 @@ class Cost(NamedTuple):
 
 
 class Scorer:
-    """A trained model and the examples it is diagnosed with.
+    """A trained model and the R examples with labels that it is diagnosed with.
 
-    Parameters
-    ----------
-    experiment : Experiment
-        For batch format, batch size and device.
-    model : BaseModel
-        Of this library or a FuxiCTR model.
-    table : InteractionTable
-        R examples with labels.
-    advance : callable
-        Called after each pass over the examples.
+    ``advance`` is called after each pass over the examples; ``metric`` is that of ``metric_of``.
 
     Raises
     ------
     DataError
         A class has fewer than two examples.
-
-    Attributes
-    ----------
-    metric : str
-        Of ``metric_of``.
     """
 
     def __init__(
@@ -88,15 +74,7 @@ class Scorer:
             )
 
     def score(self, table: InteractionTable | None = None, change: Callable[[Any], Any] | None = None) -> np.ndarray:
-        """Return the predictions ``(R,)`` float64.
-
-        Parameters
-        ----------
-        table : InteractionTable, optional
-            Changed examples.
-        change : callable, optional
-            Applied to each batch in the model's batch format.
-        """
+        """Return the predictions ``(R,)`` float64, also of another table, or with ``change`` applied to each batch."""
         loader = self.experiment.make_loader(self.table if table is None else table, self.model)
         batches: Iterator[Any] = iter(loader) if change is None else map(change, loader)
         prediction = loop.predict(self.model, batches).double().numpy()
@@ -151,23 +129,10 @@ def by_bucket(
     describe: Callable[[np.ndarray], dict[str, Any]],
     first: Sequence[int] = LENGTHS,
 ) -> list[dict[str, Any]]:
-    """Describe the examples of each bucket that has any.
+    """Describe the examples of each bucket that has any: ``name``, ``from``, ``to`` (None: open), ``rows``, and more.
 
-    Parameters
-    ----------
-    numbers : ndarray
-        ``(R,)``, 0 or more.
-    counted : ndarray
-        ``(R,)`` bool, which examples to use.
-    describe : callable
-        Takes the indices of a bucket's examples.
-    first : sequence of int
-        Lower bound of each bucket.
-
-    Returns
-    -------
-    list of dict
-        ``name``, ``from``, ``to`` (None: open), ``rows``, and what ``describe`` returns.
+    ``describe`` takes the indices of a bucket's examples, of those that are ``counted`` ``(R,)``; ``numbers`` are 0 or
+    more, and ``first`` has the lower bound of each bucket.
 
     Examples
     --------

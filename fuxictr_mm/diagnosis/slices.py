@@ -44,18 +44,7 @@ def count_items(
     target: str = ITEM_ID,
     vocabulary: Vocabulary | None = None,
 ) -> Popularity:
-    """Count the examples of a training file, a chunk at a time.
-
-    Parameters
-    ----------
-    path : path
-        The file.
-    label, target : str
-        Columns of the label and of the item.
-    num_items : int
-        I.
-    vocabulary : Vocabulary, optional
-        By which ids become numbers of items.
+    """Count the examples of a training file by item, a chunk at a time; ``label`` and ``target`` are its columns.
 
     Raises
     ------
@@ -87,14 +76,8 @@ def measure(
 ) -> dict[str, Any]:
     """Return the sections ``history_length`` and, where it is known, ``popularity``: lists of buckets.
 
-    Of items without training examples the bucket comes first, with ``cold`` True; they are in no other.
-
-    Parameters
-    ----------
-    label, prediction, lengths, target : ndarray
-        ``(R,)``; history lengths and item ids.
-    popularity : Popularity or None
-        Of the training file.
+    Of items without training examples the bucket comes first, with ``cold`` True; they are in no other. ``lengths`` of
+    histories and ``target`` are ``(R,)``.
     """
 
     def describe(rows: np.ndarray) -> dict[str, Any]:

@@ -40,20 +40,11 @@ def find_trained(
     test_data: str | None = None,
     **where: Any,
 ) -> Trained:
-    """Return configuration and weights of an experiment.
+    """Return configuration and weights of an experiment; ``where`` is as of ``Experiment.load``.
 
-    Parameters
-    ----------
-    expid : str
-        Experiment id.
-    run : str, optional
-        Name or folder of a run; the newest finished one by default, and without any the experiment's newest weights.
-    weights : path, optional
-        Replaces the run's weights; without ``run`` they belong to no run, and the configuration is the folder's.
-    test_data : str, optional
-        Replaces the dataset's.
-    **where
-        ``config``, ``gpu``, ``data_root`` and ``model_zoo`` of ``Experiment.load``.
+    They are those of a run by its name or folder; of the newest finished one by default, and without any the
+    experiment's newest weights. Other ``weights`` without ``run`` belong to no run, and the configuration is the
+    folder's.
 
     Raises
     ------

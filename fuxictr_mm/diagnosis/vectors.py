@@ -71,20 +71,9 @@ def measure(
 ) -> dict[str, Any]:
     """Return the sections ``vectors`` and ``neighbours``, described in ``docs/diagnosis.md``; none without columns.
 
-    Parameters
-    ----------
-    columns : sequence of str
-        Embeddings.
-    read : callable
-        Returns a column ``(I, D)`` by item id, row 0 is padding; one column is in memory at a time.
-    clicks : ndarray
-        ``(I,)``
-    known : ndarray
-        ``(I,)`` bool, items of the item files.
-    item_files : sequence of str
-        Paths of the item files, for titles and reducers.
-    names : ItemNames, optional
-        The items' ids in the files; by default they are the numbers of the items.
+    ``read`` returns a column of embeddings ``(I, D)`` by item id, row 0 is padding: one is in memory at a time.
+    ``clicks`` and ``known`` (bool, items of the item files) are ``(I,)``. Titles and reducers are looked for in
+    ``item_files``. Without ``names``, items have their numbers.
     """
     if not columns:
         return {}
@@ -157,11 +146,7 @@ def participation_ratio(variances: np.ndarray) -> float:
 def find_reduction(column: str, item_files: Sequence[str]) -> dict[str, Any] | None:
     """Return the variance that ``fuxictr-mm embed reduce`` kept, None without a reducer next to the column's file.
 
-    Returns
-    -------
-    dict or None
-        ``file``, ``strategy``, ``width``, ``kept`` (fraction of all variance), ``kept_of`` (a list of ``modality`` and
-        ``kept``), and for a joint PCA ``made_of`` (a list of ``modality`` and ``share``).
+    ``kept`` is the fraction of all variance; for a joint PCA, ``made_of`` lists ``modality`` and ``share``.
     """
     holding = [file for path in item_files for file in _part_files(path) if column in parquet.schema_of(file).names]
     # A column is read from the first file that has it.
@@ -200,14 +185,7 @@ def find_neighbours(
     num_items: int = 5,
     number: int = 5,
 ) -> list[dict[str, Any]]:
-    """Return the K nearest neighbours of the most clicked items of ``ids`` by each embedding column.
-
-    Returns
-    -------
-    list of dict
-        ``item_id``, ``title`` (None without one), ``clicks``, and ``columns``, a list of ``column`` and
-        ``neighbours``: a list of ``item_id``, ``title`` and ``cosine``.
-    """
+    """Return the K nearest neighbours of the most clicked items of ``ids`` by each embedding column."""
     most_clicked = ids[np.lexsort((ids, -clicks[ids]))[:num_items]].tolist()
     found = {column: nearest_by_cosine(read(column), most_clicked, ids, number) for column in columns}
     mentioned = {item for near in found.values() for pairs in near.values() for item, _ in pairs} | {*most_clicked}
@@ -236,18 +214,9 @@ def find_neighbours(
 def nearest_by_cosine(
     vectors: np.ndarray, items: Sequence[int], ids: np.ndarray, number: int
 ) -> dict[int, list[tuple[int, float]]]:
-    """Return the K items of highest cosine with each item, and the cosine; of equals the lower id first.
+    """Return the K items of ``ids`` of highest cosine with each item, and the cosine; of equals the lower id first.
 
-    Parameters
-    ----------
-    vectors : ndarray
-        ``(I, D)`` by item id.
-    items : sequence of int
-        Their ids. One whose embedding is zero has no neighbours.
-    ids : ndarray
-        Ids to choose from; those with an embedding of zeros are left out.
-    number : int
-        K.
+    An item whose embedding in ``vectors`` ``(I, D)`` is zero has no neighbours, and is none.
     """
     norms = np.linalg.norm(vectors, axis=1).astype(np.float64)
     found: dict[int, list[tuple[int, float]]] = {item: [] for item in items}

@@ -79,17 +79,10 @@ def weighted_mean(values: np.ndarray, weights: np.ndarray, average: str) -> np.n
 
 
 def greedy_weights(label: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Return weights ``(M,)``, not negative and with the sum 1, of a high AUC.
+    """Return weights ``(M,)``, not negative and with the sum 1, of a high AUC of values ``(M, n)`` from ``transform``.
 
     The run that raises the AUC most is added, with replacement, until none does; the weights are the counts. Caruana,
     Niculescu-Mizil, Crew and Ksikes, ICML 2004, https://doi.org/10.1145/1015330.1015432.
-
-    Parameters
-    ----------
-    label : ndarray
-        ``(n,)``
-    values : ndarray
-        ``(M, n)`` from ``transform``.
     """
     counts, total, best = np.zeros(len(values)), np.zeros(values.shape[1]), -1.0
     for _ in range(ROUNDS):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -74,6 +74,12 @@ class Pair:
             return None
         return self.first.name if self.found.value * self.first.sign > 0 else self.second.name
 
+    def of(self, first: str) -> Pair:
+        """Return the pair with the side of this name as the first."""
+        if self.first.name == first:
+            return self
+        return replace(self, first=self.second, second=self.first, found=self.found.reversed())
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -125,7 +131,8 @@ def compare(
 ) -> Comparison:
     """Compare experiments, runs, folders of runs, or predictions of other programs on the same examples.
 
-    Classifications are compared by AUC, regressions by the first of RMSE and MAE among their ``metrics``.
+    Classifications are compared by AUC, regressions by the first of RMSE and MAE among the ``metrics`` of
+    the first of them.
 
     Parameters
     ----------
@@ -345,22 +352,22 @@ def _read(groups: Mapping[str, Sequence[Run]], split: str, task: str | None, on_
 
 def _most_common_examples(found: Sequence[_Entry]) -> _Entry:
     """Return a run that was evaluated on the examples that most were; one that knows their groups, if any does."""
-    most = _most_common(found, [p.label.tobytes() for p in found])
-    same = [p for p in found if np.array_equal(p.label, most.label) and p.rows.partition is not None]
-    if same:
+    most = _most_common(found, [(p.metric == "AUC", p.label.tobytes()) for p in found])
+    alike = [p for p in found if (p.metric == "AUC") == (most.metric == "AUC") and np.array_equal(p.label, most.label)]
+    if same := [p for p in alike if p.rows.partition is not None]:
         most = _most_common(same, [np.asarray(p.rows.partition).tobytes() for p in same])
     if most.metric == "AUC" and most.label.min() == most.label.max():
         raise DataError(f"{most.run.path}: all {len(most.label)} labels are {most.label[0]}; AUC needs both classes")
     return most
 
 
-def _most_common(found: Sequence[_Entry], keys: Sequence[bytes]) -> _Entry:
+def _most_common(found: Sequence[_Entry], keys: Sequence[Hashable]) -> _Entry:
     return found[keys.index(Counter(keys).most_common(1)[0][0])]
 
 
 def _is_comparable(entry: _Entry, like: _Entry, on_problem: OnProblem) -> bool:
     """Whether a run was evaluated on the examples of another, by its metric; ``on_problem`` is called if not."""
-    if entry.metric != like.metric:
+    if (entry.metric == "AUC") != (like.metric == "AUC"):  # of regressions, one error serves for all
         message = f"{entry.run.path}: is compared by {entry.metric}, the other runs by {like.metric}"
         on_problem(entry.name, entry.run, DataError(f"{message}; compare runs of one task"))
         return False

@@ -154,11 +154,15 @@ def _average_of(runs: Sequence[Run], average: str | None, fitted: bool) -> str:
     Raises
     ------
     ConfigError
-        Another average, or a fitted combination, of a regression.
+        Another average, or a fitted combination, of a regression; runs of a regression and of a classification.
     """
     numeric = next((run for run in runs if run.is_regression()), None)
     if numeric is None:
         return average or AVERAGES[0]
+    if other := next((run for run in runs if not run.is_regression()), None):
+        raise ConfigError(
+            f"{numeric.path}: the task is a regression, and {other.path} is a classification; average runs of one task"
+        )
     if fitted or average not in (None, "mean"):
         raise ConfigError(
             f"{numeric.path}: the task is a regression; its values can only be averaged, by --average mean"
@@ -194,24 +198,8 @@ def combined_run(
 ) -> Run:
     """Save predictions that were combined of those of several runs like a run.
 
-    Parameters
-    ----------
-    runs : sequence of Run
-        What they were combined of.
-    paths : RunPaths
-        Where it is written, and its experiment id.
-    description : str
-        One line that describes it.
-    how : str
-        One of ``AVERAGES``, or ``stack``.
-    valid, test : Predictions
-        The combined predictions; without test rows None.
-    started : float
-        ``time.perf_counter`` at the beginning.
-    fit_weights : bool
-        Whether weights were fitted.
-    weights : ndarray, optional
-        ``(M,)``, of an average.
+    ``how`` is one of ``AVERAGES`` or ``stack``; ``weights`` ``(M,)`` are those of an average; ``started`` is the
+    ``time.perf_counter`` of the beginning.
     """
     from fuxictr_mm.training.callbacks import new_folder  # which imports torch
 

@@ -24,18 +24,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights saved during training.
+    """Weights saved during training."""
 
-    Parameters
-    ----------
-    path : Path
-        State dict.
-    learning_rate : float
-        Of the steps before it: the weight of this checkpoint's contribution.
-    """
-
-    path: Path
-    learning_rate: float
+    path: Path  #: State dict.
+    learning_rate: float  #: Of the steps before it: the weight of this checkpoint's contribution.
 
 
 def influence_on_validation(
@@ -150,15 +142,6 @@ def loss_slope(model: Any) -> Callable[[Tensor, Tensor], Tensor]:
 def find_last_layer(model: Any, batch: Any, name: str | None = None) -> str:
     """Return the name of the ``nn.Linear`` whose output is the logit, or check that the one named is.
 
-    Parameters
-    ----------
-    model : BaseModel
-        In eval mode.
-    batch : Any
-        Input of the model.
-    name : str, optional
-        The layer to check.
-
     Raises
     ------
     ConfigError
@@ -181,21 +164,10 @@ def find_last_layer(model: Any, batch: Any, name: str | None = None) -> str:
 
 
 def last_layer_inputs(model: Any, layer: nn.Linear, batch: Any) -> Tensor | None:
-    """Return the inputs of the last layer for a batch, in the order of the batch.
+    """Return the inputs of the last layer for a batch ``(B, D)``, in its order, the last column 1 for a bias.
 
-    Parameters
-    ----------
-    model : BaseModel
-        In eval mode, its parameters frozen: only what follows the layer is recorded for autograd.
-    layer : nn.Linear
-        One output.
-    batch : Any
-        Input of the model.
-
-    Returns
-    -------
-    Tensor or None
-        ``(B, D)``, the last column 1 where the layer has a bias; None if the layer's output is not the logit.
+    None if the output of the layer is not the logit. The parameters of the model, in eval mode, are frozen: only what
+    follows the layer is recorded for autograd.
     """
     import torch
 

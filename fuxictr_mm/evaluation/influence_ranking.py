@@ -84,11 +84,8 @@ def _read_csv(files: Sequence[Path], wanted: Sequence[str], label: str, separato
 def summarize(ranking: pa.Table, item_column: str = "item_id") -> list[dict[str, Any]]:
     """Summarize all examples, those of each label, and quarters by how often their item occurs.
 
-    Returns
-    -------
-    list of dict
-        ``name``, ``rows`` (how many), ``mean`` influence, ``negative`` (fraction below 0), and ``among_worst``
-        (fraction among the worst 1 % of all; 0.01 if they were spread evenly).
+    ``negative`` is the fraction below 0, ``among_worst`` that among the worst 1 % of all: 0.01 if they were spread
+    evenly.
     """
     influence, rank = ranking["influence"].to_numpy(), ranking["rank"].to_numpy()
     label, item = ranking["label"].to_numpy(), ranking[item_column].combine_chunks().dictionary_encode().indices

@@ -41,21 +41,8 @@ def train_keeping_checkpoints(
 ) -> tuple[list[Checkpoint], dict[str, dict[str, float]]]:
     """Train an experiment as ``Experiment.fit`` does, but keep the weights of every evaluation in a folder.
 
-    Parameters
-    ----------
-    experiment : Experiment
-        The experiment.
-    dataset : Dataset
-        With ``train`` and ``valid``; ``test`` is evaluated where it has labels.
-    folder : Path
-        Nothing is written elsewhere.
-
-    Returns
-    -------
-    checkpoints : list of Checkpoint
-        One per evaluation up to the best, with the learning rate until then.
-    metrics : dict
-        Of the best weights, ``valid`` and ``test``.
+    Nothing is written elsewhere. Return the checkpoints up to the best, with the learning rate until then, and the
+    metrics of the best weights; those of ``test`` where it has labels.
     """
     from fuxictr_mm.training import loop
 

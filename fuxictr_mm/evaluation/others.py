@@ -34,14 +34,9 @@ ROW_NUMBERS = ("id", "row", "row_id", "index", *INDEXES)
 
 @dataclass(frozen=True)
 class PredictionFile(Run):
-    """Predictions of another program, in the place of a run; ``path`` is the file.
+    """Predictions of another program, in the place of a run; ``path`` is the file."""
 
-    Parameters
-    ----------
-    rows : Predictions
-        What ``all_rows`` returns, of the split that the file was read for.
-    """
-
+    #: What ``all_rows`` returns, of the split that the file was read for.
     rows: Predictions = field(default=None, repr=False, compare=False)  # type: ignore[assignment]
 
     def all_rows(self, split: str = "valid", task: str | None = None) -> Predictions:
@@ -55,22 +50,11 @@ def is_prediction_file(name: str | os.PathLike[str]) -> bool:
 
 
 def read_file(name: str | os.PathLike[str], like: Run, split: str = "valid", task: str | None = None) -> PredictionFile:
-    """Read predictions of another program for the examples of a run.
+    """Read predictions of another program, ``.csv`` or ``.parquet``, for the examples that a run was evaluated on.
 
     The file has a column of scores (``SCORES``). Columns that the data file of the split has as well, such as user_id
     and item_id, join the rows; else a column of row numbers (``ROW_NUMBERS``) orders them; else they are in the order
     of the split's file. The ``description`` of the result says which. A column of labels must hold the same labels.
-
-    Parameters
-    ----------
-    name : path
-        ``.csv`` or ``.parquet``.
-    like : Run
-        A run that was evaluated on these examples.
-    split : {"valid", "test"}
-        Which of its examples.
-    task : str, optional
-        The label, for a run with several labels.
 
     Raises
     ------

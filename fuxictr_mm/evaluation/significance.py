@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeAlias
 
@@ -354,6 +354,11 @@ class Difference:
     def is_significant(self, p_value: float | None = None) -> bool:
         """Whether the sides differ, by ``p_value`` where it is given (corrected for several tests)."""
         return self.seeds is not None and (self.p_value if p_value is None else p_value) < ALPHA
+
+    def reversed(self) -> Difference:
+        """Return the difference of the second side from the first."""
+        low, high, rows_low, rows_high = -self.high, -self.low, -self.rows_high, -self.rows_low
+        return replace(self, value=-self.value, low=low, high=high, rows_low=rows_low, rows_high=rows_high)
 
 
 def difference(first: Side, second: Side, users: int) -> Difference:

@@ -19,29 +19,13 @@ from fuxictr_mm.errors import MissingFileError
 
 @dataclass(frozen=True)
 class ColumnSize:
-    """A column by the footers of its files.
-
-    Parameters
-    ----------
-    rows : int
-        Its rows.
-    entries : int
-        Its values; of lists those of all rows, padding included.
-    kind : DataType
-        Type of a value.
-    dim : int, optional
-        Length of lists of one length.
-    largest : int, optional
-        Largest value of integers, where the footers have it.
-    smallest : int, optional
-        The smallest.
-    """
+    """A column by the footers of its files."""
 
     rows: int
-    entries: int
-    kind: pa.DataType
-    dim: int | None = None
-    largest: int | None = None
+    entries: int  #: Its values; of lists those of all rows, padding included.
+    kind: pa.DataType  #: Type of a value.
+    dim: int | None = None  #: Length of lists of one length.
+    largest: int | None = None  #: Largest value of integers, where the footers have it.
     smallest: int | None = None
 
     @property
@@ -97,28 +81,16 @@ def _with_partition(column: ColumnSize, value: pa.Scalar, rows: int) -> ColumnSi
 
 @dataclass(frozen=True)
 class DataSizes:
-    """Sizes of a dataset.
+    """Sizes of a dataset."""
 
-    Parameters
-    ----------
-    features : list of Feature
-        Complete, as those of a loaded dataset.
-    num_items : int
-        Items, padding included.
-    item_bytes : dict of str to int
-        Of every feature of items, in memory; ``known`` are the flags of the items that are there.
-    split_rows, split_bytes : dict of str to int
-        Of every split, if it is in memory.
-    history : int
-        Items of a history, on average; padding that the files hold counts.
-    """
-
-    features: list[Feature]
-    num_items: int
+    features: list[Feature]  #: Complete, as those of a loaded dataset.
+    num_items: int  #: Items, padding included.
+    #: Of every feature of items, in memory; ``known`` are the flags of the items that are there.
     item_bytes: dict[str, int]
+    #: Of every split, if it is in memory.
     split_rows: dict[str, int]
     split_bytes: dict[str, int]
-    history: int
+    history: int  #: Items of a history, on average; padding that the files hold counts.
 
 
 def measure_data(config: ExperimentConfig) -> DataSizes:

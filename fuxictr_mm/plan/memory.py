@@ -21,20 +21,8 @@ PROCESS_BYTES = 350_000_000
 def make_plan(experiment: Experiment, gpus: int | None = None, memory: float | None = None) -> dict[str, Any]:
     """Return the memory of each process in bytes, part by part, and whether it fits.
 
-    Parameters
-    ----------
-    experiment : Experiment
-        Of a MultimodalModel and a dataset with item files.
-    gpus : int, optional
-        Number of processes, each on a GPU; None for one on the CPU.
-    memory : float, optional
-        GB of each; by default what is free on this machine, shared by the processes.
-
-    Returns
-    -------
-    dict
-        ``parts``: name, bytes and a note of each part; ``tables``: shape, kind and bytes of each; ``total``, ``limit``,
-        ``fits``; ``sent``, bytes that a process sends in a step.
+    Without ``gpus``, it is that of one process on the CPU; ``memory``, GB of each, is by default what is free on this
+    machine. ``sent`` is the bytes that a process sends in a step.
 
     Raises
     ------

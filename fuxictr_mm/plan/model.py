@@ -30,28 +30,15 @@ MOST_PARAMETERS = 2**26
 
 @dataclass(frozen=True)
 class Table:
-    """An embedding table.
+    """An embedding table."""
 
-    Parameters
-    ----------
-    name : str
-        Of the feature.
-    rows, dim : int
-        Its shape.
-    kind : {"dense", "touched", "sharded"}
-        Whether a step updates all rows, or only those of its batch; of a sharded table, each process has a part.
-    state : float
-        Numbers of the optimizer per weight.
-    sharding : str
-        Its setting of this name.
-    """
-
-    name: str
+    name: str  #: Of the feature.
     rows: int
     dim: int
+    #: ``dense``: a step updates all rows; ``touched``: only those of its batch; ``sharded``: a process has a part.
     kind: str
-    state: float
-    sharding: str
+    state: float  #: Numbers of the optimizer per weight.
+    sharding: str  #: Its setting of this name.
 
     @property
     def weights(self) -> int:
@@ -66,45 +53,21 @@ class Table:
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """Sizes of a model.
+    """Sizes of a model."""
 
-    Parameters
-    ----------
-    tables : list of Table
-        Its embedding tables that are trained.
-    other : int
-        Number of its other parameters.
-    other_state : float
-        Numbers of the optimizer for each of those.
-    buffers : int
-        Bytes of its buffers, such as codes of the items.
-    rule : str or None
-        How touched rows are updated.
-    activations : (float, float) or None
-        Bytes that the forward pass keeps: of a batch, and of each of its rows. None for a large network.
-    """
-
-    tables: list[Table]
-    other: int
-    other_state: float
-    buffers: int
-    rule: str | None
+    tables: list[Table]  #: Its embedding tables that are trained.
+    other: int  #: Number of its other parameters.
+    other_state: float  #: Numbers of the optimizer for each of those.
+    buffers: int  #: Bytes of its buffers, such as codes of the items.
+    rule: str | None  #: How touched rows are updated.
+    #: Bytes that the forward pass keeps: of a batch, and of each of its rows. None for a large network.
     activations: tuple[float, float] | None
 
 
 def measure_model(experiment: Experiment, features: Sequence[Feature], num_items: int, history: int) -> ModelSizes:
-    """Return the sizes of the model of an experiment.
+    """Return the sizes of the MultimodalModel of an experiment, with a history of so many items.
 
-    Parameters
-    ----------
-    experiment : Experiment
-        Of a MultimodalModel.
-    features : sequence of Feature
-        Complete.
-    num_items : int
-        Items, padding included.
-    history : int
-        Items of a history.
+    ``features`` are complete; ``num_items`` includes padding.
 
     Raises
     ------

@@ -9,53 +9,18 @@ from typing import Any
 import numpy as np
 
 from fuxictr_mm.errors import UserError
-from fuxictr_mm.evaluation.compare import Comparison, compare_groups
+from fuxictr_mm.evaluation.compare import Comparison, Pair, compare_groups
 from fuxictr_mm.evaluation.significance import ALPHA, Side
 from fuxictr_mm.report.experiments import ExperimentRuns
 from fuxictr_mm.runs import Run
 
 
 @dataclass(frozen=True)
-class Against:
-    """The difference between two experiments.
-
-    Parameters
-    ----------
-    value, low, high : float
-        Difference in the mean metric, first less second, and its 95 % interval.
-    better : bool
-        Whether the first is better, significantly or not.
-    shown : bool
-        Whether it is significant, corrected for the number of pairs.
-    seeds_known : bool
-        Whether there are enough seeds to estimate their spread; otherwise no difference is significant.
-    sentence : str
-        The conclusion of ``fuxictr-mm compare``.
-    """
-
-    value: float
-    low: float
-    high: float
-    better: bool
-    shown: bool
-    seeds_known: bool
-    sentence: str
-
-
-@dataclass(frozen=True)
 class Comparisons:
-    """Comparison of the experiments of a dataset.
+    """Comparison of the experiments of a dataset."""
 
-    Parameters
-    ----------
-    comparison : Comparison or None
-        None if there is nothing to compare.
-    notes : list of str
-        Which experiments are missing, and what limits the conclusions.
-    """
-
-    comparison: Comparison | None
-    notes: list[str]
+    comparison: Comparison | None  #: None if there is nothing to compare.
+    notes: list[str]  #: Which experiments are missing, and what limits the conclusions.
 
     @property
     def sides(self) -> dict[str, Side]:
@@ -70,16 +35,10 @@ class Comparisons:
         low, high = np.quantile(self.sides[name].samples.mean(axis=0), [ALPHA / 2, 1 - ALPHA / 2])
         return float(low), float(high)
 
-    def against(self, first: str, second: str) -> Against | None:
+    def against(self, first: str, second: str) -> Pair | None:
         """Return the difference of two experiments; None if they were not compared."""
-        for pair in [] if self.comparison is None else self.comparison.pairs:
-            if {pair.first.name, pair.second.name} == {first, second}:
-                found, sign = pair.found, 1 if pair.first.name == first else -1
-                low, high = sorted((sign * found.low, sign * found.high))
-                shown = found.is_significant(pair.corrected_p)
-                better = sign * found.value * pair.first.sign > 0
-                return Against(sign * found.value, low, high, better, shown, found.seeds is not None, pair.conclusion)
-        return None
+        pairs = [] if self.comparison is None else self.comparison.pairs
+        return next((pair.of(first) for pair in pairs if {pair.first.name, pair.second.name} == {first, second}), None)
 
 
 def compare_experiments(
@@ -88,18 +47,10 @@ def compare_experiments(
     track: Callable[[Iterable[int]], Any] = iter,
     task: str | None = None,
 ) -> Comparisons:
-    """Compare all pairs of experiments on their validation rows.
+    """Compare all pairs of experiments of a dataset on their validation rows, by the label ``task`` of several.
 
-    Parameters
-    ----------
-    experiments : sequence of ExperimentRuns
-        Of one dataset.
-    known : sequence of Run
-        All runs, also those that are not on the page: they may be further seeds.
-    track : callable
-        Wraps the iterable of chunks of bootstrap samples, to show progress.
-    task : str, optional
-        The label to compare on, for runs with several labels.
+    Of ``known``, runs that are not on the page may be further seeds. ``track`` wraps the chunks of bootstrap samples,
+    to show progress.
     """
     notes: list[str] = []
     if not experiments:

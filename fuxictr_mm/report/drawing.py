@@ -75,21 +75,11 @@ STYLE = {
 
 @dataclass(frozen=True)
 class Plot:
-    """A plot with title and caption.
+    """A plot with title and caption."""
 
-    Parameters
-    ----------
-    title : str
-        A few words.
-    caption : str
-        Sentences with the numbers; also its text alternative.
-    drawing : str
-        SVG in which each ``id`` begins with ``MARK``.
-    """
-
-    title: str
-    caption: str
-    drawing: str
+    title: str  #: A few words.
+    caption: str  #: Sentences with the numbers; also its text alternative.
+    drawing: str  #: SVG in which each ``id`` begins with ``MARK``.
 
     def svg(self, number: int) -> Markup:
         """Return the SVG with unique ids; the caption's id is ``c`` and the number."""
@@ -100,17 +90,7 @@ class Plot:
 
 
 def draw(title: str, caption: str, height: float, paint: Callable[[Figure], Any]) -> Plot:
-    """Render a plot.
-
-    Parameters
-    ----------
-    title, caption : str
-        As in ``Plot``.
-    height : float
-        Inches.
-    paint : callable
-        Draws on an empty figure.
-    """
+    """Render a plot of a height in inches, which ``paint`` draws on an empty figure."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -172,48 +152,21 @@ NAME_WIDTH = 26
 
 @dataclass(frozen=True)
 class Dot:
-    """A row of a plot.
+    """A row of a plot."""
 
-    Parameters
-    ----------
-    name : str
-        Next to the row.
-    value : float
-        Position of the dot.
-    low, high : float, optional
-        Ends of the whisker.
-    colour : str
-        Of dot and whisker.
-    others : sequence of float
-        Small rings, for example single seeds.
-    """
-
-    name: str
-    value: float
+    name: str  #: Next to the row.
+    value: float  #: Position of the dot.
+    #: Ends of the whisker.
     low: float | None = None
     high: float | None = None
-    colour: str = INK
-    others: Sequence[float] = ()
+    colour: str = INK  #: Of dot and whisker.
+    others: Sequence[float] = ()  #: Small rings, for example single seeds.
 
 
 def dots(
     title: str, caption: str, rows: Sequence[Dot], label: str, *, reference: float | None = None, bars: bool = False
 ) -> Plot:
-    """Draw a row for each value, the first at the top.
-
-    Parameters
-    ----------
-    title, caption : str
-        As in ``Plot``.
-    rows : sequence of Dot
-        One or more.
-    label : str
-        Of the axis.
-    reference : float, optional
-        A line across all rows.
-    bars : bool
-        Fill from 0 to the value.
-    """
+    """Draw a row for each value, the first at the top, with a line across all at ``reference``; ``bars`` begin at 0."""
     names = [printable(row.name, NAME_WIDTH) for row in rows]
 
     def paint(figure: Any) -> None:
@@ -244,73 +197,32 @@ def dots(
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a plot.
-
-    Parameters
-    ----------
-    x, y : sequence of float
-        Its points.
-    name : str
-        In the legend; empty for none.
-    colour : str
-        Of the line.
-    dashed : bool
-        Whether it is dashed.
-    low, high : sequence of float
-        Whiskers at its points, or empty.
-    dots : bool
-        Whether points are marked.
-    mark : (float, float), optional
-        A point with a ring.
-    """
+    """A line of a plot."""
 
     x: Sequence[float]
     y: Sequence[float]
-    name: str = ""
+    name: str = ""  #: In the legend; empty for none.
     colour: str = SERIES[0]
     dashed: bool = False
+    #: Whiskers at its points, or empty.
     low: Sequence[float] = ()
     high: Sequence[float] = ()
-    dots: bool = True
-    mark: tuple[float, float] | None = None
+    dots: bool = True  #: Whether points are marked.
+    mark: tuple[float, float] | None = None  #: A point with a ring.
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Lines with their own axes.
+    """Lines with their own axes."""
 
-    Parameters
-    ----------
-    lines : sequence of Line
-        The first is at the bottom.
-    label : str
-        Of the upright axis.
-    names : sequence of str
-        Tick labels 0, 1, ... of the other axis, or empty.
-    limits : (float, float), optional
-        Of the upright axis.
-    """
-
-    lines: Sequence[Line]
-    label: str
-    names: Sequence[str] = ()
-    limits: tuple[float, float] | None = None
+    lines: Sequence[Line]  #: The first is at the bottom.
+    label: str  #: Of the upright axis.
+    names: Sequence[str] = ()  #: Tick labels 0, 1, ... of the other axis, or empty.
+    limits: tuple[float, float] | None = None  #: Of the upright axis.
 
 
 def lines(title: str, caption: str, panels: Sequence[Panel], label: str, *, square: bool = False) -> Plot:
-    """Draw panels one above the other on one horizontal axis.
-
-    Parameters
-    ----------
-    title, caption : str
-        As in ``Plot``.
-    panels : sequence of Panel
-        One or more.
-    label : str
-        Of the horizontal axis.
-    square : bool
-        Both axes have the same scale.
-    """
+    """Draw panels one above the other on one horizontal axis; ``square``: both axes have the same scale."""
 
     def paint(figure: Any) -> None:
         _place(figure, 0.72, 0.5, 0.08)

@@ -15,18 +15,11 @@ from fuxictr_mm.terminal import listed, number, plural
 
 @dataclass(frozen=True)
 class ExperimentRuns:
-    """Runs that differ only in their seed.
+    """Runs that differ only in their seed."""
 
-    Parameters
-    ----------
-    name : str
-        The experiment id; of an earlier configuration with the time of its newest run. Unique within a dataset.
-    runs : list of Run
-        Finished, one for each seed: those of the data as it is now first, then the newest.
-    """
-
+    #: The experiment id; of an earlier configuration with the time of its newest run. Unique within a dataset.
     name: str
-    runs: list[Run]
+    runs: list[Run]  #: Finished, one for each seed: those of the data as it is now first, then the newest.
 
     @property
     def newest(self) -> Run:
@@ -71,35 +64,18 @@ class ExperimentRuns:
 
 @dataclass(frozen=True)
 class Gathered:
-    """The runs of one dataset.
-
-    Parameters
-    ----------
-    dataset_id : str
-        Name of the dataset.
-    experiments : list of ExperimentRuns
-        In the order of their names.
-    notes : list of str
-        What is omitted, with the reason.
-    """
+    """The runs of one dataset."""
 
     dataset_id: str
-    experiments: list[ExperimentRuns]
-    notes: list[str]
+    experiments: list[ExperimentRuns]  #: In the order of their names.
+    notes: list[str]  #: What is omitted, with the reason.
 
 
 def gather(runs: Sequence[Run], named: Iterable[str | os.PathLike[str]] = ()) -> list[Gathered]:
-    """Group runs by dataset and experiment.
+    """Group runs, newest first, by dataset and experiment.
 
     The configuration that is kept of an experiment is the first of ``present_first``, and so is the run of each seed.
     Runs of another configuration or other data are kept if they are named.
-
-    Parameters
-    ----------
-    runs : sequence of Run
-        Newest first.
-    named : iterable of str or path
-        Names and folders of the requested runs.
     """
     asked = {os.path.basename(os.path.normpath(name)) for name in named}
     datasets: dict[str, list[Run]] = {}
@@ -168,12 +144,6 @@ def _on_test(experiments: Sequence[ExperimentRuns]) -> list[str]:
     return [f"test metrics are of different test files: {'; '.join(listed(names) for names in files.values())}"]
 
 
-def labels_of(run: Run) -> list[str]:
-    """Return the names of the labels of a run."""
-    given = run.config.get("label_col") or {}
-    return [column["name"] for column in (given if isinstance(given, list) else [given]) if "name" in column]
-
-
 def history(run: Run) -> list[dict[str, Any]]:
     """Return the evaluations of a run that have a step; an empty list if the file is damaged.
 
@@ -183,7 +153,7 @@ def history(run: Run) -> list[dict[str, Any]]:
         lines = [line for line in run.history() if number(line.get("step")) is not None]
     except (UserError, OSError):
         return []
-    labels = labels_of(run)
+    labels = run.label_names
     return [of_label(line, labels[0]) | line for line in lines] if len(labels) == 1 else lines
 
 

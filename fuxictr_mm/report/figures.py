@@ -62,10 +62,11 @@ def plot_differences(comparisons: Comparisons, order: Sequence[ExperimentRuns]) 
     for name in named[1:MOST_ROWS]:
         against = comparisons.against(name, named[0])
         if against is not None:
-            rows.append(Dot(name, against.value, against.low, against.high, MUTED if against.shown else INK))
-            alone = alone or not against.seeds_known
-            if against.shown:
-                (better if against.better else worse).append(name)
+            found = against.found
+            rows.append(Dot(name, found.value, found.low, found.high, MUTED if against.better else INK))
+            alone = alone or found.seeds is None
+            if against.better:
+                (better if against.better == name else worse).append(name)
     if not rows:
         return None
     lost = listed([f"{row.name} {signed(row.value)} ({signed(row.low)} to {signed(row.high)})" for row in rows], 3)

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fuxictr_mm.report.comparisons import Against, Comparisons
+from fuxictr_mm.evaluation.compare import Pair
+from fuxictr_mm.report.comparisons import Comparisons
 from fuxictr_mm.report.experiments import ExperimentRuns, average
 from fuxictr_mm.report.figures import speed_of
 from fuxictr_mm.report.settings import Ablation, Change, changes, settings_of
@@ -19,26 +20,12 @@ FIRST = "AUC"
 
 @dataclass(frozen=True)
 class Row:
-    """An experiment in the leaderboard.
-
-    Parameters
-    ----------
-    experiment : ExperimentRuns
-        The experiment.
-    interval : (float, float) or None
-        95 % interval of the metric that it is compared by.
-    against : Against or None
-        Its difference to the best; None for the best and if it is unknown.
-    speed : float or None
-        Mean training rows per second.
-    best : bool
-        Whether it is the best.
-    """
+    """An experiment in the leaderboard."""
 
     experiment: ExperimentRuns
-    interval: tuple[float, float] | None
-    against: Against | None
-    speed: float | None
+    interval: tuple[float, float] | None  #: 95 % interval of the metric that it is compared by.
+    against: Pair | None  #: Its difference to the best; None for the best and if it is unknown.
+    speed: float | None  #: Mean training rows per second.
     best: bool
 
     @property
@@ -49,27 +36,20 @@ class Row:
 
 @dataclass(frozen=True)
 class Reason:
-    """A reason for the result of the best experiment, in one sentence.
+    """A reason for the result of the best experiment, in one sentence."""
 
-    Parameters
-    ----------
-    text : str
-        The sentence, without its full stop.
-    section : {"ablation", "diagnosis"}
-        Section of the page with the details.
-    """
-
-    text: str
-    section: str
+    text: str  #: The sentence, without its full stop.
+    section: str  #: Section of the page with the details: ``ablation`` or ``diagnosis``.
 
 
-def conclusion_of(against: Against | None) -> str:
+def conclusion_of(against: Pair | None) -> str:
     """Return the conclusion about a difference in a few words."""
     if against is None:
         return "not compared"
-    if against.shown:
-        return "better" if against.better else "worse"
-    return "no significant difference" if against.seeds_known or against.low <= 0 <= against.high else "seeds unknown"
+    if against.better:
+        return "better" if against.better == against.first.name else "worse"
+    is_known = against.found.seeds is not None or against.found.low <= 0 <= against.found.high
+    return "no significant difference" if is_known else "seeds unknown"
 
 
 def metrics_of(experiments: Sequence[ExperimentRuns], split: str = "valid") -> list[str]:
@@ -116,7 +96,7 @@ def lead(rows: Sequence[Row]) -> list[str]:
     second = rows[1]
     if second.against is None:
         return [*sentences, f"{second.experiment.name} follows; the two could not be compared."]
-    return [*sentences, f"Compared with the next, {second.experiment.name}: {second.against.sentence}."]
+    return [*sentences, f"Compared with the next, {second.experiment.name}: {second.against.conclusion}."]
 
 
 def needed(rows: Sequence[Row], ablations: Sequence[Ablation], comparisons: Comparisons) -> Reason | None:
@@ -126,13 +106,10 @@ def needed(rows: Sequence[Row], ablations: Sequence[Ablation], comparisons: Comp
     best = rows[0].experiment
     relatives = [[a.base, *(e for e, _ in a.others)] for a in ablations if a.model == best.newest.model]
     lost = [
-        (abs(against.value), other)
+        (abs(against.found.value), other)
         for group in relatives
         for other in group
-        if other is not best
-        and (against := comparisons.against(other.name, best.name))
-        and against.shown
-        and not against.better
+        if other is not best and (against := comparisons.against(other.name, best.name)) and against.better == best.name
     ]
     if not lost:
         return None

@@ -80,21 +80,7 @@ def describe_dataset(
     track: Callable[[Iterable[int]], Any] = iter,
     task: str | None = None,
 ) -> DatasetSection:
-    """Compute the content of the page for one dataset.
-
-    Parameters
-    ----------
-    gathered : Gathered
-        Its experiments.
-    number : int
-        Index of the dataset on the page.
-    known : sequence of Run
-        All runs; further seeds of a configuration are used for the conclusions.
-    track : callable
-        Wraps the chunks of bootstrap samples, to show progress.
-    task : str, optional
-        The label to compare on, for runs with several labels.
-    """
+    """Compute the content of the page for its ``number``-th dataset; others as of ``compare_experiments``."""
     comparisons = compare_experiments(gathered.experiments, known, track=track, task=task)
     rows = leaderboard(gathered.experiments, comparisons)
     order = [row.experiment for row in rows]

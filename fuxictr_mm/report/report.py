@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fuxictr_mm.errors import ConfigError, MissingFileError, nearest
 from fuxictr_mm.files import write_beside
-from fuxictr_mm.report.experiments import gather, labels_of, of_label
+from fuxictr_mm.report.experiments import gather, of_label
 from fuxictr_mm.report.page import DatasetSection, describe_dataset, missing, render
 from fuxictr_mm.runs import RUN_NAME, Run, find_runs, resolve
 from fuxictr_mm.terminal import listed, progress_bar
@@ -27,26 +27,10 @@ def report(
     intro: Sequence[str] = (),
     quiet: bool = True,
 ) -> list[DatasetSection]:
-    """Write the page about some runs, or about all.
+    """Write the page about some runs (experiment ids, names of runs, or folders), or about all below ``root``.
 
-    Parameters
-    ----------
-    names : sequence of str or path
-        Experiment ids, names of runs, or folders; all runs if empty.
-    root : path
-        The ``model_root`` of the runs.
-    out : path
-        The page.
-    dataset : str, optional
-        Keeps runs on this dataset only.
-    label : str, optional
-        For runs with several labels, the one whose metrics and predictions are compared.
-    title : str, optional
-        Heading.
-    intro : sequence of str
-        Sentences at the beginning of the page.
-    quiet : bool
-        No progress bar.
+    ``dataset`` keeps the runs on one; of runs with several labels, ``label`` is the one whose metrics and predictions
+    are compared; ``intro`` are sentences at the beginning of the page.
 
     Raises
     ------
@@ -93,16 +77,15 @@ def _of_label(runs: Sequence[Run], label: str) -> list[Run]:
     """Return the runs that have a label, with its metrics alone, AUC first; of those on one label as on several."""
     from fuxictr_mm.metrics import split_task  # which imports torch
 
-    named = {run.path: labels_of(run) for run in runs}
-    found = [run for run in runs if label in named[run.path]]
+    found = [run for run in runs if label in run.label_names]
     if not found:
-        known = sorted({name for names in named.values() for name in names})
+        known = sorted({name for run in runs for name in run.label_names})
         raise ConfigError(f"--label: no run has the label '{label}'{nearest(label, known)}; they have {listed(known)}")
-    if all(len(named[run.path]) == 1 for run in found):
+    if all(len(run.label_names) == 1 for run in found):
         return found
 
     def of_one(run: Run, metrics: dict[str, float]) -> dict[str, float]:
-        names = named[run.path]
+        names = run.label_names
         if len(names) == 1:
             return of_label(metrics, label)
         kept = [name for name in metrics if split_task(name, names)[0] == label]

@@ -20,43 +20,21 @@ OF_THE_MOMENT = ("command", "started_at")
 
 @dataclass(frozen=True)
 class Change:
-    """A setting that differs from the base's.
-
-    Parameters
-    ----------
-    key : str
-        The setting.
-    text : str
-        What it changes to, as ``True → False``, or for lists what is left out and what is added.
-    size : int
-        Size of the change: 1, or the number of entries for lists.
-    gone : tuple of str
-        Entries removed from a list, if nothing is added to it.
-    """
+    """A setting that differs from the base's."""
 
     key: str
-    text: str
-    size: int
-    gone: tuple[str, ...] = field(default=(), repr=False)
+    text: str  #: What it changes to, as ``True → False``, or for lists what is left out and what is added.
+    size: int  #: Size of the change: 1, or the number of entries for lists.
+    gone: tuple[str, ...] = field(default=(), repr=False)  #: Entries removed from a list, if nothing is added to it.
 
 
 @dataclass(frozen=True)
 class Ablation:
-    """Experiments of one model, compared with the one that the others differ from least.
-
-    Parameters
-    ----------
-    model : str
-        Name of the model.
-    base : ExperimentRuns
-        The base.
-    others : list of (ExperimentRuns, list of Change)
-        The others, with what they change.
-    """
+    """Experiments of one model, compared with the one that the others differ from least."""
 
     model: str
     base: ExperimentRuns
-    others: list[tuple[ExperimentRuns, list[Change]]]
+    others: list[tuple[ExperimentRuns, list[Change]]]  #: The others, with what they change.
 
 
 def settings_of(experiment: ExperimentRuns) -> dict[str, Any]:

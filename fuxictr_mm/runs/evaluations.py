@@ -21,13 +21,7 @@ def is_falling(metric: str) -> bool:
 
 
 def read_evaluations(folder: Path) -> list[dict[str, Any]]:
-    """Return the evaluations of the newest run of an experiment, in order of their steps, also while it is training.
-
-    Parameters
-    ----------
-    folder : Path
-        ``RunPaths.runs``.
-    """
+    """Return the evaluations of the newest run in ``RunPaths.runs`` by their steps, also while it trains."""
     newest = newest_evaluations(folder)
     lines = [] if newest is None else read_lines(newest[0])
     return list({line["step"]: line for line in lines}.values())  # a killed run may have written a step twice
@@ -82,7 +76,3 @@ def best_epoch_was_last(history: Sequence[Mapping[str, Any]], settings: Mapping[
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_finite(value: Any) -> bool:
-    return _is_number(value) and math.isfinite(value)

@@ -46,20 +46,13 @@ class RunPaths:
 
     ``EXPID.model``, ``.log`` and ``.json`` are those of its newest run. Every run also has its own folder,
     ``EXPID/RUN``, which holds the files that this module names.
-
-    Parameters
-    ----------
-    model_root : Path
-        Folder of all experiments.
-    dataset_id, expid : str
-        Names of the dataset and of the experiment.
-    suffix : str
-        Follows the experiment id in the names of the files; ``.seed3`` for a seed that is trained in parallel.
     """
 
-    model_root: Path
+    model_root: Path  #: Folder of all experiments.
+    #: Names of the dataset and of the experiment.
     dataset_id: str
     expid: str
+    #: Follows the experiment id in the names of the files; ``.seed3`` for a seed that is trained in parallel.
     suffix: str = ""
 
     @classmethod

@@ -167,14 +167,8 @@ def resolve_one(
 ) -> list[Run]:
     """Return the runs that a name means, newest first.
 
-    Parameters
-    ----------
-    name : str or path
-        An experiment id (all its finished runs), the name of a run, or the folder of a run or of an experiment's runs.
-    runs : sequence of Run
-        From ``find_runs(root)``.
-    root : path
-        For the message.
+    It is an experiment id (all its finished runs), the name of a run, or the folder of a run or of an experiment's
+    runs; ``runs`` are those of ``find_runs(root)``.
 
     Raises
     ------

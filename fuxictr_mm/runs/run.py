@@ -99,6 +99,11 @@ class Run:
         return " ".join(str(self.config.get("description") or "").split())
 
     @property
+    def label_names(self) -> list[str]:
+        """Names of the labels."""
+        return label_names(self.config)
+
+    @property
     def data(self) -> dict[str, str]:
         """Hashes of the data files by setting, of ``fuxictr_mm.data.fingerprint``; empty of runs by older versions."""
         return self.environment.get(DATA) or {}
@@ -174,19 +179,16 @@ class Run:
                 command = f"fuxictr-mm predict --runs {quote(str(self.path))}"
                 state = f"trained without test_data, or by an older version; compute them: {command}"
             raise MissingFileError(f"{path}: no predictions of this run; {state}")
-        if task is not None and len(names := self._label_names()) == 1 and names != [task]:
+        if task is not None and len(names := self.label_names) == 1 and names != [task]:
             raise ConfigError(f"{self.path}: the run has the label '{names[0]}', not '{task}'")
         found = Predictions.read(path, task, is_regression=self.is_regression(task))
         if found.label is None and split == "valid":
             raise DataError(f"{path}: is not a file of predictions of a run ('label'); train it again")
         return found
 
-    def _label_names(self) -> list[str]:
-        return label_names(self.config) if self.config.get("label_col") else []
-
     def is_regression(self, label: str | None = None) -> bool:
         """Whether the task of a label is a regression; of the first label if none is named."""
-        names = self._label_names()
+        names = self.label_names
         tasks = per_label(self.config.get("task", "binary_classification"), max(len(names), 1))
         return tasks[names.index(label) if label in names else 0] == "regression"
 

@@ -13,13 +13,9 @@ from fuxictr_mm.terminal import listed
 def present_first(runs: Sequence[Run]) -> list[Run]:
     """Return runs of the data as it is now by configuration, that of the newest of them first, then all others.
 
-    The test file decides no weights: of one configuration, runs of the test file as it is now come first. Otherwise the
-    order is kept; so is that of all runs, if none is known to be of the data as it is now.
-
-    Parameters
-    ----------
-    runs : sequence of Run
-        Newest first.
+    They are given newest first. The test file decides no weights: of one configuration, runs of the test file as it is
+    now come first. Otherwise the order is kept; so is that of all runs, if none is known to be of the data as it is
+    now.
     """
     if all((run.data, _paths(run)) == (runs[0].data, _paths(runs[0])) for run in runs):
         return list(runs)  # no file is read where there is nothing to choose
@@ -70,13 +66,6 @@ def different_files(runs: Mapping[str, Run], split: str = "valid") -> list[str]:
 
     Rows are not refused for it: the same ones in another format, or with one more column, have another hash too. Labels
     and groups, which are compared elsewhere, do not tell them from rows with other items.
-
-    Parameters
-    ----------
-    runs : mapping of str to Run
-        By the name for the notes.
-    split : {"valid", "test"}
-        The rows that are evaluated.
     """
     rows = f"{split}_data"
     found: dict[str, str] = {}

@@ -32,14 +32,9 @@ def _sparse_parameters(model: nn.Module, sharded: bool) -> list[nn.Parameter]:
 
 
 def touched_rows(table: nn.Parameter) -> tuple[Tensor, Tensor]:
-    """Return the rows of a table that its sparse gradient reaches, and their gradient.
+    """Return the rows ``(U,)`` that the sparse gradient of a table reaches, ascending, and their gradient ``(U, D)``.
 
-    Returns
-    -------
-    rows : Tensor
-        ``(U,)`` int64, ascending, each once.
-    values : Tensor
-        ``(U, D)``; a change in place changes the gradient.
+    A change of it in place changes that of the table.
 
     Raises
     ------

@@ -24,16 +24,9 @@ def choose_kinds(
 ) -> None:
     """Give every table its kind: gradients of the others are sparse from here on. Names and weights stay.
 
-    Parameters
-    ----------
-    tables : iterable of (str, Module)
-        Features and the modules that hold their tables. A shared table is of the kind of the first one.
-    features : mapping
-        Settings by feature; ``table`` is ``dense``, ``touched``, ``sharded`` or ``auto``, the default.
-    obstacle : str, optional
-        A setting with which tables cannot be ``touched``.
-    doubt : str, optional
-        What may not work with them: ``auto`` is ``dense``.
+    A shared table is of the kind of the first feature with it. ``features`` has ``table`` by feature: ``dense``,
+    ``touched``, ``sharded`` or ``auto``, the default. ``obstacle`` is a setting with which tables cannot be
+    ``touched``, ``doubt`` what may not work with them: then ``auto`` is ``dense``.
 
     Raises
     ------

@@ -21,38 +21,22 @@ SHARDINGS = {"row": "row_wise", "table": "table_wise", "column": "column_wise"}
 
 
 class Part(NamedTuple):
-    """The part of a table ``(R, D)`` that one process has.
+    """The part of a table ``(R, D)`` that one process has."""
 
-    Parameters
-    ----------
-    rank : int
-        Of the process.
-    row, column : int
-        The first of each.
-    rows, columns : int
-        How many.
-    """
-
-    rank: int
+    rank: int  #: Of the process.
+    #: The first of each.
     row: int
     column: int
+    #: How many.
     rows: int
     columns: int
 
 
 class Layout(NamedTuple):
-    """How one table is spread.
+    """How one table is spread."""
 
-    Parameters
-    ----------
-    kind : {"row", "table", "column"}
-        By rows, not at all, by columns.
-    parts : tuple of Part
-        At most one of each process, ascending by rank.
-    """
-
-    kind: str
-    parts: tuple[Part, ...]
+    kind: str  #: ``row``, ``table`` (not split) or ``column``.
+    parts: tuple[Part, ...]  #: At most one of each process, ascending by rank.
 
     def part(self, rank: int) -> Part:
         """Return the part of a process, which may be empty."""
@@ -68,19 +52,12 @@ class Layout(NamedTuple):
 
 
 class TableShape(NamedTuple):
-    """A table to be spread.
+    """A table to be spread."""
 
-    Parameters
-    ----------
-    rows, dim : int
-        R and D.
-    sharding : str
-        Its setting: ``row``, ``table``, ``column`` or ``auto``.
-    """
-
+    #: R and D.
     rows: int
     dim: int
-    sharding: str
+    sharding: str  #: Its setting: ``row``, ``table``, ``column`` or ``auto``.
 
 
 def memory_of_process(device: str) -> float:
@@ -106,20 +83,7 @@ def choose_layouts(
     """Return the layout of every table; the same on all processes, if they call it with the same arguments.
 
     ``row`` needs no planner. If any table has another setting, TorchRec's planner places all of them, by its estimates
-    of the time of a step and of memory.
-
-    Parameters
-    ----------
-    tables : mapping of str to TableShape
-        By feature.
-    rule : str
-        Of the optimizer, see ``TouchedOptimizer``.
-    processes : int
-        W.
-    device : {"cpu", "cuda"}
-        Where they have the tables.
-    memory : float
-        Bytes of each process.
+    of the time of a step and of the ``memory`` of each process in bytes. ``rule`` is that of ``TouchedOptimizer``.
 
     Raises
     ------

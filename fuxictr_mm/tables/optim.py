@@ -139,10 +139,7 @@ class TouchedOptimizer(torch.optim.Optimizer):
 class Optimizers:
     """Optimizers that take their steps together, in the place of one: of dense parameters, and of kinds of tables.
 
-    Parameters
-    ----------
-    **parts
-        ``dense``, ``touched``, ``sharded``; their parameter groups follow each other.
+    The parameter groups of ``dense``, ``touched`` and ``sharded`` follow each other.
     """
 
     def __init__(self, **parts: Any) -> None:

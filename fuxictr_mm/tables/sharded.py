@@ -21,7 +21,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from fuxictr_mm.config import ModelSettings
 from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.tables.layout import Layout, Part, TableShape, choose_layouts, memory_of_process
 
@@ -30,16 +29,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Rules of ``TouchedOptimizer`` that fbgemm has on the CPU as well.
-SHARDED_RULES = ("adagrad", "rowwise_adagrad", "sgd")
 #: The pair of packages that works together, and with the torch of requirements.txt.
 VERSION = "1.8.0"
 #: Rows that one random generator initializes, and that are sent in one message.
 BLOCK = 2**16
 #: Standard deviation of initial weights, as FuxiCTR has it.
 INITIAL_STD = 1e-4
-#: As in torch, and in ``TouchedOptimizer``.
-EPSILON = 1e-10
 
 
 def is_spread() -> bool:
@@ -73,15 +68,7 @@ class WholeTable(nn.Embedding):
     """A table with ``table: sharded`` in one process, with the initial weights that several processes give it.
 
     FuxiCTR initializes tables of the class ``nn.Embedding`` itself, by the global generator, and passes over this one.
-
-    Parameters
-    ----------
-    rows, dim : int
-        R and D.
-    padding_idx : int or None
-        The row of zeros.
-    number : int
-        Of the table among the sharded ones of the model, from 0.
+    ``number`` is that of the table among the sharded ones of the model.
     """
 
     def __init__(self, rows: int, dim: int, padding_idx: int | None, number: int) -> None:
@@ -97,24 +84,9 @@ class ShardedTable(nn.Module):
     whole one by ``gathered_state``; a process that loads one takes its own part of it. It has no parameters, as the
     backward pass updates it. Initial weights are those of a ``WholeTable``, whatever the layout.
 
-    Parameters
-    ----------
-    rows, dim : int
-        R and D.
-    layout : Layout
-        Which process has which part.
-    padding_idx : int or None
-        The row of zeros.
-    group : dict
-        Settings of the optimizer: ``rule`` (of ``SHARDED_RULES``), ``lr``, ``eps``; those of all sharded tables.
-    number : int
-        Of the table among those of the model, from 0.
-    device : torch.device
-        Of the weights.
-    folder : Path
-        Where rank 0 gathers a whole table, in a temporary file.
-    processes : ProcessGroup
-        All of them; a group of its own, so that lookups need no order among other messages.
+    ``group`` has the settings of the optimizer of all sharded tables: ``rule``, ``lr``, ``eps``. ``number`` is that of
+    the table among those of the model. Rank 0 gathers a whole table in a temporary file in ``folder``. ``processes``
+    are all, in a group of its own, so that lookups need no order among other messages.
 
     Raises
     ------
@@ -322,47 +294,6 @@ def _make_engine(
         return sharder.shard(collection, plan, ShardingEnv.from_process_group(processes), device=device)
 
 
-def optimizer_group(
-    shardings: Mapping[str, str], settings: ModelSettings, rule: str | None, obstacle: str | None
-) -> dict[str, Any]:
-    """Return the settings of the optimizer of a model's sharded tables.
-
-    Parameters
-    ----------
-    shardings : mapping of str to str
-        The setting ``sharding`` of each feature with such a table.
-    settings : ModelSettings
-        Of the model.
-    rule : str or None
-        How touched rows are updated, see ``TouchedOptimizer``.
-    obstacle : str, optional
-        A reason why tables cannot be sharded.
-
-    Raises
-    ------
-    ConfigError
-        Settings cannot be combined with an update in the backward pass; one line lists all of them.
-    """
-    obstacles = [] if obstacle is None else [obstacle]
-    if rule not in SHARDED_RULES:
-        obstacles.append(f"its rows are updated by {rule or settings.optimizer}; set table_optimizer: rowwise_adagrad")
-    for key, off in (("embedding_regularizer", 0), ("embedding_weight_decay", 0), ("ema", None), ("swa_start", None)):
-        if getattr(settings, key) not in (None, off):
-            obstacles.append(f"{key} is {getattr(settings, key)}; set {key}: {'null' if off is None else off}")
-    if settings.accumulation_steps > 1:
-        obstacles.append(f"accumulation_steps is {settings.accumulation_steps}; set accumulation_steps: 1")
-    name = next((n for n, sharding in shardings.items() if sharding == "column"), next(iter(shardings)))
-    if shardings[name] == "column" and rule == "rowwise_adagrad":
-        obstacles.append(
-            "sharded by columns, for which rowwise_adagrad would keep a separate sum in each process; set sharding: row"
-        )
-    if obstacles:
-        raise ConfigError(f"feature '{name}': table is sharded, but {', and '.join(obstacles)}; or set table: touched")
-    rate = settings.embedding_learning_rate or settings.learning_rate
-    # The keys of a TouchedOptimizer's group, which resumes its state in one process.
-    return {"lr": rate, "rule": rule, "weight_decay": 0.0, "betas": (0.9, 0.999), "eps": EPSILON}
-
-
 def without_rows(feature_map: Any, names: Sequence[str]) -> Any:
     """Return a feature map in which the features ``names`` have tables of one row, to be replaced by sharded ones."""
     small = copy.copy(feature_map)
@@ -460,11 +391,6 @@ class ShardedOptimizer:
     """The optimizer of sharded tables as ``Optimizers`` and training checkpoints see it; the kernel takes its steps.
 
     Its state is that of a ``TouchedOptimizer`` for whole tables, so that any number of processes can resume it.
-
-    Parameters
-    ----------
-    tables : sequence of ShardedTable
-        All of a model.
     """
 
     def __init__(self, tables: Sequence[ShardedTable]) -> None:

@@ -21,21 +21,11 @@ REGULARIZE = "train with more regularization, such as a larger embedding_regular
 def warn_of_baselines(
     metrics: Mapping[str, float], label: torch.Tensor, tasks: Mapping[str, str], calibrate: str
 ) -> None:
-    """Warn if metrics are worse than those of a constant.
+    """Warn if metrics of the validation rows are worse than those of a constant; missing ones are not checked.
 
     These are a logloss above that of predicting the positive rate for all rows, an AUC below 0.5, and of a regression
-    an RMSE above the standard deviation of the labels.
-
-    Parameters
-    ----------
-    metrics : mapping
-        Metrics of the validation rows; missing ones are not checked.
-    label : Tensor
-        ``(rows,)`` labels, or ``(rows, T)`` of T labels, NaN for one that is missing.
-    tasks : mapping
-        The task of each label by its name.
-    calibrate : str
-        Command that calibrates predictions of one label.
+    an RMSE above the standard deviation of the labels ``(rows,)``, or ``(rows, T)`` with NaN for one that is missing.
+    ``calibrate`` is the command that calibrates predictions of one label.
     """
     for (task, kind), values in zip(tasks.items(), label.view(len(label), -1).unbind(dim=1), strict=True):
         known = values[~values.isnan()]

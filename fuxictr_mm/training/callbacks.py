@@ -62,18 +62,9 @@ class Callback(Protocol):
     def add_evaluation(
         self, epoch: int, step: int, training: Mapping[str, float], metrics: Mapping[str, float]
     ) -> None:
-        """Receive an evaluation.
+        """Receive an evaluation of the validation rows, in an epoch, from 1, and after ``step`` steps.
 
-        Parameters
-        ----------
-        epoch : int
-            The current epoch, from 1.
-        step : int
-            Steps done since the beginning.
-        training : mapping
-            ``loss``, the mean since the last evaluation; ``learning_rate``; ``rows_per_second``, of training only.
-        metrics : mapping
-            The monitored metrics on the validation rows.
+        ``training`` has ``loss``, the mean since the last; ``learning_rate``; ``rows_per_second``, of training only.
         """
 
     def close(self) -> None:
@@ -81,16 +72,9 @@ class Callback(Protocol):
 
 
 class RunWriter:
-    """Writes the folder of a run; a ``Callback`` of the training loop.
+    """Writes the folder of a run; a ``Callback`` of the training loop that ``open`` makes.
 
-    Parameters
-    ----------
-    path : Path
-        The folder, from ``open``.
-    settings : mapping
-        All settings of the experiment, plain values.
-    started : float
-        Start of this process's part of the run, by ``time.perf_counter()``.
+    ``started`` is the start of this process's part of the run, by ``time.perf_counter()``.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any], started: float) -> None:
@@ -178,18 +162,8 @@ class RunWriter:
     ) -> None:
         """Write the files of a finished run; result.json comes last.
 
-        Parameters
-        ----------
-        result : mapping
-            ``expid``, ``config_hash``, ``valid``, ``test`` and ``seconds``.
-        model : BaseModel
-            Its best weights are at ``model.checkpoint``.
-        scored : Scored
-            The validation rows.
-        test : Scored, optional
-            The test rows, with or without labels.
-        groups : mapping of str to ChunkedArray or None
-            Groups of the rows of each split where they are texts, of which ``scored`` has hashes.
+        The best weights of the model are at ``model.checkpoint``. ``scored`` and ``test`` have hashes of the ``groups``
+        of each split that are texts.
         """
         for split, rows in (("valid", scored), ("test", test)):
             if rows is not None:
@@ -259,15 +233,7 @@ def _link(source: Path, target: Path) -> None:
 
 
 def environment(gpu: int, started_at: datetime) -> dict[str, Any]:
-    """Return versions, device, commit of the working directory and command of this process.
-
-    Parameters
-    ----------
-    gpu : int
-        As in the configuration, -1 for the CPU.
-    started_at : datetime
-        When the run began.
-    """
+    """Return versions, device, commit of the working directory and command of this process."""
     import numpy
     import torch
 
@@ -316,12 +282,7 @@ def is_installed() -> bool:
 
 
 class TensorBoardLogger:
-    """Writes scalars for ``tensorboard --logdir``; a ``Callback`` of the training loop.
-
-    Parameters
-    ----------
-    folder : Path
-        Folder of only this run.
+    """Writes scalars for ``tensorboard --logdir`` to the folder of a run; a ``Callback`` of the training loop.
 
     Raises
     ------

@@ -181,11 +181,7 @@ def _setting_differences(weights: Path, settings: Mapping[str, Any] | None) -> l
 def saved_settings(weights: Path) -> tuple[Path, dict[str, Any]] | None:
     """Return the configuration that was saved with weights, and its file; None if there is none.
 
-    Parameters
-    ----------
-    weights : Path
-        Weights in the folder of a run, those of an experiment that a run has finished, or those in a folder written by
-        ``fuxictr-mm export-hub``.
+    They are in the folder of a run or of an export to the Hub, or those of an experiment that a run has finished.
 
     Raises
     ------

@@ -36,12 +36,8 @@ from fuxictr_mm.tables.sharded import is_distributed
 class SyncBatchNorm(_BatchNorm):
     """``nn.BatchNorm1d`` with mean and variance over all ranks; a rank may have one sample, or none.
 
-    Where all ranks together have fewer than two, the running statistics are unchanged.
-
-    Parameters
-    ----------
-    norm : nn.BatchNorm1d
-        Its parameters and buffers are used.
+    Where all ranks together have fewer than two, the running statistics are unchanged. The parameters and buffers are
+    those of ``norm``.
     """
 
     def __init__(self, norm: _BatchNorm) -> None:
@@ -213,12 +209,8 @@ class Replicas:
 
     Buckets keep their order (as ``find_unused_parameters`` has it), so that a resumed run adds up in the same order as
     one that was not interrupted. A parameter that no rank uses in a step has no gradient, as for one process. Tables
-    with sparse gradients are left out: after the backward pass, ranks exchange the rows that they reach.
-
-    Parameters
-    ----------
-    model : MultimodalModel
-        On its device, with the same weights on all ranks.
+    with sparse gradients are left out: after the backward pass, ranks exchange the rows that they reach. The model is
+    on its device, with the same weights on all ranks.
     """
 
     def __init__(self, model: Any) -> None:
@@ -241,19 +233,8 @@ class Replicas:
     def backward(self, batch: Any, count: int, synchronize: bool) -> Tensor:
         """Add the gradient of the mean loss over the samples of all ranks, divided by ``count``, to the gradients.
 
-        Parameters
-        ----------
-        batch : Batch
-            This rank's samples.
-        count : int
-            Number of batches of which gradients are accumulated.
-        synchronize : bool
-            Whether this is the last of them. Before, every rank keeps its own gradients.
-
-        Returns
-        -------
-        Tensor
-            The loss of this rank's samples, detached.
+        Gradients are accumulated over ``count`` batches; before the last, ``synchronize``, every rank keeps its own.
+        Return the loss of this rank's samples, detached.
         """
         rows = _amount(self.model, batch, self.device)
         everywhere = rows.clone()
@@ -341,12 +322,7 @@ def _with_weight(value: Any, weight: Tensor, average: Callable[[], None]) -> Any
 def _average_gradients(parameters: Sequence[nn.Parameter], touched: AbstractSet[int] = frozenset()) -> None:
     """Replace every gradient by its mean over ranks; one that no rank has stays None.
 
-    Parameters
-    ----------
-    parameters : sequence of Parameter
-        The same on every rank.
-    touched : set of int
-        ``id`` of those whose gradient is sparse: ranks exchange the rows that they reach.
+    Of parameters with the ``id`` of ``touched``, gradients are sparse: ranks exchange the rows that they reach.
     """
     _WeightGradient.is_due = False
     bucket: list[Tensor] = []

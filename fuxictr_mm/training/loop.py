@@ -387,27 +387,13 @@ def _save_weights(model: BaseModel) -> None:
 
 
 class Scored(NamedTuple):
-    """Samples of a loader with their predictions, in its order, of all processes, on the device.
+    """Samples of a loader with their predictions, in its order, of all processes, on the device."""
 
-    Parameters
-    ----------
-    prediction : Tensor
-        ``(rows,)``, or ``(rows, T)`` of T labels.
-    label : Tensor or None
-        The same, NaN for one of several labels that is missing; None if not requested.
-    group : Tensor or None
-        ``(rows,)``; None if not requested, or without a ``group_id``.
-    tasks : sequence of str
-        Names of several labels; empty for one.
-    kinds : sequence of str
-        The task of each of these labels.
-    """
-
-    prediction: Tensor
-    label: Tensor | None
-    group: Tensor | None
-    tasks: Sequence[str] = ()
-    kinds: Sequence[str] = ()
+    prediction: Tensor  #: ``(rows,)``, or ``(rows, T)`` of T labels.
+    label: Tensor | None  #: The same, NaN for one of several labels that is missing; None if not requested.
+    group: Tensor | None  #: ``(rows,)``; None if not requested, or without a ``group_id``.
+    tasks: Sequence[str] = ()  #: Names of several labels; empty for one.
+    kinds: Sequence[str] = ()  #: The task of each of these labels.
 
 
 @torch.no_grad()

@@ -18,19 +18,10 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def warn_of_large_parameters(name: str, device: torch.device, plan: str) -> Iterator[None]:
-    """Log a warning once the parameters made in a block, with their gradients, exceed the free memory.
+    """Log a warning once the parameters made in a block, with their gradients, exceed the free memory of a device.
 
-    It comes before most of them are initialised, and so before the operating system kills the process: until then
-    they take no memory.
-
-    Parameters
-    ----------
-    name : str
-        Of the experiment.
-    device : torch.device
-        Where the model will be.
-    plan : str
-        The command line that shows the memory of all parts.
+    It comes before most of them are initialised, and so before the operating system kills the process: until then they
+    take no memory. ``plan`` is the command line that shows the memory of all parts.
     """
     free = free_memory(device)
     seen = WeakIdKeyDictionary()

@@ -169,14 +169,7 @@ class Schedule:
     at batch s of S, with w batches of warmup. It has no state but the base learning rate, which the optimizer's state
     holds, so that a resumed run takes the same steps.
 
-    Parameters
-    ----------
-    optimizer : Optimizer
-        Its learning rates are set.
-    kind : {"plateau", "constant", "linear", "cosine", None}
-        The first two and None leave the learning rate as it is after the warmup.
-    warmup_steps : int
-        w.
+    ``plateau``, ``constant`` and None leave the learning rates of the optimizer as they are after the warmup.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer | Optimizers, kind: str | None, warmup_steps: int) -> None:
@@ -228,15 +221,9 @@ class WeightAverage:
     .. math:: a_u = d_u a_{u-1} + (1 - d_u) w_u, \qquad d_u = \min\Big(d, \frac{1 + u}{10 + u}\Big)
         \quad \text{or} \quad d_u = \max\Big(0, \frac{u - s}{u - s + 1}\Big)
 
-    Parameters
-    ----------
-    model : nn.Module
-        Its floating-point parameters and buffers, as in its state dict, are averaged; of tables with sparse gradients,
-        an update costs as much as its rows (``RowAverage``).
-    decay : float, optional
-        d, of an exponential average.
-    start : int
-        s, of a plain one.
+    with the ``decay`` d of an exponential average, or the ``start`` s of a plain one. Floating-point parameters and
+    buffers, as in the state dict of the model, are averaged; of tables with sparse gradients, an update costs as much
+    as its rows (``RowAverage``).
     """
 
     def __init__(self, model: nn.Module, decay: float | None = None, start: int = 1) -> None:
@@ -351,16 +338,8 @@ class Penalty:
     ``weight * sign(w)`` for p = 1 and ``weight * w`` for p = 2, is added after the backward pass, so that no norm of a
     whole table enters the graph. The optimizer of tables with sparse gradients asks for that of the rows it updates.
 
-    Parameters
-    ----------
-    model : nn.Module
-        Its trainable parameters are regularized.
-    embedding_regularizer, net_regularizer : float or str, optional
-        See ``parse_regularizer``.
-    tables : nn.Module, optional
-        Holds embeddings that FuxiCTR's feature embedding does not.
-    left_out : int
-        Last numbers of every field's embedding that are not regularized.
+    ``tables`` holds embeddings that FuxiCTR's feature embedding does not; the last ``left_out`` numbers of every
+    field's embedding are not regularized.
     """
 
     def __init__(

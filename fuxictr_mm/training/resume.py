@@ -42,44 +42,22 @@ CONFIGURATION, MODEL_FILE = "configuration", "model file"
 
 @dataclass
 class Progress:
-    """State of the training loop besides the model.
+    """State of the training loop besides the model."""
 
-    Parameters
-    ----------
-    streams : int or None
-        The virtual streams of the training samples, see ``fuxictr_mm.data.shards``.
-    global_size : int or None
-        Samples of all processes in a batch.
-    epoch : int
-        Current epoch, from 0.
-    batch, row : int
-        Batches of it that are done, and the samples that all processes took in them.
-    step : int
-        Batches done since the beginning.
-    best : float or None
-        Best monitored value so far.
-    worse : int
-        Evaluations since then.
-    saved : bool
-        Whether this run has written its best weights.
-    loss, losses : float, int
-        Sum of the losses since the last evaluation, and how many.
-    history : list of dict
-        One entry per evaluation.
-    """
-
-    streams: int | None
-    global_size: int | None
-    epoch: int = 0
+    streams: int | None  #: The virtual streams of the training samples, see ``fuxictr_mm.data.shards``.
+    global_size: int | None  #: Samples of all processes in a batch.
+    epoch: int = 0  #: Current epoch, from 0.
+    #: Batches of it that are done, and the samples that all processes took in them.
     batch: int = 0
     row: int = 0
-    step: int = 0
-    best: float | None = None
-    worse: int = 0
-    saved: bool = False
+    step: int = 0  #: Batches done since the beginning.
+    best: float | None = None  #: Best monitored value so far.
+    worse: int = 0  #: Evaluations since then.
+    saved: bool = False  #: Whether this run has written its best weights.
+    #: Sum of the losses since the last evaluation, and how many.
     loss: float = 0.0
     losses: int = 0
-    history: list[dict[str, float]] = field(default_factory=list)
+    history: list[dict[str, float]] = field(default_factory=list)  #: One entry per evaluation.
 
 
 class TrainingCheckpoint:

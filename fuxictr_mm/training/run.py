@@ -60,17 +60,7 @@ LENGTH_KEYS = {"epochs", "early_stop_patience"}
 
 
 class TrainingRun:
-    """One call of ``Experiment.fit``.
-
-    Parameters
-    ----------
-    experiment : Experiment
-        The experiment.
-    resume : bool
-        Whether to continue an interrupted run.
-    results_csv : Path, optional
-        See ``Experiment.fit``.
-    """
+    """One call of ``Experiment.fit``."""
 
     def __init__(self, experiment: Experiment, resume: bool, results_csv: Path | None) -> None:
         self.started = time.perf_counter()

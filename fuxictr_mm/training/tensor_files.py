@@ -46,16 +46,9 @@ class TensorFiles:
     ) -> None:
         """Write tensors to a folder that does not exist, on a disk that all processes see.
 
-        Parameters
-        ----------
-        tensors : mapping of str to Tensor
-            A ``DTensor`` is spread over the processes; the others are the same on all of them.
-        folder : Path
-            The folder.
-        finish : callable
-            The main process calls it with the hash of every file, by its name, when all of them are complete.
-        in_background : bool
-            Copy the tensors, and write in a thread; ``wait`` or the next ``save`` raises its errors.
+        A ``DTensor`` is spread over the processes; the others are the same on all of them. The main process calls
+        ``finish`` with the hash of every file by its name, when all of them are complete. ``in_background``: copy the
+        tensors, and write in a thread, whose errors ``wait`` or the next ``save`` raises.
 
         Raises
         ------
@@ -84,16 +77,9 @@ class TensorFiles:
     def load(
         self, folder: Path, spread: Mapping[str, Tensor], hashes: Mapping[str, str] | None = None
     ) -> dict[str, Tensor]:
-        """Return the tensors of a folder.
+        """Return the tensors of a folder that any number of processes wrote, checked by the ``hashes`` of its files.
 
-        Parameters
-        ----------
-        folder : Path
-            Written by any number of processes.
-        spread : mapping of str to Tensor
-            ``DTensor`` by name; each process reads its own rows into them.
-        hashes : mapping of str to str, optional
-            Of the files, by their names.
+        Each process reads its own rows into the ``DTensor`` of ``spread``.
 
         Raises
         ------

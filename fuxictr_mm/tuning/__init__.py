@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.tuning.grid import enumerate_trials, run_grid
-from fuxictr_mm.tuning.seeds import train_seeds
+from fuxictr_mm.tuning.seeds import Processes, train_seeds
 from fuxictr_mm.tuning.source import AS_CONFIGURED, Source
 from fuxictr_mm.tuning.study import run_study
 from fuxictr_mm.tuning.table import format_table, report, write_table

@@ -6,9 +6,7 @@ Shape letters: R rows of train and valid together.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -20,47 +18,23 @@ from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.evaluation.combine import averaged
 from fuxictr_mm.evaluation.ensemble import check_is_free, combined_run, read_test_predictions
 from fuxictr_mm.runs import Predictions, Run
-from fuxictr_mm.tuning.seeds import train_side_by_side
+from fuxictr_mm.tuning.seeds import Processes, train_side_by_side
 
 if TYPE_CHECKING:
     from fuxictr_mm.experiment import Experiment
 
 
 def train_folds(
-    experiment: Experiment,
-    count: int,
-    config_dir: Path,
-    script: Path | None,
-    *,
-    by: Literal["user", "row", "time"] = "user",
-    jobs: int | None = None,
-    resume: bool = False,
-    extra_args: Sequence[str] = (),
-    quiet: bool = False,
+    experiment: Experiment, count: int, processes: Processes, by: Literal["user", "row", "time"] = "user"
 ) -> tuple[list[Run], Run]:
-    """Train an experiment once for each fold of its training and validation rows, each in a process.
+    """Train an experiment once for each of ``count`` folds of its training and validation rows.
 
-    Parameters
-    ----------
-    experiment : Experiment
-        What to train; its folds are the experiments ``EXPID_fold1``, ``EXPID_fold2`` ...
-    count : int
-        Number of folds, 2 or more.
-    config_dir, script : Path
-        Folder of the configuration, and the script that trains; None for ``fuxictr-mm train``.
-    by : {"user", "row", "time"}
-        All rows of a user are held out together (``group_id`` names the user); rows at random; or blocks of rows in the
-        order of the files, each after the rows it is trained on.
-    jobs, resume, extra_args, quiet
-        See ``train_seeds``.
+    The folds are the experiments ``EXPID_fold1``, ``EXPID_fold2`` ... All rows of a user are held out together
+    (``group_id`` names the user), rows at random, or blocks of rows in the order of the files, each after the rows it
+    is trained on.
 
-    Returns
-    -------
-    runs : list of Run
-        The runs of the folds.
-    combined : Run
-        ``EXPID_folds``, saved like an ensemble: its validation predictions are out-of-fold, for every row that a fold
-        holds out, in the order of train and valid; its test predictions the average over the folds.
+    Return their runs, and ``EXPID_folds``, saved like an ensemble: its validation predictions are out-of-fold, for
+    every row that a fold holds out, in the order of train and valid; its test predictions the average over the folds.
 
     Raises
     ------
@@ -85,20 +59,11 @@ def train_folds(
     label = torch.cat([labels for labels, _ in both]).numpy()
     group = None if both[0][1] is None else torch.cat([groups for _, groups in both if groups is not None]).numpy()
     held_out = fold_of_rows(group, len(label), folds[0])
-    runs = train_side_by_side(
-        {
-            f"fold{fold.number}": (experiment.of_fold(fold), ("--fold", f"{fold.number}/{count}", "--fold_by", by))
-            for fold in folds
-        },
-        experiment,
-        config_dir,
-        script,
-        what="fold",
-        jobs=jobs,
-        resume=resume,
-        extra_args=extra_args,
-        quiet=quiet,
-    )
+    variants = {
+        f"fold{fold.number}": (experiment.of_fold(fold), ("--fold", f"{fold.number}/{count}", "--fold_by", by))
+        for fold in folds
+    }
+    runs = train_side_by_side(variants, experiment, processes, "fold")
     predictions = np.zeros(len(label), dtype=np.float32)
     for number, run in enumerate(runs):
         found_label, found, _ = run.predictions()

@@ -22,19 +22,9 @@ from fuxictr_mm.yaml_files import write_entries
 
 
 def enumerate_trials(tuner_yaml: Path, model_zoo: Path | None = None) -> Path:
-    """Write the experiments of a grid as a configuration folder named after the tuner YAML.
+    """Write the experiments of a grid as a configuration folder named after the tuner YAML, and return it.
 
-    Parameters
-    ----------
-    tuner_yaml : Path
-        See ``read_tuner``: in ``tuner_space`` lists span the grid, a scalar replaces one value.
-    model_zoo : Path, optional
-        A folder of model files to search first.
-
-    Returns
-    -------
-    Path
-        Folder with ``model_config.yaml`` (experiments ``BASE_001_<hash>`` ...) and ``dataset_config.yaml``.
+    Its experiments are ``BASE_001_<hash>`` ...; in ``tuner_space`` lists span the grid, a scalar replaces one value.
 
     Raises
     ------
@@ -76,30 +66,11 @@ def run_grid(
     source: Source = AS_CONFIGURED,
     quiet: bool = False,
 ) -> list[TrialResult]:
-    """Run the experiments of a folder that have not finished yet, one at a time on each entry of ``gpus``.
+    """Run the experiments of a folder that have not finished yet, and return the results in the order of the folder.
 
     Ctrl-C and SIGTERM end the running trials; when the grid is run again, finished ones are skipped and interrupted
-    ones resume. Several processes on one folder divide the trials among them.
-
-    Parameters
-    ----------
-    config_dir : Path
-        From ``enumerate_trials``, or any configuration folder. The output of trial X goes to ``logs/X.out`` in it.
-    gpus : sequence of int
-        Device of each worker, -1 for the CPU; repeat an entry for several workers on one device.
-    tag : str, optional
-        Keeps only the experiment ids that contain it.
-    script : Path
-        The script that trains an experiment, such as run_expid.py; None for ``fuxictr-mm train``.
-    source : Source
-        Folders that replace those of the configuration; passed on to each trial.
-    quiet : bool
-        No progress bar.
-
-    Returns
-    -------
-    list of TrialResult
-        One for each experiment, in the order of the folder.
+    ones resume. Several processes on one folder divide the trials among them. The output of trial X goes to
+    ``logs/X.out``; ``tag`` keeps the experiment ids that contain it; ``gpus`` and others are as of ``run_trials``.
 
     Raises
     ------
@@ -110,7 +81,7 @@ def run_grid(
     trials = _Grid(config_dir, tag, source)
     if not quiet:
         experiments = [trial.experiment for trial in trials.waiting if trial.experiment is not None]
-        warn_of_changed_data((one.outdated_result() for one in experiments), "trial")
+        warn_of_changed_data((one.outdated() for one in experiments), "trial")
     run_trials(trials, config_dir, gpus, script, source.arguments, quiet)
     return trials.results()
 

@@ -55,16 +55,9 @@ class _Heart:
 
 
 class Owners:
-    """The owners of the trials of a study, of which this process is one.
+    """The owners of the trials of a study, of which this process is one, at a ``place`` of ``Locks.place``.
 
-    Parameters
-    ----------
-    stored : StoredTrials
-        The trials.
-    place : str
-        Of this process, see ``Locks.place``.
-    has_other_places : bool
-        Whether the database may have owners elsewhere, whose locks are not seen.
+    ``has_other_places``: the database may have owners elsewhere, whose locks are not seen.
     """
 
     def __init__(self, stored: StoredTrials, place: str, has_other_places: bool) -> None:

@@ -24,17 +24,7 @@ RANDOM_TRIES = 200  # random samples before the remaining points are enumerated
 
 
 class Sampler:
-    """Samples the points of a study.
-
-    Parameters
-    ----------
-    space : dict
-        Values to try.
-    search : {"random", "tpe"}
-        Sampler.
-    seed : int
-        Of the study.
-    """
+    """Samples the points of a study by ``search``, ``random`` or ``tpe``."""
 
     def __init__(self, space: Space, search: str, seed: int) -> None:
         self.dimensions = Dimensions(space)
@@ -44,16 +34,9 @@ class Sampler:
         self._random: list[Point] = []  # points of trials 0, 1, ...
 
     def sample(self, study: Study, trial: FrozenTrial, others: Collection[Point]) -> Point:
-        """Return the point of a trial.
+        """Return the point of a trial without values yet, of a study just loaded, so that its trials are current.
 
-        Parameters
-        ----------
-        study : Study
-            Just loaded, so that its trials are current.
-        trial : FrozenTrial
-            The trial, without values yet.
-        others : collection of dict
-            Points of the other trials; ``random`` does not need them, because it can repeat them by their numbers.
+        ``random`` does not need the points of the other trials, because it can repeat them by their numbers.
         """
         if self._search == "random":
             used = {point_key(point) for point in self._random}

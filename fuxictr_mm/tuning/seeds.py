@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,40 +19,20 @@ if TYPE_CHECKING:
     from fuxictr_mm.experiment import Experiment
 
 
-def train_seeds(
-    experiment: Experiment,
-    seeds: Sequence[int],
-    config_dir: Path,
-    script: Path | None,
-    *,
-    jobs: int | None = None,
-    resume: bool = False,
-    extra_args: Sequence[str] = (),
-    quiet: bool = False,
-) -> list[Run]:
-    """Train an experiment with several seeds, each in a process; the cores are divided among those that run at once.
+@dataclass(frozen=True)
+class Processes:
+    """How variants of an experiment are trained, each in a process; those that run at once divide the cores."""
 
-    Parameters
-    ----------
-    experiment : Experiment
-        What to train.
-    seeds : sequence of int
-        Different seeds.
-    config_dir, script : Path
-        Folder of the configuration, and the script that trains; None for ``fuxictr-mm train``.
-    jobs : int, optional
-        Maximum number of parallel processes; by default one per core, on a GPU one.
-    resume : bool
-        Skip finished seeds and continue interrupted ones.
-    extra_args : sequence of str
-        More arguments for the script.
-    quiet : bool
-        No progress.
+    config_dir: Path  #: Folder of the configuration.
+    script: Path | None = None  #: The script that trains; None for ``fuxictr-mm train``.
+    jobs: int | None = None  #: Maximum number of parallel processes; by default one per core, on a GPU one.
+    resume: bool = False  #: Skip finished variants and continue interrupted ones.
+    extra_args: Sequence[str] = ()  #: More arguments for the script.
+    quiet: bool = False  #: No progress.
 
-    Returns
-    -------
-    list of Run
-        The runs, in the order of the seeds.
+
+def train_seeds(experiment: Experiment, seeds: Sequence[int], processes: Processes) -> list[Run]:
+    """Train an experiment with several different seeds, and return the runs in their order.
 
     Raises
     ------
@@ -64,43 +45,19 @@ def train_seeds(
     """
     if len(set(seeds)) < len(seeds):
         raise ConfigError(f"--seeds: {next(s for s in seeds if list(seeds).count(s) > 1)} is given twice; keep one")
-    return train_side_by_side(
-        {f"seed{seed}": (experiment.of_seed(seed), ("--seed", str(seed), "--beside")) for seed in seeds},
-        experiment,
-        config_dir,
-        script,
-        what="seed",
-        jobs=jobs,
-        resume=resume,
-        extra_args=extra_args,
-        quiet=quiet,
-    )
+    variants = {f"seed{seed}": (experiment.of_seed(seed), ("--seed", str(seed), "--beside")) for seed in seeds}
+    return train_side_by_side(variants, experiment, processes, "seed")
 
 
 def train_side_by_side(
-    variants: Mapping[str, tuple[Experiment, tuple[str, ...]]],
-    experiment: Experiment,
-    config_dir: Path,
-    script: Path | None,
-    *,
-    what: str,
-    jobs: int | None,
-    resume: bool,
-    extra_args: Sequence[str],
-    quiet: bool,
+    variants: Mapping[str, tuple[Experiment, tuple[str, ...]]], experiment: Experiment, processes: Processes, what: str
 ) -> list[Run]:
-    """Train variants of an experiment, each in a process; parameters and errors as of ``train_seeds``.
+    """Train variants of an experiment, ``what`` is ``seed`` or ``fold``; errors are as of ``train_seeds``.
 
-    Parameters
-    ----------
-    variants : mapping of str to tuple
-        By name: the experiment as its process trains it, and what ``fuxictr-mm train`` takes for it besides the
-        experiment id.
-    experiment : Experiment
-        What they are variants of.
-    what : str
-        ``seed`` or ``fold``.
+    A variant is the experiment as its process trains it, and what ``fuxictr-mm train`` takes for it besides the
+    experiment id.
     """
+    jobs, resume, quiet = processes.jobs, processes.resume, processes.quiet
     if jobs is not None and jobs < 1:
         raise ConfigError(f"--jobs is {jobs}, expected 1 or more")
     if not experiment.config.record:
@@ -116,10 +73,10 @@ def train_side_by_side(
     if resume and not quiet:
         warn_of_changed_data((one.outdated() for one, _ in variants.values() if not one.finished_runs()), what)
     logs = experiment.paths.process_logs
-    options = [*(["--resume"] if resume else []), *extra_args]
+    options = [*(["--resume"] if resume else []), *processes.extra_args]
     try:
         gpus = [gpu] * min(at_once, len(variants))
-        run_trials(trials, config_dir, gpus, script, options, quiet, logs=logs, what=what)
+        run_trials(trials, processes.config_dir, gpus, processes.script, options, quiet, logs=logs, what=what)
     except (KeyboardInterrupt, SystemExit):
         if not quiet:
             print("the same command with --resume continues", file=sys.stderr)

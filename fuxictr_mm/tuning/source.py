@@ -12,18 +12,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Source:
-    """Folders that replace those of a configuration, as of ``Experiment.load``.
+    """Folders that replace those of a configuration, as of ``Experiment.load``."""
 
-    Parameters
-    ----------
-    data_root : Path, optional
-        Replaces the dataset's ``data_root``.
-    model_zoo : Path, optional
-        A folder of model files to search first.
-    """
-
-    data_root: Path | None = None
-    model_zoo: Path | None = None
+    data_root: Path | None = None  #: Replaces the dataset's ``data_root``.
+    model_zoo: Path | None = None  #: A folder of model files to search first.
 
     @property
     def arguments(self) -> list[str]:

@@ -32,25 +32,14 @@ Point: TypeAlias = dict[str, Any]
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from ``low`` to ``high``, both included.
+    """Numbers from ``low`` to ``high``, both included."""
 
-    Parameters
-    ----------
-    low, high : float
-        Ends.
-    step : float, optional
-        Distance between two values; None: 1 for integers, continuous otherwise.
-    log : bool
-        Sampled uniformly in the logarithm.
-    whole : bool
-        Integers only.
-    """
-
+    #: Ends.
     low: float
     high: float
-    step: float | None = None
-    log: bool = False
-    whole: bool = False  # the name under which studies store it
+    step: float | None = None  #: Distance between two values; None: 1 for integers, continuous otherwise.
+    log: bool = False  #: Sampled uniformly in the logarithm.
+    whole: bool = False  #: Integers only; the name under which studies store it.
 
     @property
     def size(self) -> float:
@@ -69,16 +58,10 @@ Space: TypeAlias = "dict[str, list[Any] | Range]"
 
 
 def read_range(settings: Mapping[str, Any], annotation: Any, where: str) -> Range:
-    """Return the range that a mapping of a tuner YAML describes.
+    """Return the range that ``low``, ``high``, and perhaps ``log`` or ``step`` of a tuner YAML describe.
 
-    Parameters
-    ----------
-    settings : mapping
-        ``low``, ``high``, and perhaps ``log`` or ``step``.
-    annotation : Any
-        Type of the setting. Integer ends make a range of integers, unless the setting takes fractions.
-    where : str
-        Prefix of the message.
+    Integer ends make a range of integers, unless the setting, of the type ``annotation``, takes fractions. ``where`` is
+    the prefix of the message.
 
     Raises
     ------

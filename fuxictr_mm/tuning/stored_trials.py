@@ -38,17 +38,7 @@ class StoredTrial:
 
 
 class StoredTrials:
-    """The first trials of a study.
-
-    Parameters
-    ----------
-    study : Study
-        Optuna's study.
-    storage : RDBStorage
-        Its database.
-    total : int
-        How many trials count.
-    """
+    """The first ``total`` trials of a study of Optuna."""
 
     def __init__(self, study: Study, storage: RDBStorage, total: int) -> None:
         self.study = study

@@ -20,17 +20,10 @@ from fuxictr_mm.tuning.tuner_file import Tuner
 
 @dataclass(frozen=True)
 class StudyResult:
-    """What a study has found.
+    """What a study has found."""
 
-    Parameters
-    ----------
-    trials : list of TrialResult
-        One for each trial of the study, of all processes.
-    importance : dict of str to float
-        Fraction of the variance of the monitored metric by setting (fANOVA), largest first; empty with few trials.
-    """
-
-    trials: list[TrialResult]
+    trials: list[TrialResult]  #: One for each trial of the study, of all processes.
+    #: Fraction of the variance of the monitored metric by setting (fANOVA), largest first; empty with few trials.
     importance: dict[str, float]
 
     @property
@@ -49,22 +42,10 @@ def run_study(
     *,
     until: float = math.inf,
 ) -> StudyResult:
-    """Run a study until it has all its trials, one at a time on each entry of ``gpus``.
+    """Run a study, of random search or TPE, until it has all its trials; other parameters as of ``run_trials``.
 
-    Parameters
-    ----------
-    tuner : Tuner
-        With ``search: random`` or ``tpe``. Its folder receives each trial's configuration and, in ``logs``, its output.
-    gpus : sequence of int
-        Device of each worker, -1 for the CPU; repeat an entry for several workers on one device.
-    script : Path
-        The script that trains an experiment, such as run_expid.py; None for ``fuxictr-mm train``.
-    source : Source
-        Folders that replace those of the configuration; passed on to each trial.
-    quiet : bool
-        No progress bar.
-    until : float
-        No trial begins after this time, by ``time.monotonic()``.
+    Its folder receives each trial's configuration and, in ``logs``, its output. No trial begins after ``until``, by
+    ``time.monotonic()``.
 
     Raises
     ------

@@ -45,18 +45,10 @@ def _columns(results: Sequence[TrialResult]) -> list[dict[str, Any]]:
 
 
 def format_table(results: Sequence[TrialResult]) -> str:
-    """Return the results as a table, best first by the monitored metric, then pruned trials, then failed ones.
+    """Return the results, one or more, best first by the monitored metric, then pruned trials, then failed ones.
 
-    Parameters
-    ----------
-    results : sequence of TrialResult
-        At least one.
-
-    Returns
-    -------
-    str
-        Columns: rank, experiment id, metrics, the settings that differ between the trials, seconds; the state where not
-        all have finished, and the last line of output of those that failed.
+    Columns: rank, experiment id, metrics, the settings that differ between the trials, seconds; the state where not all
+    have finished, and the last line of output of those that failed.
     """
 
     def text(column: str, cell: Any) -> str:
@@ -90,22 +82,10 @@ def report(
     quiet: bool = False,
     as_json: bool = False,
 ) -> None:
-    """Print the table, write it into the folder, and raise an error if trials failed.
+    """Print the table, or one JSON document, write it into the folder, and raise an error if trials failed.
 
-    Parameters
-    ----------
-    results : sequence of TrialResult
-        At least one.
-    config_dir : Path
-        Gets ``results.csv``, or ``results_TAG.csv`` if only the trials of a tag ran.
-    tag : str, optional
-        Part of the experiment ids.
-    importance : mapping of str to float, optional
-        Importance of the settings, largest first.
-    quiet : bool
-        Print nothing.
-    as_json : bool
-        Print one JSON document instead.
+    It is ``results.csv``, or ``results_TAG.csv`` if only the trials of a tag ran. ``importance`` of the settings is
+    printed as well.
 
     Raises
     ------

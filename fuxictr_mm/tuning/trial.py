@@ -23,34 +23,17 @@ FOLLOWED_KEYS = ("model_id", "dataset_id")  # names derived from the settings
 
 @dataclass(frozen=True)
 class TrialResult:
-    """The result of a trial.
+    """The result of a trial."""
 
-    Parameters
-    ----------
-    expid : str
-        Experiment id.
-    params : dict
-        Its parameters: the monitor and its mode, and at least those that are tuned.
-    valid, test : dict of str to float
-        Metrics; empty where there are none.
-    seconds : float
-        Wall time; NaN if it failed.
-    error : str, optional
-        Last line of the output of a trial that failed.
-    skipped : bool
-        Whether it had finished before.
-    pruned : bool
-        Whether it was ended early; ``valid`` is its last evaluation.
-    """
-
-    expid: str
-    params: dict[str, Any]
+    expid: str  #: Experiment id.
+    params: dict[str, Any]  #: Its parameters: the monitor and its mode, and at least those that are tuned.
+    #: Metrics; empty where there are none.
     valid: dict[str, float] = field(default_factory=dict)
     test: dict[str, float] = field(default_factory=dict)
-    seconds: float = math.nan
-    error: str | None = None
-    skipped: bool = False
-    pruned: bool = False
+    seconds: float = math.nan  #: Wall time; NaN if it failed.
+    error: str | None = None  #: Last line of the output of a trial that failed.
+    skipped: bool = False  #: Whether it had finished before.
+    pruned: bool = False  #: Whether it was ended early; ``valid`` is its last evaluation.
 
     @property
     def state(self) -> str:
@@ -71,30 +54,14 @@ class TrialResult:
 
 @dataclass(frozen=True)
 class Trial:
-    """An experiment that is checked and ready to run.
+    """An experiment that is checked and ready to run."""
 
-    Parameters
-    ----------
-    expid : str
-        Experiment id.
-    experiment : Experiment, optional
-        What is trained; None if its settings are invalid.
-    lock : InheritedLock, optional
-        Protects its files from other processes.
-    number : int
-        Of the trial in its study.
-    arguments : tuple of str
-        More arguments for the script.
-    name : str
-        Name of its log; the experiment id if empty.
-    """
-
-    expid: str
-    experiment: Experiment | None = None
-    lock: InheritedLock | None = None
-    number: int = -1
-    arguments: tuple[str, ...] = ()
-    name: str = ""
+    expid: str  #: Experiment id.
+    experiment: Experiment | None = None  #: What is trained; None if its settings are invalid.
+    lock: InheritedLock | None = None  #: Protects its files from other processes.
+    number: int = -1  #: Of the trial in its study.
+    arguments: tuple[str, ...] = ()  #: More arguments for the script.
+    name: str = ""  #: Name of its log; the experiment id if empty.
 
     @cached_property
     def params(self) -> dict[str, Any]:

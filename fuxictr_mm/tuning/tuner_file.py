@@ -45,49 +45,21 @@ class Pruning(Settings):
 
 @dataclass(frozen=True)
 class Tuner:
-    """A checked tuner YAML.
+    """A checked tuner YAML."""
 
-    Parameters
-    ----------
-    path : Path
-        The YAML.
-    name : str
-        First part of the experiment ids.
-    model, dataset : dict
-        Settings of the base experiment and of its dataset.
-    dataset_id : str
-        Dataset of the base experiment.
-    space : dict
-        Values to try of each tuned setting: a list, or a range.
-    search : {"grid", "random", "tpe"}
-        Search method.
-    trials : int
-        Number of trials; not used by a grid.
-    seed : int
-        Seed of the sampler.
-    pruning : Pruning or None
-        What every trial gets before it may be pruned; None: no pruning.
-    study : str
-        Name of the study and of its folder.
-    storage : str or None
-        Database URL; None: SQLite in the folder.
-    first : dict, optional
-        The point of the first trial, in place of a sampled one.
-    """
-
-    path: Path
-    name: str
-    model: dict[str, Any]
-    dataset_id: str
-    dataset: dict[str, Any]
-    space: Space
-    search: Literal["grid", "random", "tpe"] = "grid"
-    trials: int = 0
-    seed: int = 0
-    pruning: Pruning | None = None
-    study: str = ""
-    storage: str | None = None
-    first: Point | None = None
+    path: Path  #: The YAML.
+    name: str  #: First part of the experiment ids.
+    model: dict[str, Any]  #: Settings of the base experiment.
+    dataset_id: str  #: Its dataset.
+    dataset: dict[str, Any]  #: Settings of that.
+    space: Space  #: Values to try of each tuned setting: a list, or a range.
+    search: Literal["grid", "random", "tpe"] = "grid"  #: Search method.
+    trials: int = 0  #: Number of trials; not used by a grid.
+    seed: int = 0  #: Seed of the sampler.
+    pruning: Pruning | None = None  #: What every trial gets before it may be pruned; None: no pruning.
+    study: str = ""  #: Name of the study and of its folder.
+    storage: str | None = None  #: Database URL; None: SQLite in the folder.
+    first: Point | None = None  #: The point of the first trial, in place of a sampled one.
 
     @property
     def folder(self) -> Path:

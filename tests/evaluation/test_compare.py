@@ -12,7 +12,7 @@ from fuxictr_mm.cli import main
 from fuxictr_mm.commands.compare import as_dict
 from fuxictr_mm.data.fingerprint import hash_files
 from fuxictr_mm.errors import DataError
-from fuxictr_mm.evaluation.compare import compare
+from fuxictr_mm.evaluation.compare import compare, compare_groups
 from fuxictr_mm.evaluation.significance import metric_of
 from fuxictr_mm.runs import find_runs
 from tests.errors import raises_naming
@@ -282,6 +282,24 @@ def test_a_regression_and_a_classification_have_no_common_metric(make_run, tmp_p
     make_run("B", rows, task="regression")
     with raises_naming(DataError, "RMSE", "AUC"):
         compare(["A", "B"], tmp_path / "runs")
+
+
+def test_the_task_of_most_runs_is_compared(make_run):
+    rows = (np.arange(100) % 2, np.linspace(0, 1, 100), np.arange(100) // 4)
+    groups = {"A": [make_run("A", rows, task="regression")], "B": [make_run("B", rows)], "C": [make_run("C", rows)]}
+    left_out = []
+    found = compare_groups(groups, [], samples=200, on_problem=lambda name, *_: left_out.append(name))
+    assert (left_out, found.metric, {side.name for side in found.sides}) == (["A"], "AUC", {"B", "C"})
+
+
+def test_regressions_with_other_metrics_are_compared_by_one(make_run, tmp_path):
+    _, error = regressions(make_run)
+    for name, metrics in (("far", ["MAE"]), ("near", ["RMSE", "MAE"])):
+        change_settings(find_runs(tmp_path / "runs", expid=name)[0], metrics=metrics)
+    found = compare(["far", "near"], tmp_path / "runs", samples=200)
+    assert found.metric == "MAE"
+    mae = np.abs(error).mean()
+    assert [side.mean for side in found.sides] == pytest.approx([mae, mae / 2], rel=1e-5)
 
 
 def test_the_first_error_among_the_metrics_is_compared():

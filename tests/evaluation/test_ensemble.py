@@ -285,6 +285,23 @@ def test_what_does_not_fit_is_refused(copy):
     assert not find_runs(copy, expid="DIN_tiny_ensemble")
 
 
+def test_a_regression_is_not_averaged_with_a_classification(make_run, tmp_path):
+    rows = (np.arange(100) % 2, np.linspace(-1, 2, 100), None)
+    make_run("A", rows)
+    make_run("B", rows, task="regression")
+    with raises_naming(ConfigError, "/A/", "/B/", "regression"):
+        ensemble(["A", "B"], tmp_path / "runs")
+
+
+def test_values_of_a_regression_are_refused_as_a_submission_before_they_are_averaged(make_run, tmp_path, capsys):
+    rows = (np.linspace(-1, 1, 100), np.linspace(-1, 2, 100), None)
+    for name in "AB":
+        make_run(name, rows, task="regression", test_data="test.parquet")
+    with exits_naming(capsys, "regression", "--out"):
+        main(["predict", "--runs", "A", "B", "--root", str(tmp_path / "runs")])
+    assert not find_runs(tmp_path / "runs", expid="ensemble")
+
+
 def test_no_probabilities_no_logits():
     with raises_naming(DataError, "--average rank"):
         transform(np.array([[0.5, 1.5]]), "logit")

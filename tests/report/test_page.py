@@ -118,8 +118,8 @@ def test_intervals_and_verdicts_are_those_of_compare(written: Any) -> None:
     for pair in compared.pairs:
         against = comparisons.against(pair.second.name, pair.first.name)
         assert against is not None
-        assert against.value == pytest.approx(-pair.found.value)
-        assert against.shown == (pair.better is not None)
+        assert against.found.value == pytest.approx(-pair.found.value)
+        assert against.better == pair.better
 
 
 def test_the_best_comes_first_with_its_lead_over_the_next(written: Any) -> None:
@@ -406,7 +406,7 @@ def test_one_seed_shows_nothing_however_narrow_the_interval(runs: Any, tmp_path:
     sections = report([], runs.root, tmp_path / "r.html")
     against = sections[0].rows[1].against
     assert against is not None
-    assert against.high < 0
+    assert against.found.high < 0
     assert sections[0].rows[1].conclusion == "seeds unknown"
     assert "other seeds of BAD and GOOD" in sections[0].lead[1]
 
@@ -419,10 +419,13 @@ def test_single_named_runs_are_judged_by_all_seeds_as_compare_does(three: Any, t
     (pair,) = compare(names, three.root).pairs
     against = section.rows[1].against
     assert against is not None
-    assert (against.shown, section.rows[1].conclusion) == (pair.better is not None, "worse")
-    assert (-against.value, -against.high, -against.low) == (pair.found.value, pair.found.low, pair.found.high)
+    assert (against.better is not None, section.rows[1].conclusion) == (pair.better is not None, "worse")
+    found = against.found
+    assert (-found.value, -found.high, -found.low) == (pair.found.value, pair.found.low, pair.found.high)
+    shown = {"value": found.value, "low": found.low, "high": found.high, "shown": True, "sentence": against.conclusion}
+    assert as_dict([section], "r.html")["datasets"][0]["experiments"][1]["difference"] == shown
     sentence = re.sub(r"(?:\S*/)?" + three_name(1), "X", pair.conclusion)
-    assert sentence.split(" by ")[1] == against.sentence.split(" by ")[1]
+    assert sentence.split(" by ")[1] == against.conclusion.split(" by ")[1]
 
 
 def test_the_first_sentences_say_why(written: Any) -> None:
@@ -497,7 +500,7 @@ def test_runs_on_several_labels_are_reported_on_one(runs: Any, tmp_path: Path) -
         assert section.metrics == [f"{task}_AUC", f"{task}_logloss"]
         assert section.rows[0].interval is not None
         assert section.rows[1].against is not None
-        assert section.rows[1].against.value < 0
+        assert section.rows[1].against.found.value < 0
     with pytest.raises(ConfigError, match="clik"):
         report([], runs.root, tmp_path / "page.html", label="clik")
     # A run on that label alone, whose metrics have shorter names, is ranked and drawn among them.

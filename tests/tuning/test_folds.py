@@ -13,7 +13,7 @@ from fuxictr_mm.evaluation.ensemble import ensemble
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.metrics import evaluate_metrics
 from fuxictr_mm.runs import find_runs
-from fuxictr_mm.tuning.seeds import train_side_by_side
+from fuxictr_mm.tuning.seeds import Processes, train_side_by_side
 from tests.errors import raises_naming
 from tests.paths import ROOT
 
@@ -70,8 +70,8 @@ def test_the_checkpoint_of_a_fold_that_was_killed_at_its_end_is_deleted(small_pr
 
     def resume():
         nothing = small_project / "dataset_config.yaml"  # no script is started
-        options = {"what": "fold", "jobs": 1, "resume": True, "extra_args": (), "quiet": True}
-        return train_side_by_side({"fold1": (fold, ())}, fold, small_project, nothing, **options)
+        processes = Processes(small_project, nothing, jobs=1, resume=True, quiet=True)
+        return train_side_by_side({"fold1": (fold, ())}, fold, processes, "fold")
 
     assert [found.run for found in resume()] == [run.run]
     assert fold.paths.checkpoint.exists()

@@ -3,6 +3,7 @@
 import re
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.files import read_json
 from fuxictr_mm.runs import find_runs
-from fuxictr_mm.tuning.seeds import train_seeds
+from fuxictr_mm.tuning.seeds import Processes, train_seeds
 from tests.errors import raises_naming
 from tests.paths import ROOT
 
@@ -65,20 +66,20 @@ def test_seeds_side_by_side(project, capsys):
 def test_after_a_failure_the_missing_seeds_are_trained(project, capsys):
     experiment = Experiment.load("DIN_tiny", project, verbose=0)
     (project / "broken").touch()
-    arguments = (experiment, [1, 2], project, project / "script.py")
+    processes = Processes(project, project / "script.py")
     with raises_naming(UserError, "1 of 2", "DIN_tiny.seed2", "ValueError: broken"):
-        train_seeds(*arguments)
+        train_seeds(experiment, [1, 2], processes)
     assert [run.seed for run in find_runs("checkpoints")] == [1]
     (project / "broken").unlink()
     first = find_runs("checkpoints")[0]
-    runs = train_seeds(*arguments, resume=True)
+    runs = train_seeds(experiment, [1, 2], replace(processes, resume=True))
     assert [run.seed for run in runs] == [1, 2]
     assert runs[0].run == first.run
     assert sorted((project / "started.txt").read_text().split()) == ["1", "2", "2"]
     capsys.readouterr()
     path = Path(experiment.config.dataset.item_files[0])
     pq.write_table(pq.read_table(path)[::-1], path)
-    again = train_seeds(*arguments, resume=True)
+    again = train_seeds(experiment, [1, 2], replace(processes, resume=True))
     assert str(path) in capsys.readouterr().err
     assert [run.seed for run in again] == [1, 2]
     assert not {run.run for run in again} & {run.run for run in runs}
@@ -95,7 +96,7 @@ def test_after_a_failure_the_missing_seeds_are_trained(project, capsys):
 def test_what_cannot_be_done_is_refused(seeds, options, settings, found, project):
     experiment = Experiment.load("DIN_tiny", project, **settings)
     with pytest.raises(ConfigError, match=found):
-        train_seeds(experiment, seeds, project, project / "script.py", **options)
+        train_seeds(experiment, seeds, Processes(project, project / "script.py", **options))
     assert not (project / "checkpoints").exists()
 
 
@@ -115,10 +116,11 @@ def test_the_files_of_a_seed_that_was_killed_at_its_end_are_deleted(project):
     for path in (paths.weights, paths.log):
         path.touch()
     paths.runs.joinpath("20990101-000000-seed3").mkdir()  # one that is to be resumed
-    assert [run.run for run in train_seeds(experiment, [3], project, project / "script.py", resume=True)] == [run.run]
+    processes = Processes(project, project / "script.py", resume=True)
+    assert [run.run for run in train_seeds(experiment, [3], processes)] == [run.run]
     assert paths.checkpoint.exists()
     paths.runs.joinpath("20990101-000000-seed3").rmdir()
-    train_seeds(experiment, [3], project, project / "script.py", resume=True)
+    train_seeds(experiment, [3], processes)
     assert [path.name for path in paths.folder.glob("*.seed3.*") if path.suffix != ".lock"] == []
     assert experiment.paths.weights.exists()
     assert not (project / "started.txt").exists()
