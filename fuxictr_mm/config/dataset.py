@@ -32,7 +32,8 @@ class DatasetConfig(Settings):
         None, description="Folder that `--data_root` replaces in the paths below; environment variables are expanded."
     )
     data_format: Literal["parquet", "csv", "npz"] = Field(
-        "parquet", description="Format of the files; `csv` and `npz` are converted once, see [Your data](your_data.md)."
+        "parquet",
+        description="Format of the files; `csv` and `npz` are converted once: [FuxiCTR datasets](fuxictr_datasets.md).",
     )
     sep: str = Field(",", min_length=1, max_length=1, description="Column separator of CSV files.")
     train_data: str | None = Field(

@@ -12,7 +12,7 @@ from fuxictr_mm.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-#: ``table: auto`` is ``touched`` from this number of rows on; ``docs/scale.md`` has the measurement.
+#: ``table: auto`` is ``touched`` from this number of rows on; ``docs/scale_measured.md`` has the measurement.
 AUTO_ROWS = 1_000_000
 
 

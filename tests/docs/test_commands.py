@@ -84,6 +84,7 @@ SMALL = [
         r"(benchmarks\.floor)[^#\n]*",
         r"\1 --model DIN_MM --batch_size 64 --precision fp32 --steps 1 --rows 600 --users 200 --items 300",
     ),
+    (r"(benchmarks\.few_rows)[^#\n]*", r"\1 --worlds long --models LightFM --penalties 2.e-4 --seeds 1"),
     (r"(benchmarks\.table_kinds)[^#\n]*", r"\1 --expid LightFM_mls --regularizer 0 --seeds 1"),
     (r"(benchmarks\.zoo [^#\n]*--minutes) \d+", r"\1 0.001 --expid LightFM_zoo --seeds 1"),  # else of every model
     (r"(benchmarks\.tables)[^#\n]*", r"\1 --rows 2000 --batch_size 64 --distinct 90 --steps 1 --repeats 1"),

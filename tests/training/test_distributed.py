@@ -75,7 +75,7 @@ TOUCHED = [{"name": ["item_id", "likes_level"], "table": "touched"}]
         ("DIN_MM_tiny", {}, 3),
         ("DIN_tiny", {}, 2),
         ("DIN_MM_tiny", {"sample_weight": "user_id"}, 3),  # whose sums differ over processes
-        # Of large numbers, by which differences grow fastest (docs/scale.md).
+        # Of large numbers, by which differences grow fastest (docs/scale_measured.md).
         ("DIN_MM_tiny", {"use_features": ["likes_level", "item_id", "item_tags", "item_emb_d16"]}, 2),
         ("DIN_MM_tiny", {"feature_specs": TOUCHED}, 3),
         # Rows catch up with the updates that they have missed, of which the processes have to agree.
