@@ -76,10 +76,14 @@ class LaterSource(LogSource):
             if option == "interactions" or option in self._given:
                 raise
             return None
+        if table is None:
+            return None
         # A day without missing values may hold 12.0 where the earlier log had 12, or the reverse.
-        codes = [column for column in self.base.columns.get(option, []) if column.kind == "categorical"]
+        columns = self.base.columns.get(option, [])
+        codes = [column for column in columns if column.kind == "categorical"]
         as_integers = {column.source: not self.base.has_floats(column.name) for column in codes}
-        return None if table is None else replace(table, as_integers=as_integers)
+        types = {column.source: column.kind for column in columns if column.kind != "group"}
+        return replace(table, types={**table.types, **types}, as_integers=as_integers)
 
     def _find_labels(self) -> list[str]:
         """Return the labels that the log has; it may have none."""

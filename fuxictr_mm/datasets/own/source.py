@@ -107,7 +107,8 @@ class LogSource:
         if not paths:
             return None
         history = () if self.asked.history is None else (self.asked.history,)
-        table = Table(paths, self.scratch, option, (*ids.values(), *history))
+        group = {} if self.asked.group is None else {self.asked.group: "categorical"}
+        table = Table(paths, self.scratch, option, (*ids.values(), *history), {**self.asked.types, **group})
         for role, column in ids.items():
             table.check(column, f"--roles {role}={column}")
         return table

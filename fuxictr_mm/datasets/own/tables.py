@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ import pyarrow as pa
 from fuxictr_mm.data import parquet
 from fuxictr_mm.encoding.text_files import CSV, form_of, is_text, scanned, schema_of, separator_in
 from fuxictr_mm.errors import ConfigError, DataError, first_line, nearest
+
+logger = logging.getLogger(__name__)
 
 #: What stands for no number in a CSV file.
 MISSING = ("", "-", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")
@@ -42,6 +45,8 @@ class Table:
         The option that names them, for errors.
     texts : sequence of str
         Columns of ids, whose texts stay texts: 007 and 7 are two.
+    types : mapping of str to str
+        What columns are known to become, as ``--types`` has it.
     as_integers : mapping of str to bool
         Whether floats that are integers in all rows are read as integers, by the column. By default they are if values
         are missing.
@@ -51,6 +56,7 @@ class Table:
     scratch: Path
     option: str
     texts: Sequence[str] = ()
+    types: Mapping[str, str] = field(default_factory=dict)
     as_integers: Mapping[str, bool] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -126,26 +132,30 @@ class Table:
         """Return casts of the columns of CSV files whose texts are all numbers."""
         if not any(form_of(path) in CSV for path in self.paths):
             return []
-        # 12,5 is a number where commas separate no columns.
-        decimal = (",", "." if all(form_of(p) in CSV and separator_in(p) != "," for p in self.paths) else ",")
+        # 12,5 is a number where commas separate no columns; of a category, it may be two ids.
+        has_commas = all(form_of(path) in CSV and separator_in(path) != "," for path in self.paths)
         schema = frame.collect_schema().items()
         names = [name for name, kind in schema if kind == pl.String and name not in self.texts]
-        tests = []
-        for name in names:
-            text = pl.col(name).str.strip_chars()
+        names = [name for name in names if self.types.get(name) not in ("sequence", "text")]
+        texts, tests = {name: pl.col(name).str.strip_chars() for name in names}, []
+        for name, text in texts.items():
             is_missing, digits = text.is_null() | text.is_in(MISSING), text.str.contains(INTEGER)
-            kinds = {
-                "integer": is_integer(text),
-                "digits": digits,
-                "float": text.str.replace(*decimal, literal=True).str.contains(FLOAT),
-            }
+            if has_commas and self.types.get(name, "numeric") == "numeric":
+                texts[name] = text.str.replace(",", ".", literal=True)
+            kinds = {"integer": is_integer(text), "digits": digits, "float": texts[name].str.contains(FLOAT)}
             tests += [(is_missing | test).all().alias(f"{kind} {name}") for kind, test in kinds.items()]
+            tests.append(text.filter(text.str.contains(",", literal=True)).first().alias(f"comma {name}"))
         found = frame.select(tests).collect(engine="streaming").row(0, named=True) if tests else {}
         # Digits alone that are not integers of 64 bits are ids, of which a float would take two for one.
         numbers = [n for n in names if found[f"float {n}"] and found[f"digits {n}"] == found[f"integer {n}"]]
+        for name in numbers:
+            if found[f"comma {name}"] is not None and name not in self.types:
+                logger.info(
+                    f"{self.paths[0]}: {name} is read as numbers with decimal commas, such as "
+                    f"{found[f'comma {name}']}; --types {name}=categorical keeps the texts"
+                )
         types = {name: pl.Int64 if found[f"integer {name}"] else pl.Float64 for name in numbers}
-        texts = {name: pl.col(name).str.strip_chars().str.replace(*decimal, literal=True) for name in types}
-        return [text.cast(types[name], strict=False) for name, text in texts.items()]
+        return [texts[name].cast(kind, strict=False) for name, kind in types.items()]
 
     def where(self, row: int) -> str:
         """Return file and row, counted from 0 after the header, of a row of ``frame``."""
