@@ -95,11 +95,6 @@ def check_folder(
 def choose_checks(only: Sequence[str] | None, skip: Sequence[str] | None) -> set[str]:
     """Return the names of the checks to run.
 
-    Raises
-    ------
-    ConfigError
-        An unknown name, with the nearest; or nothing is left to do.
-
     Examples
     --------
     >>> sorted(choose_checks(["mojibake", "zero-vector"], ["mojibake"]))

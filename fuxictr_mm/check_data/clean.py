@@ -62,13 +62,6 @@ def clean_folder(layout: Layout, report: Report, target: str | os.PathLike[str])
     -------
     list of dict
         ``check``, ``file``, ``column`` and ``count`` of every finding above info, and what was ``done`` about it.
-
-    Raises
-    ------
-    ConfigError
-        ``target`` is not empty.
-    UserError
-        The folder cannot be written; incomplete files are removed.
     """
     target = Path(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):

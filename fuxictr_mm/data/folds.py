@@ -22,13 +22,7 @@ SEED = 0
 
 
 def with_fold(dataset: Dataset, fold: Fold) -> Dataset:
-    """Return a dataset whose rows of train and valid are split again: one fold is valid, the others are train.
-
-    Raises
-    ------
-    ConfigError
-        A split is streamed, ``by: user`` without groups, or too few rows.
-    """
+    """Return a dataset whose rows of train and valid are split again: one fold is valid, the others are train."""
     tables = [dataset.splits[split] for split in ("train", "valid")]
     if not all(isinstance(table, InteractionTable) for table in tables):
         raise ConfigError("fold: train or valid is streamed from disk, expected it in memory; set resident: True")
@@ -57,11 +51,6 @@ def fold_of_rows(group: np.ndarray | None, rows: int, fold: Fold) -> np.ndarray:
         R.
     fold : Fold
         How many, and by what.
-
-    Raises
-    ------
-    ConfigError
-        ``by: user`` without groups, or fewer users or rows than folds.
     """
     if fold.by == "time":
         # K + 1 blocks, the first of which is only trained on.

@@ -101,13 +101,7 @@ def decode_positions(
 
 
 def decode_along(array: pa.Array, where: str, row: int, feature: Feature, history: Positions) -> np.ndarray:
-    """Return the entries of a sequence along a history, ``(N,)`` int32 ids or float32 numbers, one for each item.
-
-    Raises
-    ------
-    DataError
-        A row has another number of entries than the list of its history, or an entry is not a number or id.
-    """
+    """Return the entries of a sequence along a history, ``(N,)`` int32 ids or float32 numbers, one for each item."""
     flat, offsets = lists(array, where, row)
     wrong = np.flatnonzero(np.diff(offsets) != np.diff(history.lists))
     if wrong.size:

@@ -96,11 +96,6 @@ def check_numbering(
         What the model reads; other columns may be numbered in any way.
     vocabularies : Vocabularies
         Those of a run, which keep its digests; the digests are added to those that are built from the data.
-
-    Raises
-    ------
-    DataError
-        Two digests of a column differ.
     """
     trained = set(_trained(features))
     found: dict[str, tuple[str, Path]] = {}

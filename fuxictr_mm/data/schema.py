@@ -152,13 +152,7 @@ def key_of_items(target: str, present: Sequence[str]) -> str:
 
 
 def parse_features(columns: Columns) -> list[Feature]:
-    """Return the features that an experiment uses, in the order of ``feature_cols`` (or of ``use_features``).
-
-    Raises
-    ------
-    ConfigError
-        Columns are invalid; one line lists all problems.
-    """
+    """Return the features that an experiment uses, in the order of ``feature_cols`` (or of ``use_features``)."""
     if problems := columns.problems():
         raise ConfigError("; ".join(problems.values()))
     features: list[Feature] = []

@@ -195,11 +195,6 @@ class Vocabularies(dict[str, Vocabulary]):
         """Return the vocabulary of a feature; without a run's vocabularies it is built from the data.
 
         ``column`` is its name on disk, ``remedy`` what else may be done without one; both are for the error.
-
-        Raises
-        ------
-        MissingFileError
-            The run has no vocabulary of this feature.
         """
         if name not in self:
             if self.path is not None:
@@ -242,13 +237,7 @@ class Vocabularies(dict[str, Vocabulary]):
 
     @classmethod
     def load(cls, path: str | Path) -> Vocabularies:
-        """Read the vocabularies of a run from its file; return empty ones if there is no file.
-
-        Raises
-        ------
-        DataError
-            The file is damaged, or holds something else.
-        """
+        """Read the vocabularies of a run from its file; return empty ones if there is no file."""
         path = Path(path)
         if not path.exists():
             return cls(path=path)
@@ -313,13 +302,7 @@ def is_text(kind: pa.DataType) -> bool:
 
 
 def plain(values: pa.Array, where: str) -> pa.Array:
-    """Return ids ``(M,)`` as ``large_string``, ``large_binary``, ``int64`` or ``uint64``; nulls stay.
-
-    Raises
-    ------
-    DataError
-        Another type, or floating-point numbers that are not exact integers.
-    """
+    """Return ids ``(M,)`` as ``large_string``, ``large_binary``, ``int64`` or ``uint64``; nulls stay."""
     if isinstance(values, pa.ExtensionArray):
         values = values.storage
     if pa.types.is_dictionary(values.type):

@@ -28,13 +28,7 @@ FIRST_SETTINGS = {
 
 
 def choose_labels(name: str, reader: Reader, given: Sequence[str] | None) -> list[str]:
-    """Return the labels to train on, by default the reader's own.
-
-    Raises
-    ------
-    ConfigError
-        The dataset does not have a label, or one is given twice.
-    """
+    """Return the labels to train on, by default the reader's own."""
     labels = [reader.written_label(label) for label in given or ()] or [reader.label]
     known = [reader.label, *reader.other_labels]
     for label in labels:

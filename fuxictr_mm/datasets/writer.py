@@ -113,14 +113,7 @@ class Writer:
             self.origin["options"] = reader.options
 
     def write(self, overwrite: bool = False) -> Summary:
-        """Write everything that does not exist yet; ``overwrite`` deletes an earlier dataset of the folder first.
-
-        Raises
-        ------
-        ConfigError, DataError, UserError
-            The folder holds something else, or the source; the source cannot be read, or has no rows for training; the
-            folder cannot be written.
-        """
+        """Write everything that does not exist yet; ``overwrite`` deletes an earlier dataset of the folder first."""
         folder = PreparedFolder(self.folder, self.origin)
         overwrite = folder.prepare(self.reader.source, overwrite)
         try:

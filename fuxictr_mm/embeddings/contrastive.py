@@ -260,11 +260,6 @@ def train_head(
         Name on the progress bar.
     verbose : int
         0 shows no progress bar.
-
-    Raises
-    ------
-    UserError
-        Training diverges.
     """
     rng = np.random.default_rng(options.seed)
     optimizer = torch.optim.AdamW(head.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay)

@@ -68,14 +68,6 @@ def fit_reducer(
         How to fit.
     advance : callable
         Called with the number of items of each chunk.
-
-    Raises
-    ------
-    ConfigError
-        A strategy is unknown; K is larger than D.
-    DataError
-        Fewer than two items have an embedding, or all of a modality are the same; for the joint PCA, among the items
-        that have all modalities.
     """
     names = [source.name for source in joined.sources]
     scaling, chosen = options.scaling, choose_strategies(names, options.strategies)

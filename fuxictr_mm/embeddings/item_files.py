@@ -106,13 +106,7 @@ def _read_lists(source: Source) -> Iterator[tuple[Path, np.ndarray, np.ndarray, 
 
 
 def read_ids(path: str | os.PathLike[str], numbering: Numbering) -> np.ndarray:
-    """Return the items ``(I,)`` int64 of an item file in its order, the padding left out.
-
-    Raises
-    ------
-    DataError, MissingFileError
-        A negative id, an id twice, or no items.
-    """
+    """Return the items ``(I,)`` int64 of an item file in its order, the padding left out."""
     ids = np.concatenate([np.zeros(0, np.int64), *(ids[ids != 0] for _, _, ids, _ in read_items(path, [], numbering))])
     if ids.size == 0:
         raise DataError(f"{path}: no items, expected one row per item")

@@ -43,15 +43,7 @@ def model_stem(name: str) -> str:
 
 
 def find_model(name: str, revision: str | None = None) -> Path:
-    """Return the folder of a model; a hub id is downloaded into the cache, or found there.
-
-    Raises
-    ------
-    MissingFileError
-        No such folder, and the hub cannot be reached or has no such model.
-    DataError
-        The weights are missing, or only exist as a pickle.
-    """
+    """Return the folder of a model; a hub id is downloaded into the cache, or found there."""
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():

@@ -165,11 +165,6 @@ def fit_rqvae(
         Of Adam.
     quiet : bool
         No progress bar.
-
-    Raises
-    ------
-    ConfigError, UserError
-        A setting is below 1; the loss is not finite.
     """
     if min(steps, batch_size, latent_dim, *hidden_units) < 1:
         raise ConfigError("VQ-VAE: steps, batch_size, latent_dim and hidden_units must be 1 or more")

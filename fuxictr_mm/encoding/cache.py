@@ -58,13 +58,7 @@ class Cache:
 
     @classmethod
     def find(cls, root: Path, settings: Mapping[str, Any], any_of_several: bool = False) -> Cache | None:
-        """Return the cache with the given settings, whatever files it was made from; None if there is none.
-
-        Raises
-        ------
-        UserError
-            Several caches have these settings.
-        """
+        """Return the cache with the given settings, whatever files it was made from; None if there is none."""
         found = []
         for path in sorted(root.glob("encoded-*/manifest.json")):
             try:
@@ -83,13 +77,7 @@ class Cache:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Lock the folder against other processes; incomplete files of earlier ones are deleted.
-
-        Raises
-        ------
-        UserError
-            The folder cannot be written.
-        """
+        """Lock the folder against other processes; incomplete files of earlier ones are deleted."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with self._acquired():

@@ -98,13 +98,7 @@ class RawColumn:
         return self.spec.splitter or "^"
 
     def check(self) -> None:
-        """Raise an error for settings that FuxiCTR 2.3.10 does not support or computes wrongly.
-
-        Raises
-        ------
-        ConfigError
-            A setting is not supported; the error names the feature and the key.
-        """
+        """Raise an error for settings that FuxiCTR 2.3.10 does not support or computes wrongly."""
         where = f"feature '{self.name}'"
         if self.spec.category_processor:
             raise ConfigError(
@@ -157,13 +151,7 @@ class RawColumn:
 
 
 def columns_of(dataset: DatasetConfig) -> list[RawColumn]:
-    """Return the active features in their order, the labels, and the weights of rows.
-
-    Raises
-    ------
-    ConfigError
-        A feature that is listed twice, or a setting that is not supported.
-    """
+    """Return the active features in their order, the labels, and the weights of rows."""
     entries = split_entries(dataset.feature_cols or ())
     if twice := listed_twice(entries):
         raise ConfigError("; ".join(twice.values()))

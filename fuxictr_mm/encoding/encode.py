@@ -183,11 +183,6 @@ class Encoding:
         """Return the encoding by which a run was trained; the vocabularies of meta columns are those of this one.
 
         ``of_texts``: whether the files hold texts, as CSV does, which earlier versions copied as they are.
-
-        Raises
-        ------
-        DataError, MissingFileError
-            The run has no vocabulary or scale of a column.
         """
         found: dict[str, Any] = {part: vocabularies.settings.get(part) for part in ("oov", "lengths", "scales")}
         if not all(isinstance(part, dict) for part in found.values()):

@@ -83,11 +83,6 @@ class RawFiles:
 
         Unless a label is needed, the label and ``meta`` columns may be missing, and a label of texts is left out. With
         None, no label is read.
-
-        Raises
-        ------
-        DataError, MissingFileError
-            A column or the file is missing.
         """
         if not needs_label:
             columns = [c for c in columns if c.type != "label" or (needs_label is False and not self._is_text(c))]

@@ -54,11 +54,6 @@ def load_dataset(
         Folder for the encoded ``test_data``.
     shard : Shard, optional
         The part of every split that this process reads; all rows by default.
-
-    Raises
-    ------
-    ConfigError, DataError, MissingFileError
-        Settings or files are invalid.
     """
     given = config if test_data is None else config.with_dataset(test_data=test_data)
     if config.dataset.item_info is not None:
@@ -137,13 +132,7 @@ def _say_what_is_ignored(config: ExperimentConfig) -> None:
 
 
 def _described(config: ExperimentConfig, folder: Path) -> dict[str, Any]:
-    """Return features and labels of a dataset of integers: those of its entry, else of ``feature_map.json``.
-
-    Raises
-    ------
-    MissingFileError, DataError
-        The file does not exist, or is not one of FuxiCTR's.
-    """
+    """Return features and labels of a dataset of integers: those of its entry, else of ``feature_map.json``."""
     if config.dataset.feature_cols and config.dataset.label_col:
         return {}
     path = folder / "feature_map.json"
@@ -181,13 +170,7 @@ def _without_items(config: ExperimentConfig) -> ExperimentConfig:
 
 
 def _with_items(config: ExperimentConfig) -> ExperimentConfig:
-    """Return the configuration with the ids of the target's vocabulary as items, named by ``roles``.
-
-    Raises
-    ------
-    ConfigError
-        A role is missing, or its column does not have the vocabulary that it needs.
-    """
+    """Return the configuration with the ids of the target's vocabulary as items, named by ``roles``."""
     where, roles = f"dataset {config.dataset_id}", config.dataset.roles
     columns = {
         str(c.name): c.model_copy(update={"source": ""}) for c in split_entries(config.dataset.feature_cols or ())

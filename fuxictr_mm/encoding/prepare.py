@@ -167,13 +167,7 @@ def _find_cache(
     trains: bool,
     has_run: bool,
 ) -> Cache:
-    """Return the cache of an encoding, by its settings and files; to score, one whose files are gone is enough.
-
-    Raises
-    ------
-    MissingFileError
-        A file is missing, and no encoding of these settings is kept.
-    """
+    """Return the cache of an encoding, by its settings and files; to score, one whose files are gone is enough."""
     settings = {
         "data_format": dataset.data_format,
         "sep": dataset.sep,

@@ -100,11 +100,6 @@ def choose_columns(
         Names that are written already; those of the columns are added.
     prefix : str
         Before a name that is taken; ``item_`` also tells a table of items.
-
-    Raises
-    ------
-    ConfigError
-        A type that the column cannot be.
     """
     schema = {name: kind for name, kind in table.frame.collect_schema().items() if name not in without}
     facts = _count(table.frame, schema)

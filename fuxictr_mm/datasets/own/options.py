@@ -74,13 +74,7 @@ class LogOptions:
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> LogOptions:
-        """Return the options of a command line, those that were not given left out.
-
-        Raises
-        ------
-        ConfigError
-            A role, a type, a fraction or a number that is not possible.
-        """
+        """Return the options of a command line, those that were not given left out."""
         from fuxictr_mm.config import Roles
 
         values = {name: value for name, value in given.items() if name not in ("roles", "types")}

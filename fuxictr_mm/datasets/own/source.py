@@ -37,11 +37,6 @@ def find_files(source: Path, option: str, pattern: str | None) -> list[Path]:
 
     By default there may be none. A folder stands for all files below it, such as those of Hive partitions. Files of
     several forms are refused: they would be the same rows twice.
-
-    Raises
-    ------
-    ConfigError, MissingFileError
-        The name is of a file elsewhere; there is no such file, or there are several forms.
     """
     name = pattern or f"{option}.*"
     if Path(name).is_absolute() or ".." in Path(name).parts:
@@ -284,11 +279,6 @@ class LogSource:
         """Return the ids of users or of the target of a table: integers if they are in all tables, else texts.
 
         A row of the log without a user is anonymous: its id is null.
-
-        Raises
-        ------
-        ConfigError, DataError
-            The column is of another type; a row has no target, or a row of users or items no id.
         """
         column = self.asked.user if role == "user" else self.asked.item
         kind, ids = table.frame.collect_schema()[column], pl.col(column)
@@ -305,13 +295,7 @@ class LogSource:
         return ids.cast(self._type_of_ids(role, column))
 
     def _histories(self, column: str) -> pl.Expr:
-        """Return lists of items as lists of ids; texts of a CSV file such as ``N1 N2``, ``1|2`` or ``['a', 'b']`` too.
-
-        Raises
-        ------
-        ConfigError
-            The column is of another type.
-        """
+        """Return lists of items as lists of ids, also of texts such as ``N1 N2``, ``1|2`` or ``['a', 'b']``."""
         kind, lists = self.log.frame.collect_schema()[column], pl.col(column)
         inner = kind.inner if isinstance(kind, pl.List | pl.Array) else kind
         if not (inner == pl.String or (inner != kind and inner is not None and inner.is_integer())):
@@ -335,13 +319,7 @@ class LogSource:
         return pl.UInt64() if all(kind.is_unsigned_integer() for kind in kinds) else pl.String()
 
     def rows_by_id(self, table: Table, role: str) -> pl.DataFrame:
-        """Return a table of items or users, a row each.
-
-        Raises
-        ------
-        DataError
-            An id that occurs twice.
-        """
+        """Return a table of items or users, a row each."""
         column = self.asked.user if role == "user" else self.asked.item
         frame = table.frame.with_columns(self.ids(table, role)).collect(engine="streaming")
         again = ~frame[column].is_first_distinct()

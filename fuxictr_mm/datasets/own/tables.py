@@ -174,13 +174,7 @@ class Table:
 
 
 def _fields(schema: Mapping[str, pl.DataType], path: Path) -> Iterator[tuple[str, pl.DataType, pl.Expr]]:
-    """Yield name, type and value of each column, and ``a.b`` for the field ``b`` of a struct ``a``, however nested.
-
-    Raises
-    ------
-    DataError
-        A field has the name of another column.
-    """
+    """Yield name, type and value of each column, and ``a.b`` for the field ``b`` of a struct ``a``, however nested."""
     taken = set(schema)
     columns = [(name, kind, pl.col(name)) for name, kind in schema.items()]
     while columns:
