@@ -149,15 +149,7 @@ def check_embeddings(
 ) -> set[int]:
     """Check all embeddings; the parameters are those of ``check_folder``.
 
-    Returns
-    -------
-    set of int
-        Items whose embedding is equal or nearly equal to another's, where the check of titles needs them.
-
-    Raises
-    ------
-    ConfigError
-        A given column is missing.
+    Returns the items whose embedding is equal or nearly equal to another's, where the check of titles needs them.
     """
     similar: set[int] = set()
     if not report.wants(EmbeddingColumn, Modalities, "duplicate-title"):

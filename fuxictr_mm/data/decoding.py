@@ -99,17 +99,7 @@ def _trim(ids: np.ndarray, offsets: np.ndarray, max_len: int | None, pre: bool) 
 
 
 def scalars(array: pa.Array, where: str, row: int, *, floating: bool = False, dtype: type = np.float32) -> np.ndarray:
-    """Return one number per row: int64, or ``dtype`` if ``floating``.
-
-    Parameters
-    ----------
-    array : pyarrow.Array
-        ``(R,)``.
-    where : str
-        File and column, for errors.
-    row : int
-        Index of the first row, for errors.
-    """
+    """Return one number per row ``(R,)``: int64, or ``dtype`` if ``floating``; errors name ``where`` and the row."""
     if not is_number(array.type) and not (pa.types.is_null(array.type) and len(array)):
         raise DataError(f"{where}: {_no_number(array, row, floating)}")
     if array.null_count:

@@ -43,14 +43,7 @@ def with_fold(dataset: Dataset, fold: Fold) -> Dataset:
 def fold_of_rows(group: np.ndarray | None, rows: int, fold: Fold) -> np.ndarray:
     """Return the fold ``(R,)`` in which each row is held out, from 0; -1 for a row that is never held out.
 
-    Parameters
-    ----------
-    group : ndarray or None
-        ``(R,)``, the user of each row; a row without one counts as a separate user.
-    rows : int
-        R.
-    fold : Fold
-        How many, and by what.
+    ``group`` ``(R,)`` has the user of each row; a row without one counts as a separate user.
     """
     if fold.by == "time":
         # K + 1 blocks, the first of which is only trained on.

@@ -35,15 +35,7 @@ def refuse_folder_of_splits(rows: str) -> None:
 
 
 def item_files_of(rows: str, item_files: str | Sequence[str]) -> list[str]:
-    """Return the item files to read rows with; a later log's own files replace those of the same name.
-
-    Parameters
-    ----------
-    rows : str
-        A file of rows, or a folder of part files.
-    item_files : str or sequence of str
-        Those of the dataset, by which all other rows are read.
-    """
+    """Return the item files to read a file of rows with; a later log's own files replace those of the same name."""
     files = [item_files] if isinstance(item_files, str) else list(item_files)
     folder = folder_of_later_log(rows)
     return files if folder is None else _of_folder(folder, files)

@@ -49,7 +49,8 @@ def part_files(path: str | os.PathLike[str], suffix: str = ".parquet", *, strict
 
     The part files of a folder are in natural order (``part.2`` before ``part.10``). Hive partitions (subfolders such
     as ``dt=2024-01-01``, a column of their rows) are read as well; names that begin with ``_``, ``.`` or ``~`` are
-    ignored, and so are empty files and files such as README or ``manifest.json``.
+    ignored, and so are empty files and files such as README or ``manifest.json``. A folder that holds rows in files of
+    another form as well is refused, unless ``strict`` is False.
     """
     path = path_of(path)
     if path.is_file():

@@ -221,14 +221,8 @@ def _feature(column: FeatureConfig, has_items: bool) -> Feature:
 def complete(features: Sequence[Feature], dims: Mapping[str, int], sizes: Mapping[str, int]) -> list[Feature]:
     """Fill in what the configuration leaves out from the files.
 
-    Parameters
-    ----------
-    features : list of Feature
-        As parsed.
-    dims : mapping
-        Stored length of every sequence of items and dim of their frozen embeddings.
-    sizes : mapping
-        Largest id plus one of every categorical and sequence feature.
+    ``dims`` are the stored lengths of sequences of items and the dims of their frozen embeddings, ``sizes`` the largest
+    id plus one of categorical features and sequences.
     """
     completed = []
     for feature in features:

@@ -43,11 +43,6 @@ class Shard:
         of every global batch.
     gather : callable
         Returns the rows ``(n, ...)`` of all ranks, in the order of the ranks.
-
-    Raises
-    ------
-    ConfigError
-        The number of processes does not divide the number of streams.
     """
 
     rank: int = 0
@@ -92,10 +87,7 @@ class Shard:
     def interleave(self, start: int, stop: int) -> Tensor:
         """Return the order in which the streams of this rank take turns from position ``start`` to ``stop - 1``.
 
-        Returns
-        -------
-        Tensor
-            Indices in the rows that these streams have there, those of one stream after those of another.
+        It indexes the rows that these streams have there, those of one stream after those of another.
         """
         assert self.streams is not None
         first, last = (torch.tensor(self.rows_of_streams(position)) for position in (start, stop))

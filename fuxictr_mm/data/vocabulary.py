@@ -93,24 +93,9 @@ class Vocabulary:
         return pa.types.is_integer(self.values.type)
 
     def encode(self, values: pa.Array, where: str = "ids") -> np.ndarray:
-        """Return the numbers of ids.
+        """Return the numbers ``(M,)`` int64 of ids of any type of text or of integers.
 
-        Parameters
-        ----------
-        values : pyarrow.Array
-            ``(M,)`` ids, of any type of text or of integers.
-        where : str
-            File and column, for errors.
-
-        Returns
-        -------
-        ndarray
-            ``(M,)`` int64: 1 to N; 0 for null, and for an empty text or the integer 0 that is not an id; ``UNKNOWN``.
-
-        Raises
-        ------
-        DataError
-            Texts for a vocabulary of integers or the reverse; floating-point numbers that are not exact integers.
+        They are 1 to N; 0 for null, and for an empty text or the integer 0 that is not an id; ``UNKNOWN``.
         """
         if values.null_count == len(values):  # the type is any, since writers choose one for a column without values
             return np.zeros(len(values), dtype=np.int64)

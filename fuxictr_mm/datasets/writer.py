@@ -85,24 +85,7 @@ class Summary:
 
 
 class Writer:
-    """Writes the dataset of a reader into a folder.
-
-    Parameters
-    ----------
-    reader : Reader
-        What to write.
-    name : str
-        Name of the reader.
-    folder : Path
-        Where to write.
-    verbose : int
-        As of ``progress_bar``.
-
-    Raises
-    ------
-    ConfigError
-        The folder holds something else, or another process writes it.
-    """
+    """Writes the dataset of a reader, called ``name``, into a folder; ``verbose`` is as of ``progress_bar``."""
 
     def __init__(self, reader: Reader, name: str, folder: Path, verbose: int = 1) -> None:
         self.reader, self.folder, self.verbose = reader, folder, verbose

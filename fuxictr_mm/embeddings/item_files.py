@@ -198,11 +198,6 @@ class JoinedEmbeddings:
         D of each source.
     numbering : Numbering
         Of the items.
-
-    Raises
-    ------
-    ConfigError
-        A name twice, or no source.
     """
 
     def __init__(self, sources: Sequence[Source]) -> None:
@@ -292,13 +287,6 @@ class ItemFileWriter:
     numbering : Numbering
         Of the items.
 
-    Raises
-    ------
-    ConfigError
-        The file exists.
-    UserError
-        The file cannot be written.
-
     Examples
     --------
     >>> import pyarrow.parquet as pq
@@ -342,15 +330,7 @@ class ItemFileWriter:
         self._context.__exit__(*error)
 
     def write(self, ids: Sequence[int] | np.ndarray, columns: Mapping[str, Any]) -> None:
-        """Append items.
-
-        Parameters
-        ----------
-        ids : sequence of int
-            ``(n,)``, 1 or more, each once in the file.
-        columns : mapping of str to array or list
-            ``(n,)`` or ``(n, D)``, one for each column of the schema.
-        """
+        """Append items ``(n,)`` from 1, each once in the file, and columns of the schema, ``(n,)`` or ``(n, D)``."""
         ids = np.asarray(ids, dtype=np.int64)
         if ids.size == 0:
             return

@@ -42,11 +42,6 @@ class ItemTexts:
     digest : str
         Of all ids and texts.
 
-    Raises
-    ------
-    ConfigError, DataError, MissingFileError
-        A template that names no column, a column that is missing or holds no texts, an id twice or negative.
-
     Examples
     --------
     >>> import pyarrow.parquet as pq, tempfile

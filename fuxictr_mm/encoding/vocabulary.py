@@ -34,16 +34,10 @@ class TokenVocabulary:
 
     @classmethod
     def of_counts(cls, counts: pl.DataFrame, min_count: int, missing: Any) -> TokenVocabulary:
-        """Build a vocabulary from the columns ``value`` and ``len``.
+        """Build a vocabulary from the columns ``value`` and ``len``, the count of each value in the training split.
 
-        Parameters
-        ----------
-        counts : DataFrame
-            Every value of the training split with its count.
-        min_count : int
-            Values that occur less often are left out.
-        missing : str or number
-            The value that stands for a missing one, left out as well.
+        Values that occur less often than ``min_count`` are left out, and so is ``missing``, which stands for a missing
+        one.
         """
         counts = counts.drop_nulls("value").filter(pl.col("len") >= min_count)
         if counts["value"].dtype == pl.String:

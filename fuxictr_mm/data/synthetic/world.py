@@ -127,15 +127,8 @@ class World:
     ) -> NDArray[np.float64]:
         """Return the log odds of a click, ``(B,)``; with ``context=spec.second_context`` those of the second label.
 
-        Parameters
-        ----------
-        users, items : ndarray of int64, (B,)
-            Ids of the pairs.
-        text, image : bool
-            Terms to count: taste for the text topics, for the image topics. Fewer terms give the best score that a
-            model seeing only these could reach.
-        context : float
-            Factor on the term of popularity with the two levels; 0 leaves it out.
+        Without ``text`` or ``image``, the taste for those topics does not count: the best score of a model that does
+        not see them. ``context`` is a factor on the term of popularity with the two levels.
         """
         spec = self.spec
         logit = np.full(len(users), spec.bias)
@@ -277,17 +270,11 @@ class Histories:
 def sample_history_chunk(
     world: World, exposure: NDArray[np.float64], chunk: int, start: int, stop: int
 ) -> tuple[NDArray[np.int32], Integers]:
-    """Sample what the users start + 1 to stop liked.
+    """Sample what the users start + 1 to stop liked: item ids ``(E',)``, user after user, and their number of each.
 
-    For each event M candidates are sampled by ``exposure`` (I + 1,); the user takes the one with the largest
-    preference * (text affinity + image affinity) + Gumbel noise, that is, one sampled from a softmax.
-
-    Returns
-    -------
-    values : ndarray of int32, (E',)
-        Item ids, user after user; an item liked twice is kept once.
-    counts : ndarray of int64, (stop - start,)
-        How many each user liked.
+    For each event M candidates are sampled by ``exposure`` (I + 1,); the user takes the one with the largest preference
+    * (text affinity + image affinity) + Gumbel noise, that is, one sampled from a softmax. An item liked twice is kept
+    once.
     """
     spec = world.spec
     rng = generator(spec, Stream.HISTORIES, chunk)

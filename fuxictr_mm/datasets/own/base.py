@@ -68,18 +68,7 @@ class Notes:
 
 
 class Base:
-    """A prepared log, read for a later one.
-
-    Parameters
-    ----------
-    folder : Path
-        What ``fuxictr-mm prepare log`` wrote, with ``--like`` or without.
-
-    Raises
-    ------
-    ConfigError
-        The folder is not one, is not complete, or an earlier version wrote it.
-    """
+    """A log that ``fuxictr-mm prepare log`` has prepared, with ``--like`` or without, read for a later one."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -88,18 +88,8 @@ def choose_columns(
 ) -> tuple[list[LogColumn], dict[str, str]]:
     """Return the columns of a table that are written, and why each of the others is not.
 
-    Parameters
-    ----------
-    table : Table
-        The table.
-    without : collection of str
-        Columns that have a role, and labels.
-    types : mapping
-        Kinds that were asked for, by the names in the file.
-    taken : set of str
-        Names that are written already; those of the columns are added.
-    prefix : str
-        Before a name that is taken; ``item_`` also tells a table of items.
+    Those in ``without`` have a role or are labels. ``types`` are kinds that were asked for. Names are added to
+    ``taken``; one that is taken gets a prefix, of which ``item_`` also tells a table of items.
     """
     schema = {name: kind for name, kind in table.frame.collect_schema().items() if name not in without}
     facts = _count(table.frame, schema)

@@ -40,21 +40,8 @@ MANY_UNKNOWN = 0.5
 class LaterSource(LogSource):
     """The tables of a later log, read with the columns and types of the earlier one.
 
-    Parameters
-    ----------
-    asked : LogOptions
-        Options of the earlier log, with the files of this one.
-    source, scratch : Path
-        As of ``Reader``.
-    base : Base
-        The earlier log.
-    given : sequence of str
-        Options of files that were given; others may be missing.
-
-    Raises
-    ------
-    ConfigError, MissingFileError
-        A file or a column does not exist.
+    ``asked`` are the options of the earlier log, with the files of this one; those that are not ``given`` may be
+    missing.
     """
 
     def __init__(self, asked: LogOptions, source: Path, scratch: Path, base: Base, given: Mapping[str, Any]) -> None:

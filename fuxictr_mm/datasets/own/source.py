@@ -60,20 +60,7 @@ def _files_of(path: Path) -> list[Path]:
 
 
 class LogSource:
-    """The tables of interactions, items and users.
-
-    Parameters
-    ----------
-    asked : LogOptions
-        Files, roles, labels and types.
-    source, scratch : Path
-        As of ``Reader``.
-
-    Raises
-    ------
-    ConfigError, MissingFileError
-        A file, a column or a label does not exist.
-    """
+    """The tables of interactions, items and users, with their roles, labels and types."""
 
     def __init__(self, asked: LogOptions, source: Path, scratch: Path) -> None:
         self.asked, self.source, self.scratch = asked, source, scratch

@@ -65,22 +65,10 @@ def read_vectors(path: Path, item: str, column: str, ids: pl.DataType) -> Iterat
 def read_array(
     path: Path, of_rows: Path, item: str, scratch: Path, ids: pl.DataType
 ) -> Iterator[tuple[pl.Series, np.ndarray]]:
-    """Yield item ids and their embeddings, of an array in a ``.npy`` file and the ids of its rows in another file.
+    """Yield item ids and their embeddings, of an array ``(items, dims)`` in a ``.npy`` file and the ids of its rows.
 
-    Rows of zeros are left out.
-
-    Parameters
-    ----------
-    path : Path
-        The array, ``(items, dims)``.
-    of_rows : Path
-        A table with the column ``item``, or an array ``(items,)``, in the order of the rows.
-    item : str
-        The column of the ids.
-    scratch : Path
-        As of ``Table``.
-    ids : DataType
-        Type of the ids.
+    Rows of zeros are left out. ``of_rows`` is a table with the column ``item``, or an array ``(items,)``, in the order
+    of the rows.
     """
     values = _load(path)
     if of_rows.suffix.lower() == ".npy":
