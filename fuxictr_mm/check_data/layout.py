@@ -74,6 +74,8 @@ class Layout:
     translation: Translation = field(default_factory=Translation)
     #: Columns whose numbers are ids, as ``dataset_config.yaml`` has it.
     categories: Collection[str] = ()
+    #: The column of the weights of rows, where there is one.
+    weight: str | None = None
 
 
 def find_layout(folder: Path, report: Report, translation: Translation, title_column: str = TITLE) -> Layout:

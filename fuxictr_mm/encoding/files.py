@@ -137,7 +137,7 @@ class RawFiles:
             if has_number:
                 return False
             found |= has_text
-        if found:
+        if found and not label.is_optional:
             logger.warning(
                 f"{self.path}: {label.source} is text in all rows and is treated as a placeholder; no test "
                 "metrics are computed"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -61,10 +61,6 @@ class Notes:
     unit: Unit
     embeddings: list[str]
     trained: str | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the notes as the manifest has them."""
-        return asdict(self)
 
 
 class Base:

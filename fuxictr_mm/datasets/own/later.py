@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
@@ -324,4 +324,4 @@ class LaterLog(Log):
             unit=self._source.time_unit,
             trained=str(self.base.trained),
         )
-        return {"log": notes.as_json()}
+        return {"log": asdict(notes)}

@@ -68,17 +68,15 @@ class LogSource:
             "interactions", asked.interactions or "interactions.*", {"user": asked.user, "target": asked.item}
         )
         assert log is not None
-        log.check(asked.time, f"--roles time={asked.time}")
-        if asked.group is not None:
-            log.check(asked.group, f"--roles group={asked.group}")
-        if asked.history is not None:
-            log.check(asked.history, f"--roles history={asked.history}")
-        if asked.weight is not None:
-            log.check(asked.weight, f"--roles weight={asked.weight}")
+        for role in ("time", "group", "history", "weight"):
+            if (column := getattr(asked, role)) is not None:
+                log.check(column, f"--roles {role}={column}")
         self.log = log
         self.items = self._table("items", asked.items, {"target": asked.item})
         self.users = self._table("users", asked.users, {"user": asked.user})
         self.labels = self._find_labels()
+        if asked.weight in self.labels:
+            raise ConfigError(f"--roles weight={asked.weight}: is a label; name another column")
         #: Labels that are numbers to predict; the others hold 0 and 1.
         self.numeric_labels = self._find_numeric()
         #: The label whose positive events enter histories; None: all events that have a label.
@@ -316,12 +314,14 @@ class LogSource:
         return frame
 
     def _read_label(self, column: str) -> pl.Expr:
-        table, label = self.log, pl.col(column)
-        if table.frame.collect_schema()[column] == pl.String:
-            label = label.str.strip_chars().str.to_lowercase().replace({**TRUTH, "": None})
-        number, bound = label.cast(pl.Float64, strict=False).fill_nan(None), self.asked.positive_from
-        is_known, expected = number.is_finite(), "a number or null"
+        table, label, bound = self.log, pl.col(column), self.asked.positive_from
         is_class = column not in self.numeric_labels
+        if table.frame.collect_schema()[column] == pl.String:
+            # Of numbers, n may be none; a column of truth values is of these two words.
+            words = TRUTH if is_class and bound is None else {word: TRUTH[word] for word in ("true", "false")}
+            label = label.str.strip_chars().str.to_lowercase().replace({**words, "": None})
+        number = label.cast(pl.Float64, strict=False).fill_nan(None)
+        is_known, expected = number.is_finite(), "a number or null"
         if is_class and bound is None:
             is_known = number.is_in([0.0, 1.0])
             expected = (
@@ -337,8 +337,11 @@ class LogSource:
 
     def _read_weight(self, column: str) -> pl.Expr:
         table, weight = self.log, pl.col(column)
-        if table.frame.collect_schema()[column] == pl.String:
+        kind = table.frame.collect_schema()[column]
+        if kind == pl.String:
             weight = weight.str.strip_chars()
+        elif not kind.is_numeric():
+            raise ConfigError(f"--roles weight={column}: {table.paths[0]} holds {kind} there, expected numbers")
         number = weight.cast(pl.Float32, strict=False)
         is_weight = (number.is_finite() & (number >= 0)).fill_null(False)
         table.refuse(~is_weight, column, "a weight of 0 or more; correct or drop the row")

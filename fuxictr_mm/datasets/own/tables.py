@@ -10,9 +10,9 @@ from functools import cached_property
 from pathlib import Path
 
 import polars as pl
-import pyarrow as pa
 
 from fuxictr_mm.data import parquet
+from fuxictr_mm.encoding.csv_files import with_partitions
 from fuxictr_mm.encoding.text_files import CSV, form_of, is_text, scanned, schema_of, separator_in
 from fuxictr_mm.errors import ConfigError, DataError, first_line, nearest
 
@@ -73,8 +73,8 @@ class Table:
         schema: dict[str, pl.DataType] = {}
         for path in self.paths:
             try:
-                found = schema_of(path) if is_text(path) else pl.read_parquet_schema(path)
-                found |= {n: value.dtype for n, value in _partitions(path).items() if n not in found}
+                held = schema_of(path) if is_text(path) else pl.read_parquet_schema(path)
+                found = dict(with_partitions(pl.LazyFrame(schema=held), path.absolute()).collect_schema())
             except (pl.exceptions.PolarsError, OSError) as error:
                 raise DataError(f"{path}: cannot be read ({first_line(error)})") from None
             schema = {**found, **schema}
@@ -100,7 +100,8 @@ class Table:
     @cached_property
     def frame(self) -> pl.LazyFrame:
         """All rows, lazily: texts of CSV files that are numbers in all rows as numbers, categories as texts."""
-        parts = [_with_partitions(part, path) for part, path in zip(self._parts, self.paths, strict=True)]
+        pairs = zip(self._parts, self.paths, strict=True)
+        parts = [with_partitions(pl.scan_parquet(part), path.absolute()) for part, path in pairs]
         frame = pl.concat(parts, how="diagonal_relaxed")
         frame = frame.select(value.alias(name) for name, _, value in _fields(frame.collect_schema(), self.paths[0]))
         casts: dict[str, type[pl.DataType]] = {}
@@ -191,20 +192,6 @@ def _fields(schema: Mapping[str, pl.DataType], path: Path) -> Iterator[tuple[str
             )
         taken.update(field[0] for field in inner)
         columns = [*inner, *columns]  # type: ignore[list-item]
-
-
-def _partitions(path: Path) -> dict[str, pl.Series]:
-    """Return the columns that the folders of a file name, such as ``day=3``, each with its value."""
-    values = parquet.partition_columns(path.absolute())
-    types = {name: pl.Int64 if pa.types.is_integer(value.type) else pl.String for name, value in values.items()}
-    return {name: pl.Series([value.as_py()], dtype=types[name]) for name, value in values.items()}
-
-
-def _with_partitions(part: Path, path: Path) -> pl.LazyFrame:
-    """Return the rows of a file as Parquet, with the columns that its folders name and it does not have."""
-    frame, columns = pl.scan_parquet(part), _partitions(path)
-    held = frame.collect_schema() if columns else ()
-    return frame.with_columns(pl.lit(value[0], value.dtype).alias(n) for n, value in columns.items() if n not in held)
 
 
 def _as_parquet(path: Path, target: Path) -> Path:

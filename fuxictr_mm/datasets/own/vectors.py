@@ -72,7 +72,10 @@ def read_array(
     """
     values = _load(path)
     if of_rows.suffix.lower() == ".npy":
-        found = pl.Series(_load(of_rows))
+        array = _load(of_rows)
+        if array.ndim != 1 or array.dtype.kind not in "iuU":
+            raise DataError(f"{of_rows}: holds {array.dtype} of shape {array.shape}, expected the ids of the rows")
+        found = pl.Series(array)
     else:
         table = Table([of_rows], scratch, f"{path.stem}-ids", (item,))
         table.check(item, f"--roles target={item}")
