@@ -41,24 +41,12 @@ def decode_target(
 
 
 class Positions(NamedTuple):
-    """A history, and which entries of its lists it is.
+    """A history, and which entries of its lists it is."""
 
-    Parameters
-    ----------
-    items : ndarray
-        ``(N,)`` int32.
-    offsets : ndarray
-        ``(R + 1,)`` int64, of each row in the items.
-    kept : ndarray
-        ``(N,)`` index of each item in the entries of all lists.
-    lists : ndarray
-        ``(R + 1,)`` int64, of each row in the entries of all lists.
-    """
-
-    items: np.ndarray
-    offsets: np.ndarray
-    kept: np.ndarray
-    lists: np.ndarray
+    items: np.ndarray  #: ``(N,)`` int32.
+    offsets: np.ndarray  #: ``(R + 1,)`` int64, of each row in the items.
+    kept: np.ndarray  #: ``(N,)`` index of each item in the entries of all lists.
+    lists: np.ndarray  #: ``(R + 1,)`` int64, of each row in the entries of all lists.
 
 
 def decode_positions(

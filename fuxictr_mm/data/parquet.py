@@ -236,30 +236,14 @@ def _pandas_index(path: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class RowGroupRange:
-    """Adjacent row groups of a file that are read together.
+    """Adjacent row groups of a file that are read together."""
 
-    Parameters
-    ----------
-    path : Path
-        The file.
-    metadata : pyarrow.parquet.FileMetaData
-        Its footer.
-    groups : range
-        Indices of the row groups.
-    row : int
-        Index in the file of the first row of the row groups.
-    num_rows : int
-        Number of rows that are read.
-    skip : int
-        Rows at the beginning that are left out.
-    """
-
-    path: Path
-    metadata: pq.FileMetaData
-    groups: range
-    row: int
-    num_rows: int
-    skip: int = 0
+    path: Path  #: The file.
+    metadata: pq.FileMetaData  #: Its footer.
+    groups: range  #: Indices of the row groups.
+    row: int  #: Index in the file of the first row of the row groups.
+    num_rows: int  #: Number of rows that are read.
+    skip: int = 0  #: Rows at the beginning that are left out.
 
 
 def split_row_groups(

@@ -30,24 +30,14 @@ def default_streams(processes: int) -> int:
 
 @dataclass(frozen=True)
 class Shard:
-    """The part of a split that one rank reads.
+    """The part of a split that one rank reads."""
 
-    Parameters
-    ----------
-    rank : int
-        Rank of this process.
-    size : int
-        Number of processes, W.
-    streams : int, optional
-        V, the virtual streams of a split that is trained on. None: every rank passes over all rows, and takes a slice
-        of every global batch.
-    gather : callable
-        Returns the rows ``(n, ...)`` of all ranks, in the order of the ranks.
-    """
-
-    rank: int = 0
-    size: int = 1
+    rank: int = 0  #: Rank of this process.
+    size: int = 1  #: Number of processes, W.
+    #: V, the virtual streams of a split that is trained on. None: every rank passes over all rows, and takes a slice of
+    #: every global batch.
     streams: int | None = None
+    #: Returns the rows ``(n, ...)`` of all ranks, in the order of the ranks.
     gather: Callable[[Tensor], Tensor] = field(default=lambda rows: rows, compare=False)
 
     def __post_init__(self) -> None:

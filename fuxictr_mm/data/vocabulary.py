@@ -37,11 +37,6 @@ LARGEST_EXACT = 2.0**53
 class Vocabulary:
     """Distinct ids; the id at position i has the number i + 1.
 
-    Parameters
-    ----------
-    values : pyarrow.Array
-        ``(N,)`` without nulls: texts (``large_string``), bytes (``large_binary``), ``int64`` or ``uint64``.
-
     Examples
     --------
     >>> vocabulary = Vocabulary.build([pa.array(["B07", "A11"]), pa.array(["A11", "C3"])])
@@ -51,6 +46,7 @@ class Vocabulary:
     ['C3', None]
     """
 
+    #: ``(N,)`` without nulls: texts (``large_string``), bytes (``large_binary``), ``int64`` or ``uint64``.
     values: pa.Array
 
     def __len__(self) -> int:
@@ -251,25 +247,17 @@ class Vocabularies(dict[str, Vocabulary]):
 
 @dataclass(frozen=True)
 class Conversion:
-    """How the columns of the interactions are converted to numbers; by default they are used as they are.
+    """How the columns of the interactions are converted to numbers; by default they are used as they are."""
 
-    Parameters
-    ----------
-    target, history : str
-        Names of these columns on disk.
-    vocabularies : mapping of str to Vocabulary
-        By feature; columns of features without one hold numbers.
-    zero_ends : int
-        So many zeros at an end of histories that all have one length are padding, where 0 is an item as well; see
-        ``item_columns``.
-    scales : mapping of str to pair of float
-        What is subtracted from a numeric column, and what the result is divided by, by feature.
-    """
-
+    #: Names of these columns on disk.
     target: str = "item_id"
     history: str = "item_seq"
+    #: By feature; columns of features without one hold numbers.
     vocabularies: Mapping[str, Vocabulary] = field(default_factory=dict)
+    #: So many zeros at an end of histories that all have one length are padding, where 0 is an item as well; see
+    #: ``item_columns``.
     zero_ends: int = 1
+    #: What is subtracted from a numeric column, and what the result is divided by, by feature.
     scales: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 

@@ -40,30 +40,18 @@ GROUP_ROWS = 100_000
 
 @dataclass
 class SplitSummary:
-    """What was written of a split.
+    """What was written of a split."""
 
-    Parameters
-    ----------
-    rows, labelled, positives : int
-        Rows, those that have the first label of 0 and 1, and those whose label is above 0.
-    without_history, history_items : int
-        Rows with an empty history, and items of all histories.
-    left_out : int
-        Rows whose target is in no item file; they are not written.
-    unknown_items : int
-        History items that are in no item file; they are dropped.
-    cold : int
-        Rows whose target is not a target of a training row.
-    """
-
+    #: Rows, those that have the first label of 0 and 1, and those whose label is above 0.
     rows: int = 0
     labelled: int = 0
     positives: int = 0
+    #: Rows with an empty history, and items of all histories.
     without_history: int = 0
     history_items: int = 0
-    left_out: int = 0
-    unknown_items: int = 0
-    cold: int = 0
+    left_out: int = 0  #: Rows whose target is in no item file; they are not written.
+    unknown_items: int = 0  #: History items that are in no item file; they are dropped.
+    cold: int = 0  #: Rows whose target is not a target of a training row.
 
     def add(self, other: SplitSummary) -> None:
         """Add the counts of another part."""

@@ -22,22 +22,14 @@ MISSING: dict[str, Any] = {"str": "", "int": 0, "float": 0.0}
 
 @dataclass(frozen=True)
 class RawColumn:
-    """A column to encode.
+    """A column to encode."""
 
-    Parameters
-    ----------
-    spec : FeatureSpec
-        Its entry of ``feature_cols``; of a label, the name, type and ``fill_na`` of its entry of ``label_col``.
-    copied : str, optional
-        The ``dtype`` of a column of numbers that ``copy_from`` copies: texts are then those of the numbers, so that 1
-        and 1.0 are one value.
-    is_optional : bool
-        Whether files may not have it: only those that are trained on need weights.
-    """
-
+    #: Its entry of ``feature_cols``; of a label, the name, type and ``fill_na`` of its entry of ``label_col``.
     spec: FeatureSpec
+    #: The ``dtype`` of a column of numbers that ``copy_from`` copies: texts are then those of the numbers, so that 1
+    #: and 1.0 are one value.
     copied: str | None = None
-    is_optional: bool = False
+    is_optional: bool = False  #: Whether files may not have it: only those that are trained on need weights.
 
     @property
     def name(self) -> str:

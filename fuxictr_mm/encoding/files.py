@@ -52,21 +52,11 @@ NO_TEXT = {
 
 @dataclass(frozen=True)
 class RawFiles:
-    """A split on disk: a file or a folder of part files, CSV or Parquet.
+    """A split on disk: a file or a folder of part files, CSV or Parquet."""
 
-    Parameters
-    ----------
-    path : path
-        The file or folder.
-    form : {"csv", "parquet"}
-        Format of the files.
-    separator : str
-        Separator of the columns of CSV files.
-    """
-
-    path: Path
-    form: str
-    separator: str = ","
+    path: Path  #: The file or folder.
+    form: str  #: Format of the files: "csv", "parquet".
+    separator: str = ","  #: Separator of the columns of CSV files.
 
     @property
     def files(self) -> list[Path]:

@@ -14,18 +14,11 @@ import polars as pl
 
 @dataclass(frozen=True)
 class TokenVocabulary:
-    """Ids of the values of a column, or of several that share their embedding table.
+    """Ids of the values of a column, or of several that share their embedding table."""
 
-    Parameters
-    ----------
-    tokens : Series
-        Values as texts: those of the training split, then keys of a file of embeddings that it does not have.
-    oov : int
-        Id of the values that are not in the vocabulary: ids before it are those of the training split.
-    """
-
+    #: Values as texts: those of the training split, then keys of a file of embeddings that it does not have.
     tokens: pl.Series
-    oov: int
+    oov: int  #: Id of the values that are not in the vocabulary: ids before it are those of the training split.
 
     @property
     def size(self) -> int:

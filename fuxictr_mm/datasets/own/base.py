@@ -37,29 +37,14 @@ CHUNK_ITEMS = 8192
 
 @dataclass(frozen=True)
 class Notes:
-    """What the manifest keeps of a log for later ones.
+    """What the manifest keeps of a log for later ones."""
 
-    Parameters
-    ----------
-    options : dict
-        Options that are not the default.
-    labels : list of str
-        Columns of labels; none where negatives were sampled.
-    newest : float
-        The time of the newest row with a label.
-    unit : {"number", "us", "ns"}
-        Of what times are numbers.
-    embeddings : list of str
-        Columns of embeddings that were written.
-    trained : str, optional
-        Of a later log, the folder that the first one was prepared into, whose configuration has the experiments.
-    """
-
-    options: dict[str, Any]
-    labels: list[str]
-    newest: float
-    unit: Unit
-    embeddings: list[str]
+    options: dict[str, Any]  #: Options that are not the default.
+    labels: list[str]  #: Columns of labels; none where negatives were sampled.
+    newest: float  #: The time of the newest row with a label.
+    unit: Unit  #: Of what times are numbers ("number", "us", "ns").
+    embeddings: list[str]  #: Columns of embeddings that were written.
+    #: Of a later log, the folder that the first one was prepared into, whose configuration has the experiments.
     trained: str | None = None
 
 

@@ -33,21 +33,13 @@ LIST_SEPARATOR = "|"
 
 @dataclass(frozen=True)
 class LogColumn:
-    """A column that is written.
+    """A column that is written."""
 
-    Parameters
-    ----------
-    source, name : str
-        Its name in the file, and as it is written.
-    kind : str
-        What it becomes.
-    mean, std : float
-        Of a number: what it is standardised by.
-    """
-
+    #: Its name in the file, and as it is written.
     source: str
     name: str
-    kind: Kind
+    kind: Kind  #: What it becomes.
+    #: Of a number: what it is standardised by.
     mean: float = 0.0
     std: float = 1.0
 

@@ -33,30 +33,15 @@ def is_integer(text: pl.Expr) -> pl.Expr:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of one file or several with the same columns.
+    """A table of one file or several with the same columns."""
 
-    Parameters
-    ----------
-    paths : sequence of Path
-        The files.
-    scratch : Path
-        Folder for the files as Parquet.
-    option : str
-        The option that names them, for errors.
-    texts : sequence of str
-        Columns of ids, whose texts stay texts: 007 and 7 are two.
-    types : mapping of str to str
-        What columns are known to become, as ``--types`` has it.
-    as_integers : mapping of str to bool
-        Whether floats that are integers in all rows are read as integers, by the column. By default they are if values
-        are missing.
-    """
-
-    paths: Sequence[Path]
-    scratch: Path
-    option: str
-    texts: Sequence[str] = ()
-    types: Mapping[str, str] = field(default_factory=dict)
+    paths: Sequence[Path]  #: The files.
+    scratch: Path  #: Folder for the files as Parquet.
+    option: str  #: The option that names them, for errors.
+    texts: Sequence[str] = ()  #: Columns of ids, whose texts stay texts: 007 and 7 are two.
+    types: Mapping[str, str] = field(default_factory=dict)  #: What columns are known to become, as ``--types`` has it.
+    #: Whether floats that are integers in all rows are read as integers, by the column. By default they are if values
+    #: are missing.
     as_integers: Mapping[str, bool] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
