@@ -39,15 +39,13 @@ def decode_scalar(array: pa.Array, where: str, row: int, feature: Feature) -> np
 def decode_numbers(array: pa.Array, where: str, row: int, feature: Feature) -> np.ndarray:
     """Return a numeric column without missing values, ``(R,)`` float32, or float64 if it is to be scaled."""
     kind = array.type
-    if feature.fill_na is not None and (is_number(kind) or pa.types.is_null(kind)):
-        missing = array.is_null(nan_is_null=True)
-        if missing.true_count:
+    missing = array.is_null(nan_is_null=True) if is_number(kind) or pa.types.is_null(kind) else None
+    if missing is not None and missing.true_count:
+        if feature.fill_na is not None:
             # Integers beyond 2**53 are rounded, as they are in a column without nulls.
             numbers_of_rows = array.cast(pa.float64(), safe=False)
             array = pc.if_else(missing, pa.scalar(float(feature.fill_na)), numbers_of_rows)
-    elif feature.has_items and (is_number(kind) or pa.types.is_null(kind)):
-        missing = array.is_null(nan_is_null=True)
-        if missing.true_count:
+        elif feature.has_items:
             bad = int(np.flatnonzero(numbers(missing))[0])
             found = "NaN" if array[bad].is_valid else "null"
             raise DataError(
