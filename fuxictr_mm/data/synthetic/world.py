@@ -186,9 +186,8 @@ def _sample_tastes(spec: SyntheticSpec) -> tuple[Floats, Floats]:
         if spec.taste_topics:
             rank = sampled.argsort(axis=-1).argsort(axis=-1)
             sampled = (rank >= sampled.shape[-1] - spec.taste_topics).astype(float)
-        sampled -= sampled.mean(
-            axis=-1, keepdims=True
-        )  # topics are centred: a liking of all of them alike has no effect
+        # Topics are centred: a liking of all of them alike has no effect.
+        sampled -= sampled.mean(axis=-1, keepdims=True)
         tastes[:, start + 1 : stop + 1] = sampled / np.linalg.norm(sampled, axis=-1, keepdims=True)
     return tastes[0], tastes[1]
 
