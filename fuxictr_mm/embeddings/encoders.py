@@ -320,7 +320,7 @@ class ImageEncoder:
     dim : int
         D.
     settings : dict
-        As of ``TextEncoder``; the errors are the same.
+        As of ``TextEncoder``.
     """
 
     def __init__(self, model: str, **settings: Any) -> None:
