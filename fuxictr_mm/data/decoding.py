@@ -101,7 +101,8 @@ def scalars(array: pa.Array, where: str, row: int, *, floating: bool = False, dt
     if not is_number(array.type) and not (pa.types.is_null(array.type) and len(array)):
         raise DataError(f"{where}: {_no_number(array, row, floating)}")
     if array.null_count:
-        raise DataError(f"{where}: row {_first_null(array, row)} is null, expected a number; fill or drop such rows")
+        bad = row + int(np.flatnonzero(numbers(array.is_null()))[0])
+        raise DataError(f"{where}: row {bad} is null, expected a number; fill or drop such rows")
     values = numbers(array)
     if floating:
         return finite(values, where, row, dtype)
@@ -111,10 +112,6 @@ def scalars(array: pa.Array, where: str, row: int, *, floating: bool = False, dt
 def is_number(kind: pa.DataType) -> bool:
     """Whether a column of this type holds numbers or truth values."""
     return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
-
-
-def _first_null(array: pa.Array, row: int) -> int:
-    return row + int(np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))[0])
 
 
 def _no_number(array: pa.Array, row: int, floating: bool) -> str:

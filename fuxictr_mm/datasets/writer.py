@@ -82,6 +82,7 @@ class Writer:
         self.origin: dict[str, Any] = {"version": VERSION, "reader": name, "max_len": reader.max_len, "files": stats}
         if reader.options:
             self.origin["options"] = reader.options
+        self._vocabularies: dict[str, Vocabulary] = {}
 
     def write(self, overwrite: bool = False) -> Summary:
         """Write everything that does not exist yet; ``overwrite`` deletes an earlier dataset of the folder first."""
@@ -229,10 +230,6 @@ class Writer:
     @cached_property
     def _row_metadata(self) -> dict[bytes, bytes]:
         return NUMBERED | self._numbering(["user_id", *names_of(self.reader.context, ["categorical"])])
-
-    @cached_property
-    def _vocabularies(self) -> dict[str, Vocabulary]:
-        return {}
 
     def _vocabulary(self, name: str) -> Vocabulary:
         """Return the numbering of an item column, of a context column or of the users."""
