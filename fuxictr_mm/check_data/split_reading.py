@@ -35,7 +35,7 @@ def read_split(
         wanted[LABEL] = "numbers"
     usable = require(file, wanted, report, lists=[ITEM_SEQ, *further])
     times = [f.name for f in schema if f.name == time and _is_time(f.type)]
-    no_feature = {*file.sources, layout.weight} - {time}
+    no_feature = (file.sources | ({layout.weight} if layout.weight else set())) - {time}
     layout.not_checked += check_types(file, {*wanted, *no_feature, *([time] if time else [])}, report)
     if ITEM_ID not in usable:
         return None
