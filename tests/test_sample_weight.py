@@ -130,6 +130,7 @@ def test_two_processes_train_a_model_of_another_library_as_one(worlds, tmp_path)
         ([math.inf, 2.0, 1.0], ["row 0", "inf"]),
         ([1.0, math.nan, 1.0], ["row 1", "nan"]),
         (["a", "b", "c"], ["row 0", "'a'"]),
+        ([0.0, 0.0, 0.0], ["v", "0 in all 600"]),
         (None, ["v"]),
     ],
 )

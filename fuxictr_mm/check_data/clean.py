@@ -47,28 +47,9 @@ class Plan:
 
 
 def clean_folder(layout: Layout, report: Report, target: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Write a cleaned copy of a checked folder.
+    """Write a cleaned copy of a checked folder into a folder that does not exist or is empty.
 
-    Parameters
-    ----------
-    layout : Layout
-        The files.
-    report : Report
-        The findings; infos are left unchanged.
-    target : str or Path
-        Folder to write; it must not exist, or must be empty.
-
-    Returns
-    -------
-    list of dict
-        ``check``, ``file``, ``column`` and ``count`` of every finding above info, and what was ``done`` about it.
-
-    Raises
-    ------
-    ConfigError
-        ``target`` is not empty.
-    UserError
-        The folder cannot be written; incomplete files are removed.
+    Returns ``check``, ``file``, ``column`` and ``count`` of every finding above info, and what was ``done`` about it.
     """
     target = Path(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):

@@ -18,6 +18,7 @@ class Description:
     roles: Roles = field(default_factory=Roles)
     ids: str = "auto"
     label: str = LABEL  #: The first of several.
+    weight: str | None = None  #: Of rows, which is no feature.
     categories: frozenset[str] = frozenset()  #: Features whose numbers are ids, which nobody standardises.
 
     @classmethod
@@ -33,9 +34,12 @@ class Description:
         if len(entries) != 1:
             return cls()
         (entry,) = entries.values()
-        known = {key: entry[key] for key in ("roles", "ids", "label_col") if entry.get(key) is not None}
+        known = {
+            key: entry[key] for key in ("roles", "ids", "label_col", "sample_weight") if entry.get(key) is not None
+        }
         dataset = DatasetConfig.read(known, str(folder / "dataset_config.yaml"))
-        return cls(dataset.roles, dataset.ids, (dataset.label_names or [LABEL])[0], _categories(entry))
+        label = (dataset.label_names or [LABEL])[0]
+        return cls(dataset.roles, dataset.ids, label, dataset.sample_weight, _categories(entry))
 
 
 def _categories(entry: dict[str, Any]) -> frozenset[str]:

@@ -57,13 +57,7 @@ class DataFile:
 
     @cached_property
     def schema(self) -> pa.Schema:
-        """The columns of the file, or of the first of part files; extension types are their storage.
-
-        Raises
-        ------
-        DataError, MissingFileError
-            It is not a Parquet file, or two columns have one name; a folder has no part files.
-        """
+        """The columns of the file, or of the first of part files; extension types are their storage."""
         schema = schema_of(part_files(self.path)[0])
         twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
         if twice:
@@ -77,11 +71,6 @@ class DataFile:
         """Yield ``(first row, record batch)`` of the file or of all part files, the columns in the order asked for.
 
         Rows of small files come together: a chunk costs the checks some 20 ms, whatever it holds.
-
-        Raises
-        ------
-        DataError
-            The file is damaged; the message has the row.
         """
         row, path = 0, self.path
         try:

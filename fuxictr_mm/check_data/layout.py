@@ -74,16 +74,12 @@ class Layout:
     translation: Translation = field(default_factory=Translation)
     #: Columns whose numbers are ids, as ``dataset_config.yaml`` has it.
     categories: Collection[str] = ()
+    #: The column of the weights of rows, where there is one.
+    weight: str | None = None
 
 
 def find_layout(folder: Path, report: Report, translation: Translation, title_column: str = TITLE) -> Layout:
-    """Find the files of a folder, read the ids of its item files, and check the types of their columns.
-
-    Raises
-    ------
-    MissingFileError
-        The folder does not exist, or holds none of the files.
-    """
+    """Find the files of a folder, read the ids of its item files, and check the types of their columns."""
     if not folder.is_dir():
         raise MissingFileError(f"{folder}: no such folder; expected one with train.parquet and item files")
     files = {name_of(path): DataFile(path, translation=translation) for path in data_files(folder)}

@@ -50,13 +50,7 @@ class Modalities:
 def find_modalities(
     layout: Layout, text: str | None = None, image: str | None = None
 ) -> tuple[ItemFile, str, str] | None:
-    """Return the file and the columns of text and image, by their names, or None; both must be in one file.
-
-    Raises
-    ------
-    ConfigError
-        A given column is missing.
-    """
+    """Return the file and the columns of text and image, by their names, or None; both must be in one file."""
     best: tuple[ItemFile, str, str] | None = None
     most = 0.0
     for item in layout.items:
@@ -155,15 +149,7 @@ def check_embeddings(
 ) -> set[int]:
     """Check all embeddings; the parameters are those of ``check_folder``.
 
-    Returns
-    -------
-    set of int
-        Items whose embedding is equal or nearly equal to another's, where the check of titles needs them.
-
-    Raises
-    ------
-    ConfigError
-        A given column is missing.
+    Returns the items whose embedding is equal or nearly equal to another's, where the check of titles needs them.
     """
     similar: set[int] = set()
     if not report.wants(EmbeddingColumn, Modalities, "duplicate-title"):

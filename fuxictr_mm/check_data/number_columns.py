@@ -95,12 +95,7 @@ class Tally:
 
 
 def first_outlier(values: np.ndarray, counts: np.ndarray) -> float | None:
-    """Return the smallest outlier among the values, or None.
-
-    Parameters
-    ----------
-    values, counts : ndarray, (K,)
-        Distinct values, sorted, and how often each occurs.
+    """Return the smallest outlier among distinct sorted values ``(K,)``, by how often each occurs, or None.
 
     Examples
     --------

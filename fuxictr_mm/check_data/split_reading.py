@@ -35,11 +35,11 @@ def read_split(
         wanted[LABEL] = "numbers"
     usable = require(file, wanted, report, lists=[ITEM_SEQ, *further])
     times = [f.name for f in schema if f.name == time and _is_time(f.type)]
-    of_source = file.sources - {time}
-    layout.not_checked += check_types(file, {*wanted, *of_source, *([time] if time else [])}, report)
+    no_feature = (file.sources | ({layout.weight} if layout.weight else set())) - {time}
+    layout.not_checked += check_types(file, {*wanted, *no_feature, *([time] if time else [])}, report)
     if ITEM_ID not in usable:
         return None
-    others = [f for f in schema if f.name not in {*wanted, *of_source}]
+    others = [f for f in schema if f.name not in {*wanted, *no_feature}]
     context = [f for f in others if f.name != time and is_number(f.type)]
     names = [f.name for f in others if is_scalar(f.type) and not _names_the_split(file, f)]
     none = pl.DataFrame(schema={"user": pl.Int64, "item": pl.Int64})

@@ -85,17 +85,8 @@ def check_titles(
 ) -> None:
     """Check the titles of all item files that have the column; the other parameters are those of ``Titles``.
 
-    A check whose library is not installed is left out, with a warning, and named in ``layout.not_checked``.
-
-    Parameters
-    ----------
-    needs_all : bool
-        A missing library is an error.
-
-    Raises
-    ------
-    UserError
-        A library is missing, or does not support the language.
+    A check whose library is not installed is left out, with a warning, and named in ``layout.not_checked``; with
+    ``needs_all`` it is an error.
     """
     items = [item for item in layout.items if column in item.schema.names] if report.wants(str, Titles) else []
     if items and not needs_all:

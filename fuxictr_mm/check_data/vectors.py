@@ -27,13 +27,7 @@ NORM_FACTOR, NORM_DEVIATIONS = 10.0, 8.0
 
 
 class EmbeddingColumn:
-    """A column of embeddings, read once; ``verbose=0`` shows no progress.
-
-    Raises
-    ------
-    DataError
-        The file is damaged.
-    """
+    """A column of embeddings, read once; ``verbose=0`` shows no progress."""
 
     def __init__(self, item: ItemFile, name: str, verbose: int = 0) -> None:
         self.item, self.name, count = item, name, len(item.ids)

@@ -78,33 +78,16 @@ def is_embedded(column: FeatureConfig, has_items: bool) -> bool:
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of an experiment.
+    """The columns of an experiment."""
 
-    Parameters
-    ----------
-    entries : sequence of FeatureConfig
-        Of the dataset's ``feature_cols``.
-    specs : sequence of FeatureSpec
-        Of ``feature_specs``, the experiment's changes.
-    use : sequence of str
-        Of ``use_features``; empty: all active ones.
-    roles : Roles
-        Of the dataset.
-    item_info : str or list of str, optional
-        Its item files; an empty list where the ids of the target are the items, None where it has none.
-    dataset_id : str
-        For errors.
-    wrong : frozenset of str
-        Columns that are known to be wrong; nothing else is said about them.
-    """
-
-    entries: Sequence[FeatureConfig] = ()
-    specs: Sequence[FeatureSpec] = ()
-    use: Sequence[str] = ()
-    roles: Roles = field(default_factory=Roles)
+    entries: Sequence[FeatureConfig] = ()  #: Of the dataset's ``feature_cols``.
+    specs: Sequence[FeatureSpec] = ()  #: Of ``feature_specs``, the experiment's changes.
+    use: Sequence[str] = ()  #: Of ``use_features``; empty: all active ones.
+    roles: Roles = field(default_factory=Roles)  #: Of the dataset.
+    #: Its item files; an empty list where the ids of the target are the items, None where it has none.
     item_info: str | Sequence[str] | None = None
-    dataset_id: str = ""
-    wrong: frozenset[str] = frozenset()
+    dataset_id: str = ""  #: For errors.
+    wrong: frozenset[str] = frozenset()  #: Columns that are known to be wrong; nothing else is said about them.
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Columns:

@@ -110,13 +110,7 @@ class DatasetConfig(Settings):
         return [label.name for label in self.labels]
 
     def require_one_label(self, command: str) -> str:
-        """Return the name of the label of a dataset with one label.
-
-        Raises
-        ------
-        ConfigError
-            The dataset has several labels, or none.
-        """
+        """Return the name of the label of a dataset with one label."""
         if self.label_col is None:
             raise ConfigError(f"{command}: label_col is missing; name the label, such as {LabelConfig.example}")
         if len(self.label_names) > 1:
@@ -127,13 +121,7 @@ class DatasetConfig(Settings):
         return self.label_names[0]
 
     def require_items(self, command: str) -> None:
-        """Refuse a dataset without item files.
-
-        Raises
-        ------
-        ConfigError
-            It has none.
-        """
+        """Refuse a dataset without item files."""
         if self.item_info is None:
             raise ConfigError(
                 f"{command}: the dataset has no item_info; this command takes models of this library, on item files or "

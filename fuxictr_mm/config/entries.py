@@ -90,13 +90,7 @@ def _entry(path: Path, content: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def check_id(name: str, what: str) -> None:
-    """Check that an id is a valid folder name, since runs are written to a folder of this name.
-
-    Raises
-    ------
-    ConfigError
-        The id is empty, ``..``, or contains a slash; ``what`` names it in the error.
-    """
+    """Check that an id is a valid folder name, since runs are written to a folder of this name."""
     if name in ("", "..") or Path(name).name != name:
         raise ConfigError(
             f"{what} '{name}' is not a valid folder name, and its runs are in a folder of this name; rename "

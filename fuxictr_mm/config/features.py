@@ -262,11 +262,6 @@ class Roles(Settings):
         """Return those of ``--roles target=article_id history=clicked``; ``histories=carted,bought`` are several.
 
         So are ``histories=carted histories=bought``.
-
-        Raises
-        ------
-        ConfigError
-            A word of another form, an unknown role, or one that is given twice.
         """
         pairs = [word.partition("=")[::2] for word in words or ()]
         bad = next((f"{role}={column}" for role, column in pairs if not role or not column), None)

@@ -37,13 +37,7 @@ LOSSES = {
 
 
 def optimizer_name(name: str) -> str:
-    """Return the name of the class of ``torch.optim`` that is meant, whatever its case.
-
-    Raises
-    ------
-    ConfigError
-        There is no such optimizer.
-    """
+    """Return the name of the class of ``torch.optim`` that is meant, whatever its case."""
     classes = {known.lower(): known for known in OPTIMIZERS}
     if name.lower() not in classes:
         raise ConfigError(
@@ -56,11 +50,6 @@ def parse_regularizer(value: Regularizer, name: str) -> list[tuple[int, float]]:
     """Return ``(norm, weight)`` pairs of a regularizer written as FuxiCTR does.
 
     FuxiCTR takes an integer (``embedding_regularizer: 1``) for no regularizer; here it is L2 with that weight.
-
-    Raises
-    ------
-    ConfigError
-        Not a number, ``l1(x)``, ``l2(x)`` or ``l1_l2(x, y)``; a weight below zero.
 
     Examples
     --------
@@ -85,13 +74,7 @@ def parse_regularizer(value: Regularizer, name: str) -> list[tuple[int, float]]:
 
 
 def check_loss(task: str | Sequence[str], loss: str | Sequence[str]) -> None:
-    """Check that the loss of every label fits its task.
-
-    Raises
-    ------
-    ConfigError
-        The loss does not fit the task.
-    """
+    """Check that the loss of every label fits its task."""
     count = max([1, *(len(given) for given in (task, loss) if not isinstance(given, str))])
     for kind, name in zip(per_label(task, count), per_label(loss, count), strict=False):
         if name not in LOSSES[kind]:
@@ -253,13 +236,7 @@ class ModelSettings(Settings):
         return smoothing
 
     def check_labels(self, labels: Sequence[str]) -> None:
-        """Check the settings per label against the labels of the dataset.
-
-        Raises
-        ------
-        ConfigError
-            ``task`` or ``loss`` is a list of another length, or ``task_weights`` does not fit the labels; one line.
-        """
+        """Check the settings per label against the labels of the dataset."""
         problems, names = [], ", ".join(labels)
         for key in ("task", "loss"):
             given = getattr(self, key)

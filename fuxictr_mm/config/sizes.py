@@ -8,24 +8,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Size:
-    """Settings for data of a size.
+    """Settings for data of a size."""
 
-    Parameters
-    ----------
-    bound : float
-        They are for fewer training rows than this.
-    batch_size, epochs, embedding_dim : int
-        The settings of these names. Where the weights are averaged, the eighth was the best epoch of every run on
-        400,000 rows of MovieLens-1M that had eight, and 20 gained 0.0035 (``docs/results.md``).
-    units : tuple of int
-        Hidden units of every MLP.
-    """
-
-    bound: float
+    bound: float  #: They are for fewer training rows than this.
+    #: The settings of these names. Where the weights are averaged, the eighth was the best epoch of every run on
+    #: 400,000 rows of MovieLens-1M that had eight, and 20 gained 0.0035 (``docs/results.md``).
     batch_size: int
     epochs: int
     embedding_dim: int
-    units: tuple[int, ...]
+    units: tuple[int, ...]  #: Hidden units of every MLP.
 
 
 SIZES: tuple[Size, ...] = (
@@ -37,17 +28,10 @@ SIZES: tuple[Size, ...] = (
 
 @dataclass(frozen=True)
 class Penalty:
-    """``embedding_regularizer``, the L2 penalty on the tables of ids.
+    """``embedding_regularizer``, the L2 penalty on the tables of ids."""
 
-    Parameters
-    ----------
-    first : float
-        That of ``DIN_MM`` and ``DIN`` without a search; ``LightFM`` learns nothing with a strong one.
-    low, high : float
-        Ends of the range to search, for any model.
-    """
-
-    first: float
+    first: float  #: That of ``DIN_MM`` and ``DIN`` without a search; ``LightFM`` learns nothing with a strong one.
+    #: Ends of the range to search, for any model.
     low: float
     high: float
 

@@ -92,7 +92,7 @@ def read_dataset(
     _build_vocabularies(config, files, train_files, vocabularies)
     scales = _scales(config, features, train_files, vocabularies)
     conversion = replace(conversion, vocabularies={**vocabularies, **conversion.vocabularies}, scales=scales)
-    files = {split: file.converted_by(conversion) for split, file in files.items()}
+    files = {split: file.changed(conversion=conversion) for split, file in files.items()}
     splits, summaries = _read_splits(config, files, shard)
     dims = {f.name: items.dim(f.name) for f in features if f.is_item and f.type in ("sequence", "embedding")}
     _check_dims(features, summaries)

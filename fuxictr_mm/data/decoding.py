@@ -39,15 +39,13 @@ def decode_scalar(array: pa.Array, where: str, row: int, feature: Feature) -> np
 def decode_numbers(array: pa.Array, where: str, row: int, feature: Feature) -> np.ndarray:
     """Return a numeric column without missing values, ``(R,)`` float32, or float64 if it is to be scaled."""
     kind = array.type
-    if feature.fill_na is not None and (is_number(kind) or pa.types.is_null(kind)):
-        missing = array.is_null(nan_is_null=True)
-        if missing.true_count:
+    missing = array.is_null(nan_is_null=True) if is_number(kind) or pa.types.is_null(kind) else None
+    if missing is not None and missing.true_count:
+        if feature.fill_na is not None:
             # Integers beyond 2**53 are rounded, as they are in a column without nulls.
             numbers_of_rows = array.cast(pa.float64(), safe=False)
             array = pc.if_else(missing, pa.scalar(float(feature.fill_na)), numbers_of_rows)
-    elif feature.has_items and (is_number(kind) or pa.types.is_null(kind)):
-        missing = array.is_null(nan_is_null=True)
-        if missing.true_count:
+        elif feature.has_items:
             bad = int(np.flatnonzero(numbers(missing))[0])
             found = "NaN" if array[bad].is_valid else "null"
             raise DataError(
@@ -99,21 +97,12 @@ def _trim(ids: np.ndarray, offsets: np.ndarray, max_len: int | None, pre: bool) 
 
 
 def scalars(array: pa.Array, where: str, row: int, *, floating: bool = False, dtype: type = np.float32) -> np.ndarray:
-    """Return one number per row: int64, or ``dtype`` if ``floating``.
-
-    Parameters
-    ----------
-    array : pyarrow.Array
-        ``(R,)``.
-    where : str
-        File and column, for errors.
-    row : int
-        Index of the first row, for errors.
-    """
+    """Return one number per row ``(R,)``: int64, or ``dtype`` if ``floating``; errors name ``where`` and the row."""
     if not is_number(array.type) and not (pa.types.is_null(array.type) and len(array)):
         raise DataError(f"{where}: {_no_number(array, row, floating)}")
     if array.null_count:
-        raise DataError(f"{where}: row {_first_null(array, row)} is null, expected a number; fill or drop such rows")
+        bad = row + int(np.flatnonzero(numbers(array.is_null()))[0])
+        raise DataError(f"{where}: row {bad} is null, expected a number; fill or drop such rows")
     values = numbers(array)
     if floating:
         return finite(values, where, row, dtype)
@@ -123,10 +112,6 @@ def scalars(array: pa.Array, where: str, row: int, *, floating: bool = False, dt
 def is_number(kind: pa.DataType) -> bool:
     """Whether a column of this type holds numbers or truth values."""
     return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
-
-
-def _first_null(array: pa.Array, row: int) -> int:
-    return row + int(np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))[0])
 
 
 def _no_number(array: pa.Array, row: int, floating: bool) -> str:

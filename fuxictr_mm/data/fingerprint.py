@@ -18,13 +18,7 @@ BLOCK_BYTES, BLOCKS, FOLDER_BLOCKS, FEWEST_BLOCKS = 1 << 16, 1 << 12, 1 << 16, 1
 
 
 def data_hashes(params: Mapping[str, Any]) -> dict[str, str]:
-    """Return the hash of every existing data file or folder of a dataset, by setting.
-
-    Parameters
-    ----------
-    params : mapping
-        Settings of an experiment or of a dataset, with paths as they are opened.
-    """
+    """Return the hash of every existing data file or folder of settings, by setting; paths are as they are opened."""
     ending = f".{params.get('data_format') or 'parquet'}"
     found = {}
     for setting, path in data_paths(params):

@@ -22,13 +22,7 @@ SEED = 0
 
 
 def with_fold(dataset: Dataset, fold: Fold) -> Dataset:
-    """Return a dataset whose rows of train and valid are split again: one fold is valid, the others are train.
-
-    Raises
-    ------
-    ConfigError
-        A split is streamed, ``by: user`` without groups, or too few rows.
-    """
+    """Return a dataset whose rows of train and valid are split again: one fold is valid, the others are train."""
     tables = [dataset.splits[split] for split in ("train", "valid")]
     if not all(isinstance(table, InteractionTable) for table in tables):
         raise ConfigError("fold: train or valid is streamed from disk, expected it in memory; set resident: True")
@@ -49,19 +43,7 @@ def with_fold(dataset: Dataset, fold: Fold) -> Dataset:
 def fold_of_rows(group: np.ndarray | None, rows: int, fold: Fold) -> np.ndarray:
     """Return the fold ``(R,)`` in which each row is held out, from 0; -1 for a row that is never held out.
 
-    Parameters
-    ----------
-    group : ndarray or None
-        ``(R,)``, the user of each row; a row without one counts as a separate user.
-    rows : int
-        R.
-    fold : Fold
-        How many, and by what.
-
-    Raises
-    ------
-    ConfigError
-        ``by: user`` without groups, or fewer users or rows than folds.
+    ``group`` ``(R,)`` has the user of each row; a row without one counts as a separate user.
     """
     if fold.by == "time":
         # K + 1 blocks, the first of which is only trained on.

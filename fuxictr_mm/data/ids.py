@@ -31,14 +31,7 @@ from fuxictr_mm.errors import DataError
 def why_numbered(chunks: Iterable[pa.Array], ids: str, most: int = MAX_IDS) -> str | None:
     """Return the reason why ids are numbered by a vocabulary, None if they are used as they are.
 
-    Parameters
-    ----------
-    chunks : iterable of pyarrow.Array
-        The ids, see ``vocabulary.plain``.
-    ids : {"auto", "as_is", "vocabulary"}
-        The setting.
-    most : int
-        Numbers are below it.
+    ``chunks`` are as of ``vocabulary.plain``, ``ids`` is the setting, and numbers are below ``most``.
     """
     if ids != "auto":
         return "ids: vocabulary" if ids == "vocabulary" else None

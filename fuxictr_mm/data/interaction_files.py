@@ -88,13 +88,10 @@ class InteractionFiles:
 
     def select(self, parts: Sequence[slice]) -> InteractionFiles:
         """Return some rows of these files; row groups that hold none of them are not read."""
-        return self._changed(parts=parts)
+        return self.changed(parts=parts)
 
-    def converted_by(self, conversion: Conversion) -> InteractionFiles:
-        """Return these files with another conversion to numbers."""
-        return self._changed(conversion=conversion)
-
-    def _changed(self, **changes: Any) -> InteractionFiles:
+    def changed(self, **changes: Any) -> InteractionFiles:
+        """Return these files, to be read in another way."""
         changed = replace(self, **changes)
         changed.__dict__["_footers"] = self._footers  # which are read once
         return changed

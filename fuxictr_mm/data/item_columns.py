@@ -41,24 +41,12 @@ def decode_target(
 
 
 class Positions(NamedTuple):
-    """A history, and which entries of its lists it is.
+    """A history, and which entries of its lists it is."""
 
-    Parameters
-    ----------
-    items : ndarray
-        ``(N,)`` int32.
-    offsets : ndarray
-        ``(R + 1,)`` int64, of each row in the items.
-    kept : ndarray
-        ``(N,)`` index of each item in the entries of all lists.
-    lists : ndarray
-        ``(R + 1,)`` int64, of each row in the entries of all lists.
-    """
-
-    items: np.ndarray
-    offsets: np.ndarray
-    kept: np.ndarray
-    lists: np.ndarray
+    items: np.ndarray  #: ``(N,)`` int32.
+    offsets: np.ndarray  #: ``(R + 1,)`` int64, of each row in the items.
+    kept: np.ndarray  #: ``(N,)`` index of each item in the entries of all lists.
+    lists: np.ndarray  #: ``(R + 1,)`` int64, of each row in the entries of all lists.
 
 
 def decode_positions(
@@ -101,13 +89,7 @@ def decode_positions(
 
 
 def decode_along(array: pa.Array, where: str, row: int, feature: Feature, history: Positions) -> np.ndarray:
-    """Return the entries of a sequence along a history, ``(N,)`` int32 ids or float32 numbers, one for each item.
-
-    Raises
-    ------
-    DataError
-        A row has another number of entries than the list of its history, or an entry is not a number or id.
-    """
+    """Return the entries of a sequence along a history, ``(N,)`` int32 ids or float32 numbers, one for each item."""
     flat, offsets = lists(array, where, row)
     wrong = np.flatnonzero(np.diff(offsets) != np.diff(history.lists))
     if wrong.size:

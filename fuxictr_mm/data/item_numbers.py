@@ -176,20 +176,10 @@ def decode_ids(
     items_of: Vocabulary | None,
     num_trained: int | None,
 ) -> None:
-    """Decode a column after the items have been numbered.
+    """Decode a column of texts or of ids of other items, after the items have been numbered.
 
-    Parameters
-    ----------
-    feature : Feature
-        Ids of other items, or texts.
-    parts : sequence of Part
-        The parts that have the column.
-    vocabularies : Vocabularies
-        That of the column is added, if it has one.
-    items_of : Vocabulary or None
-        That of the items.
-    num_trained : int, optional
-        Items from this number on have no embedding, and become 0.
+    Its vocabulary, if it has one, is added to ``vocabularies``; ``items_of`` is that of the items. Items from
+    ``num_trained`` on have no embedding, and become 0.
     """
     chunks = [(part, row, values) for part in parts for row, values in part.of_ids.get(feature.name, ())]
     if not chunks:

@@ -25,33 +25,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Part:
-    """Columns of one file.
+    """Columns of one file."""
 
-    Parameters
-    ----------
-    path : Path
-        The file.
-    present : list of str
-        Names of all its columns.
-    key : str
-        Name of the column of ids.
-    keys : pyarrow.Array
-        ``(rows,)`` ids as they are in the file, see ``vocabulary.plain``.
-    columns : dict of str to ndarray
-        Requested columns, decoded.
-    of_ids : dict of str to list
-        Requested columns that a vocabulary may number: the first row and the values of each chunk.
-    known_items : int, optional
-        Of a later log: items with larger ids are new.
-    """
-
-    path: Path
-    present: list[str]
-    key: str
-    keys: pa.Array
-    columns: dict[str, np.ndarray]
+    path: Path  #: The file.
+    present: list[str]  #: Names of all its columns.
+    key: str  #: Name of the column of ids.
+    keys: pa.Array  #: ``(rows,)`` ids as they are in the file, see ``vocabulary.plain``.
+    columns: dict[str, np.ndarray]  #: Requested columns, decoded.
+    #: Requested columns that a vocabulary may number: the first row and the values of each chunk.
     of_ids: dict[str, list[tuple[int, pa.Array]]]
-    known_items: int | None = None
+    known_items: int | None = None  #: Of a later log: items with larger ids are new.
 
     @property
     def where(self) -> str:

@@ -149,13 +149,7 @@ class ItemTable(nn.Module):
 def _read_parts(
     paths: str | Sequence[str], wanted: Mapping[str, Feature], target: str
 ) -> tuple[list[Part], dict[str, list[Part]]]:
-    """Return all part files that are read, and those that have each wanted column.
-
-    Raises
-    ------
-    DataError, MissingFileError
-        A file or a column is missing, or a file has no rows.
-    """
+    """Return all part files that are read, and those that have each wanted column."""
     found: dict[str, list[Part]] = {}
     read: list[Part] = []
     absent: list[MissingFileError] = []

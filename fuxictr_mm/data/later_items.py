@@ -26,13 +26,7 @@ def folder_of_later_log(rows: str) -> Path | None:
 
 
 def refuse_folder_of_splits(rows: str) -> None:
-    """Refuse the folder of a prepared dataset, whose rows are in folders of their own.
-
-    Raises
-    ------
-    DataError
-        ``fuxictr-mm prepare`` wrote it.
-    """
+    """Refuse the folder of a prepared dataset, whose rows are in folders of their own."""
     if is_remote(rows) or not (Path(rows) / MANIFEST).is_file():
         return
     splits = [str(Path(rows) / split) for split in ("test", "valid", "train") if (Path(rows) / split).is_dir()]
@@ -41,28 +35,14 @@ def refuse_folder_of_splits(rows: str) -> None:
 
 
 def item_files_of(rows: str, item_files: str | Sequence[str]) -> list[str]:
-    """Return the item files to read rows with; a later log's own files replace those of the same name.
-
-    Parameters
-    ----------
-    rows : str
-        A file of rows, or a folder of part files.
-    item_files : str or sequence of str
-        Those of the dataset, by which all other rows are read.
-    """
+    """Return the item files to read a file of rows with; a later log's own files replace those of the same name."""
     files = [item_files] if isinstance(item_files, str) else list(item_files)
     folder = folder_of_later_log(rows)
     return files if folder is None else _of_folder(folder, files)
 
 
 def item_files_of_later_log(folder: Path, item_files: Sequence[str]) -> list[str]:
-    """Return the item files of a later log, and those of the dataset that it has not.
-
-    Raises
-    ------
-    MissingFileError, ConfigError
-        The folder holds no items, or those of no later log.
-    """
+    """Return the item files of a later log, and those of the dataset that it has not."""
     items = folder / ITEM_FILE
     if not items.is_file():
         raise MissingFileError(f"{items}: no such file; expected a folder of fuxictr-mm prepare log --like")

@@ -86,21 +86,8 @@ def check_numbering(
 ) -> None:
     """Check that files number ids in the same way as each other and as the data that weights were trained with.
 
-    Parameters
-    ----------
-    item_files : str or sequence of str
-        Paths of the item files.
-    row_files : iterable of (Path, mapping)
-        Files of rows, with their metadata.
-    features : sequence of Feature
-        What the model reads; other columns may be numbered in any way.
-    vocabularies : Vocabularies
-        Those of a run, which keep its digests; the digests are added to those that are built from the data.
-
-    Raises
-    ------
-    DataError
-        Two digests of a column differ.
+    ``row_files`` are files of rows with their metadata. Columns beside ``features`` may be numbered in any way. The
+    vocabularies of a run keep its digests; the digests are added to those that are built from the data.
     """
     trained = set(_trained(features))
     found: dict[str, tuple[str, Path]] = {}

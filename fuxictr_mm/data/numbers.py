@@ -101,11 +101,6 @@ class Moments:
         """Return mean and standard deviation (``StandardScaler``) or minimum and range (``MinMaxScaler``), as FuxiCTR.
 
         A column that is constant is divided by 1.
-
-        Raises
-        ------
-        DataError
-            There are no numbers, or they are too large to compute with.
         """
         if self.count == 0:
             raise DataError(f"{where}: no rows, expected at least one")
@@ -137,13 +132,7 @@ def scales_of(vocabularies: Vocabularies) -> Mapping[str, Scale]:
 
 
 def scale_of(feature: Feature, vocabularies: Vocabularies, build: Callable[[], Moments], where: str) -> Scale:
-    """Return the scale of a feature with a ``normalizer``; it is built unless the vocabularies are a run's.
-
-    Raises
-    ------
-    DataError
-        The run has no scale of this feature; or see ``Moments.scale``.
-    """
+    """Return the scale of a feature with a ``normalizer``; it is built unless the vocabularies are a run's."""
     if feature.name not in scales_of(vocabularies):
         if vocabularies.path is not None:
             what = "holds no scale of" if vocabularies.path.exists() else "no such file; it holds the scale of"

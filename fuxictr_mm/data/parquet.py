@@ -49,15 +49,8 @@ def part_files(path: str | os.PathLike[str], suffix: str = ".parquet", *, strict
 
     The part files of a folder are in natural order (``part.2`` before ``part.10``). Hive partitions (subfolders such
     as ``dt=2024-01-01``, a column of their rows) are read as well; names that begin with ``_``, ``.`` or ``~`` are
-    ignored, and so are empty files and files such as README or ``manifest.json``.
-
-    Raises
-    ------
-    DataError
-        A folder also holds rows in files with another ending, or compressed, which would be ignored. Not if
-        ``strict`` is False.
-    MissingFileError
-        The path does not exist, or the folder holds no file of the format.
+    ignored, and so are empty files and files such as README or ``manifest.json``. A folder that holds rows in files of
+    another form as well is refused, unless ``strict`` is False.
     """
     path = path_of(path)
     if path.is_file():
@@ -137,13 +130,7 @@ def _holds_rows(path: Path, suffix: str) -> bool:
 
 
 def open_parquet(path: Path, metadata: pq.FileMetaData | None = None) -> pq.ParquetFile:
-    """Open a Parquet file; with ``metadata`` its footer is not read again.
-
-    Raises
-    ------
-    DataError
-        The file is not Parquet or is damaged.
-    """
+    """Open a Parquet file; with ``metadata`` its footer is not read again."""
     try:
         # Buffering ahead, the default of newer pyarrow, would hold every row group that was read.
         source = path.open("rb") if is_remote(path) else path
@@ -249,30 +236,14 @@ def _pandas_index(path: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class RowGroupRange:
-    """Adjacent row groups of a file that are read together.
+    """Adjacent row groups of a file that are read together."""
 
-    Parameters
-    ----------
-    path : Path
-        The file.
-    metadata : pyarrow.parquet.FileMetaData
-        Its footer.
-    groups : range
-        Indices of the row groups.
-    row : int
-        Index in the file of the first row of the row groups.
-    num_rows : int
-        Number of rows that are read.
-    skip : int
-        Rows at the beginning that are left out.
-    """
-
-    path: Path
-    metadata: pq.FileMetaData
-    groups: range
-    row: int
-    num_rows: int
-    skip: int = 0
+    path: Path  #: The file.
+    metadata: pq.FileMetaData  #: Its footer.
+    groups: range  #: Indices of the row groups.
+    row: int  #: Index in the file of the first row of the row groups.
+    num_rows: int  #: Number of rows that are read.
+    skip: int = 0  #: Rows at the beginning that are left out.
 
 
 def split_row_groups(

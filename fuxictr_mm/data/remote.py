@@ -23,13 +23,7 @@ class RemotePath(PurePosixPath):
 
     @property
     def store(self) -> Any:
-        """The file system of fsspec.
-
-        Raises
-        ------
-        UserError
-            The scheme is unknown, or its package is not installed.
-        """
+        """The file system of fsspec."""
         from fsspec import filesystem
 
         scheme = self.parts[0].removesuffix(":")
@@ -76,13 +70,7 @@ class RemotePath(PurePosixPath):
         return self._try(method, str(self), **options)
 
     def _try(self, method: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        """Return what a method of the store or of a file returns.
-
-        Raises
-        ------
-        UserError
-            The store refuses, or cannot be reached; every store's package has errors of its own.
-        """
+        """Return what a method of the store or of a file returns."""
         try:
             return method(*arguments, **options)
         except FileNotFoundError:

@@ -16,104 +16,47 @@ from fuxictr_mm.errors import ConfigError
 
 @dataclass(frozen=True)
 class Feature:
-    """A column that a model reads.
+    """A column that a model reads."""
 
-    Parameters
-    ----------
-    name : str
-        Column name.
-    type : {"categorical", "sequence", "numeric", "embedding", "meta", "length", "similarity"}
-        ``meta`` columns are not embedded: group ids, and the history unless a model takes it as ``item_seq``. The last
-        two have no column: they are computed from target and history.
-    source : str
-        ``"item"`` for a column of the item files, anything else for a column of the interactions.
-    vocab_size : int, optional
-        Ids are 0 to ``vocab_size - 1``; by default inferred from the item files.
-    max_len : int, optional
-        Length that a sequence is padded to; by default the longest one.
-    embedding_dim : int, optional
-        Dim of the embedding; the model's ``embedding_dim`` by default.
-    pretrain_dim : int, optional
-        Stored dim of a frozen embedding; by default inferred from the files.
-    freeze_emb : bool
-        False makes the stored embeddings trainable parameters.
-    feature_encoder : str or list of str, optional
-        A layer applied to the embedding, as FuxiCTR writes it.
-    share_embedding : str, optional
-        An earlier feature whose embedding table is shared.
-    padding_idx : int, optional
-        Id whose embedding stays zero.
-    emb_output_dim : int, optional
-        Dim after ``feature_encoder``, if that changes the dim.
-    in_item_dict : bool
-        True for a context column that is read from the item files as well, for the item dict of the challenge's format.
-    norm : {"l2", "layer", "standard"}, optional
-        How the stored embeddings are normalised.
-    scale : float
-        Factor on the stored embeddings, applied after ``norm``.
-    dropout : float
-        Probability that the value is missing in training.
-    of : str, optional
-        The embedding that a similarity compares.
-    statistics : tuple of str
-        Statistics of the cosines that a similarity returns.
-    embedded : bool
-        False for a column that only a similarity or a setting of the model reads, and for a sequence along a history.
-    history : str, optional
-        Of a sequence along a history, and of a further history: the history's column.
-    is_number : bool
-        Whether a sequence along a history holds numbers instead of ids.
-    is_text : bool
-        Whether it is declared a text (``dtype: str``).
-    on_disk : str, optional
-        Name of the column in the files, where it differs: the target's and the history's are ``item_id`` and
-        ``item_seq`` in every model.
-    padding : {"post", "pre"}
-        Side on which a sequence of the interactions is padded and cut.
-    table : {"auto", "dense", "touched", "sharded"}
-        Which rows of the embedding table a step updates.
-    sharding : {"row", "table", "column", "auto"}
-        How a sharded table is spread over processes.
-    has_items : bool
-        False for a dataset without items: ``source`` is only a name, ``item_id`` and ``item_seq`` are ordinary columns.
-    pretrained : mapping, optional
-        FuxiCTR's settings of a file of embeddings that the embedding table starts from.
-    fill_na : float, optional
-        Of a numeric column: the number in place of a null or NaN.
-    normalizer : {"StandardScaler", "MinMaxScaler"}, optional
-        How a numeric column is scaled when it is read.
-    """
-
-    name: str
+    name: str  #: Column name.
+    #: "categorical", "sequence", "numeric", "embedding", "meta", "length" or "similarity". Columns of "meta" are not
+    #: embedded: group ids, and the history unless a model takes it as ``item_seq``. The last two have no column: they
+    #: are computed from target and history.
     type: str
-    source: str = ""
-    vocab_size: int | None = None
-    max_len: int | None = None
-    embedding_dim: int | None = None
-    pretrain_dim: int | None = None
-    freeze_emb: bool = True
-    feature_encoder: str | list[str] | None = None
-    share_embedding: str | None = None
-    padding_idx: int | None = 0
-    emb_output_dim: int | None = None
+    source: str = ""  #: ``"item"`` for a column of the item files, anything else for a column of the interactions.
+    vocab_size: int | None = None  #: Ids are 0 to ``vocab_size - 1``; by default inferred from the item files.
+    max_len: int | None = None  #: Length that a sequence is padded to; by default the longest one.
+    embedding_dim: int | None = None  #: Dim of the embedding; the model's ``embedding_dim`` by default.
+    pretrain_dim: int | None = None  #: Stored dim of a frozen embedding; by default inferred from the files.
+    freeze_emb: bool = True  #: False makes the stored embeddings trainable parameters.
+    feature_encoder: str | list[str] | None = None  #: A layer applied to the embedding, as FuxiCTR writes it.
+    share_embedding: str | None = None  #: An earlier feature whose embedding table is shared.
+    padding_idx: int | None = 0  #: Id whose embedding stays zero.
+    emb_output_dim: int | None = None  #: Dim after ``feature_encoder``, if that changes the dim.
+    #: True for a context column that is read from the item files as well, for the item dict of the challenge's format.
     in_item_dict: bool = False
-    norm: str | None = None
-    scale: float = 1.0
-    dropout: float = 0.0
-    of: str | None = None
-    statistics: tuple[str, ...] = ()
+    norm: str | None = None  #: How the stored embeddings are normalised: "l2", "layer", "standard".
+    scale: float = 1.0  #: Factor on the stored embeddings, applied after ``norm``.
+    dropout: float = 0.0  #: Probability that the value is missing in training.
+    of: str | None = None  #: The embedding that a similarity compares.
+    statistics: tuple[str, ...] = ()  #: Statistics of the cosines that a similarity returns.
+    #: False for a column that only a similarity or a setting of the model reads, and for a sequence along a history.
     embedded: bool = True
-    history: str | None = None
-    is_number: bool = False
-    is_text: bool = False
+    history: str | None = None  #: Of a sequence along a history, and of a further history: the history's column.
+    is_number: bool = False  #: Whether a sequence along a history holds numbers instead of ids.
+    is_text: bool = False  #: Whether it is declared a text (``dtype: str``).
+    #: Name of the column in the files, where it differs: the target's and the history's are ``item_id`` and
+    #: ``item_seq`` in every model.
     on_disk: str | None = None
-    padding: str = "post"
-    table: str = "auto"
-    sharding: str = "row"
+    padding: str = "post"  #: Side on which a sequence of the interactions is padded and cut: "post", "pre".
+    table: str = "auto"  #: Which rows of the embedding table a step updates: "auto", "dense", "touched", "sharded".
+    sharding: str = "row"  #: How a sharded table is spread over processes ("row", "table", "column", "auto").
+    #: False for a dataset without items: ``source`` is only a name, ``item_id`` and ``item_seq`` are ordinary columns.
     has_items: bool = True
+    #: FuxiCTR's settings of a file of embeddings that the embedding table starts from.
     pretrained: Mapping[str, Any] | None = None
-    fill_na: float | None = None
-    normalizer: str | None = None
+    fill_na: float | None = None  #: Of a numeric column: the number in place of a null or NaN.
+    normalizer: str | None = None  #: How a numeric column is scaled when it is read: "StandardScaler", "MinMaxScaler".
 
     @property
     def column(self) -> str:
@@ -152,13 +95,7 @@ def key_of_items(target: str, present: Sequence[str]) -> str:
 
 
 def parse_features(columns: Columns) -> list[Feature]:
-    """Return the features that an experiment uses, in the order of ``feature_cols`` (or of ``use_features``).
-
-    Raises
-    ------
-    ConfigError
-        Columns are invalid; one line lists all problems.
-    """
+    """Return the features that an experiment uses, in the order of ``feature_cols`` (or of ``use_features``)."""
     if problems := columns.problems():
         raise ConfigError("; ".join(problems.values()))
     features: list[Feature] = []
@@ -227,14 +164,8 @@ def _feature(column: FeatureConfig, has_items: bool) -> Feature:
 def complete(features: Sequence[Feature], dims: Mapping[str, int], sizes: Mapping[str, int]) -> list[Feature]:
     """Fill in what the configuration leaves out from the files.
 
-    Parameters
-    ----------
-    features : list of Feature
-        As parsed.
-    dims : mapping
-        Stored length of every sequence of items and dim of their frozen embeddings.
-    sizes : mapping
-        Largest id plus one of every categorical and sequence feature.
+    ``dims`` are the stored lengths of sequences of items and the dims of their frozen embeddings, ``sizes`` the largest
+    id plus one of categorical features and sequences.
     """
     completed = []
     for feature in features:

@@ -30,29 +30,14 @@ def default_streams(processes: int) -> int:
 
 @dataclass(frozen=True)
 class Shard:
-    """The part of a split that one rank reads.
+    """The part of a split that one rank reads."""
 
-    Parameters
-    ----------
-    rank : int
-        Rank of this process.
-    size : int
-        Number of processes, W.
-    streams : int, optional
-        V, the virtual streams of a split that is trained on. None: every rank passes over all rows, and takes a slice
-        of every global batch.
-    gather : callable
-        Returns the rows ``(n, ...)`` of all ranks, in the order of the ranks.
-
-    Raises
-    ------
-    ConfigError
-        The number of processes does not divide the number of streams.
-    """
-
-    rank: int = 0
-    size: int = 1
+    rank: int = 0  #: Rank of this process.
+    size: int = 1  #: Number of processes, W.
+    #: V, the virtual streams of a split that is trained on. None: every rank passes over all rows, and takes a slice of
+    #: every global batch.
     streams: int | None = None
+    #: Returns the rows ``(n, ...)`` of all ranks, in the order of the ranks.
     gather: Callable[[Tensor], Tensor] = field(default=lambda rows: rows, compare=False)
 
     def __post_init__(self) -> None:
@@ -92,10 +77,7 @@ class Shard:
     def interleave(self, start: int, stop: int) -> Tensor:
         """Return the order in which the streams of this rank take turns from position ``start`` to ``stop - 1``.
 
-        Returns
-        -------
-        Tensor
-            Indices in the rows that these streams have there, those of one stream after those of another.
+        It indexes the rows that these streams have there, those of one stream after those of another.
         """
         assert self.streams is not None
         first, last = (torch.tensor(self.rows_of_streams(position)) for position in (start, stop))

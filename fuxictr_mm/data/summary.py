@@ -69,6 +69,7 @@ def summarize(
         All values of a label are equal or missing although ``needs_label``, or an error of ``chunks``.
     """
     rows = items = without_group = 0
+    is_trained = files.weight is None
     largest: dict[str, int] = {}
     longest: dict[str, int] = {}
     labels: list[set[float]] = []
@@ -76,6 +77,7 @@ def summarize(
     for chunk in files.chunks() if chunks is None else chunks:
         rows += len(chunk)
         items += chunk.history_values.numel()
+        is_trained = is_trained or (chunk.weight is not None and bool(chunk.weight.any()))
         without_group += 0 if chunk.group is None else int((chunk.group == NO_GROUP).sum())
         for name, column in chunk.context.items():
             values = column.values if isinstance(column, Jagged) else column
@@ -93,7 +95,9 @@ def summarize(
                 values = values[~values.isnan()]
                 found |= {float(bound) for bound in values.aminmax()} if len(values) else set()
     own = {name: astuple(found) for name, found in moments.items()}
-    parts = exchange([rows, items, without_group, largest, longest, [sorted(found) for found in labels], own])
+    parts = exchange(
+        [rows, items, without_group, largest, longest, [sorted(found) for found in labels], own, is_trained]
+    )
     rows, items, without_group = (sum(part[index] for part in parts) for index in (0, 1, 2))
     largest, longest = (_maxima(part[index] for part in parts) for index in (3, 4))
     labels = [set().union(*found) for found in zip(*(part[5] for part in parts if part[5]), strict=True)]
@@ -109,6 +113,8 @@ def summarize(
             raise DataError(
                 f"{files.path}: {name} is {what}, expected {expected}; a constant label cannot be learned or ranked"
             )
+    if not any(part[7] for part in parts):
+        raise DataError(f"{files.path}: {files.weight} is 0 in all {rows} rows, so nothing would be trained")
     return Summary(rows, items, largest, tuple(map(frozenset, labels)), longest, without_group, moments)
 
 

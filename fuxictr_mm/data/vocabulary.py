@@ -37,11 +37,6 @@ LARGEST_EXACT = 2.0**53
 class Vocabulary:
     """Distinct ids; the id at position i has the number i + 1.
 
-    Parameters
-    ----------
-    values : pyarrow.Array
-        ``(N,)`` without nulls: texts (``large_string``), bytes (``large_binary``), ``int64`` or ``uint64``.
-
     Examples
     --------
     >>> vocabulary = Vocabulary.build([pa.array(["B07", "A11"]), pa.array(["A11", "C3"])])
@@ -51,6 +46,7 @@ class Vocabulary:
     ['C3', None]
     """
 
+    #: ``(N,)`` without nulls: texts (``large_string``), bytes (``large_binary``), ``int64`` or ``uint64``.
     values: pa.Array
 
     def __len__(self) -> int:
@@ -93,24 +89,9 @@ class Vocabulary:
         return pa.types.is_integer(self.values.type)
 
     def encode(self, values: pa.Array, where: str = "ids") -> np.ndarray:
-        """Return the numbers of ids.
+        """Return the numbers ``(M,)`` int64 of ids of any type of text or of integers.
 
-        Parameters
-        ----------
-        values : pyarrow.Array
-            ``(M,)`` ids, of any type of text or of integers.
-        where : str
-            File and column, for errors.
-
-        Returns
-        -------
-        ndarray
-            ``(M,)`` int64: 1 to N; 0 for null, and for an empty text or the integer 0 that is not an id; ``UNKNOWN``.
-
-        Raises
-        ------
-        DataError
-            Texts for a vocabulary of integers or the reverse; floating-point numbers that are not exact integers.
+        They are 1 to N; 0 for null, and for an empty text or the integer 0 that is not an id; ``UNKNOWN``.
         """
         if values.null_count == len(values):  # the type is any, since writers choose one for a column without values
             return np.zeros(len(values), dtype=np.int64)
@@ -195,11 +176,6 @@ class Vocabularies(dict[str, Vocabulary]):
         """Return the vocabulary of a feature; without a run's vocabularies it is built from the data.
 
         ``column`` is its name on disk, ``remedy`` what else may be done without one; both are for the error.
-
-        Raises
-        ------
-        MissingFileError
-            The run has no vocabulary of this feature.
         """
         if name not in self:
             if self.path is not None:
@@ -242,13 +218,7 @@ class Vocabularies(dict[str, Vocabulary]):
 
     @classmethod
     def load(cls, path: str | Path) -> Vocabularies:
-        """Read the vocabularies of a run from its file; return empty ones if there is no file.
-
-        Raises
-        ------
-        DataError
-            The file is damaged, or holds something else.
-        """
+        """Read the vocabularies of a run from its file; return empty ones if there is no file."""
         path = Path(path)
         if not path.exists():
             return cls(path=path)
@@ -277,25 +247,17 @@ class Vocabularies(dict[str, Vocabulary]):
 
 @dataclass(frozen=True)
 class Conversion:
-    """How the columns of the interactions are converted to numbers; by default they are used as they are.
+    """How the columns of the interactions are converted to numbers; by default they are used as they are."""
 
-    Parameters
-    ----------
-    target, history : str
-        Names of these columns on disk.
-    vocabularies : mapping of str to Vocabulary
-        By feature; columns of features without one hold numbers.
-    zero_ends : int
-        So many zeros at an end of histories that all have one length are padding, where 0 is an item as well; see
-        ``item_columns``.
-    scales : mapping of str to pair of float
-        What is subtracted from a numeric column, and what the result is divided by, by feature.
-    """
-
+    #: Names of these columns on disk.
     target: str = "item_id"
     history: str = "item_seq"
+    #: By feature; columns of features without one hold numbers.
     vocabularies: Mapping[str, Vocabulary] = field(default_factory=dict)
+    #: So many zeros at an end of histories that all have one length are padding, where 0 is an item as well; see
+    #: ``item_columns``.
     zero_ends: int = 1
+    #: What is subtracted from a numeric column, and what the result is divided by, by feature.
     scales: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
@@ -313,13 +275,7 @@ def is_text(kind: pa.DataType) -> bool:
 
 
 def plain(values: pa.Array, where: str) -> pa.Array:
-    """Return ids ``(M,)`` as ``large_string``, ``large_binary``, ``int64`` or ``uint64``; nulls stay.
-
-    Raises
-    ------
-    DataError
-        Another type, or floating-point numbers that are not exact integers.
-    """
+    """Return ids ``(M,)`` as ``large_string``, ``large_binary``, ``int64`` or ``uint64``; nulls stay."""
     if isinstance(values, pa.ExtensionArray):
         values = values.storage
     if pa.types.is_dictionary(values.type):

@@ -28,13 +28,7 @@ FIRST_SETTINGS = {
 
 
 def choose_labels(name: str, reader: Reader, given: Sequence[str] | None) -> list[str]:
-    """Return the labels to train on, by default the reader's own.
-
-    Raises
-    ------
-    ConfigError
-        The dataset does not have a label, or one is given twice.
-    """
+    """Return the labels to train on, by default the reader's own."""
     labels = [reader.written_label(label) for label in given or ()] or [reader.label]
     known = [reader.label, *reader.other_labels]
     for label in labels:
@@ -61,20 +55,8 @@ def write_files(
 ) -> list[str]:
     """Write ``dataset_config.yaml`` and ``model_config.yaml``; return the ids of the experiments, one of each model.
 
-    Existing files are kept, because they may have been changed.
-
-    Parameters
-    ----------
-    folder : Path
-        Folder of the dataset.
-    dataset_id : str
-        Name of the dataset.
-    dataset : dict
-        Its entry.
-    models : dict
-        Settings of each model, besides ``FIRST_SETTINGS``; None leaves out one of those.
-    advice : sequence of str
-        Comments above the experiments.
+    Existing files are kept, because they may have been changed. ``models`` are settings besides ``FIRST_SETTINGS``, of
+    which None leaves one out; ``advice`` are comments above the experiments.
     """
     from fuxictr_mm.files import atomic_path
     from fuxictr_mm.yaml_files import dump_yaml

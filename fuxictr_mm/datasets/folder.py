@@ -33,13 +33,7 @@ class PreparedFolder:
         self.path, self.origin = path, dict(origin)
 
     def prepare(self, source: Path, overwrite: bool) -> bool:
-        """Create the folder; return whether an earlier dataset in it is to be deleted.
-
-        Raises
-        ------
-        ConfigError
-            It holds something else, or would be deleted with the source in it.
-        """
+        """Create the folder; return whether an earlier dataset in it is to be deleted."""
         overwrite = overwrite and (self.path / MANIFEST).exists()
         if overwrite and self.path.resolve() in (source / "x").resolve().parents:
             raise ConfigError(f"--overwrite: would delete {source}, which is inside {self.path}; give another folder")
@@ -50,13 +44,7 @@ class PreparedFolder:
 
     @contextmanager
     def locked(self, overwrite: bool) -> Iterator[None]:
-        """Lock the folder against other processes, and delete what is not continued.
-
-        Raises
-        ------
-        ConfigError
-            Another process writes it.
-        """
+        """Lock the folder against other processes, and delete what is not continued."""
         lock = FileLock(self.path / ".lock", blocking=False)
         try:
             lock.acquire()

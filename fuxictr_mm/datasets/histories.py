@@ -35,7 +35,7 @@ def histories_before(
     max_len: int,
     part: slice | None = None,
 ) -> pa.Array:
-    """Return each event's history: the items of the user's positive events at strictly earlier times.
+    """Return each event's history: the items of the user's positive events at strictly earlier times, oldest first.
 
     Parameters
     ----------
@@ -49,11 +49,6 @@ def histories_before(
         The newest ``max_len`` items are kept.
     part : slice, optional
         The events whose histories are returned, by default all; together they may be longer than memory.
-
-    Returns
-    -------
-    pyarrow.LargeListArray
-        A list for each event, oldest first.
     """
     if not len(users):
         return pa.LargeListArray.from_arrays(np.zeros(1, np.int64), items)
@@ -87,23 +82,10 @@ def _positive_before(users: np.ndarray, times: np.ndarray, positive: np.ndarray)
 
 
 def partition_by_user(frames: Iterable[pl.DataFrame], user: str, folder: Path, num_buckets: int) -> list[Path]:
-    """Write events to files by their user, so that one file holds all events of its users.
+    """Write events to files by their user, an integer, so that one file holds all events of its users; return these.
 
-    Parameters
-    ----------
-    frames : iterable of polars.DataFrame
-        The events, all with the same columns, in any order.
-    user : str
-        The column of the user, an integer.
-    folder : Path
-        Where to write; a folder that is complete already is used again.
-    num_buckets : int
-        Number of files; the largest has to fit into memory.
-
-    Returns
-    -------
-    list of Path
-        The files.
+    All frames have the same columns, in any order of rows. A folder that is complete already is used again. The largest
+    of the files has to fit into memory.
     """
     paths = [folder / f"bucket-{number:04d}.parquet" for number in range(num_buckets)]
     if folder.exists():

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -450,7 +450,7 @@ class Log(Reader):
         labels = [] if self.asked.negatives else self._source.labels
         newest = self._scan().filter(self._source.is_labelled).select(pl.col(":time").max()).collect().item()
         notes = Notes(self.asked.changed(), labels, newest, self._source.time_unit, list(self.embeddings()))
-        return {"log": notes.as_json()}
+        return {"log": asdict(notes)}
 
     def embeds_users(self, summary: Summary) -> bool:
         """Return whether users have enough rows in training."""

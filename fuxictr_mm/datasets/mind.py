@@ -104,13 +104,7 @@ class Mind(Reader):
         ]
 
     def rows(self, chunk: str) -> Iterator[Rows]:
-        """Return a row for every news that was shown in a range of impressions.
-
-        Raises
-        ------
-        DataError
-            A news has no label, or another than 0 and 1, in a folder that has labels.
-        """
+        """Return a row for every news that was shown in a range of impressions."""
         kind, first = chunk.split()
         frame = self._behaviors[kind][int(first) : int(first) + CHUNK_IMPRESSIONS]
         histories = frame.select(pl.col("history").str.split(" ").list.eval(pl.element().filter(pl.element() != "")))

@@ -32,9 +32,7 @@ def sample_negatives(
     Parameters
     ----------
     users, items, splits : ndarray
-        ``(E,)`` integers, and names of splits: all events of these users.
-    num_items : int
-        The items are 0 to ``num_items - 1``.
+        ``(E,)`` integers, items from 0 to ``num_items - 1``, and names of splits: all events of these users.
     wanted : ndarray
         ``(S,)`` the event that each negative is for.
     draw : mapping

@@ -37,38 +37,21 @@ _OTHERS = ("reader", "histories", "negatives", "configuration", "writer", "folde
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of one chunk, with ids as the source has them.
+    """Rows of one chunk, with ids as the source has them."""
 
-    Parameters
-    ----------
-    columns : polars.DataFrame
-        ``R`` rows: ``split``, ``user_id``, ``item_id``, the context columns and the labels.
-    histories : pyarrow.Array
-        Lists of item ids, oldest first.
-    which : ndarray, optional
-        ``(R,)`` the index of each row's history, where rows share histories; by default each row has its own.
-    """
-
-    columns: pl.DataFrame
-    histories: pa.Array
+    columns: pl.DataFrame  #: ``R`` rows: ``split``, ``user_id``, ``item_id``, the context columns and the labels.
+    histories: pa.Array  #: Lists of item ids, oldest first.
+    #: ``(R,)`` the index of each row's history, where rows share histories; by default each row has its own.
     which: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Embeddings of items.
+    """Embeddings of items."""
 
-    Parameters
-    ----------
-    chunks : callable
-        Returns an iterator over ``(ids, embeddings)``: a polars Series ``(n,)`` of item ids, and an ndarray
-        ``(n, D)``.
-    scale : float, optional
-        What stored integers are multiplied by.
-    """
-
+    #: Returns an iterator over ``(ids, embeddings)``: a polars Series ``(n,)`` of item ids, and an ndarray ``(n, D)``.
     chunks: Callable[[], Iterator[tuple[pl.Series, np.ndarray]]]
-    scale: float | None = None
+    scale: float | None = None  #: What stored integers are multiplied by.
 
 
 class Reader(ABC):

@@ -69,13 +69,7 @@ class TaobaoMM(Reader):
         return [file for name in (*names, "item_features", EMBEDDINGS) for file in self._files(name)]
 
     def _files(self, name: str) -> list[Path]:
-        """Return the file of a name, or its shards: ``NAME-00000-of-00160.parquet``, or the files of a folder ``NAME``.
-
-        Raises
-        ------
-        MissingFileError, ConfigError
-            The file does not exist, is in several folders, or exists next to shards of it.
-        """
+        """Return the file of a name, or its shards: ``NAME-00000-of-00160.parquet``, or files of a folder ``NAME``."""
         shard = re.compile(rf"{re.escape(name)}[-_.](part[-_.]?)?\d[-_.\w]*")
         folders = (name, f"{name}.parquet")
         found: dict[tuple[Path, bool], list[Path]] = {}

@@ -40,30 +40,18 @@ GROUP_ROWS = 100_000
 
 @dataclass
 class SplitSummary:
-    """What was written of a split.
+    """What was written of a split."""
 
-    Parameters
-    ----------
-    rows, labelled, positives : int
-        Rows, those that have the first label of 0 and 1, and those whose label is above 0.
-    without_history, history_items : int
-        Rows with an empty history, and items of all histories.
-    left_out : int
-        Rows whose target is in no item file; they are not written.
-    unknown_items : int
-        History items that are in no item file; they are dropped.
-    cold : int
-        Rows whose target is not a target of a training row.
-    """
-
+    #: Rows, those that have the first label of 0 and 1, and those whose label is above 0.
     rows: int = 0
     labelled: int = 0
     positives: int = 0
+    #: Rows with an empty history, and items of all histories.
     without_history: int = 0
     history_items: int = 0
-    left_out: int = 0
-    unknown_items: int = 0
-    cold: int = 0
+    left_out: int = 0  #: Rows whose target is in no item file; they are not written.
+    unknown_items: int = 0  #: History items that are in no item file; they are dropped.
+    cold: int = 0  #: Rows whose target is not a target of a training row.
 
     def add(self, other: SplitSummary) -> None:
         """Add the counts of another part."""
@@ -85,24 +73,7 @@ class Summary:
 
 
 class Writer:
-    """Writes the dataset of a reader into a folder.
-
-    Parameters
-    ----------
-    reader : Reader
-        What to write.
-    name : str
-        Name of the reader.
-    folder : Path
-        Where to write.
-    verbose : int
-        As of ``progress_bar``.
-
-    Raises
-    ------
-    ConfigError
-        The folder holds something else, or another process writes it.
-    """
+    """Writes the dataset of a reader, called ``name``, into a folder; ``verbose`` is as of ``progress_bar``."""
 
     def __init__(self, reader: Reader, name: str, folder: Path, verbose: int = 1) -> None:
         self.reader, self.folder, self.verbose = reader, folder, verbose
@@ -111,16 +82,10 @@ class Writer:
         self.origin: dict[str, Any] = {"version": VERSION, "reader": name, "max_len": reader.max_len, "files": stats}
         if reader.options:
             self.origin["options"] = reader.options
+        self._vocabularies: dict[str, Vocabulary] = {}
 
     def write(self, overwrite: bool = False) -> Summary:
-        """Write everything that does not exist yet; ``overwrite`` deletes an earlier dataset of the folder first.
-
-        Raises
-        ------
-        ConfigError, DataError, UserError
-            The folder holds something else, or the source; the source cannot be read, or has no rows for training; the
-            folder cannot be written.
-        """
+        """Write everything that does not exist yet; ``overwrite`` deletes an earlier dataset of the folder first."""
         folder = PreparedFolder(self.folder, self.origin)
         overwrite = folder.prepare(self.reader.source, overwrite)
         try:
@@ -265,10 +230,6 @@ class Writer:
     @cached_property
     def _row_metadata(self) -> dict[bytes, bytes]:
         return NUMBERED | self._numbering(["user_id", *names_of(self.reader.context, ["categorical"])])
-
-    @cached_property
-    def _vocabularies(self) -> dict[str, Vocabulary]:
-        return {}
 
     def _vocabulary(self, name: str) -> Vocabulary:
         """Return the numbering of an item column, of a context column or of the users."""

@@ -214,13 +214,7 @@ class Codebook:
             yield apply_mlp(self.decoder, z.copy() if self.rotation is None else z @ self.rotation)
 
     def decode(self, codes: Codes) -> Floats:
-        """Return the reconstructed embeddings ``(M, D)`` of codes ``(M, L)``, in the units of the input.
-
-        Raises
-        ------
-        DataError
-            Codes of another number of levels, or not from 0 to C - 1.
-        """
+        """Return the reconstructed embeddings ``(M, D)`` of codes ``(M, L)``, in the units of the input."""
         if codes.ndim != 2 or codes.shape[1] != self.levels:
             raise DataError(f"codes of shape {codes.shape}, expected (items, {self.levels}), one per level")
         if codes.size and not 0 <= codes.min() <= codes.max() < self.codes:
@@ -265,13 +259,6 @@ def fit_codebook(method: str, space: Space, z: Floats, levels: int, codes: int, 
         L and C, a power of two.
     seed : int
         Seed of k-means.
-
-    Raises
-    ------
-    ConfigError
-        L does not divide D.
-    UserError
-        faiss is not installed.
     """
     faiss = import_faiss()
     dim, bits = z.shape[1], codes.bit_length() - 1

@@ -107,15 +107,7 @@ class AlignmentHead(nn.Module):
 def start_matrix(parts: Sequence[tuple[Tensor, int]]) -> Tensor:
     """Return S, which selects the first inputs of each modality and scales each modality to the same mean square.
 
-    Parameters
-    ----------
-    parts : sequence of (Tensor, int)
-        Mean squares of a modality's inputs, ``(P_m,)``, and how many of them to select.
-
-    Returns
-    -------
-    Tensor
-        ``(sum of selected, sum of P_m)``.
+    A part has the mean squares of a modality's inputs, ``(P_m,)``, and how many of them to select.
 
     Examples
     --------
@@ -143,11 +135,6 @@ class NeighborPairs:
         Fraction of the items with neighbors that are held out with all their pairs.
     seed : int
         Of the held-out items.
-
-    Raises
-    ------
-    DataError
-        Too few items are in both for training and evaluation.
     """
 
     def __init__(self, neighbors: Neighbors, item_ids: NDArray[np.int64], held_out: float, seed: int) -> None:
@@ -182,16 +169,10 @@ class NeighborPairs:
         return self.train_anchors[index], self._others[np.clip(sampled, first, end - 1)]
 
     def recall(self, embeddings: Tensor, at: int, most: int = 4096) -> float:
-        """Return the mean fraction of a held-out item's neighbors that are among its nearest items.
+        """Return the mean fraction of a held-out item's neighbors that are among its nearest items, by cosine.
 
-        Parameters
-        ----------
-        embeddings : Tensor
-            ``(I, D)``, compared by cosine.
-        at : int
-            How many nearest items; an item with more neighbors is scored as if it had this many.
-        most : int
-            Largest number of held-out items that are evaluated; of more, a random sample that is always the same.
+        An item with more neighbors than ``at``, the nearest items, is scored as if it had this many. Of more held-out
+        items than ``most``, a random sample that is always the same is evaluated.
         """
         embeddings = F.normalize(embeddings, dim=-1)
         table = embeddings[torch.from_numpy(self.candidates)]
@@ -209,18 +190,10 @@ class NeighborPairs:
 
 
 def info_nce(embeddings: Tensor, pairs: Tensor, known: Tensor, temperature: float) -> Tensor:
-    """Return the symmetric loss of a batch.
+    """Return the symmetric loss of a batch of embeddings ``(X, D)`` of any norm.
 
-    Parameters
-    ----------
-    embeddings : Tensor
-        ``(X, D)``, of any norm.
-    pairs : Tensor
-        ``(2, B)``, rows of ``embeddings`` that are neighbors.
-    known : Tensor
-        ``(X, X)`` bool, symmetric, True for known neighbors.
-    temperature : float
-        Tau.
+    ``pairs`` ``(2, B)`` are rows of them that are neighbors; ``known`` ``(X, X)``, symmetric, is True for known
+    neighbors.
     """
     unit = F.normalize(embeddings, dim=-1)
     logits = unit @ unit.T / temperature
@@ -244,28 +217,7 @@ class TrainingResult:
 def train_head(
     head: AlignmentHead, inputs: Tensor, pairs: NeighborPairs, options: AlignOptions, what: str, verbose: int = 1
 ) -> TrainingResult:
-    """Train a head in place and leave it with the weights of the best recall.
-
-    Parameters
-    ----------
-    head : AlignmentHead
-        To train.
-    inputs : Tensor
-        ``(I, P)``.
-    pairs : NeighborPairs
-        Of the rows of ``inputs``.
-    options : AlignOptions
-        How to train.
-    what : str
-        Name on the progress bar.
-    verbose : int
-        0 shows no progress bar.
-
-    Raises
-    ------
-    UserError
-        Training diverges.
-    """
+    """Train a head in place on inputs ``(I, P)``, and leave it with the weights of the best recall."""
     rng = np.random.default_rng(options.seed)
     optimizer = torch.optim.AdamW(head.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay)
     before = pairs.recall(_project(head, inputs), options.recall_at)

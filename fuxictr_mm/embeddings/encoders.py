@@ -102,11 +102,6 @@ class TextEncoder:
         Default prompt of the model, put before every text.
     settings : dict
         Files, options and libraries that the embeddings depend on.
-
-    Raises
-    ------
-    ConfigError, DataError, MissingFileError
-        The model does not support an option, or the folder does not hold such a model.
     """
 
     def __init__(self, model: str, **settings: Any) -> None:
@@ -217,16 +212,9 @@ class TextEncoder:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
 
     def encode(self, texts: Sequence[str], advance: Callable[[int], object] = lambda items: None) -> np.ndarray:
-        """Return embeddings ``(N, D)`` float32.
+        """Return embeddings ``(N, D)`` float32; ``advance`` is called with the number of texts of each finished batch.
 
         Texts are taken in the order of their lengths, so that little is padded.
-
-        Parameters
-        ----------
-        texts : sequence of str
-            N texts.
-        advance : callable
-            Called with the number of texts of each finished batch.
         """
         embeddings = np.zeros((len(texts), self.dim), dtype=np.float32)
         for rows in self._batches(texts):
@@ -332,7 +320,7 @@ class ImageEncoder:
     dim : int
         D.
     settings : dict
-        As of ``TextEncoder``; the errors are the same.
+        As of ``TextEncoder``.
     """
 
     def __init__(self, model: str, **settings: Any) -> None:
@@ -384,13 +372,8 @@ class ImageEncoder:
     ) -> tuple[np.ndarray, dict[int, str]]:
         """Return embeddings ``(N, D)`` float32, and the reason of each image that cannot be used by its row.
 
-        Parameters
-        ----------
-        images : iterable
-            N times a PIL image, the bytes of an image file, or a ``BrokenImage`` (a zero embedding). Only two batches
-            of them are held at once.
-        advance : callable
-            Called with the number of images of each finished batch.
+        An image is a PIL image, the bytes of an image file, or a ``BrokenImage`` (a zero embedding); only two batches
+        of them are held at once. ``advance`` is called with the number of images of each finished batch.
         """
         parts, broken, rows = [np.zeros((0, self.dim), dtype=np.float32)], {}, 0
         for prepared in self._prepared_batches(images):

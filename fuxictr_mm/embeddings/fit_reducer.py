@@ -55,27 +55,10 @@ class ReduceOptions(Settings):
 def fit_reducer(
     joined: JoinedEmbeddings, options: ReduceOptions, advance: Callable[[int], object] = lambda items: None
 ) -> Reducer:
-    """Fit the PCA of each modality, and the joint PCA, in one pass over chunks.
+    """Fit the PCA of each modality, and the joint PCA, in one pass over chunks; ``advance`` is called with their sizes.
 
     An item takes part in the PCA of a modality if its embedding there is not zero, and in the joint one if none of its
     embeddings is.
-
-    Parameters
-    ----------
-    joined : JoinedEmbeddings
-        The modalities.
-    options : ReduceOptions
-        How to fit.
-    advance : callable
-        Called with the number of items of each chunk.
-
-    Raises
-    ------
-    ConfigError
-        A strategy is unknown; K is larger than D.
-    DataError
-        Fewer than two items have an embedding, or all of a modality are the same; for the joint PCA, among the items
-        that have all modalities.
     """
     names = [source.name for source in joined.sources]
     scaling, chosen = options.scaling, choose_strategies(names, options.strategies)

@@ -35,11 +35,6 @@ class ImageNames:
         The items by the name of their image.
     where : str
         File and column.
-
-    Raises
-    ------
-    DataError, MissingFileError
-        A column that is missing or holds no texts, an id twice, or a path outside of the folder.
     """
 
     def __init__(self, path: str | os.PathLike[str], column: str, numbering: Numbering = AS_IS) -> None:

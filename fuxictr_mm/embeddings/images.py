@@ -70,14 +70,6 @@ class ImageFiles:
         ``(I,)`` int64, in the order in which images are read fastest.
     others : list of str
         Names of files that are not ``ID.jpg`` (or .jpeg, .png, .webp), or not in ``names``.
-
-    Raises
-    ------
-    MissingFileError
-        No such folder or file.
-    DataError
-        Neither a folder nor an archive; a damaged archive, or one with a member whose name is a path outside of it;
-        an item with two images; no image at all.
     """
 
     def __init__(

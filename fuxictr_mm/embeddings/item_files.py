@@ -106,13 +106,7 @@ def _read_lists(source: Source) -> Iterator[tuple[Path, np.ndarray, np.ndarray, 
 
 
 def read_ids(path: str | os.PathLike[str], numbering: Numbering) -> np.ndarray:
-    """Return the items ``(I,)`` int64 of an item file in its order, the padding left out.
-
-    Raises
-    ------
-    DataError, MissingFileError
-        A negative id, an id twice, or no items.
-    """
+    """Return the items ``(I,)`` int64 of an item file in its order, the padding left out."""
     ids = np.concatenate([np.zeros(0, np.int64), *(ids[ids != 0] for _, _, ids, _ in read_items(path, [], numbering))])
     if ids.size == 0:
         raise DataError(f"{path}: no items, expected one row per item")
@@ -204,11 +198,6 @@ class JoinedEmbeddings:
         D of each source.
     numbering : Numbering
         Of the items.
-
-    Raises
-    ------
-    ConfigError
-        A name twice, or no source.
     """
 
     def __init__(self, sources: Sequence[Source]) -> None:
@@ -298,13 +287,6 @@ class ItemFileWriter:
     numbering : Numbering
         Of the items.
 
-    Raises
-    ------
-    ConfigError
-        The file exists.
-    UserError
-        The file cannot be written.
-
     Examples
     --------
     >>> import pyarrow.parquet as pq
@@ -348,15 +330,7 @@ class ItemFileWriter:
         self._context.__exit__(*error)
 
     def write(self, ids: Sequence[int] | np.ndarray, columns: Mapping[str, Any]) -> None:
-        """Append items.
-
-        Parameters
-        ----------
-        ids : sequence of int
-            ``(n,)``, 1 or more, each once in the file.
-        columns : mapping of str to array or list
-            ``(n,)`` or ``(n, D)``, one for each column of the schema.
-        """
+        """Append items ``(n,)`` from 1, each once in the file, and columns of the schema, ``(n,)`` or ``(n, D)``."""
         ids = np.asarray(ids, dtype=np.int64)
         if ids.size == 0:
             return

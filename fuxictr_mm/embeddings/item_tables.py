@@ -17,13 +17,7 @@ from fuxictr_mm.errors import MissingFileError
 
 
 def table_files(path: str | os.PathLike[str]) -> list[Path]:
-    """Return a CSV or JSON lines file, or the files of ``parquet.part_files``.
-
-    Raises
-    ------
-    DataError, MissingFileError
-        As ``parquet.part_files``.
-    """
+    """Return a CSV or JSON lines file, or the files of ``parquet.part_files``."""
     if not text_files.is_text(Path(path)) or Path(path).is_dir():
         return parquet.part_files(path)
     if not Path(path).is_file():

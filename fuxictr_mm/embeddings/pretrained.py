@@ -43,15 +43,7 @@ def model_stem(name: str) -> str:
 
 
 def find_model(name: str, revision: str | None = None) -> Path:
-    """Return the folder of a model; a hub id is downloaded into the cache, or found there.
-
-    Raises
-    ------
-    MissingFileError
-        No such folder, and the hub cannot be reached or has no such model.
-    DataError
-        The weights are missing, or only exist as a pickle.
-    """
+    """Return the folder of a model; a hub id is downloaded into the cache, or found there."""
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -132,19 +124,7 @@ def loading(part: str, model: str) -> Iterator[None]:
 def refuse_missing(network: nn.Module, model: str, pooler: bool = True) -> bool:
     """Check that a model's file has all parameters; transformers would initialize missing ones at random.
 
-    Parameters
-    ----------
-    network : Module
-        As loaded.
-    model : str
-        For the message.
-    pooler : bool
-        Whether the pooler is needed.
-
-    Returns
-    -------
-    bool
-        Whether any parameter, of the pooler then, is missing.
+    Returns whether any is missing, of the pooler where that is not needed.
     """
     state = network.state_dict(keep_vars=True)
     missing = [name for name, value in state.items() if not getattr(value, "_is_hf_initialized", False)]

@@ -314,25 +314,9 @@ def _bar(joined: JoinedEmbeddings, what: str, quiet: bool) -> Any:
 def nearest_items(
     catalogue: Iterable[tuple[Ids, Floats]], queries: Floats, query_ids: Ids, count: int, metric: str
 ) -> Ids:
-    """Return the nearest other items of each query by exact search.
+    """Return ids ``(Q, K)`` of the nearest other items of queries ``(Q, D)`` by exact search, nearest first, then 0.
 
-    Parameters
-    ----------
-    catalogue : iterable
-        Chunks of all items, ``(ids (M,), embeddings (M, D))``.
-    queries : ndarray
-        ``(Q, D)`` float32.
-    query_ids : ndarray
-        ``(Q,)``, which are not neighbors of themselves.
-    count : int
-        K.
-    metric : {"l2", "inner_product"}
-        Distance between items.
-
-    Returns
-    -------
-    ndarray
-        ``(Q, K)`` ids, nearest first; 0 if there are fewer other items.
+    Chunks of the catalogue are ids ``(M,)`` and embeddings ``(M, D)``; the metric is ``l2`` or ``inner_product``.
     """
     faiss = import_faiss()
     is_product = metric == "inner_product"

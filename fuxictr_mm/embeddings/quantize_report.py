@@ -71,16 +71,8 @@ def yaml_lines(
 ) -> list[str]:
     """Return the lines for ``feature_cols`` of dataset_config.yaml.
 
-    Parameters
-    ----------
-    report : mapping
-        Of ``quantize``.
-    neighbors : int
-        K of ``quantize``.
-    largest_id : int
-        The largest item id; 0 where a vocabulary numbers the items.
-    target : str
-        Column of the target item, whose embedding the neighbors share.
+    ``report`` and ``neighbors`` are those of ``quantize``, and ``target`` is the column whose embedding the neighbors
+    share. ``largest_id`` is 0 where a vocabulary numbers the items.
 
     Examples
     --------

@@ -65,16 +65,10 @@ class RQVAE(nn.Module):
         self.commitment = commitment
 
     def quantize(self, latent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Quantize latents ``(B, W)``.
+        """Quantize latents ``(B, W)``; no gradient flows between levels.
 
-        Returns
-        -------
-        codes : Tensor
-            ``(B, L)`` int64.
-        chosen : Tensor
-            ``(B, L, W)``, the centroid of each level.
-        residuals : Tensor
-            ``(B, L, W)``, the input of each level; no gradient flows between levels.
+        Returns codes ``(B, L)`` int64, the centroid of each level ``(B, L, W)``, and its input, the residual ``(B, L,
+        W)``.
         """
         codes, chosen, residuals = [], [], []
         residual = latent
@@ -143,33 +137,12 @@ def fit_rqvae(
     learning_rate: float = 1e-3,
     quiet: bool = True,
 ) -> Codebook:
-    """Train an RQ-VAE.
+    """Train an RQ-VAE on ``z`` ``(M, D)`` float32 with L ``levels`` of C ``codes``.
 
     The first tenth of the steps trains encoder and decoder only; then k-means initializes the codebooks, and all are
     trained together. Codes that are not used in a pass over the items are reset to the residual of a random item, but
-    for the last quarter of the steps.
-
-    Parameters
-    ----------
-    space : Space
-        Space of ``z``.
-    z : ndarray
-        ``(M, D)`` float32.
-    levels, codes : int
-        L and C.
-    seed : int
-        Seed of all random numbers; the global generator is not changed.
-    hidden_units, latent_dim
-        As in ``RQVAE``; the latent dim is at most D.
-    steps, batch_size, learning_rate
-        Of Adam.
-    quiet : bool
-        No progress bar.
-
-    Raises
-    ------
-    ConfigError, UserError
-        A setting is below 1; the loss is not finite.
+    for the last quarter of the steps. The latent dim is at most D. The global generator of random numbers is not
+    changed.
     """
     if min(steps, batch_size, latent_dim, *hidden_units) < 1:
         raise ConfigError("VQ-VAE: steps, batch_size, latent_dim and hidden_units must be 1 or more")

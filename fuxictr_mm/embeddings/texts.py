@@ -42,11 +42,6 @@ class ItemTexts:
     digest : str
         Of all ids and texts.
 
-    Raises
-    ------
-    ConfigError, DataError, MissingFileError
-        A template that names no column, a column that is missing or holds no texts, an id twice or negative.
-
     Examples
     --------
     >>> import pyarrow.parquet as pq, tempfile
@@ -98,13 +93,7 @@ class ItemTexts:
 
 
 def default_template(path: str | os.PathLike[str]) -> str:
-    """Return the template of a file's column ``item_title``, or else ``title``.
-
-    Raises
-    ------
-    DataError, MissingFileError
-        It has neither, or cannot be read.
-    """
+    """Return the template of a file's column ``item_title``, or else ``title``."""
     names = names_of(table_files(path)[0])
     title = next((name for name in ("item_title", "title") if name in names), None)
     if title is None:
@@ -117,11 +106,6 @@ def default_template(path: str | os.PathLike[str]) -> str:
 
 def parse_template(template: str) -> list[tuple[str, str | None]]:
     """Return ``(text, column after it or None)`` pairs.
-
-    Raises
-    ------
-    ConfigError
-        No column in braces, or anything but a name in them.
 
     Examples
     --------

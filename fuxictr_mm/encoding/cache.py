@@ -35,11 +35,6 @@ logger = logging.getLogger(__name__)
 VERSION = 3
 
 
-def _is_part_of(settings: Mapping[str, Any], made_from: Mapping[str, Any]) -> bool:
-    """Whether a manifest has these settings, as JSON holds them."""
-    return all(made_from.get(key) == as_json(value) for key, value in settings.items())
-
-
 class Cache:
     """The encoded files of a dataset with one fingerprint.
 
@@ -58,20 +53,14 @@ class Cache:
 
     @classmethod
     def find(cls, root: Path, settings: Mapping[str, Any], any_of_several: bool = False) -> Cache | None:
-        """Return the cache with the given settings, whatever files it was made from; None if there is none.
-
-        Raises
-        ------
-        UserError
-            Several caches have these settings.
-        """
-        found = []
+        """Return the cache with the given settings, whatever files it was made from; None if there is none."""
+        found, wanted = [], as_json({"version": VERSION, **settings})
         for path in sorted(root.glob("encoded-*/manifest.json")):
             try:
                 made_from = read_json(path).get("made_from")
             except UserError:  # damaged
                 continue
-            if isinstance(made_from, dict) and _is_part_of({"version": VERSION, **settings}, made_from):
+            if isinstance(made_from, dict) and wanted.items() <= made_from.items():
                 found.append(cls(root, made_from))
         if len(found) > 1 and not any_of_several:
             names = ", ".join(cache.folder.name for cache in found)
@@ -83,13 +72,7 @@ class Cache:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Lock the folder against other processes; incomplete files of earlier ones are deleted.
-
-        Raises
-        ------
-        UserError
-            The folder cannot be written.
-        """
+        """Lock the folder against other processes; incomplete files of earlier ones are deleted."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with self._acquired():

@@ -22,22 +22,14 @@ MISSING: dict[str, Any] = {"str": "", "int": 0, "float": 0.0}
 
 @dataclass(frozen=True)
 class RawColumn:
-    """A column to encode.
+    """A column to encode."""
 
-    Parameters
-    ----------
-    spec : FeatureSpec
-        Its entry of ``feature_cols``; of a label, the name, type and ``fill_na`` of its entry of ``label_col``.
-    copied : str, optional
-        The ``dtype`` of a column of numbers that ``copy_from`` copies: texts are then those of the numbers, so that 1
-        and 1.0 are one value.
-    is_optional : bool
-        Whether files may not have it: only those that are trained on need weights.
-    """
-
+    #: Its entry of ``feature_cols``; of a label, the name, type and ``fill_na`` of its entry of ``label_col``.
     spec: FeatureSpec
+    #: The ``dtype`` of a column of numbers that ``copy_from`` copies: texts are then those of the numbers, so that 1
+    #: and 1.0 are one value.
     copied: str | None = None
-    is_optional: bool = False
+    is_optional: bool = False  #: Whether files may not have it: only those that are trained on need weights.
 
     @property
     def name(self) -> str:
@@ -98,13 +90,7 @@ class RawColumn:
         return self.spec.splitter or "^"
 
     def check(self) -> None:
-        """Raise an error for settings that FuxiCTR 2.3.10 does not support or computes wrongly.
-
-        Raises
-        ------
-        ConfigError
-            A setting is not supported; the error names the feature and the key.
-        """
+        """Raise an error for settings that FuxiCTR 2.3.10 does not support or computes wrongly."""
         where = f"feature '{self.name}'"
         if self.spec.category_processor:
             raise ConfigError(
@@ -157,13 +143,7 @@ class RawColumn:
 
 
 def columns_of(dataset: DatasetConfig) -> list[RawColumn]:
-    """Return the active features in their order, the labels, and the weights of rows.
-
-    Raises
-    ------
-    ConfigError
-        A feature that is listed twice, or a setting that is not supported.
-    """
+    """Return the active features in their order, the labels, and the weights of rows."""
     entries = split_entries(dataset.feature_cols or ())
     if twice := listed_twice(entries):
         raise ConfigError("; ".join(twice.values()))

@@ -115,20 +115,8 @@ class Encoding:
     ) -> Encoding:
         """Build vocabularies and statistics; warn about histories whose entries do not seem to be items.
 
-        Parameters
-        ----------
-        columns : sequence of RawColumn
-            The columns.
-        train : RawSplit
-            The training split.
-        others : sequence of RawSplit
-            The other splits, which the vocabularies of meta columns cover as well.
-        min_count : int
-            The dataset's ``min_categr_count``.
-        keys : mapping of str to Series
-            Keys of the files of embeddings, by feature.
-        roles : Roles, optional
-            Which columns are target and histories.
+        The vocabularies of meta columns cover the ``others``, too. ``min_count`` is the dataset's ``min_categr_count``,
+        and ``keys`` are those of the files of embeddings, by feature.
         """
         named = [] if roles is None else [roles.target, roles.history, *roles.histories]
         by_role: dict[str, pl.DataFrame] = {}
@@ -183,11 +171,6 @@ class Encoding:
         """Return the encoding by which a run was trained; the vocabularies of meta columns are those of this one.
 
         ``of_texts``: whether the files hold texts, as CSV does, which earlier versions copied as they are.
-
-        Raises
-        ------
-        DataError, MissingFileError
-            The run has no vocabulary or scale of a column.
         """
         found: dict[str, Any] = {part: vocabularies.settings.get(part) for part in ("oov", "lengths", "scales")}
         if not all(isinstance(part, dict) for part in found.values()):

@@ -52,21 +52,11 @@ NO_TEXT = {
 
 @dataclass(frozen=True)
 class RawFiles:
-    """A split on disk: a file or a folder of part files, CSV or Parquet.
+    """A split on disk: a file or a folder of part files, CSV or Parquet."""
 
-    Parameters
-    ----------
-    path : path
-        The file or folder.
-    form : {"csv", "parquet"}
-        Format of the files.
-    separator : str
-        Separator of the columns of CSV files.
-    """
-
-    path: Path
-    form: str
-    separator: str = ","
+    path: Path  #: The file or folder.
+    form: str  #: Format of the files: "csv", "parquet".
+    separator: str = ","  #: Separator of the columns of CSV files.
 
     @property
     def files(self) -> list[Path]:
@@ -83,11 +73,6 @@ class RawFiles:
 
         Unless a label is needed, the label and ``meta`` columns may be missing, and a label of texts is left out. With
         None, no label is read.
-
-        Raises
-        ------
-        DataError, MissingFileError
-            A column or the file is missing.
         """
         if not needs_label:
             columns = [c for c in columns if c.type != "label" or (needs_label is False and not self._is_text(c))]
@@ -142,7 +127,7 @@ class RawFiles:
             if has_number:
                 return False
             found |= has_text
-        if found:
+        if found and not label.is_optional:
             logger.warning(
                 f"{self.path}: {label.source} is text in all rows and is treated as a placeholder; no test "
                 "metrics are computed"

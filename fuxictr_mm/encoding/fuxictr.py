@@ -40,25 +40,12 @@ def load_dataset(
 
     Parameters
     ----------
-    config : ExperimentConfig
-        Of the experiment.
-    needs_labels : mapping of str to bool or None
-        Which splits to read, and whether each must have labels; None: they are not read.
-    vocabularies : Vocabularies, optional
-        Those of the run whose weights are used.
+    config, needs_labels, vocabularies, shard
+        As of ``read_dataset``.
     flat : bool
         Whether the model takes a dict of columns, as FuxiCTR's do, rather than target and history.
     test_data : str, optional
-        Read in place of the dataset's test split, with the same vocabularies.
-    scratch : Path, optional
-        Folder for the encoded ``test_data``.
-    shard : Shard, optional
-        The part of every split that this process reads; all rows by default.
-
-    Raises
-    ------
-    ConfigError, DataError, MissingFileError
-        Settings or files are invalid.
+        Read in place of the dataset's test split, with the same vocabularies; if encoded, in the folder ``scratch``.
     """
     given = config if test_data is None else config.with_dataset(test_data=test_data)
     if config.dataset.item_info is not None:
@@ -90,21 +77,8 @@ def as_integers(
 ) -> tuple[ExperimentConfig, Path]:
     """Encode or convert splits without item files, unless they are Parquet files of integers.
 
-    Parameters
-    ----------
-    config, needs_labels, vocabularies
-        As in ``load_dataset``; the vocabularies of an encoding are added.
-    paths : mapping of str to str
-        The splits.
-    scratch : Path, optional
-        Folder for the encoded test split, if it is not one of the dataset's own files.
-
-    Returns
-    -------
-    read : ExperimentConfig
-        The configuration that reads the result.
-    folder : Path
-        Where it is.
+    Returns the configuration that reads the result, and the folder where it is. Vocabularies of an encoding are added
+    to ``vocabularies``. An encoded test split that is not one of the dataset's own files is put into ``scratch``.
     """
     dataset = config.dataset
     folder = Path(dataset.data_root or ".") / config.dataset_id
@@ -137,13 +111,7 @@ def _say_what_is_ignored(config: ExperimentConfig) -> None:
 
 
 def _described(config: ExperimentConfig, folder: Path) -> dict[str, Any]:
-    """Return features and labels of a dataset of integers: those of its entry, else of ``feature_map.json``.
-
-    Raises
-    ------
-    MissingFileError, DataError
-        The file does not exist, or is not one of FuxiCTR's.
-    """
+    """Return features and labels of a dataset of integers: those of its entry, else of ``feature_map.json``."""
     if config.dataset.feature_cols and config.dataset.label_col:
         return {}
     path = folder / "feature_map.json"
@@ -181,13 +149,7 @@ def _without_items(config: ExperimentConfig) -> ExperimentConfig:
 
 
 def _with_items(config: ExperimentConfig) -> ExperimentConfig:
-    """Return the configuration with the ids of the target's vocabulary as items, named by ``roles``.
-
-    Raises
-    ------
-    ConfigError
-        A role is missing, or its column does not have the vocabulary that it needs.
-    """
+    """Return the configuration with the ids of the target's vocabulary as items, named by ``roles``."""
     where, roles = f"dataset {config.dataset_id}", config.dataset.roles
     columns = {
         str(c.name): c.model_copy(update={"source": ""}) for c in split_entries(config.dataset.feature_cols or ())

@@ -16,12 +16,8 @@ FEW = 0.1
 def history_problem(history: pl.DataFrame, targets: pl.DataFrame, splitter: str | None) -> str:
     """Return the problem of the entries of a history with its fix, or an empty text.
 
-    Parameters
-    ----------
-    history, targets : DataFrame
-        Every entry of the training split, and every target, as a text ``value``, with its count ``len``.
-    splitter : str, optional
-        What separates the entries; None where the files hold lists.
+    Entries of the training split, and targets, are texts ``value`` with their count ``len``. ``splitter`` separates
+    entries; it is None where the files hold lists.
 
     Examples
     --------

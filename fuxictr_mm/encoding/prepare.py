@@ -50,27 +50,20 @@ def encode(
 ) -> tuple[dict[str, Any], Path]:
     """Encode splits, unless they are in the cache.
 
+    Returns the settings of the dataset that read the result, files and ``feature_cols``, and the folder where it is.
+
     Parameters
     ----------
-    config : ExperimentConfig
-        Of the experiment.
+    config, needs_labels
+        As of ``read_dataset``.
     paths : mapping of str to str
         The splits to encode.
-    needs_labels : mapping of str to bool or None
-        Whether each must have labels; None: they are not read.
     root : Path
         The dataset's folder, for the cache.
     scratch : Path, optional
         Folder for the encoded test split, if it is not one of the dataset's own files.
     vocabularies : Vocabularies, optional
         Those of the run whose weights are used, which determine the encoding; otherwise it is added to them.
-
-    Returns
-    -------
-    changes : dict
-        The settings of the dataset that read the result: files and ``feature_cols``.
-    folder : Path
-        Where it is.
     """
     changes: dict[str, Any] = {}
     vocabularies = Vocabularies() if vocabularies is None else vocabularies
@@ -167,13 +160,7 @@ def _find_cache(
     trains: bool,
     has_run: bool,
 ) -> Cache:
-    """Return the cache of an encoding, by its settings and files; to score, one whose files are gone is enough.
-
-    Raises
-    ------
-    MissingFileError
-        A file is missing, and no encoding of these settings is kept.
-    """
+    """Return the cache of an encoding, by its settings and files; to score, one whose files are gone is enough."""
     settings = {
         "data_format": dataset.data_format,
         "sep": dataset.sep,

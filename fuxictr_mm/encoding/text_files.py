@@ -54,13 +54,7 @@ def separator_in(path: Path) -> str:
 
 
 def schema_of(path: Path) -> dict[str, pl.DataType]:
-    """Return the columns of a file and their types; those of a CSV file are texts.
-
-    Raises
-    ------
-    DataError
-        The file cannot be read, or has a column twice.
-    """
+    """Return the columns of a file and their types; those of a CSV file are texts."""
     with _named_errors(path):
         if form_of(path) in LINES:
             return dict(pl.scan_ndjson(path, infer_schema_length=None).collect_schema())

@@ -14,18 +14,11 @@ import polars as pl
 
 @dataclass(frozen=True)
 class TokenVocabulary:
-    """Ids of the values of a column, or of several that share their embedding table.
+    """Ids of the values of a column, or of several that share their embedding table."""
 
-    Parameters
-    ----------
-    tokens : Series
-        Values as texts: those of the training split, then keys of a file of embeddings that it does not have.
-    oov : int
-        Id of the values that are not in the vocabulary: ids before it are those of the training split.
-    """
-
+    #: Values as texts: those of the training split, then keys of a file of embeddings that it does not have.
     tokens: pl.Series
-    oov: int
+    oov: int  #: Id of the values that are not in the vocabulary: ids before it are those of the training split.
 
     @property
     def size(self) -> int:
@@ -34,16 +27,10 @@ class TokenVocabulary:
 
     @classmethod
     def of_counts(cls, counts: pl.DataFrame, min_count: int, missing: Any) -> TokenVocabulary:
-        """Build a vocabulary from the columns ``value`` and ``len``.
+        """Build a vocabulary from the columns ``value`` and ``len``, the count of each value in the training split.
 
-        Parameters
-        ----------
-        counts : DataFrame
-            Every value of the training split with its count.
-        min_count : int
-            Values that occur less often are left out.
-        missing : str or number
-            The value that stands for a missing one, left out as well.
+        Values that occur less often than ``min_count`` are left out, and so is ``missing``, which stands for a missing
+        one.
         """
         counts = counts.drop_nulls("value").filter(pl.col("len") >= min_count)
         if counts["value"].dtype == pl.String:

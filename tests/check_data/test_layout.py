@@ -172,6 +172,7 @@ def prepared(copy, tmp_path):
     (folder / "manifest.json").write_text("{}")
     (folder / "dataset_config.yaml").write_text(
         "shop:\n  feature_cols: [{name: [impression_id], type: categorical}]\n  label_col: {name: clicked}\n"
+        "  sample_weight: w\n"
     )
     return folder
 
@@ -185,12 +186,13 @@ def test_what_prepare_writes_is_checked_as_its_configuration_says(ids, prepared)
     )
     for path in [prepared / f"{split}.parquet" for split in ("train", "valid", "test")]:
         sources = {"source_user": pl.lit("u"), "source_time": 10**9 * pl.int_range(pl.len())}
+        sources |= {"w": 10.0 ** (pl.int_range(pl.len()) % 9)} if path.stem == "train" else {}
         rows = pl.concat([pl.read_parquet(path).with_columns(**sources)] * 2)
         rows.with_columns(source_row=pl.int_range(pl.len())).write_parquet(path)
     report, layout = check_folder(prepared)
-    sources = ("source_id", "source_user", "source_time", "source_row")
+    sources = ("source_id", "source_user", "source_time", "source_row", "w")
     assert not [f for f in report.findings() if f.column in ("label", "clicked", "impression_id", *sources)]
-    assert not [name for name in layout.not_checked if "source_" in name]
+    assert not [name for name in layout.not_checked if "source_" in name or ": w (" in name]
     assert "duplicate-row" in {f.check for f in report.findings()}  # which the number of the row would hide
     (prepared / "dataset_config.yaml").write_text("shop: {}\nanother: {}\n")
     found = {(f.check, f.column): f.expected for f in check_folder(prepared)[0].findings()}

@@ -67,34 +67,19 @@ def chunks(total: int, size: int) -> Iterator[tuple[int, int, int]]:
 
 @dataclass(frozen=True)
 class World:
-    """Latent truth about users and items. Rows are ids; row 0 is padding and all zeros.
+    """Latent truth about users and items. Rows are ids; row 0 is padding and all zeros."""
 
-    Parameters
-    ----------
-    spec : SyntheticSpec
-        The numbers it was made from.
-    text_topics, image_topics : ndarray of float32, (I + 1, K)
-        Topic weights of each half, centred, of standard deviation 1.
-    popularity : ndarray of float32, (I + 1,)
-        Standard normal; clicks and exposure grow with it.
-    likes_level, views_level : ndarray of int64, (I + 1,)
-        1 to 10, ten equal parts of the items by two noisy readings of popularity.
-    cold : ndarray of bool, (I + 1,)
-        True for items that no history and no training row shows.
-    tags : ndarray of int64, (I + 1, T)
-        Left padded with 0.
-    text_taste, image_taste : ndarray of float32, (U + 1, K)
-        Norm 1 in each half.
-    """
-
-    spec: SyntheticSpec
+    spec: SyntheticSpec  #: The numbers it was made from.
+    #: ``(I + 1, K)`` float32: topic weights of each half, centred, of standard deviation 1.
     text_topics: Floats
     image_topics: Floats
-    popularity: Floats
+    popularity: Floats  #: ``(I + 1,)`` float32: standard normal; clicks and exposure grow with it.
+    #: ``(I + 1,)`` int64: 1 to 10, ten equal parts of the items by two noisy readings of popularity.
     likes_level: Integers
     views_level: Integers
-    cold: NDArray[np.bool_]
-    tags: Integers
+    cold: NDArray[np.bool_]  #: ``(I + 1,)`` bool: True for items that no history and no training row shows.
+    tags: Integers  #: ``(I + 1, T)`` int64: left padded with 0.
+    #: ``(U + 1, K)`` float32: norm 1 in each half.
     text_taste: Floats
     image_taste: Floats
 
@@ -127,15 +112,8 @@ class World:
     ) -> NDArray[np.float64]:
         """Return the log odds of a click, ``(B,)``; with ``context=spec.second_context`` those of the second label.
 
-        Parameters
-        ----------
-        users, items : ndarray of int64, (B,)
-            Ids of the pairs.
-        text, image : bool
-            Terms to count: taste for the text topics, for the image topics. Fewer terms give the best score that a
-            model seeing only these could reach.
-        context : float
-            Factor on the term of popularity with the two levels; 0 leaves it out.
+        Without ``text`` or ``image``, the taste for those topics does not count: the best score of a model that does
+        not see them. ``context`` is a factor on the term of popularity with the two levels.
         """
         spec = self.spec
         logit = np.full(len(users), spec.bias)
@@ -208,9 +186,8 @@ def _sample_tastes(spec: SyntheticSpec) -> tuple[Floats, Floats]:
         if spec.taste_topics:
             rank = sampled.argsort(axis=-1).argsort(axis=-1)
             sampled = (rank >= sampled.shape[-1] - spec.taste_topics).astype(float)
-        sampled -= sampled.mean(
-            axis=-1, keepdims=True
-        )  # topics are centred: a liking of all of them alike has no effect
+        # Topics are centred: a liking of all of them alike has no effect.
+        sampled -= sampled.mean(axis=-1, keepdims=True)
         tastes[:, start + 1 : stop + 1] = sampled / np.linalg.norm(sampled, axis=-1, keepdims=True)
     return tastes[0], tastes[1]
 
@@ -232,20 +209,11 @@ class Histories:
     Two users after the padding user 0, of whom the first liked nothing::
 
         [[], [], [4, 9]]  ->  values = [4, 9], offsets = [0, 0, 0, 2]
-
-    Parameters
-    ----------
-    values : ndarray of int32, (N,)
-        Item ids, user after user.
-    offsets : ndarray of int64, (U + 2,)
-        User u's items are values[offsets[u] : offsets[u + 1]].
-    pairs : ndarray of int64, (N,)
-        Sorted user * (I + 1) + item, for ``contains``.
     """
 
-    values: NDArray[np.int32]
-    offsets: Integers
-    pairs: Integers
+    values: NDArray[np.int32]  #: ``(N,)`` int32: item ids, user after user.
+    offsets: Integers  #: ``(U + 2,)`` int64: user u's items are values[offsets[u] : offsets[u + 1]].
+    pairs: Integers  #: ``(N,)`` int64: sorted user * (I + 1) + item, for ``contains``.
 
     @classmethod
     def from_counts(cls, values: NDArray[np.int32], counts: Integers, items: int) -> Histories:
@@ -277,17 +245,11 @@ class Histories:
 def sample_history_chunk(
     world: World, exposure: NDArray[np.float64], chunk: int, start: int, stop: int
 ) -> tuple[NDArray[np.int32], Integers]:
-    """Sample what the users start + 1 to stop liked.
+    """Sample what the users start + 1 to stop liked: item ids ``(E',)``, user after user, and their number of each.
 
-    For each event M candidates are sampled by ``exposure`` (I + 1,); the user takes the one with the largest
-    preference * (text affinity + image affinity) + Gumbel noise, that is, one sampled from a softmax.
-
-    Returns
-    -------
-    values : ndarray of int32, (E',)
-        Item ids, user after user; an item liked twice is kept once.
-    counts : ndarray of int64, (stop - start,)
-        How many each user liked.
+    For each event M candidates are sampled by ``exposure`` (I + 1,); the user takes the one with the largest preference
+    * (text affinity + image affinity) + Gumbel noise, that is, one sampled from a softmax. An item liked twice is kept
+    once.
     """
     spec = world.spec
     rng = generator(spec, Stream.HISTORIES, chunk)

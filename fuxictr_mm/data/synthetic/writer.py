@@ -47,22 +47,8 @@ CONFIGURATION = ("dataset_config.yaml", "model_config.yaml")
 def generate(spec: SyntheticSpec, folder: str | Path, progress: bool = True, overwrite: bool = False) -> None:
     """Write a synthetic dataset: three splits, the labelled test split, and three item files.
 
-    Parameters
-    ----------
-    spec : SyntheticSpec
-        What to make.
-    folder : str or Path
-        Created if it does not exist, atomically: with all files or not at all.
-    progress : bool
-        Show a progress bar per step.
-    overwrite : bool
-        Replace an older dataset of the same file names; its ``CONFIGURATION`` is kept.
-
-    Raises
-    ------
-    UserError
-        ``folder`` is not empty and ``overwrite`` is False, it holds something else than a dataset, or it cannot be
-        written.
+    The folder is created atomically, with all files or not at all. ``overwrite`` replaces an older dataset of the same
+    file names; its ``CONFIGURATION`` is kept.
     """
     target = Path(folder).resolve()
     _check_target(target, overwrite)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -37,49 +37,19 @@ CHUNK_ITEMS = 8192
 
 @dataclass(frozen=True)
 class Notes:
-    """What the manifest keeps of a log for later ones.
+    """What the manifest keeps of a log for later ones."""
 
-    Parameters
-    ----------
-    options : dict
-        Options that are not the default.
-    labels : list of str
-        Columns of labels; none where negatives were sampled.
-    newest : float
-        The time of the newest row with a label.
-    unit : {"number", "us", "ns"}
-        Of what times are numbers.
-    embeddings : list of str
-        Columns of embeddings that were written.
-    trained : str, optional
-        Of a later log, the folder that the first one was prepared into, whose configuration has the experiments.
-    """
-
-    options: dict[str, Any]
-    labels: list[str]
-    newest: float
-    unit: Unit
-    embeddings: list[str]
+    options: dict[str, Any]  #: Options that are not the default.
+    labels: list[str]  #: Columns of labels; none where negatives were sampled.
+    newest: float  #: The time of the newest row with a label.
+    unit: Unit  #: Of what times are numbers ("number", "us", "ns").
+    embeddings: list[str]  #: Columns of embeddings that were written.
+    #: Of a later log, the folder that the first one was prepared into, whose configuration has the experiments.
     trained: str | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the notes as the manifest has them."""
-        return asdict(self)
 
 
 class Base:
-    """A prepared log, read for a later one.
-
-    Parameters
-    ----------
-    folder : Path
-        What ``fuxictr-mm prepare log`` wrote, with ``--like`` or without.
-
-    Raises
-    ------
-    ConfigError
-        The folder is not one, is not complete, or an earlier version wrote it.
-    """
+    """A log that ``fuxictr-mm prepare log`` has prepared, with ``--like`` or without, read for a later one."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -33,21 +33,13 @@ LIST_SEPARATOR = "|"
 
 @dataclass(frozen=True)
 class LogColumn:
-    """A column that is written.
+    """A column that is written."""
 
-    Parameters
-    ----------
-    source, name : str
-        Its name in the file, and as it is written.
-    kind : str
-        What it becomes.
-    mean, std : float
-        Of a number: what it is standardised by.
-    """
-
+    #: Its name in the file, and as it is written.
     source: str
     name: str
-    kind: Kind
+    kind: Kind  #: What it becomes.
+    #: Of a number: what it is standardised by.
     mean: float = 0.0
     std: float = 1.0
 
@@ -88,23 +80,8 @@ def choose_columns(
 ) -> tuple[list[LogColumn], dict[str, str]]:
     """Return the columns of a table that are written, and why each of the others is not.
 
-    Parameters
-    ----------
-    table : Table
-        The table.
-    without : collection of str
-        Columns that have a role, and labels.
-    types : mapping
-        Kinds that were asked for, by the names in the file.
-    taken : set of str
-        Names that are written already; those of the columns are added.
-    prefix : str
-        Before a name that is taken; ``item_`` also tells a table of items.
-
-    Raises
-    ------
-    ConfigError
-        A type that the column cannot be.
+    Those in ``without`` have a role or are labels. ``types`` are kinds that were asked for. Names are added to
+    ``taken``; one that is taken gets a prefix, of which ``item_`` also tells a table of items.
     """
     schema = {name: kind for name, kind in table.frame.collect_schema().items() if name not in without}
     facts = _count(table.frame, schema)

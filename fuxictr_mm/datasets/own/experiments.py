@@ -34,16 +34,8 @@ def first_experiments(
 ) -> dict[str, dict[str, Any]]:
     """Return DIN and DIN_MM with settings for a number of training rows.
 
-    Parameters
-    ----------
-    rows : int
-        Training rows.
-    max_len : int
-        Maximum number of items of a history.
-    group : str
-        The column that metrics group by.
-    labels : mapping, optional
-        Whether each label is a number; by default there is one of 0 and 1.
+    ``group`` is the column that metrics group by; ``labels`` says of each label whether it is a number, by default of
+    one of 0 and 1.
     """
     size = size_for(rows)
     common: dict[str, Any] = {

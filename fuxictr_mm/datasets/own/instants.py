@@ -39,13 +39,7 @@ def from_iso(text: pl.Expr) -> pl.Expr:
 
 
 def read_times(table: Table, column: str) -> pl.Expr:
-    """Return the column of times of a table as numbers.
-
-    Raises
-    ------
-    ConfigError, DataError
-        The column is of another type; a row has no time, one of another form, or no zone where others have one.
-    """
+    """Return the column of times of a table as numbers."""
     kind, values = table.frame.collect_schema()[column], pl.col(column)
     unit = unit_of(table, column)
     if kind.is_integer():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
@@ -40,21 +40,8 @@ MANY_UNKNOWN = 0.5
 class LaterSource(LogSource):
     """The tables of a later log, read with the columns and types of the earlier one.
 
-    Parameters
-    ----------
-    asked : LogOptions
-        Options of the earlier log, with the files of this one.
-    source, scratch : Path
-        As of ``Reader``.
-    base : Base
-        The earlier log.
-    given : sequence of str
-        Options of files that were given; others may be missing.
-
-    Raises
-    ------
-    ConfigError, MissingFileError
-        A file or a column does not exist.
+    ``asked`` are the options of the earlier log, with the files of this one; those that are not ``given`` may be
+    missing.
     """
 
     def __init__(self, asked: LogOptions, source: Path, scratch: Path, base: Base, given: Mapping[str, Any]) -> None:
@@ -76,10 +63,14 @@ class LaterSource(LogSource):
             if option == "interactions" or option in self._given:
                 raise
             return None
+        if table is None:
+            return None
         # A day without missing values may hold 12.0 where the earlier log had 12, or the reverse.
-        codes = [column for column in self.base.columns.get(option, []) if column.kind == "categorical"]
+        columns = self.base.columns.get(option, [])
+        codes = [column for column in columns if column.kind == "categorical"]
         as_integers = {column.source: not self.base.has_floats(column.name) for column in codes}
-        return None if table is None else replace(table, as_integers=as_integers)
+        types = {column.source: column.kind for column in columns if column.kind != "group"}
+        return replace(table, types={**table.types, **types}, as_integers=as_integers)
 
     def _find_labels(self) -> list[str]:
         """Return the labels that the log has; it may have none."""
@@ -333,4 +324,4 @@ class LaterLog(Log):
             unit=self._source.time_unit,
             trained=str(self.base.trained),
         )
-        return {"log": notes.as_json()}
+        return {"log": asdict(notes)}

@@ -21,66 +21,38 @@ NAMES = (
 
 @dataclass(frozen=True)
 class LogOptions:
-    """What ``fuxictr-mm prepare log`` is asked for.
+    """What ``fuxictr-mm prepare log`` is asked for."""
 
-    Parameters
-    ----------
-    interactions, items, users : str, optional
-        Files of the source by name, pattern or folder; by default ``interactions.*``, and ``items.*`` and ``users.*``
-        if they exist.
-    embeddings : tuple of str
-        Parquet files with the items' ids and a list column of numbers, or ``ARRAY.npy:IDS``.
-    user, item, time : str
-        Columns of these roles.
-    group : str, optional
-        Column of impressions, sessions or requests that metrics group by, instead of the user.
-    history : str, optional
-        Column of lists of items that is the history of its row; by default histories are computed of the log.
-    weight : str, optional
-        Column of the weights of rows.
-    types : mapping
-        The type of columns by name, of ``TYPES``. A label that is ``numeric`` is a number to predict.
-    labels : tuple of str
-        Columns of labels; by default ``label`` or ``click``.
-    split : tuple of float
-        Fractions of train, valid and test.
-    split_by : {"time", "user"}
-        Whether they are fractions of all rows or of the rows of each user, the last ones for test.
-    negatives : int
-        Items sampled for each row of a log that has no label.
-    positive_from : float, optional
-        Labels are 1 from this number on and 0 below, as of ratings; by default they hold 0 and 1.
-    history_from : str, optional
-        The label whose positive events enter histories; by default the first one that is not a number.
-    """
-
+    #: Files of the source by name, pattern or folder; by default ``interactions.*``, and ``items.*`` and ``users.*`` if
+    #: they exist.
     interactions: str | None = None
     items: str | None = None
     users: str | None = None
+    #: Parquet files with the items' ids and a list column of numbers, or ``ARRAY.npy:IDS``.
     embeddings: tuple[str, ...] = ()
+    #: Columns of these roles.
     user: str = "user_id"
     item: str = "item_id"
     time: str = "time"
-    group: str | None = None
+    group: str | None = None  #: Column of impressions, sessions or requests that metrics group by, instead of the user.
+    #: Column of lists of items that is the history of its row; by default histories are computed of the log.
     history: str | None = None
-    weight: str | None = None
+    weight: str | None = None  #: Column of the weights of rows.
+    #: The type of columns by name, of ``TYPES``. A label that is ``numeric`` is a number to predict.
     types: Mapping[str, str] = field(default_factory=dict)
-    labels: tuple[str, ...] = ()
-    split: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    labels: tuple[str, ...] = ()  #: Columns of labels; by default ``label`` or ``click``.
+    split: tuple[float, float, float] = (0.8, 0.1, 0.1)  #: Fractions of train, valid and test.
+    #: Whether they are fractions of all rows or of the rows of each user, the last ones for test ("time", "user").
     split_by: str = "time"
-    negatives: int = 0
+    negatives: int = 0  #: Items sampled for each row of a log that has no label.
+    #: Labels are 1 from this number on and 0 below, as of ratings; by default they hold 0 and 1.
     positive_from: float | None = None
+    #: The label whose positive events enter histories; by default the first one that is not a number.
     history_from: str | None = None
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> LogOptions:
-        """Return the options of a command line, those that were not given left out.
-
-        Raises
-        ------
-        ConfigError
-            A role, a type, a fraction or a number that is not possible.
-        """
+        """Return the options of a command line, those that were not given left out."""
         from fuxictr_mm.config import Roles
 
         values = {name: value for name, value in given.items() if name not in ("roles", "types")}

@@ -37,11 +37,6 @@ def find_files(source: Path, option: str, pattern: str | None) -> list[Path]:
 
     By default there may be none. A folder stands for all files below it, such as those of Hive partitions. Files of
     several forms are refused: they would be the same rows twice.
-
-    Raises
-    ------
-    ConfigError, MissingFileError
-        The name is of a file elsewhere; there is no such file, or there are several forms.
     """
     name = pattern or f"{option}.*"
     if Path(name).is_absolute() or ".." in Path(name).parts:
@@ -65,20 +60,7 @@ def _files_of(path: Path) -> list[Path]:
 
 
 class LogSource:
-    """The tables of interactions, items and users.
-
-    Parameters
-    ----------
-    asked : LogOptions
-        Files, roles, labels and types.
-    source, scratch : Path
-        As of ``Reader``.
-
-    Raises
-    ------
-    ConfigError, MissingFileError
-        A file, a column or a label does not exist.
-    """
+    """The tables of interactions, items and users, with their roles, labels and types."""
 
     def __init__(self, asked: LogOptions, source: Path, scratch: Path) -> None:
         self.asked, self.source, self.scratch = asked, source, scratch
@@ -86,17 +68,15 @@ class LogSource:
             "interactions", asked.interactions or "interactions.*", {"user": asked.user, "target": asked.item}
         )
         assert log is not None
-        log.check(asked.time, f"--roles time={asked.time}")
-        if asked.group is not None:
-            log.check(asked.group, f"--roles group={asked.group}")
-        if asked.history is not None:
-            log.check(asked.history, f"--roles history={asked.history}")
-        if asked.weight is not None:
-            log.check(asked.weight, f"--roles weight={asked.weight}")
+        for role in ("time", "group", "history", "weight"):
+            if (column := getattr(asked, role)) is not None:
+                log.check(column, f"--roles {role}={column}")
         self.log = log
         self.items = self._table("items", asked.items, {"target": asked.item})
         self.users = self._table("users", asked.users, {"user": asked.user})
         self.labels = self._find_labels()
+        if asked.weight in self.labels:
+            raise ConfigError(f"--roles weight={asked.weight}: is a label; name another column")
         #: Labels that are numbers to predict; the others hold 0 and 1.
         self.numeric_labels = self._find_numeric()
         #: The label whose positive events enter histories; None: all events that have a label.
@@ -107,7 +87,8 @@ class LogSource:
         if not paths:
             return None
         history = () if self.asked.history is None else (self.asked.history,)
-        table = Table(paths, self.scratch, option, (*ids.values(), *history))
+        group = {} if self.asked.group is None else {self.asked.group: "categorical"}
+        table = Table(paths, self.scratch, option, (*ids.values(), *history), {**self.asked.types, **group})
         for role, column in ids.items():
             table.check(column, f"--roles {role}={column}")
         return table
@@ -283,11 +264,6 @@ class LogSource:
         """Return the ids of users or of the target of a table: integers if they are in all tables, else texts.
 
         A row of the log without a user is anonymous: its id is null.
-
-        Raises
-        ------
-        ConfigError, DataError
-            The column is of another type; a row has no target, or a row of users or items no id.
         """
         column = self.asked.user if role == "user" else self.asked.item
         kind, ids = table.frame.collect_schema()[column], pl.col(column)
@@ -304,13 +280,7 @@ class LogSource:
         return ids.cast(self._type_of_ids(role, column))
 
     def _histories(self, column: str) -> pl.Expr:
-        """Return lists of items as lists of ids; texts of a CSV file such as ``N1 N2``, ``1|2`` or ``['a', 'b']`` too.
-
-        Raises
-        ------
-        ConfigError
-            The column is of another type.
-        """
+        """Return lists of items as lists of ids, also of texts such as ``N1 N2``, ``1|2`` or ``['a', 'b']``."""
         kind, lists = self.log.frame.collect_schema()[column], pl.col(column)
         inner = kind.inner if isinstance(kind, pl.List | pl.Array) else kind
         if not (inner == pl.String or (inner != kind and inner is not None and inner.is_integer())):
@@ -334,13 +304,7 @@ class LogSource:
         return pl.UInt64() if all(kind.is_unsigned_integer() for kind in kinds) else pl.String()
 
     def rows_by_id(self, table: Table, role: str) -> pl.DataFrame:
-        """Return a table of items or users, a row each.
-
-        Raises
-        ------
-        DataError
-            An id that occurs twice.
-        """
+        """Return a table of items or users, a row each."""
         column = self.asked.user if role == "user" else self.asked.item
         frame = table.frame.with_columns(self.ids(table, role)).collect(engine="streaming")
         again = ~frame[column].is_first_distinct()
@@ -350,12 +314,14 @@ class LogSource:
         return frame
 
     def _read_label(self, column: str) -> pl.Expr:
-        table, label = self.log, pl.col(column)
-        if table.frame.collect_schema()[column] == pl.String:
-            label = label.str.strip_chars().str.to_lowercase().replace({**TRUTH, "": None})
-        number, bound = label.cast(pl.Float64, strict=False).fill_nan(None), self.asked.positive_from
-        is_known, expected = number.is_finite(), "a number or null"
+        table, label, bound = self.log, pl.col(column), self.asked.positive_from
         is_class = column not in self.numeric_labels
+        if table.frame.collect_schema()[column] == pl.String:
+            # Of numbers, n may be none; a column of truth values is of these two words.
+            words = TRUTH if is_class and bound is None else {word: TRUTH[word] for word in ("true", "false")}
+            label = label.str.strip_chars().str.to_lowercase().replace({**words, "": None})
+        number = label.cast(pl.Float64, strict=False).fill_nan(None)
+        is_known, expected = number.is_finite(), "a number or null"
         if is_class and bound is None:
             is_known = number.is_in([0.0, 1.0])
             expected = (
@@ -371,8 +337,11 @@ class LogSource:
 
     def _read_weight(self, column: str) -> pl.Expr:
         table, weight = self.log, pl.col(column)
-        if table.frame.collect_schema()[column] == pl.String:
+        kind = table.frame.collect_schema()[column]
+        if kind == pl.String:
             weight = weight.str.strip_chars()
+        elif not kind.is_numeric():
+            raise ConfigError(f"--roles weight={column}: {table.paths[0]} holds {kind} there, expected numbers")
         number = weight.cast(pl.Float32, strict=False)
         is_weight = (number.is_finite() & (number >= 0)).fill_null(False)
         table.refuse(~is_weight, column, "a weight of 0 or more; correct or drop the row")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,11 +10,13 @@ from functools import cached_property
 from pathlib import Path
 
 import polars as pl
-import pyarrow as pa
 
 from fuxictr_mm.data import parquet
+from fuxictr_mm.encoding.csv_files import with_partitions
 from fuxictr_mm.encoding.text_files import CSV, form_of, is_text, scanned, schema_of, separator_in
 from fuxictr_mm.errors import ConfigError, DataError, first_line, nearest
+
+logger = logging.getLogger(__name__)
 
 #: What stands for no number in a CSV file.
 MISSING = ("", "-", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")
@@ -30,27 +33,15 @@ def is_integer(text: pl.Expr) -> pl.Expr:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of one file or several with the same columns.
+    """A table of one file or several with the same columns."""
 
-    Parameters
-    ----------
-    paths : sequence of Path
-        The files.
-    scratch : Path
-        Folder for the files as Parquet.
-    option : str
-        The option that names them, for errors.
-    texts : sequence of str
-        Columns of ids, whose texts stay texts: 007 and 7 are two.
-    as_integers : mapping of str to bool
-        Whether floats that are integers in all rows are read as integers, by the column. By default they are if values
-        are missing.
-    """
-
-    paths: Sequence[Path]
-    scratch: Path
-    option: str
-    texts: Sequence[str] = ()
+    paths: Sequence[Path]  #: The files.
+    scratch: Path  #: Folder for the files as Parquet.
+    option: str  #: The option that names them, for errors.
+    texts: Sequence[str] = ()  #: Columns of ids, whose texts stay texts: 007 and 7 are two.
+    types: Mapping[str, str] = field(default_factory=dict)  #: What columns are known to become, as ``--types`` has it.
+    #: Whether floats that are integers in all rows are read as integers, by the column. By default they are if values
+    #: are missing.
     as_integers: Mapping[str, bool] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -67,8 +58,8 @@ class Table:
         schema: dict[str, pl.DataType] = {}
         for path in self.paths:
             try:
-                found = schema_of(path) if is_text(path) else pl.read_parquet_schema(path)
-                found |= {n: value.dtype for n, value in _partitions(path).items() if n not in found}
+                held = schema_of(path) if is_text(path) else pl.read_parquet_schema(path)
+                found = dict(with_partitions(pl.LazyFrame(schema=held), path.absolute()).collect_schema())
             except (pl.exceptions.PolarsError, OSError) as error:
                 raise DataError(f"{path}: cannot be read ({first_line(error)})") from None
             schema = {**found, **schema}
@@ -94,7 +85,8 @@ class Table:
     @cached_property
     def frame(self) -> pl.LazyFrame:
         """All rows, lazily: texts of CSV files that are numbers in all rows as numbers, categories as texts."""
-        parts = [_with_partitions(part, path) for part, path in zip(self._parts, self.paths, strict=True)]
+        pairs = zip(self._parts, self.paths, strict=True)
+        parts = [with_partitions(pl.scan_parquet(part), path.absolute()) for part, path in pairs]
         frame = pl.concat(parts, how="diagonal_relaxed")
         frame = frame.select(value.alias(name) for name, _, value in _fields(frame.collect_schema(), self.paths[0]))
         casts: dict[str, type[pl.DataType]] = {}
@@ -126,26 +118,30 @@ class Table:
         """Return casts of the columns of CSV files whose texts are all numbers."""
         if not any(form_of(path) in CSV for path in self.paths):
             return []
-        # 12,5 is a number where commas separate no columns.
-        decimal = (",", "." if all(form_of(p) in CSV and separator_in(p) != "," for p in self.paths) else ",")
+        # 12,5 is a number where commas separate no columns; of a category, it may be two ids.
+        has_commas = all(form_of(path) in CSV and separator_in(path) != "," for path in self.paths)
         schema = frame.collect_schema().items()
         names = [name for name, kind in schema if kind == pl.String and name not in self.texts]
-        tests = []
-        for name in names:
-            text = pl.col(name).str.strip_chars()
+        names = [name for name in names if self.types.get(name) not in ("sequence", "text")]
+        texts, tests = {name: pl.col(name).str.strip_chars() for name in names}, []
+        for name, text in texts.items():
             is_missing, digits = text.is_null() | text.is_in(MISSING), text.str.contains(INTEGER)
-            kinds = {
-                "integer": is_integer(text),
-                "digits": digits,
-                "float": text.str.replace(*decimal, literal=True).str.contains(FLOAT),
-            }
+            if has_commas and self.types.get(name, "numeric") == "numeric":
+                texts[name] = text.str.replace(",", ".", literal=True)
+            kinds = {"integer": is_integer(text), "digits": digits, "float": texts[name].str.contains(FLOAT)}
             tests += [(is_missing | test).all().alias(f"{kind} {name}") for kind, test in kinds.items()]
+            tests.append(text.filter(text.str.contains(",", literal=True)).first().alias(f"comma {name}"))
         found = frame.select(tests).collect(engine="streaming").row(0, named=True) if tests else {}
         # Digits alone that are not integers of 64 bits are ids, of which a float would take two for one.
         numbers = [n for n in names if found[f"float {n}"] and found[f"digits {n}"] == found[f"integer {n}"]]
+        for name in numbers:
+            if found[f"comma {name}"] is not None and name not in self.types:
+                logger.info(
+                    f"{self.paths[0]}: {name} is read as numbers with decimal commas, such as "
+                    f"{found[f'comma {name}']}; --types {name}=categorical keeps the texts"
+                )
         types = {name: pl.Int64 if found[f"integer {name}"] else pl.Float64 for name in numbers}
-        texts = {name: pl.col(name).str.strip_chars().str.replace(*decimal, literal=True) for name in types}
-        return [text.cast(types[name], strict=False) for name, text in texts.items()]
+        return [texts[name].cast(kind, strict=False) for name, kind in types.items()]
 
     def where(self, row: int) -> str:
         """Return file and row, counted from 0 after the header, of a row of ``frame``."""
@@ -164,13 +160,7 @@ class Table:
 
 
 def _fields(schema: Mapping[str, pl.DataType], path: Path) -> Iterator[tuple[str, pl.DataType, pl.Expr]]:
-    """Yield name, type and value of each column, and ``a.b`` for the field ``b`` of a struct ``a``, however nested.
-
-    Raises
-    ------
-    DataError
-        A field has the name of another column.
-    """
+    """Yield name, type and value of each column, and ``a.b`` for the field ``b`` of a struct ``a``, however nested."""
     taken = set(schema)
     columns = [(name, kind, pl.col(name)) for name, kind in schema.items()]
     while columns:
@@ -187,20 +177,6 @@ def _fields(schema: Mapping[str, pl.DataType], path: Path) -> Iterator[tuple[str
             )
         taken.update(field[0] for field in inner)
         columns = [*inner, *columns]  # type: ignore[list-item]
-
-
-def _partitions(path: Path) -> dict[str, pl.Series]:
-    """Return the columns that the folders of a file name, such as ``day=3``, each with its value."""
-    values = parquet.partition_columns(path.absolute())
-    types = {name: pl.Int64 if pa.types.is_integer(value.type) else pl.String for name, value in values.items()}
-    return {name: pl.Series([value.as_py()], dtype=types[name]) for name, value in values.items()}
-
-
-def _with_partitions(part: Path, path: Path) -> pl.LazyFrame:
-    """Return the rows of a file as Parquet, with the columns that its folders name and it does not have."""
-    frame, columns = pl.scan_parquet(part), _partitions(path)
-    held = frame.collect_schema() if columns else ()
-    return frame.with_columns(pl.lit(value[0], value.dtype).alias(n) for n, value in columns.items() if n not in held)
 
 
 def _as_parquet(path: Path, target: Path) -> Path:

@@ -18,13 +18,7 @@ CHUNK_ITEMS = 8192
 
 
 def vector_columns(path: Path, item: str, taken: Collection[str]) -> list[str]:
-    """Return the columns of lists of numbers of a Parquet file.
-
-    Raises
-    ------
-    ConfigError
-        There is no such column, its name is taken, or the column of the item is missing.
-    """
+    """Return the columns of lists of numbers of a Parquet file."""
     if path.suffix.lower() == ".npy":
         raise ConfigError(
             f"--embeddings {path}: an array without the ids of its rows; add them: {path.name}:ids.csv, with a row "
@@ -47,13 +41,7 @@ def vector_columns(path: Path, item: str, taken: Collection[str]) -> list[str]:
 
 
 def read_vectors(path: Path, item: str, column: str, ids: pl.DataType) -> Iterator[tuple[pl.Series, np.ndarray]]:
-    """Yield item ids and their embeddings; items whose embedding is null or zero (no image) are left out.
-
-    Raises
-    ------
-    DataError
-        Embeddings of several lengths, or with a number that is null or not finite.
-    """
+    """Yield item ids and their embeddings; items whose embedding is null or zero (no image) are left out."""
     width, row = 0, 0
     for batch in pq.ParquetFile(path).iter_batches(CHUNK_ITEMS, columns=[item, column]):
         frame = pl.DataFrame(batch).with_row_index(":row", row).drop_nulls()
@@ -77,31 +65,17 @@ def read_vectors(path: Path, item: str, column: str, ids: pl.DataType) -> Iterat
 def read_array(
     path: Path, of_rows: Path, item: str, scratch: Path, ids: pl.DataType
 ) -> Iterator[tuple[pl.Series, np.ndarray]]:
-    """Yield item ids and their embeddings, of an array in a ``.npy`` file and the ids of its rows in another file.
+    """Yield item ids and their embeddings, of an array ``(items, dims)`` in a ``.npy`` file and the ids of its rows.
 
-    Rows of zeros are left out.
-
-    Parameters
-    ----------
-    path : Path
-        The array, ``(items, dims)``.
-    of_rows : Path
-        A table with the column ``item``, or an array ``(items,)``, in the order of the rows.
-    item : str
-        The column of the ids.
-    scratch : Path
-        As of ``Table``.
-    ids : DataType
-        Type of the ids.
-
-    Raises
-    ------
-    ConfigError, DataError
-        The array is of another shape, has another number of rows, or holds a number that is not finite.
+    Rows of zeros are left out. ``of_rows`` is a table with the column ``item``, or an array ``(items,)``, in the order
+    of the rows.
     """
     values = _load(path)
     if of_rows.suffix.lower() == ".npy":
-        found = pl.Series(_load(of_rows))
+        array = _load(of_rows)
+        if array.ndim != 1 or array.dtype.kind not in "iuU":
+            raise DataError(f"{of_rows}: holds {array.dtype} of shape {array.shape}, expected the ids of the rows")
+        found = pl.Series(array)
     else:
         table = Table([of_rows], scratch, f"{path.stem}-ids", (item,))
         table.check(item, f"--roles target={item}")

@@ -218,7 +218,7 @@ def test_weights_that_are_none_are_refused(shop, prepare_log, value):
         prepare_log(shop, roles=[*ROLES, "weight=ips"])
 
 
-@pytest.mark.parametrize("roles", [["weight=user"], ["weight=a", "weight=b"], ["weight=missing"]])
+@pytest.mark.parametrize("roles", [["weight=user"], ["weight=click"], ["weight=a", "weight=b"], ["weight=missing"]])
 def test_roles_of_weights_that_are_none(shop, prepare_log, roles):
     with raises_naming(ConfigError, "--roles", roles[-1]):
         prepare_log(shop, roles=[*ROLES, *roles])
@@ -232,3 +232,18 @@ def test_words_for_labels(shop, prepare_log, read_split, yes, no):
     folder, _, _ = prepare_log(shop)
     for row in read_split(folder, "train"):
         assert row["click"] == clicks[row["source_row"]]
+
+
+def test_a_column_of_lists_is_no_weight(shop, prepare_log):
+    path = shop / "interactions.csv"
+    pl.read_csv(path).with_columns(ips=pl.concat_list("basket")).write_parquet(path.with_suffix(".parquet"))
+    path.unlink()
+    with raises_naming(ConfigError, "--roles weight=ips", "List"):
+        prepare_log(shop, roles=[*ROLES, "weight=ips"])
+
+
+def test_words_are_no_numbers(shop, prepare_log):
+    values = pl.Series(["1.5", "n", *(f"{number}.5" for number in range(298))])
+    rewrite(shop / "interactions.csv", lambda log: log.with_columns(basket=values))
+    with raises_naming(DataError, "row 1", "basket", "'n'"):
+        prepare_log(shop, labels=["basket"], types=["basket=numeric"])

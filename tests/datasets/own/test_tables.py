@@ -3,6 +3,8 @@
 import polars as pl
 import pytest
 
+from fuxictr_mm.datasets.own.later import LaterLog
+from fuxictr_mm.datasets.writer import Writer
 from fuxictr_mm.errors import DataError
 from tests.datasets.shop import without_time, write_form
 from tests.errors import raises_naming
@@ -108,3 +110,31 @@ def test_an_id_twice_is_refused(name, shop, prepare_log):
     path.write_text(path.read_text() + path.read_text().splitlines()[1] + "\n")
     with raises_naming(DataError, f"{name}.csv: row", "again"):
         prepare_log(shop)
+
+
+def write_pairs(folder, start=0, triples=0):
+    """Write a log, separated by semicolons, with a column of two ids, or of three in the first rows."""
+    folder.mkdir()
+    rows = [(n % 5, n % 7, start + n, n % 2, f"{n % 3},7" + ",9" * (n < triples)) for n in range(60)]
+    frame = pl.DataFrame(rows, schema=["user", "asin", "time", "click", "pair"], orient="row")
+    frame.write_csv(folder / "interactions.csv", separator=";")
+    return folder
+
+
+def test_categories_of_two_ids_are_no_decimal_numbers(tmp_path, prepare_log, values_of, caplog):
+    source = write_pairs(tmp_path / "source")
+    with caplog.at_level("INFO"):
+        prepare_log(source, folder="numbers")
+    assert any("pair" in record.message and "0,7" in record.message for record in caplog.records)
+    folder, _, _ = prepare_log(source, types=["pair=categorical"], folder="texts")
+    assert set(values_of(folder, "pair").values()) == {"0,7", "1,7", "2,7"}
+
+
+def test_a_later_log_has_categories_as_the_earlier_one(tmp_path, prepare_log, read_split, values_of):
+    first, _, _ = prepare_log(write_pairs(tmp_path / "source", triples=20), folder="first")
+    source, out = write_pairs(tmp_path / "next", start=60), tmp_path / "later"
+    reader = LaterLog(source, out / ".scratch", 5)
+    reader.configure({"like": first})
+    Writer(reader, "log", out, verbose=0).write()
+    pairs = values_of(first, "pair")
+    assert {pairs.get(row["pair"]) for row in read_split(out, "test")} == {"0,7", "1,7", "2,7"}
