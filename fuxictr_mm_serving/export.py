@@ -91,7 +91,12 @@ class Export:
         self._new = NewItems.of(files, entry, self.items, ids)
         # What a graph looks up itself; ONNX Runtime reads a mapped one in place.
         self._tables = {name: Table(files, table).values for name, table in manifest.tables.items()}
-        self._graphs = graphs or {n: OnnxGraph(files.read(file), file, threads) for n, file in manifest.graphs.items()}
+        # The graph whose memory limits histories would keep that of the longest ever, for each request at a time.
+        large = None if manifest.longest_history is None else "user" if "user" in manifest.graphs else "rows"
+        self._graphs = graphs or {
+            name: OnnxGraph(files.read(file), file, threads, keeps_memory=name != large)
+            for name, file in manifest.graphs.items()
+        }
         files.check_others()
 
     def check(self) -> None:

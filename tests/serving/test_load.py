@@ -107,6 +107,9 @@ def test_a_history_that_needs_too_much_memory_is_refused(export_copy, graphs):
     with TestClient(make_app(Settings(folder=str(export_copy)))) as client:
         statuses = {n: client.post("/score", json={**REQUEST, "history": [5] * n}).status_code for n in (3, 4)}
         assert statuses == {3: 200, 4: 422}
+        graphs = client.app.state.service.loaded.export._graphs
+    is_kept = {name: graph._session.get_session_options().enable_cpu_mem_arena for name, graph in graphs.items()}
+    assert [name for name in is_kept if not is_kept[name]] == (["user"] if "user" in is_kept else ["rows"])
 
 
 @pytest.mark.parametrize("max_len", [None, 20])
