@@ -40,7 +40,8 @@ NUMBERS: dict[str, tuple[float, float, str, str]] = {
     "max_history": (0, math.inf, "N", "maximum number of items of a history"),
     "reload": (0.01, 86400, "S", "seconds between looks for a new export"),
 }
-RANGES = {"port": (0, 65535), "workers": (1, math.inf), **{name: given[:2] for name, given in NUMBERS.items()}}
+RANGES: dict[str, tuple[float, float]] = {"port": (0, 65535), "workers": (1, math.inf)}
+RANGES |= {name: given[:2] for name, given in NUMBERS.items()}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

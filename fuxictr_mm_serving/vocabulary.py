@@ -104,8 +104,8 @@ class Texts(Sequence[Any]):
     @classmethod
     def of_content(cls, content: np.ndarray, bounds: np.ndarray, is_text: bool = True) -> Texts:
         """Return texts or bytes whose content and bounds are arrays already."""
-        view = memoryview(content)
-        found = (crc32(view[start:end]) for start, end in pairwise(memoryview(bounds)))
+        view = content.data
+        found = (crc32(view[start:end]) for start, end in pairwise(bounds.data))
         sums = np.fromiter(found, np.uint32, len(bounds) - 1)
         order = np.argsort(sums, kind="stable").astype(_type_of(len(sums)))
         return cls(content, bounds.astype(_type_of(len(content))), sums[order], order, is_text)
