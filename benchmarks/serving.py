@@ -86,6 +86,8 @@ def main() -> None:
         if args.train and parity:
             auc, difference = parity["auc"], parity["largest_difference"]
             print(f"{name:8} AUC {auc['model']:.4f}, int8 weights {auc['export']:.4f}; difference {difference:.4f}")
+            auc, difference = parity["auc_folded"], parity["largest_difference_folded"]
+            print(f"{name:8} of the server: {auc['model']:.4f}, {auc['export']:.4f}; {difference:.4f}")
 
 
 def exports_of(name: str, length: int, folder: Path, train: bool) -> tuple[Any, dict[str, Any], dict[str, Any]]:

@@ -19,32 +19,29 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from socket import AF_INET, AF_INET6, AI_PASSIVE, IPPROTO_TCP, SO_REUSEADDR, SOCK_STREAM, SOL_SOCKET
-from typing import TYPE_CHECKING
 
 from fuxictr_mm_serving.errors import ServingError
-
-if TYPE_CHECKING:
-    from fuxictr_mm_serving.settings import Settings
+from fuxictr_mm_serving.settings import Settings, read_token
 
 logger = logging.getLogger("fuxictr_mm_serving")
 
 #: What the server imports beyond the dependencies of fuxictr-mm, which has it as an extra.
 PACKAGES = ("onnxruntime", "starlette", "uvicorn", "prometheus_client", "msgpack")
 
-#: Smallest and largest value of each option.
-RANGES: dict[str, tuple[float, float]] = {
-    "port": (0, 65535),
-    "workers": (1, math.inf),
-    "threads": (1, math.inf),
-    "concurrency": (1, math.inf),
-    "queue": (0, math.inf),
-    "timeout": (0.001, 86400),
-    "cache_mib": (0, math.inf),
-    "max_body": (1, math.inf),
-    "max_candidates": (1, math.inf),
-    "max_history": (0, math.inf),
-    "reload": (0.01, 86400),
+#: Options with a number, whose defaults are those of the settings: smallest and largest value, unit, and what it is.
+NUMBERS: dict[str, tuple[float, float, str, str]] = {
+    "threads": (1, math.inf, "N", "threads per graph"),
+    "concurrency": (1, math.inf, "N", "requests that a worker scores in parallel"),
+    "queue": (0, math.inf, "N", "maximum number of waiting requests, others get 503"),
+    "timeout": (0.001, 86400, "S", "timeout of a request in seconds"),
+    "cache_mib": (0, math.inf, "N", "cache for states of users in MiB"),
+    "max_body": (1, math.inf, "BYTES", "maximum size of a body"),
+    "max_candidates": (1, math.inf, "N", "maximum number of candidates per user"),
+    "max_history": (0, math.inf, "N", "maximum number of items of a history"),
+    "reload": (0.01, 86400, "S", "seconds between looks for a new export"),
 }
+RANGES: dict[str, tuple[float, float]] = {"port": (0, 65535), "workers": (1, math.inf)}
+RANGES |= {name: given[:2] for name, given in NUMBERS.items()}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,48 +50,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine only)")
     parser.add_argument("--port", type=int, default=8000, help="port (default: 8000)")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="number of processes (default: 1)")
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads per graph (default: 1)")
-    parser.add_argument(
-        "--concurrency", type=int, default=2, metavar="N", help="requests that a worker scores in parallel (default: 2)"
-    )
-    parser.add_argument(
-        "--queue",
-        type=int,
-        default=64,
-        metavar="N",
-        help="maximum number of waiting requests, others get 503 (default: 64)",
-    )
-    parser.add_argument(
-        "--timeout", type=float, default=10, metavar="S", help="timeout of a request in seconds (default: 10)"
-    )
-    parser.add_argument(
-        "--cache-mib", type=int, default=256, metavar="N", help="cache for states of users in MiB (default: 256)"
-    )
-    parser.add_argument(
-        "--max-body", type=int, default=4 * 2**20, metavar="BYTES", help="maximum size of a body (default: 4 MiB)"
-    )
-    parser.add_argument(
-        "--max-candidates",
-        type=int,
-        default=500,
-        metavar="N",
-        help="maximum number of candidates per user (default: 500)",
-    )
-    parser.add_argument(
-        "--max-history",
-        type=int,
-        default=10000,
-        metavar="N",
-        help="maximum number of items of a history (default: 10000)",
-    )
+    for name, (_, _, unit, text) in NUMBERS.items():
+        default = getattr(Settings, name)
+        option, text = f"--{name.replace('_', '-')}", f"{text} (default: {default:n})"
+        parser.add_argument(option, type=type(default), default=default, metavar=unit, help=text)
     parser.add_argument("--users", metavar="FILE", help="Parquet file or folder of users that requests may refer to")
     parser.add_argument("--user-column", default="user_id", metavar="NAME", help="its column of ids (user_id)")
     parser.add_argument("--titles", metavar="FILE", help="Parquet file with ids and titles of items, for the page")
     parser.add_argument("--title-column", metavar="NAME", help="its column of titles (item_title or title)")
     parser.add_argument("--token-file", metavar="FILE", help="bearer token that requests must have")
-    parser.add_argument(
-        "--reload", type=float, default=2, metavar="S", help="seconds between looks for a new export (2)"
-    )
 
 
 def serve(args: argparse.Namespace) -> None:
@@ -109,7 +73,6 @@ def serve(args: argparse.Namespace) -> None:
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
         raise ServingError(f"the server needs {', '.join(missing)}: pip install 'fuxictr-mm[serving]'")
     from fuxictr_mm_serving.manifest import read_manifest
-    from fuxictr_mm_serving.settings import Settings, read_token
     from fuxictr_mm_serving.workers import Workers
 
     for name, (least, most) in RANGES.items():

@@ -81,6 +81,8 @@ class Export:
             raise ServingError(f"{files.folder / entry.known}: does not fit the items; export again")
         self.items = Items(Table(files, entry.table, len(known)), known, item_ids, entry.max_len)
         self.target, self.history = entry.target, entry.history
+        #: More history items of a row or user would need too much memory, and are refused; None for any.
+        self.longest_history = manifest.longest_history
         self.context = [ContextField.of(files, f, ids.get(f.name)) for f in manifest.context]
         self._codes = None
         if entry.codes is not None:
@@ -89,7 +91,12 @@ class Export:
         self._new = NewItems.of(files, entry, self.items, ids)
         # What a graph looks up itself; ONNX Runtime reads a mapped one in place.
         self._tables = {name: Table(files, table).values for name, table in manifest.tables.items()}
-        self._graphs = graphs or {n: OnnxGraph(files.read(file), file, threads) for n, file in manifest.graphs.items()}
+        # The graph whose memory limits histories would keep that of the longest ever, for each request at a time.
+        large = None if manifest.longest_history is None else "user" if "user" in manifest.graphs else "rows"
+        self._graphs = graphs or {
+            name: OnnxGraph(files.read(file), file, threads, keeps_memory=name != large)
+            for name, file in manifest.graphs.items()
+        }
         files.check_others()
 
     def check(self) -> None:
@@ -166,7 +173,7 @@ class Export:
         Raises
         ------
         ServingError
-            A value that training would refuse.
+            A value that training would refuse; a history for which the model needs too much memory.
         """
 
         def what(name: str) -> str:
@@ -182,9 +189,23 @@ class Export:
             if target[unknown[0]] == 0:
                 raise ServingError(f"{place}, which is padding")
             raise UnknownItemError(f"{place}, which is not in the item files")
-        history, offsets = self.items.histories(columns[self.history], what(self.history), strict=True, first=first)
+        history, offsets = self._histories(columns[self.history], what(self.history), strict=True, first=first)
         context = self._context(columns, np.diff(offsets), what)
         return self._score(context, target, history, offsets)
+
+    def _histories(self, column: Column, what: str, *, strict: bool, first: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        numbers, offsets = self.items.histories(column, what, strict=strict, first=first)
+        lengths, longest = np.diff(offsets), self.longest_history
+        if strict and self.items.max_len is not None:  # rows of a file are not longer than those of training
+            longest = None
+        if longest is not None and lengths.max(initial=0) > longest:
+            row = int(np.argmax(lengths > longest))
+            has = f"{what}: row {first + row} has" if strict else f"{what}: has"
+            raise ServingError(
+                f"{has} {lengths[row]} items, expected {longest} or fewer, as the model compares all with each other"
+                + ("; train with a max_len" if strict else "")
+            )
+        return numbers, offsets
 
     def _types(self) -> Iterator[tuple[str, Ids | None, bool, bool]]:
         """Yield the columns of a file, their vocabularies, whether they hold lists, and whether nulls are filled."""
@@ -258,11 +279,7 @@ class Export:
         for field in self.context:
             if field.column in context:
                 field.check_null(context[field.column], f"context: {field.column}")
-        numbers, offsets = self.items.histories([history], "history", strict=False)
-        if len(numbers) > (longest := self.manifest.longest_history or len(numbers)):
-            raise ServingError(
-                f"history: has {len(numbers)} items, expected {longest} or fewer, as the model compares all"
-            )
+        numbers, offsets = self._histories([history], "history", strict=False)
         columns = {name: [value] for name, value in context.items()}
         state = self._context(columns, np.diff(offsets), lambda name: f"context: {name}")
         if not self.is_folded:

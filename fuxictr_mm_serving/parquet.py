@@ -59,6 +59,9 @@ SPLITS = ("train", "valid", "test")
 #: Columns of titles that are found by themselves.
 TITLES = ("item_title", "title")
 
+#: What Arrow calls texts.
+TEXT_TYPES = ("string", "large_string", "string_view")
+
 #: Most parts of a row group: to reach one, the rows of the group before it are read as well.
 GROUP_PARTS = 16
 
@@ -342,22 +345,28 @@ class Users:
 
     def _keep_last(self, path: str | os.PathLike[str], users: pa.ChunkedArray, column: str) -> Integers | Texts:
         """Keep the last row of each user, in the order of their first ones; returns the users."""
-        if users.null_count or not (pa.types.is_integer(users.type) or _is_text(users.type)):
+        if pa.types.is_dictionary(users.type):
+            users = users.cast(users.type.value_type)
+        is_text = str(users.type) in TEXT_TYPES
+        if users.null_count or not (is_text or pa.types.is_integer(users.type)):
             # The value is of a user, and this is logged.
             row = next(row for row, user in enumerate(users) if type(user.as_py()) not in (int, str))
             found = "null" if users[row].as_py() is None else f"a {type(users[row].as_py()).__name__}"
             raise ServingError(f"{path}: {column}: row {row} holds {found}, expected an integer or a text")
         if len(users) == 0:
             raise ServingError(f"{path}: holds no users")
+        users = users.cast(pa.large_string()) if is_text else users
         encoded = users.combine_chunks().dictionary_encode()
         last = np.empty(len(encoded.dictionary), np.int64)
         last[encoded.indices.to_numpy()] = np.arange(len(encoded))  # of several, numpy keeps the last
         self._table = self._table.select(self._wanted)
         if len(last) < len(encoded):
             self._table = self._table.take(last)
-        if _is_text(users.type):
-            return Texts.of(encoded.dictionary.to_pylist())
-        return Integers.of(encoded.dictionary.to_numpy())
+        if not is_text:
+            return Integers.of(encoded.dictionary.to_numpy())
+        _, bounds, content = encoded.dictionary.buffers()
+        ends = np.frombuffer(bounds, np.int64, len(last) + 1)
+        return Texts.of_content(np.frombuffer(content or b"", np.uint8)[: ends[-1]], ends)
 
     def get(self, user: Any) -> dict[str, Any]:
         """Return context columns and history of a user.
@@ -378,10 +387,6 @@ class Users:
     def some(self, count: int) -> list[Any]:
         """Return the first user ids."""
         return list(self._ids[:count])
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 class Titles:

@@ -8,6 +8,7 @@ Shape letters: V values, M values that are looked up.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 from zlib import crc32
 
@@ -98,11 +99,16 @@ class Texts(Sequence[Any]):
         """Return texts or bytes as arrays."""
         encoded = [_encoded(value) for value in values]
         content = np.frombuffer(b"".join(encoded), np.uint8)
-        bounds = np.cumsum(np.fromiter(map(len, encoded), np.int64, len(encoded)))
-        bounds = np.concatenate(([0], bounds)).astype(_type_of(len(content)))
-        sums = np.fromiter(map(crc32, encoded), np.uint32, len(encoded))
-        order = np.argsort(sums, kind="stable").astype(_type_of(len(encoded)))
-        return cls(content, bounds, sums[order], order, isinstance(values[0], str))
+        return cls.of_content(content, np.cumsum([0, *map(len, encoded)]), isinstance(values[0], str))
+
+    @classmethod
+    def of_content(cls, content: np.ndarray, bounds: np.ndarray, is_text: bool = True) -> Texts:
+        """Return texts or bytes whose content and bounds are arrays already."""
+        view = content.data
+        found = (crc32(view[start:end]) for start, end in pairwise(bounds.data))
+        sums = np.fromiter(found, np.uint32, len(bounds) - 1)
+        order = np.argsort(sums, kind="stable").astype(_type_of(len(sums)))
+        return cls(content, bounds.astype(_type_of(len(content))), sums[order], order, is_text)
 
     def __len__(self) -> int:
         return len(self._order)

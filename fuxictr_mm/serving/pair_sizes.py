@@ -18,8 +18,9 @@ ROWS, LENGTH = 1024, 64
 
 ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
 
-#: Numbers of the largest array for the history of one user (256 MiB), and a length that no history has.
-NUMBERS_OF_USER, NO_LENGTH = 2**26, 2**20
+#: Numbers of the largest array for the history of one user (128 MiB), and a length that no history has. About four such
+#: arrays exist at a time, and a server computes two users: with deploy/kubernetes.yaml they fit.
+NUMBERS_OF_USER, NO_LENGTH = 2**25, 2**20
 
 
 def numbers_per_pair(program: ExportedProgram, names: Sequence[str]) -> int:

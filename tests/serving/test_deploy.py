@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from fuxictr_mm.serving.pair_sizes import NUMBERS_OF_USER
 from fuxictr_mm_serving import __version__, command
 from fuxictr_mm_serving.requests import ROUTES
 from tests.paths import ROOT
@@ -69,6 +70,15 @@ def test_the_server_takes_the_arguments(manifest):
     volumes = {volume["name"] for volume in manifest["Deployment"]["spec"]["template"]["spec"]["volumes"]}
     assert {mount["name"] for mount in mounts.values()} == volumes
     assert "FUXICTR_MM_TOKEN" in {variable["name"] for variable in container["env"]}
+
+
+def test_the_longest_histories_fit_the_memory(manifest):
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    (container,) = manifest["Deployment"]["spec"]["template"]["spec"]["containers"]
+    found = parser.parse_args([*entrypoint(), *container["args"]])
+    of_request = 4 * NUMBERS_OF_USER * 4 / 2**20  # four arrays of 4 bytes
+    assert found.concurrency * of_request + found.cache_mib < int(container["resources"]["limits"]["memory"][:-2])
 
 
 def test_the_folder_that_holds_the_export_is_mounted():

@@ -205,7 +205,7 @@ def test_the_longest_history_of_a_user_is_bounded_by_memory(tmp_path, is_fused):
 
     shapes = ({0: dim_named("length")},)
     traced = Traced(SelfAttention(), (torch.rand(5, 8),), ["history"], shapes, ["state_0"])
-    assert write_graphs({"user": traced}, tmp_path, "pt2", "SelfAttention").longest_history == 4096  # 4 L L = 2^26
+    assert write_graphs({"user": traced}, tmp_path, "pt2", "SelfAttention").longest_history == 2896  # 4 L L = 2^25
 
 
 @pytest.mark.parametrize("format", ["onnx", "pt2"])

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from fuxictr_mm_serving import Export, service
+from fuxictr_mm_serving import Export, ServingError, service
 from fuxictr_mm_serving import export as export_module
 from fuxictr_mm_serving.cache import StateCache
 from fuxictr_mm_serving.deadline import DeadlineError, until
 from fuxictr_mm_serving.server import make_app
 from fuxictr_mm_serving.settings import Settings
+from tests.errors import raises_naming
 from tests.serving.server import REQUEST
 
 
@@ -106,6 +107,27 @@ def test_a_history_that_needs_too_much_memory_is_refused(export_copy, graphs):
     with TestClient(make_app(Settings(folder=str(export_copy)))) as client:
         statuses = {n: client.post("/score", json={**REQUEST, "history": [5] * n}).status_code for n in (3, 4)}
         assert statuses == {3: 200, 4: 422}
+        graphs = client.app.state.service.loaded.export._graphs
+    is_kept = {name: graph._session.get_session_options().enable_cpu_mem_arena for name, graph in graphs.items()}
+    assert [name for name in is_kept if not is_kept[name]] == (["user"] if "user" in is_kept else ["rows"])
+
+
+@pytest.mark.parametrize("max_len", [None, 20])
+def test_rows_of_a_file_are_as_long_as_in_training(export_copy, max_len):
+    path = export_copy / "manifest.json"
+    manifest = json.loads(path.read_text()) | {"longest_history": 3}
+    path.write_text(json.dumps(manifest | {"items": manifest["items"] | {"max_len": max_len}}))
+    rows = {
+        "item_id": [8] * 3,
+        "item_seq": [[5] * n for n in (3, 4, 5)],
+        "likes_level": [3] * 3,
+        "views_level": [2] * 3,
+    }
+    if max_len is not None:
+        assert len(Export(export_copy).score_rows(rows)) == 3
+        return
+    with raises_naming(ServingError, "FILE: item_seq", "row 11 ", " 4 ", " 3 "):  # training bounds no history
+        Export(export_copy).score_rows(rows, "FILE", first=10)
 
 
 def test_a_text_and_other_bytes_are_two_users():

@@ -1,5 +1,7 @@
 """An export is written where it scores as its model does, and only there."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -69,8 +71,13 @@ def test_weights_that_are_not_trained_export_as_exactly_as_they_score(weights_of
         export(experiment, tmp_path / "wrong", weights=weights)
 
 
-def test_folded_graphs_are_compared_with_the_model(weights_of, exported, monkeypatch):
-    """What the export's rows and folded graphs have in common is no difference between these."""
+def test_folded_graphs_are_compared_with_the_model(weights_of, export_copy, monkeypatch):
+    """What the export's rows and folded graphs have in common is no difference between these.
+
+    Validation rows with more history items than a server takes are compared as well.
+    """
+    path = export_copy / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"longest_history": 1}))
     experiment, weights = weights_of("DIN_MM_tiny")
     dataset = experiment.load_dataset({"valid": True}, weights)
     model = experiment.build_model(dataset)
@@ -83,6 +90,6 @@ def test_folded_graphs_are_compared_with_the_model(weights_of, exported, monkeyp
         return found + np.float32(0.01), known
 
     monkeypatch.setattr(Export, "score_candidates", shifted)
-    parity = parity_module.compare(experiment, exported, None, expected + 0.04, dataset, 0.1, None)
+    parity = parity_module.compare(experiment, export_copy, None, expected + 0.04, dataset, 0.1, None)
     assert parity["largest_difference"] == pytest.approx(0.04, abs=1e-5)
     assert parity["largest_difference_folded"] == pytest.approx(0.03, abs=1e-5)

@@ -112,8 +112,8 @@ def test_users_are_integers_or_texts(exported, tmp_path):
     table = pq.read_table(ROWS).slice(0, 2).drop_columns(["user_id"])
     path = tmp_path / "users.parquet"
 
-    def write(*users):
-        pq.write_table(table.append_column("user_id", pa.array(users)), path)
+    def write(*users, kind=None):
+        pq.write_table(table.append_column("user_id", pa.array(users, kind)), path)
 
     for users in ((b"a", b"b"), (date(2025, 1, 1), date(2025, 1, 2)), (1.0, float("nan")), (None, "a"), (True, False)):
         write(*users)
@@ -131,21 +131,24 @@ def test_users_are_integers_or_texts(exported, tmp_path):
         answers = [client.post("/score", json={"user": user, "candidates": [8]}) for user in (large, str(large))]
         assert answers[0].json() == answers[1].json()
         assert client.post("/score", json={"user": str(large - 1), "candidates": [8]}).status_code == 422
-    write("1", "b")
-    found = service.Service(exported, users=path)
-    assert found.score(user="1", candidates=[8]).scores
+    for kind in (pa.string(), pa.dictionary(pa.int8(), pa.string())):  # the latter are categories of pandas
+        write("1", "b", kind=kind)
+        found = service.Service(exported, users=path)
+        assert found.score(user="1", candidates=[8]).scores
 
 
-def test_users_take_little_memory_and_the_last_row_of_each_counts(exported, tmp_path):
-    count, path = 20_000, tmp_path / "users.parquet"
-    ids = np.arange(count)[::-1]
-    columns = {"user_id": [*ids, count - 1], "item_seq": [[1]] * count + [[2]], "likes_level": [1] * (count + 1)}
+@pytest.mark.parametrize("kind", [int, str])
+def test_users_take_little_memory_and_the_last_row_of_each_counts(exported, tmp_path, kind):
+    count, path, export = 20_000, tmp_path / "users.parquet", Export(exported)
+    ids = [kind(user) for user in (*range(count)[::-1], count - 1)]
+    columns = {"user_id": ids, "item_seq": [[1]] * count + [[2]], "likes_level": [1] * (count + 1)}
     pq.write_table(pa.table(columns | {"views_level": columns["likes_level"]}), path)
     tracemalloc.start()
-    users = Users(path, "user_id", Export(exported))
+    users = Users(path, "user_id", export)
     assert tracemalloc.get_traced_memory()[0] < 60 * count  # a dictionary takes 90
+    assert tracemalloc.get_traced_memory()[1] < 100 * count  # lists of texts and of their bytes take 150
     tracemalloc.stop()
-    assert users.some(2) == [count - 1, count - 2]
+    assert users.some(2) == ids[:2]
     assert [users.get(user)["item_seq"] for user in (0, count - 1, str(count - 1))] == [[1], [2], [2]]
     for user in (count, -1, "x", 2**70):
         with raises_naming(ServingError, "user", repr(user)):
