@@ -10,6 +10,8 @@ from pydantic import Field
 
 from fuxictr_mm.checking import model_schema
 from fuxictr_mm.config import DatasetConfig, Dropout, ExperimentConfig, list_datasets, list_experiments
+from fuxictr_mm.config.columns import split_entries
+from fuxictr_mm.data.synthetic.writer import INT8_FACTOR
 from fuxictr_mm.errors import ConfigError, MissingFileError
 from fuxictr_mm.model import MultimodalModel
 from fuxictr_mm.registry import load_model_class
@@ -161,6 +163,12 @@ def test_every_experiment_of_the_repository_loads():
         "tasks_mm",
         "MicroLens_1M_x1",
     }
+
+
+def test_embeddings_of_8_bit_integers_are_read_on_unit_scale():
+    config = ExperimentConfig.load(ROOT, "SIM_taobao")
+    scales = [f.scale for f in split_entries(config.dataset.feature_cols) if f.type == "embedding"]
+    assert scales == [1 / INT8_FACTOR]
 
 
 def test_the_challenges_own_files_load(folder):

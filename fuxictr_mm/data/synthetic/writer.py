@@ -27,7 +27,7 @@ from fuxictr_mm.data.synthetic.world import (
     sample_row_chunk,
     sample_titles,
 )
-from fuxictr_mm.errors import DataError
+from fuxictr_mm.errors import ConfigError, DataError
 from fuxictr_mm.files import write_folder
 
 #: Items, and rows of a split with histories of up to 100 items, that are written at a time.
@@ -58,10 +58,10 @@ def generate(spec: SyntheticSpec, folder: str | Path, progress: bool = True, ove
             if (target / name).exists():
                 shutil.copy2(target / name, temporary / name)
         world = World.build(spec)
+        shown = shown_items(world)
         _write_items(world, temporary, progress)
         exposure = world.exposure()
         histories = sample_histories(world, exposure, progress)
-        shown = shown_items(world)
         if spec.emb_items < 1:
             exposure = np.cumsum(np.diff(exposure, prepend=0.0) * shown)
             exposure /= exposure[-1]
@@ -243,12 +243,25 @@ def _write_embeddings(
 
 
 def shown_items(world: World) -> NDArray[np.bool_]:
-    """Return whether items are targets, (I + 1,): those with embeddings, as in Taobao-MM."""
+    """Return whether items are targets, (I + 1,): those with embeddings, as in Taobao-MM.
+
+    Raises
+    ------
+    ConfigError
+        There are so few that a user may have them all in the history, which leaves no target.
+    """
+    spec = world.spec
     parts = [
-        world.embedded(chunk, np.arange(start + 1, stop + 1))
-        for chunk, start, stop in chunks(world.spec.items, ITEM_CHUNK)
+        world.embedded(chunk, np.arange(start + 1, stop + 1)) for chunk, start, stop in chunks(spec.items, ITEM_CHUNK)
     ]
-    return np.concatenate([[False], *parts])
+    shown = np.concatenate([[False], *parts])
+    warm = int((shown & ~world.cold).sum())
+    if warm <= spec.seq_len:
+        raise ConfigError(
+            f"synthetic data: emb_items is {spec.emb_items}; expected enough that more than {spec.seq_len} (seq_len) items "
+            f"that are not cold have embeddings; now {warm} have"
+        )
+    return shown
 
 
 def sample_histories(world: World, exposure: NDArray[np.float64], progress: bool = False) -> Histories:

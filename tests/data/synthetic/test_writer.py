@@ -12,7 +12,7 @@ from sklearn.linear_model import LinearRegression
 from fuxictr_mm.data.synthetic import writer
 from fuxictr_mm.data.synthetic.spec import PRESETS, SyntheticSpec
 from fuxictr_mm.data.synthetic.writer import generate
-from fuxictr_mm.errors import DataError, UserError
+from fuxictr_mm.errors import ConfigError, DataError, UserError
 from tests.errors import raises_naming
 
 TINY = PRESETS["tiny"]
@@ -245,6 +245,14 @@ def test_extreme_options_still_make_a_dataset(tmp_path, changes, column):
     generate(spec, tmp_path / "data", progress=False)
     assert pq.read_metadata(tmp_path / "data" / "train.parquet").num_rows == spec.train_rows
     assert set(column(tmp_path / "data" / "train.parquet", "label")) <= {0, 1}
+
+
+@pytest.mark.parametrize("emb_items", [1e-9, 0.04])
+def test_too_few_items_with_embeddings_are_refused(tmp_path, emb_items):
+    spec = dataclasses.replace(SMALL, emb_items=emb_items)
+    with raises_naming(ConfigError, "emb_items", str(emb_items), "6"):
+        generate(spec, tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_shape_of_taobao_mm(tmp_path):
