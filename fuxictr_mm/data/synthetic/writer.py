@@ -258,8 +258,8 @@ def shown_items(world: World) -> NDArray[np.bool_]:
     warm = int((shown & ~world.cold).sum())
     if warm <= spec.seq_len:
         raise ConfigError(
-            f"synthetic data: emb_items is {spec.emb_items}; expected enough that more than {spec.seq_len} (seq_len) items "
-            f"that are not cold have embeddings; now {warm} have"
+            f"synthetic data: emb_items is {spec.emb_items}; expected enough for over {spec.seq_len} items (seq_len) "
+            f"with embeddings that are not cold; now there are {warm}"
         )
     return shown
 
