@@ -10,8 +10,9 @@ from typing import Any
 
 from fuxictr_mm.errors import ConfigError
 
-_ERRORS = ("RMSE", "MAE")
-_ROW_METRICS = ("AUC", "logloss", "binary_crossentropy", *_ERRORS)
+#: Metrics of a regression.
+ERRORS = ("RMSE", "MAE")
+_ROW_METRICS = ("AUC", "logloss", "binary_crossentropy", *ERRORS)
 GROUP_AUC_METRICS = ("gAUC", "gAUC_pos", "gAUC_mean", "avgAUC")
 _NDCG = re.compile(r"NDCG(?:\(\s*(?:k\s*=\s*)?([1-9]\d*)\s*\)|@([1-9]\d*))")
 
@@ -44,7 +45,7 @@ class Metric:
     @property
     def needs_classes(self) -> bool:
         """Whether labels must be 0 or 1."""
-        return self.kind not in _ERRORS
+        return self.kind not in ERRORS
 
     def is_of(self, kind: str, kinds: Sequence[str]) -> bool:
         """Whether the metric is computed of labels of a kind of task, given the kinds of all labels."""
@@ -144,7 +145,7 @@ def check_metrics(
         metric = parse_metric(rest, tasks)
         metrics.append(metric)
         if task in kind_of and not metric.is_of(kind_of[task], kinds):
-            right = "AUC or logloss" if metric.kind in _ERRORS else " or ".join(_ERRORS)
+            right = "AUC or logloss" if metric.kind in ERRORS else " or ".join(ERRORS)
             raise ConfigError(f"metric {name!r}: the task of {task} is {kind_of[task]}; write {task}_{right}")
         if metric.needs_group and group_id is None:
             raise ConfigError(f"metric {metric.name!r} is computed within groups: set group_id, e.g. group_id: user_id")

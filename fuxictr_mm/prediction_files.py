@@ -23,6 +23,7 @@ from fuxictr_mm.data import parquet
 from fuxictr_mm.data.vocabulary import Vocabulary
 from fuxictr_mm.errors import ConfigError, DataError, UserError
 from fuxictr_mm.files import atomic_path, read_json
+from fuxictr_mm.metric_names import ERRORS
 from fuxictr_mm.metrics import evaluate_metrics
 from fuxictr_mm_serving.parquet import is_numbered
 from fuxictr_mm_serving.prepared import (
@@ -225,7 +226,7 @@ def measure(rows: str, predictions: np.ndarray, settings: Mapping[str, Any]) -> 
             continue
         scores = (predictions if predictions.ndim == 1 else predictions[:, index])[known]
         truth = label[known]
-        metrics = ["RMSE", "MAE"] if task == "regression" else ["AUC", "logloss"]
+        metrics = list(ERRORS) if task == "regression" else ["AUC", "logloss"]
         if task != "regression" and truth.min() == truth.max():
             metrics.remove("AUC")
         found[name] = {"rows": float(known.sum()), **evaluate_metrics(truth, scores, metrics)}

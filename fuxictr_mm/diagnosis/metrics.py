@@ -9,10 +9,8 @@ import numpy as np
 
 from fuxictr_mm.diagnosis.findings import MODEL_AT_CHANCE, PROBLEM, Finding
 from fuxictr_mm.evaluation.significance import with_interval
+from fuxictr_mm.metric_names import ERRORS
 from fuxictr_mm.metrics import constant_logloss, evaluate_metrics
-
-#: Of a regression.
-ERRORS = ("RMSE", "MAE")
 
 
 def measure(label: np.ndarray, prediction: np.ndarray, metric: str = "AUC") -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from fuxictr_mm.metric_names import ERRORS
 from fuxictr_mm.runs import is_falling
 
 #: Two-sided level of intervals and tests, and the power of ``Difference.detectable``.
@@ -126,7 +127,7 @@ Measured: TypeAlias = Ranking | Errors
 
 def metric_of(is_regression: bool, metrics: Iterable[str]) -> str:
     """Return what models are judged by: AUC, or in a regression the first of RMSE and MAE among their metrics."""
-    return next((name for name in metrics if name in ("RMSE", "MAE")), "RMSE") if is_regression else "AUC"
+    return next((name for name in metrics if name in ERRORS), "RMSE") if is_regression else "AUC"
 
 
 def measured(label: np.ndarray, prediction: np.ndarray, metric: str) -> Measured:

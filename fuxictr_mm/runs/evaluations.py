@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from fuxictr_mm.errors import DataError
+from fuxictr_mm.metric_names import ERRORS
 from fuxictr_mm.runs.paths import METRICS
 
 #: Metrics for which lower is better.
-FALLING = ("logloss", "binary_crossentropy", "RMSE", "MAE")
+FALLING = ("logloss", "binary_crossentropy", *ERRORS)
 
 
 def is_falling(metric: str) -> bool:
