@@ -68,7 +68,7 @@ SMALL = [
     (r"(fuxictr-mm synth [^#\n]*)", rf"\1{SYNTH}"),
     (r"(fuxictr-mm synth --preset microlens-1m [^#\n]*)", r"\1 --text-dim 128 --image-dim 128"),
     (r"(fuxictr-mm synth --preset long [^#\n]*)", r"\1 --seq-len 50 --recent-noise 10"),
-    (r"(fuxictr-mm synth --preset taobao-mm) --scale 0.01([^#\n]*)", r"\1 --scale 0.0001\2 --seq-len 50"),
+    (r"(fuxictr-mm synth --preset taobao-mm) --scale 0.01([^#\n]*)", r"\1 --scale 0.0001\2 --seq-len 20"),
     (r"(fuxictr-mm embed reduce (?:(?!--apply|--variance)[^#\n])*--dim) \d+", r"\1 8"),
     (r"(fuxictr-mm embed align (?:(?!--apply)[^#\n])*)", r"\1 --dim 8 --steps 10 --evaluate-every 5 "),
     (r"(fuxictr-mm diagnose [^#|\n]*)", r"\1 --repeats 1 --rows 300 "),
