@@ -76,7 +76,7 @@ class DatasetConfig(Settings):
         None,
         min_length=1,
         description="Column of the weights of the training rows in the loss, numbers of 0 or more, see "
-        "[Weights of rows](your_data.md#weights-of-rows).",
+        "[Weights of rows](your_data/labels.md#weights-of-rows).",
     )
     min_categr_count: int = Field(
         1, description="Encoding: values that occur less often in the training split share one id."

@@ -364,9 +364,14 @@ def _names(column: dict[str, Any]) -> list[str]:
     return [column["name"]] if isinstance(column["name"], str) else column["name"]
 
 
-def prepare(page: str) -> None:
+def prepare(page: str, patch: pytest.MonkeyPatch) -> None:
     """Put what a page speaks of into its folder."""
     write_files(page)
+    if page.startswith("docs/your_data/"):  # continues the example of that page
+        write_files("docs/your_data.md")
+        first = next(filter(is_shell, fences("docs/your_data.md")))
+        for command in commands(first, small(first.text)):
+            run(command, patch)
     if page == "docs/drop_in.md":
         Path("my_config").mkdir()
         for name in ("model_config.yaml", "dataset_config.yaml"):
@@ -390,7 +395,7 @@ RUN: set[tuple[str, ...]] = set()
 @pytest.mark.parametrize("page", [page for page in PAGES if any(map(is_shell, fences(page)))])
 def test_commands(page, folder, servers, monkeypatch, capsys):
     """Run the commands of a page one after the other, in one folder."""
-    prepare(page)
+    prepare(page, monkeypatch)
     modules, handlers, level = set(sys.modules), logging.root.handlers[:], logging.root.level
     failures = []
     for fence in fences(page):
