@@ -48,6 +48,13 @@ def test_every_model_is_on_the_page_of_equations():
     )
 
 
+def test_every_public_layer_is_on_the_page_of_layers():
+    text = (ROOT / "docs" / "api" / "layers.md").read_text(encoding="utf-8")
+    imported = (ROOT / "fuxictr_mm" / "layers" / "__init__.py").read_text(encoding="utf-8")
+    modules = re.findall(r"^from (fuxictr_mm\.layers\.\w+) import", imported, re.MULTILINE)
+    assert set(modules) <= set(re.findall(r"^::: ([\w.]+)$", text, re.MULTILINE))
+
+
 @pytest.fixture
 def reader(tmp_path, monkeypatch):
     """A folder as a reader has it, and the names that a page takes as given."""
