@@ -31,7 +31,7 @@ lint: $(STAMP)
 
 docs: $(STAMP)
 	$(BIN)/python docs/site_hooks/settings_page.py
-	$(BIN)/mkdocs build --strict --quiet
+	$(BIN)/mkdocs build --strict
 	@echo "site/index.html"
 
 # torch first and pinned: left to a dependency, pip may take a build with gigabytes of CUDA.
