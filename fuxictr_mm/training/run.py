@@ -128,7 +128,7 @@ class TrainingRun:
             with suppress(UserError), _locked(self.paths):
                 newest = newest_checkpoint(self.paths.checkpoint)
                 ours = [self._fingerprint(in_memory) for in_memory in (True, False)]
-                if newest is not None and read_content(newest)["config_hash"] in ours:
+                if newest is not None and read_content(newest).config_hash in ours:
                     remove_checkpoints(self.paths.checkpoint)
 
     def _fingerprint(self, in_memory: bool) -> str:
@@ -153,7 +153,7 @@ class TrainingRun:
         """Refuse to resume a run whose training rows were in memory and are streamed now, or the reverse."""
         newest = newest_checkpoint(self.paths.checkpoint)
         in_memory = isinstance(dataset.splits["train"], InteractionTable)
-        if newest is not None and read_content(newest)["config_hash"] == self._fingerprint(not in_memory):
+        if newest is not None and read_content(newest).config_hash == self._fingerprint(not in_memory):
             now, then = ("in memory", "streamed") if in_memory else ("streamed", "in memory")
             raise UserError(
                 f"{self.paths.checkpoint}: its training rows were {then}, now they are {now}, in another order "
