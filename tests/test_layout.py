@@ -89,6 +89,7 @@ TESTED_BY = {
     "fuxictr_mm/evaluation/combine": "evaluation/test_ensemble",
     "fuxictr_mm/evaluation/influence_ranking": "evaluation/test_influence",
     "fuxictr_mm/evaluation/influence_training": "evaluation/test_influence",
+    "fuxictr_mm/group_metrics": "test_metrics",
     "fuxictr_mm/layers/factorization": "test_factorized",
     "fuxictr_mm/layers/information_flow": "model_zoo/test_INFNet",
     "fuxictr_mm/layers/one_trans": "model_zoo/test_OneTrans",
