@@ -279,13 +279,7 @@ def checksum(path: Path) -> str:
 
 
 def version_of(folder: Path) -> str:
-    """Return what names the export in a folder: the first digits of the checksum of its manifest.
-
-    Raises
-    ------
-    ServingError
-        There is none.
-    """
+    """Return what names the export in a folder: the first digits of the checksum of its manifest."""
     try:
         return _version(_read(folder / MANIFEST, LARGEST))
     except OSError as error:
