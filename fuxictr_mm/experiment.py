@@ -440,13 +440,13 @@ class Experiment:
         feature_map = model.feature_map
         view = make_formatter(self.batch_format(model), feature_map, feature_map.items, config.max_len)
         device = device_of(config.gpu)
-        share = (self.make_shard() if shard is None else shard) if training else Shard()
-        options: dict[str, Any] = {"shuffle": shuffle, "seed": config.seed, "view": view, "share": share}
+        shard = (self.make_shard() if shard is None else shard) if training else Shard()
+        options: dict[str, Any] = {"shuffle": shuffle, "seed": config.seed, "view": view, "shard": shard}
         if isinstance(split, InteractionTable):
-            is_part = share.size > 1 and share.streams is not None
+            is_part = shard.size > 1 and shard.streams is not None
             rows = int(distributed.total(len(split))) if is_part else len(split)
             return InMemoryLoader(split.to(device), batch_size, num_samples=rows, **options)
-        loader = StreamingLoader if share.streams is None else InterleavedLoader
+        loader = StreamingLoader if shard.streams is None else InterleavedLoader
         return loader(split, batch_size, buffer_rows=config.buffer_rows, device=device, **options)
 
     def result(self, paths: bool = True) -> Result | None:

@@ -108,7 +108,7 @@ class StreamingLoader(Loader):
                 buffer = []
                 order = this_round.order.to(self.device)
                 for chunk, rows in batches.cut(table, order[max(row - emitted, 0) : this_round.num_emitted]):
-                    yield gather(chunk, rows[self.share.part(len(rows))])
+                    yield gather(chunk, rows[self.shard.part(len(rows))])
                 if batches.done:
                     return
                 emitted += this_round.num_emitted
