@@ -144,6 +144,7 @@ THEMES = {
     "docs/test_commands": "commands in the documentation",
     "docs/test_pages": "the other pages",
     "docs/test_settings_page": "docs/settings.md",
+    "docs/test_site_hooks": "fields on the API pages",
     "encoding/test_runs": "runs on raw columns, from files to scores",
     "model_zoo/test_author_errors": "errors of who writes a model",
     "model_zoo/test_contract": "every model",
