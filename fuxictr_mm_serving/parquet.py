@@ -282,11 +282,6 @@ class Users:
         Its column of ids, integers or texts.
     export : Export
         Names the other columns.
-
-    Raises
-    ------
-    ServingError
-        The file cannot be read, or an id is missing or of another type.
     """
 
     def __init__(self, path: str | os.PathLike[str], column: str, export: Export) -> None:
@@ -371,11 +366,6 @@ class Titles:
         Names the column of ids; of a file of ``fuxictr-mm prepare`` it is ``source_id``.
     column : str, optional
         Of the titles; by default ``item_title`` or ``title``.
-
-    Raises
-    ------
-    ServingError
-        The file cannot be read, or has no such column.
     """
 
     def __init__(self, path: str | os.PathLike[str], export: Export, column: str | None = None) -> None:

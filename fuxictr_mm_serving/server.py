@@ -142,18 +142,7 @@ class Gate:
 
 
 class Server:
-    """The paths of a worker.
-
-    Parameters
-    ----------
-    settings : Settings
-        Of the command line.
-
-    Raises
-    ------
-    ServingError
-        The folder holds no export.
-    """
+    """The paths of a worker."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings

@@ -24,22 +24,7 @@ LARGEST_EXACT = 2**53
 
 
 class Table:
-    """A memory-mapped table of embeddings.
-
-    Parameters
-    ----------
-    files : Files
-        The export.
-    entry : TableEntry
-        Of the manifest.
-    least : int
-        Rows that it must have.
-
-    Raises
-    ------
-    ServingError
-        A file is damaged or of another shape.
-    """
+    """A memory-mapped table of embeddings, of ``least`` rows or more."""
 
     def __init__(self, files: Files, entry: TableEntry, least: int = 0) -> None:
         self.values = files.array(entry.file, mapped=True)
