@@ -387,7 +387,7 @@ class Files:
 
 
 def _open(path: Path, size: int | None = None) -> int:
-    """Return the descriptor of a file; a ValueError if it is none, which could block, or of another size."""
+    """Return the descriptor of a file: an OSError if it is none, which could block; a ValueError if of another size."""
     # Windows has no O_NONBLOCK, and its O_BINARY leaves line ends as they are. Python closes all on exec.
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     found = os.fstat(descriptor)
