@@ -37,15 +37,14 @@ from fuxictr_mm.model import check_is_built
 from fuxictr_mm.prediction import predict
 from fuxictr_mm.registry import code_hash, describe_error, load_model_class
 from fuxictr_mm.runs import (
-    DATA,
     ENSEMBLE,
     MODEL_CODE,
+    Result,
     Run,
     RunPaths,
     is_present,
     outdated,
     present_first,
-    read_result,
     read_run,
     runs_of,
     vocabulary_of_weights,
@@ -212,21 +211,22 @@ class Experiment:
 
     def finished_runs(self) -> list[Run]:
         """Return the finished runs of exactly these settings, model file and data that have a folder, newest first."""
-        return [run for run in self._runs_of_settings() if self.changed_data(run.environment) is None]
+        return [run for run in self._runs_of_settings() if self.changed_data(run.data) is None]
 
     def outdated(self) -> str | None:
         """Return the data that has changed since this configuration was trained, None if nothing has."""
-        sources = [self._result_of_settings() or {}, *(run.environment for run in self._runs_of_settings())]
-        return next((changed for of in sources if (changed := self.changed_data(of))), None)
+        newest = self._result_of_settings()
+        trained = [newest.data if newest else {}, *(run.data for run in self._runs_of_settings())]
+        return next((changed for hashes in trained if (changed := self.changed_data(hashes))), None)
 
     def _runs_of_settings(self) -> list[Run]:
         fingerprint = self.config.fingerprint()
         finished = [run for run in runs_of(self.paths) if run.finished and config_hash(run.config) == fingerprint]
         return [run for run in finished if run.environment.get(MODEL_CODE, self.model_code) == self.model_code]
 
-    def changed_data(self, sources: Mapping[str, Any]) -> str | None:
+    def changed_data(self, hashes: Mapping[str, str]) -> str | None:
         """Return the data that has changed since a result was written, by the hashes that were saved with it."""
-        return changed_data(sources.get(DATA), self.config.to_dict())
+        return changed_data(hashes, self.config.to_dict())
 
     def fit(self, *, resume: bool = False, progress: bool | None = None, results_csv: StrPath | None = None) -> Run:
         """Train, evaluate and write a run.
@@ -440,17 +440,17 @@ class Experiment:
         feature_map = model.feature_map
         view = make_formatter(self.batch_format(model), feature_map, feature_map.items, config.max_len)
         device = device_of(config.gpu)
-        share = (self.make_shard() if shard is None else shard) if training else Shard()
-        options: dict[str, Any] = {"shuffle": shuffle, "seed": config.seed, "view": view, "share": share}
+        shard = (self.make_shard() if shard is None else shard) if training else Shard()
+        options: dict[str, Any] = {"shuffle": shuffle, "seed": config.seed, "view": view, "shard": shard}
         if isinstance(split, InteractionTable):
-            is_part = share.size > 1 and share.streams is not None
+            is_part = shard.size > 1 and shard.streams is not None
             rows = int(distributed.total(len(split))) if is_part else len(split)
             return InMemoryLoader(split.to(device), batch_size, num_samples=rows, **options)
-        loader = StreamingLoader if share.streams is None else InterleavedLoader
+        loader = StreamingLoader if shard.streams is None else InterleavedLoader
         return loader(split, batch_size, buffer_rows=config.buffer_rows, device=device, **options)
 
-    def result(self, paths: bool = True) -> dict[str, Any] | None:
-        """Return ``EXPID.json`` of a finished run of this configuration, model file and data, None without one.
+    def result(self, paths: bool = True) -> Result | None:
+        """Return the newest run's result if it is of this configuration, model file and data, None otherwise.
 
         Parameters
         ----------
@@ -458,24 +458,35 @@ class Experiment:
             False: also of a run on other data, or of another seed.
         """
         found = self._result_of_settings(paths)
-        return None if found is None or (paths and self.changed_data(found)) else found
+        return None if found is None or (paths and self.changed_data(found.data)) else found
 
-    def _result_of_settings(self, paths: bool = True) -> dict[str, Any] | None:
-        found, key = self.newest_result(), "config_hash" if paths else "settings_hash"
-        if found is None or found.get(MODEL_CODE, self.model_code) != self.model_code:
+    def _result_of_settings(self, paths: bool = True) -> Result | None:
+        found = self.newest_result()
+        if found is None or (found.model_code or self.model_code) != self.model_code:
             return None
-        return found if found.get(key) == self.config.fingerprint(paths) else None
+        trained = found.config_hash if paths else found.settings_hash
+        return found if trained == self.config.fingerprint(paths) else None
 
-    def newest_result(self) -> dict[str, Any] | None:
-        """Return ``EXPID.json`` of the newest run, of any configuration; None if it has not finished."""
-        return read_result(self.paths.result)
+    def newest_result(self) -> Result | None:
+        """Return the result of the newest run, of any configuration; None if it has not finished."""
+        try:
+            return Result.read(self.paths.result)
+        except UserError:
+            return None
 
-    def run_of(self, result: Mapping[str, Any], folder: Path | None) -> Run:
+    def finished_run(self) -> Run | None:
+        """Return the run of ``result``, read from its folder if it has one; None without one."""
+        if (result := self.result()) is None:
+            return None
+        finished = self.finished_runs()
+        return self.run_of(result, finished[0].path if finished else None)
+
+    def run_of(self, result: Result, folder: Path | None) -> Run:
         """Return a finished run by its result, read from its folder if it has one."""
         if folder is not None:
             return replace(read_run(folder), model_zoo=self.model_zoo)
         config = self.config
-        metrics = {"valid": result["valid"], "test": result["test"] or {}, "seconds": result["seconds"]}
         names: dict[str, Any] = {name: getattr(config, name) for name in ("expid", "dataset_id", "model", "seed")}
+        metrics: dict[str, Any] = {"valid": result.valid, "test": result.test, "seconds": result.seconds}
         settings = config.to_dict()
         return Run(self.paths.runs, "", config=settings, finished=True, model_zoo=self.model_zoo, **names, **metrics)

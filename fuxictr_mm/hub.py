@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fuxictr_mm.experiment import Experiment
+    from fuxictr_mm.runs import Result
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ def export(experiment: Experiment, out: Path, *, weights: Path | None = None, ov
     write_folder(out, write)
 
 
-def describe_experiment(experiment: Experiment, result: Mapping[str, Any] | None) -> dict[str, Any]:
+def describe_experiment(experiment: Experiment, result: Result | None) -> dict[str, Any]:
     """Return what ``config.json`` holds: model, versions, settings, and the metrics of the run if there are any."""
     from importlib.metadata import version
 
@@ -82,7 +83,7 @@ def describe_experiment(experiment: Experiment, result: Mapping[str, Any] | None
         "architectures": [experiment.model_class.__name__],
         "experiment": experiment.config.expid,
         "parameters": {k: v for k, v in experiment.config.to_dict().items() if k not in LOCAL_KEYS},
-        "metrics": {} if result is None else {"valid": result["valid"], "test": result["test"]},
+        "metrics": {} if result is None else {"valid": result.valid, "test": result.test or None},
     }
 
 

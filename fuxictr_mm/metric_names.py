@@ -21,21 +21,11 @@ KNOWN_METRICS = (*_ROW_METRICS, *GROUP_AUC_METRICS, "MRR", "NDCG(k=10)")
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric by its name in YAML, parsed.
+    """A metric by its name in YAML, parsed."""
 
-    Parameters
-    ----------
-    name : str
-        The name as given; results are returned under it.
-    kind : str
-        The metric without its cutoff: one of ``KNOWN_METRICS``, or ``NDCG``.
-    k : int, optional
-        The cutoff of NDCG; None for the others.
-    """
-
-    name: str
-    kind: str
-    k: int | None = None
+    name: str  #: The name as given; results are returned under it.
+    kind: str  #: The metric without its cutoff: one of ``KNOWN_METRICS``, or ``NDCG``.
+    k: int | None = None  #: The cutoff of NDCG; None for the others.
 
     @property
     def needs_group(self) -> bool:

@@ -85,6 +85,14 @@ class MultimodalModel(EmbeddingModel):
     has_user_state: bool = True
     #: Whether a batch has been scored: what its file raises on the first one is a mistake of its author.
     _has_scored: bool = False
+    #: Steps of the run and the batch of the epoch, done and planned, as the training loop sets them.
+    _total_steps = _planned_steps = _batch_index = 0
+    _steps_per_epoch = 1
+    #: Whether gradients wait for those of further batches.
+    is_accumulating: bool = False
+    #: Weights of the rows ``(B,)`` of the batch whose loss is computed, and whether that takes them.
+    row_weights: Tensor | None = None
+    _takes_weights: bool = False
 
     def __init__(
         self,
@@ -99,12 +107,7 @@ class MultimodalModel(EmbeddingModel):
     ) -> None:
         device_of(gpu)
         settings = ModelSettings.of(params, model_id)
-        try:
-            settings.check_labels(feature_map.labels)
-            check_loss(settings.task, settings.loss)
-        except ConfigError as error:
-            raise ConfigError(f"{model_id}: {error}") from None
-        tasks = per_label(settings.task, len(feature_map.labels))
+        tasks = _tasks_of(settings, feature_map.labels, model_id)
         if self.same_dims:
             feature_map = unify_dims(feature_map, settings.embedding_dim + self.factor_dim)
         super().__init__(
@@ -124,39 +127,34 @@ class MultimodalModel(EmbeddingModel):
             model_root=settings.model_root,
             metrics=list(settings.metrics),
         )
-        #: The task of each label, ``binary_classification`` or ``regression``.
-        self.label_tasks = tasks
-        self.num_tasks = len(tasks)
-        if len(set(tasks)) > 1:
-            self.output_activation = MixedActivation(tasks)
-        self.loss_from = loss_from
-        given = settings.task_weights
-        self.task_weights = [given.get(name, 1.0) if isinstance(given, dict) else 1.0 for name in feature_map.labels]
-        self.task_uncertainty = None
-        if given == "uncertainty":
-            self.task_uncertainty = UncertaintyWeights([self._loss_of(task)[0] for task in tasks])
-        self.factor = factor
-        self.learning_rate = settings.learning_rate
-        self.max_len = settings.max_len
-        self.plateau_patience = settings.plateau_patience
         self._settings = settings
-        self._total_steps = self._planned_steps = 0
-        self.precision = settings.precision
-        self.compiled_logits = compiled(self.logits) if compile else None
+        # Those that model files and the training loop read; all others are read of _settings.
+        self.loss_from, self.factor = loss_from, factor
+        self.learning_rate, self.precision = settings.learning_rate, settings.precision
+        self.max_len, self.plateau_patience = settings.max_len, settings.plateau_patience
         self._max_gradient_norm = settings.max_gradient_norm
-        self._batch_index, self._steps_per_epoch = 0, 1
-        #: Whether gradients wait for those of further batches.
-        self.is_accumulating = False
-        #: Weights of the rows ``(B,)`` of the batch whose loss is computed, and whether that takes them.
-        self.row_weights: Tensor | None = None
-        self._takes_weights = False
         #: Of several processes that train together.
         self.replicas: Replicas | None = None
+        self.compiled_logits = compiled(self.logits) if compile else None
+        self._set_tasks(tasks)
         features = feature_map.features.items()
         sharded = {n: s.get("sharding", "row") for n, s in features if s.get("table") == "sharded"}
         #: Settings of the optimizer of sharded tables.
         self._sharded_group = sharded_group(sharded, settings, compile, self.own_step()) if sharded else {}
         self.make_embedding(feature_map, settings.embedding_dim, self._sharded_group)
+
+    def _set_tasks(self, tasks: tuple[str, ...]) -> None:
+        """Set what the loss and the output depend on: the task of each label, and the weights of their losses."""
+        #: The task of each label, ``binary_classification`` or ``regression``.
+        self.label_tasks = tasks
+        self.num_tasks = len(tasks)
+        if len(set(tasks)) > 1:
+            self.output_activation = MixedActivation(tasks)
+        given, labels = self._settings.task_weights, self.feature_map.labels
+        self.task_weights = [given.get(name, 1.0) if isinstance(given, dict) else 1.0 for name in labels]
+        self.task_uncertainty = None
+        if given == "uncertainty":
+            self.task_uncertainty = UncertaintyWeights([self._loss_of(task)[0] for task in tasks])
 
     def check_heads(self, num_heads: int, dim: int, name: str) -> None:
         """Check that a number of attention heads divides a dim.
@@ -466,6 +464,16 @@ class DNNModel(MultimodalModel):
     def make_dnn(self, input_dim: int, output_dim: int | None = None) -> MLP_Block:
         """Return an MLP from ``(B, input_dim)`` to logits ``(B, T)``, a column for each label by default."""
         return MLP_Block(input_dim=input_dim, output_dim=output_dim or self.num_tasks, **self._dnn_settings)
+
+
+def _tasks_of(settings: ModelSettings, labels: Sequence[str], model_id: str) -> tuple[str, ...]:
+    """Return the task of each label; a ConfigError names settings that do not go with it."""
+    try:
+        settings.check_labels(labels)
+        check_loss(settings.task, settings.loss)
+    except ConfigError as error:
+        raise ConfigError(f"{model_id}: {error}") from None
+    return per_label(settings.task, len(labels))
 
 
 def check_is_built(model: nn.Module) -> None:

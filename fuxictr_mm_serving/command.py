@@ -95,13 +95,7 @@ def serve(args: argparse.Namespace) -> None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return the socket of an address.
-
-    Raises
-    ------
-    ServingError
-        It cannot be listened on.
-    """
+    """Return the socket of an address."""
     try:
         family, kind, _, _, address = socket.getaddrinfo(
             host or None, port, family=AF_INET6 if ":" in host else AF_INET, type=SOCK_STREAM, flags=AI_PASSIVE

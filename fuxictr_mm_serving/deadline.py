@@ -16,13 +16,7 @@ class DeadlineError(Exception):
 
 @contextmanager
 def until(deadline: float) -> Iterator[None]:
-    """Set the deadline of the work within, in seconds of ``time.monotonic``; it is checked at once.
-
-    Raises
-    ------
-    DeadlineError
-        It has passed.
-    """
+    """Set the deadline of the work within, in seconds of ``time.monotonic``; it is checked at once."""
     token = _deadline.set(deadline)
     try:
         check_deadline()
@@ -32,13 +26,7 @@ def until(deadline: float) -> Iterator[None]:
 
 
 def check_deadline() -> None:
-    """Go on if there is time left, or no deadline.
-
-    Raises
-    ------
-    DeadlineError
-        It has passed.
-    """
+    """Raise a DeadlineError if the deadline has passed."""
     deadline = _deadline.get()
     if deadline is not None and time.monotonic() > deadline:
         raise DeadlineError

@@ -20,13 +20,7 @@ class UnknownItemError(ServingError):
 
 @contextmanager
 def refused(what: str) -> Iterator[None]:
-    """Raise whatever goes wrong within as an error of an export: its files may hold anything.
-
-    Raises
-    ------
-    ServingError
-        It begins with ``what``.
-    """
+    """Raise errors within as a ServingError that begins with ``what``: files of an export may hold anything."""
     try:
         yield
     except (ServingError, MemoryError):  # without memory the export may be good: it is tried again

@@ -322,7 +322,7 @@ class Export:
         return self._predict("rows", inputs)
 
     def explain(self, state: State, history: Sequence[Any], candidates: Sequence[Any]) -> list[list[tuple[Any, float]]]:
-        """Return, for each candidate, the history items that it attends to most, with their shares of the attention.
+        """Return, for each candidate, the history items that it attends to most, with their fractions of the attention.
 
         There are none for a candidate that the export does not hold.
 

@@ -86,13 +86,7 @@ class ContextField:
         return self.type in ("sequence", "embedding")
 
     def check_null(self, value: Any, what: str) -> None:
-        """Refuse the null of a request where training refuses it; a list that is null is empty.
-
-        Raises
-        ------
-        ServingError
-            It is null, or holds one.
-        """
+        """Refuse the null of a request where training refuses it; a list that is null is empty."""
         takes_null = self.is_computed or self.ids is not None or self.spec.fill_na is not None
         entries = value if isinstance(value, list | tuple) else () if self.is_list else (value,)
         if not takes_null and any(entry is None for entry in entries):
@@ -102,11 +96,6 @@ class ContextField:
         """Return what the graph reads: ``(B,)`` numbers, or embeddings ``(B, D)`` or ``(B, L, D)``.
 
         Without a table, they are ids ``(B,)`` or ``(B, L)``.
-
-        Raises
-        ------
-        ServingError
-            Values that training would refuse.
         """
         if self.type == "numeric":
             return self._scaled(column, what)
@@ -223,10 +212,7 @@ def check_types(
 ) -> None:
     """Refuse values of types that training refuses; requests may hold texts of integers, and nulls.
 
-    Raises
-    ------
-    ServingError
-        It counts rows from ``first`` on.
+    Errors count rows from ``first`` on.
     """
     flat, offsets = _lists(column, what) if is_list else (_flat(column, what), None)
     if isinstance(flat, np.ndarray):  # of numbers

@@ -61,13 +61,7 @@ class OnnxGraph:
         self.outputs = [port.name for port in self._session.get_outputs()]
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """Return the outputs.
-
-        Raises
-        ------
-        ServingError
-            An input that the graph refuses: a code beyond its tables.
-        """
+        """Return the outputs."""
         from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
         try:

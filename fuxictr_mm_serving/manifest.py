@@ -279,13 +279,7 @@ def checksum(path: Path) -> str:
 
 
 def version_of(folder: Path) -> str:
-    """Return what names the export in a folder: the first digits of the checksum of its manifest.
-
-    Raises
-    ------
-    ServingError
-        There is none.
-    """
+    """Return what names the export in a folder: the first digits of the checksum of its manifest."""
     try:
         return _version(_read(folder / MANIFEST, LARGEST))
     except OSError as error:
@@ -393,13 +387,7 @@ class Files:
 
 
 def _open(path: Path, size: int | None = None) -> int:
-    """Return the descriptor of a file: what is none would block, or never end.
-
-    Raises
-    ------
-    OSError, ValueError
-        It cannot be opened; it is of another size.
-    """
+    """Return the descriptor of a file: an OSError if it is none, which could block; a ValueError if of another size."""
     # Windows has no O_NONBLOCK, and its O_BINARY leaves line ends as they are. Python closes all on exec.
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     found = os.fstat(descriptor)

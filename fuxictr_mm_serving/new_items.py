@@ -49,38 +49,20 @@ class NewItem:
 
 @dataclass(frozen=True)
 class Content:
-    """An embedding of the item files: how it is normalised, and which columns of the item table it fills.
+    """An embedding of the item files: how it is normalised, and which columns of the item table it fills."""
 
-    Parameters
-    ----------
-    dim : int
-        A.
-    norm, scale : str or None, float
-        As in training.
-    weight : ndarray, optional
-        ``(.., A)`` projection of a field of the model, which fills the columns from ``start`` on.
-    start : int
-        See ``weight``.
-    content_start : int, optional
-        First of A columns that hold the embedding at length 1.
-    """
-
-    dim: int
+    dim: int  #: A.
+    #: Normalisation and factor, as in training.
     norm: str | None
     scale: float
+    #: ``(.., A)`` projection of a field of the model, which fills the columns from ``start`` on.
     weight: np.ndarray | None
     start: int
-    content_start: int | None
+    content_start: int | None  #: First of A columns that hold the embedding at length 1.
 
     @classmethod
     def of(cls, files: Files, entry: ContentEntry, row_dim: int) -> Content:
-        """Return the content of an entry of the manifest, for rows of ``row_dim`` columns.
-
-        Raises
-        ------
-        ServingError
-            It does not fit them.
-        """
+        """Return the content of an entry of the manifest, for rows of ``row_dim`` columns."""
         dim, start, content_start = entry.dim, entry.start, entry.content_start
         ends = [dim] if content_start is None else [dim, content_start + dim]
         weight = None
@@ -97,13 +79,7 @@ class Content:
         return cls(dim, entry.norm, entry.scale, weight, start, content_start)
 
     def write(self, row: np.ndarray, what: str, values: Sequence[float]) -> None:
-        """Write an embedding into a row of the item table ``(D,)``.
-
-        Raises
-        ------
-        ServingError
-            It is of another dim, or not finite.
-        """
+        """Write an embedding into a row of the item table ``(D,)``."""
         with np.errstate(over="ignore"):
             vector = np.asarray(values, dtype=np.float32)
         if vector.shape != (self.dim,) or not np.isfinite(vector).all():
@@ -123,31 +99,18 @@ class Content:
 
 @dataclass(frozen=True)
 class IdField:
-    """A field of ids: its place in a row of the item table, and how many ids it pools there.
-
-    Parameters
-    ----------
-    start, dim, max_len, pooling : int, int, int, {"sum", "mean"}
-        Of the manifest.
-    embed : callable
-        Returns embeddings ``(N, dim)`` of N ids; also takes what they are, for errors.
-    """
+    """A field of ids: its place in a row of the item table, and how many ids it pools there."""
 
     start: int
     dim: int
     max_len: int
-    pooling: str
+    pooling: str  #: ``sum`` or ``mean``.
+    #: Returns embeddings ``(N, dim)`` of N ids; also takes what they are, for errors.
     embed: Callable[[Sequence[Any], str], np.ndarray]
 
     @classmethod
     def of(cls, files: Files, entry: IdsEntry, items: Items, ids: Ids | None) -> IdField:
-        """Return the field of an entry of the manifest.
-
-        Raises
-        ------
-        ServingError
-            It does not fit the item table.
-        """
+        """Return the field of an entry of the manifest."""
         start, dim, own = entry.start, entry.dim, entry.items_start or 0
         field = ContextField.of(files, entry, ids)
 
@@ -159,13 +122,7 @@ class IdField:
         return cls(start, dim, entry.max_len, entry.pooling, field.encode if entry.items_start is None else of_items)
 
     def write(self, row: np.ndarray, what: str, ids: Sequence[Any]) -> None:
-        """Write the pooled embeddings of ids into a row of the item table ``(D,)``.
-
-        Raises
-        ------
-        ServingError
-            There are too many or none, or one does not belong to the field.
-        """
+        """Write the pooled embeddings of ids into a row of the item table ``(D,)``."""
         if not 0 < len(ids) <= self.max_len:
             raise ServingError(f"{what} has {len(ids)} ids, expected 1 to {self.max_len}")
         padded = [*[None] * (self.max_len - len(ids)), *ids]  # as in the item files: null is number 0
@@ -176,26 +133,14 @@ class IdField:
 
 @dataclass(frozen=True)
 class NewItems:
-    """What can be given of a new item.
-
-    Parameters
-    ----------
-    contents : mapping of str to Content
-        By the column of the item files.
-    code_counts : mapping of str to int
-        Codes of each column, in the order of the model.
-    vocab_sizes : mapping of str to int
-        Codes of a column are below; without an entry, of an earlier export, any code is taken.
-    ids : mapping of str to IdField
-        Fields of ids, by the column of the item files.
-    words : mapping of str to Ids
-        Columns whose codes are given as the owner has them, where ``fuxictr-mm prepare`` wrote numbers.
-    """
+    """What can be given of a new item, by the columns of the item files."""
 
     contents: Mapping[str, Content]
-    code_counts: Mapping[str, int]
+    code_counts: Mapping[str, int]  #: Codes of each column, in the order of the model.
+    #: Codes of a column are below; without an entry, of an earlier export, any code is taken.
     vocab_sizes: Mapping[str, int] = field(default_factory=dict)
     ids: Mapping[str, IdField] = field(default_factory=dict)
+    #: Columns whose codes are given as the owner has them, where ``fuxictr-mm prepare`` wrote numbers.
     words: Mapping[str, Ids] = field(default_factory=dict)
 
     @classmethod
@@ -209,13 +154,7 @@ class NewItems:
         return cls(contents, columns, sizes, fields, words)
 
     def rows(self, items: Sequence[NewItem], unseen: ItemRows) -> ItemRows:
-        """Return rows of the items; what is not given is that of an item that training has not seen.
-
-        Raises
-        ------
-        ServingError
-            A column that the model does not read, or values of another count.
-        """
+        """Return rows of the items; what is not given is that of an item that training has not seen."""
         zeros = np.zeros(len(items), dtype=np.int64)
         values, codes = unseen.values[zeros], None if unseen.codes is None else unseen.codes[zeros]
         starts = dict(zip(self.code_counts, np.cumsum([0, *self.code_counts.values()])[:-1].tolist(), strict=True))

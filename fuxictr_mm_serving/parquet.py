@@ -67,13 +67,7 @@ GROUP_PARTS = 16
 
 
 def part_files(path: str | os.PathLike[str]) -> list[Path]:
-    """Return a Parquet file, or those of a folder and its Hive partitions (``day=3/``) in the order of their numbers.
-
-    Raises
-    ------
-    ServingError
-        There is none.
-    """
+    """Return a Parquet file, or those of a folder and its Hive partitions (``day=3/``), by their numbers."""
     path = Path(path)
     path = path if path.exists() or path.suffix.lower() in SUFFIXES else path.with_name(f"{path.name}.parquet")
     found = list(_files_of(path)) if path.is_dir() else [path]
@@ -100,13 +94,7 @@ def is_numbered(file: Path) -> bool:
 
 
 def for_file(export: Export, file: Path, *more: str) -> Export:
-    """Return the export that reads the ids of a file.
-
-    Raises
-    ------
-    ServingError
-        A column that the model reads, or one of ``more``, was numbered in another order than for the export.
-    """
+    """Return the export that reads the ids of a file; the numbering of columns ``more`` is checked as well."""
     check_numbering(export, file, *export.of_numbers.columns, *more)
     return export.of_numbers if export.is_prepared and is_numbered(file) else export
 
@@ -115,11 +103,6 @@ def check_numbering(export: Export, file: Path, *columns: str) -> None:
     """Refuse a file of ``fuxictr-mm prepare`` whose items, or values of columns, have other numbers than the export's.
 
     A file without digests, as other programs and earlier versions wrote it, is read as it is.
-
-    Raises
-    ------
-    ServingError
-        They have.
     """
     given, expected = _digests(file), export.manifest.numbering
     for name in sorted({ITEM_ID, *columns} & given.keys() & expected.keys()):
@@ -221,13 +204,7 @@ def split(path: str | os.PathLike[str], part_rows: int) -> list[Part]:
 def read_part(
     part: Part, columns: list[str], batch_rows: int = BATCH_ROWS, texts: Collection[str] = ()
 ) -> Iterator[dict[str, Column]]:
-    """Yield the columns of a part, some rows at a time; those of Hive partitions in ``texts`` are texts.
-
-    Raises
-    ------
-    ServingError
-        A damaged file, or a column is missing.
-    """
+    """Yield the columns of a part, some rows at a time; those of Hive partitions in ``texts`` are texts."""
     try:
         with pq.ParquetFile(part.file) as reader:
             present = [name for name in columns if name in reader.schema_arrow.names]
@@ -305,11 +282,6 @@ class Users:
         Its column of ids, integers or texts.
     export : Export
         Names the other columns.
-
-    Raises
-    ------
-    ServingError
-        The file cannot be read, or an id is missing or of another type.
     """
 
     def __init__(self, path: str | os.PathLike[str], column: str, export: Export) -> None:
@@ -369,13 +341,7 @@ class Users:
         return Texts.of_content(np.frombuffer(content or b"", np.uint8)[: ends[-1]], ends)
 
     def get(self, user: Any) -> dict[str, Any]:
-        """Return context columns and history of a user.
-
-        Raises
-        ------
-        ServingError
-            There is no such user.
-        """
+        """Return context columns and history of a user."""
         given = str(user) if isinstance(self._ids, Texts) else _integer(user)
         is_type = isinstance(given, str if isinstance(self._ids, Texts) else int)
         row = int(self._ids.find([given])[0]) - 1 if is_type else -1
@@ -400,11 +366,6 @@ class Titles:
         Names the column of ids; of a file of ``fuxictr-mm prepare`` it is ``source_id``.
     column : str, optional
         Of the titles; by default ``item_title`` or ``title``.
-
-    Raises
-    ------
-    ServingError
-        The file cannot be read, or has no such column.
     """
 
     def __init__(self, path: str | os.PathLike[str], export: Export, column: str | None = None) -> None:

@@ -16,11 +16,6 @@ def start(process: SpawnProcess) -> SpawnProcess:
     """Start a process that never gets SIGINT and return it: a terminal sends that to all, and the parent ends its own.
 
     It is blocked from the first instruction on, before modules are imported, which takes a second.
-
-    Raises
-    ------
-    ServingError
-        The system starts no further process.
     """
     can_block = hasattr(signal, "pthread_sigmask")  # not on Windows
     if can_block:

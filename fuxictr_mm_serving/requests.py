@@ -235,13 +235,7 @@ def _no_duplicates(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
 
 
 def check_text(content: Any) -> None:
-    """Refuse halves of surrogate pairs, which JSON can write and no text can hold.
-
-    Raises
-    ------
-    HttpError
-        422.
-    """
+    """Refuse, 422, halves of surrogate pairs, which JSON can write and no text can hold."""
     try:
         json.dumps(content, ensure_ascii=False).encode()
     except UnicodeEncodeError:
@@ -251,13 +245,7 @@ def check_text(content: Any) -> None:
 
 
 def check_lengths(content: Any, settings: Settings) -> None:
-    """Refuse lists that are too long before their entries are looked at.
-
-    Raises
-    ------
-    HttpError
-        422.
-    """
+    """Refuse, 422, lists that are too long before their entries are looked at."""
     limits = {
         "requests": settings.max_users,
         "candidates": settings.max_candidates,
@@ -278,13 +266,7 @@ def check_lengths(content: Any, settings: Settings) -> None:
 
 
 def check_limits(request: ScoreRequest, settings: Settings) -> None:
-    """Refuse a request with too much in it, or nothing.
-
-    Raises
-    ------
-    HttpError
-        422.
-    """
+    """Refuse, 422, a request with too much in it, or nothing."""
     count = len(request.candidates) + len(request.new_items)
     if count == 0:
         raise HttpError(422, "candidates: are missing, expected one or more item ids")

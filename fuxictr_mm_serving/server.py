@@ -101,13 +101,7 @@ class Gate:
         self._pending = 0
 
     def check(self) -> None:
-        """Refuse a request if too many are waiting.
-
-        Raises
-        ------
-        HttpError
-            503 where the queue is full.
-        """
+        """Refuse a request, 503, if too many are waiting."""
         if self._pending >= self._limit:
             raise HttpError(503, "too many requests are waiting; try again", **{"Retry-After": "1"})
 
@@ -148,18 +142,7 @@ class Gate:
 
 
 class Server:
-    """The paths of a worker.
-
-    Parameters
-    ----------
-    settings : Settings
-        Of the command line.
-
-    Raises
-    ------
-    ServingError
-        The folder holds no export.
-    """
+    """The paths of a worker."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -303,13 +286,7 @@ class Server:
 
 
 def make_app(settings: Settings) -> Starlette:
-    """Return the application of a worker.
-
-    Raises
-    ------
-    ServingError
-        The folder holds no export.
-    """
+    """Return the application of a worker."""
     server = Server(settings)
 
     @asynccontextmanager

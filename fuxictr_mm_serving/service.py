@@ -52,23 +52,14 @@ class Loaded:
 
 @dataclass
 class Scores:
-    """The answer to one user.
+    """The answer to one user."""
 
-    Parameters
-    ----------
-    scores : list of float, or dict
-        Of the candidates, then of the new items, in their order; of several labels by the name of the label.
-    unknown : list
-        Candidates that the export does not hold: scored as items that training has not seen.
-    version : str
-        First digits of the checksum of the export's manifest.
-    reasons : list
-        Of each candidate, if they were asked for: history items and their shares of the attention.
-    """
-
+    #: Of the candidates, then of the new items, in their order; of several labels by the name of the label.
     scores: list[float] | dict[str, list[float]]
+    #: Candidates that the export does not hold: scored as items that training has not seen.
     unknown: list[Any] = field(default_factory=list)
-    version: str = ""
+    version: str = ""  #: First digits of the checksum of the export's manifest.
+    #: Of each candidate, if they were asked for: history items and their fractions of the attention.
     reasons: list[list[dict[str, Any]]] = field(default_factory=list)
 
 
@@ -150,13 +141,7 @@ class Service:
 
     @staticmethod
     def warm_up(export: Export) -> None:
-        """Score items of the export, so that the first request is not the slowest.
-
-        Raises
-        ------
-        ServingError
-            The export cannot: it would fail on every request.
-        """
+        """Score items of the export, so that the first request is not the slowest."""
         context: dict[str, Any] = {}
         for f in export.context:
             length = f.spec.pretrain_dim

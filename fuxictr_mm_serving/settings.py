@@ -12,49 +12,25 @@ from fuxictr_mm_serving.errors import ServingError
 
 @dataclass(frozen=True)
 class Settings:
-    """What the command line says, for every worker.
+    """What the command line says, for every worker."""
 
-    Parameters
-    ----------
-    folder : str
-        The export.
-    users, titles : str, optional
-        Parquet files of users, or a folder of them, and of titles.
-    user_column, title_column : str
-        Columns of ids in the file of users, and of titles in that of titles (None: ``item_title`` or ``title``).
-    threads : int
-        Threads of a graph.
-    cache_mib : int
-        Size of the cache of user states, in MiB.
-    concurrency, queue : int
-        Requests that are scored at a time, and that may wait; a further one gets 503.
-    timeout : float
-        Seconds until a request is given up, 504, and for its body to arrive, 408.
-    max_body : int
-        Bytes of a body.
-    max_candidates, max_history, max_users : int
-        Candidates of a user, history items, and users of a ``/score_batch``.
-    reload : float
-        Seconds between looks for another export in the folder.
-    token : str, optional
-        The bearer token that requests must have, except to ``/health``, ``/ready`` and the pages, which hold no data.
-    """
-
-    folder: str
-    users: str | None = None
-    titles: str | None = None
-    user_column: str = "user_id"
-    title_column: str | None = None
-    threads: int = 1
-    cache_mib: int = 256
+    folder: str  #: The export.
+    users: str | None = None  #: A Parquet file of users, or a folder of them.
+    titles: str | None = None  #: A Parquet file of titles.
+    user_column: str = "user_id"  #: Column of ids in ``users``.
+    title_column: str | None = None  #: Column of titles; by default ``item_title`` or ``title``.
+    threads: int = 1  #: Threads of a graph.
+    cache_mib: int = 256  #: Size of the cache of user states.
+    #: Requests that are scored at a time, and that may wait; a further one gets 503.
     concurrency: int = 2
     queue: int = 64
-    timeout: float = 10.0
-    max_body: int = 4 * 2**20
-    max_candidates: int = 500
+    timeout: float = 10.0  #: Seconds until a request is given up, 504, and for its body to arrive, 408.
+    max_body: int = 4 * 2**20  #: Bytes.
+    max_candidates: int = 500  #: Of a user.
     max_history: int = 10000
-    max_users: int = 64
-    reload: float = 2.0
+    max_users: int = 64  #: Of a ``/score_batch``.
+    reload: float = 2.0  #: Seconds between looks for another export in the folder.
+    #: The bearer token that requests must have, except to ``/health``, ``/ready`` and the pages, which hold no data.
     token: str | None = None
 
     @property

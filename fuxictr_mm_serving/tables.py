@@ -24,22 +24,7 @@ LARGEST_EXACT = 2**53
 
 
 class Table:
-    """A memory-mapped table of embeddings.
-
-    Parameters
-    ----------
-    files : Files
-        The export.
-    entry : TableEntry
-        Of the manifest.
-    least : int
-        Rows that it must have.
-
-    Raises
-    ------
-    ServingError
-        A file is damaged or of another shape.
-    """
+    """A memory-mapped table of embeddings, of ``least`` rows or more."""
 
     def __init__(self, files: Files, entry: TableEntry, least: int = 0) -> None:
         self.values = files.array(entry.file, mapped=True)
@@ -66,13 +51,7 @@ class Table:
 
 
 def check_shape(files: Files, name: str, array: np.ndarray, dims: int, least: int) -> None:
-    """Refuse an array of another number of dims, or with fewer rows.
-
-    Raises
-    ------
-    ServingError
-        It names the file.
-    """
+    """Refuse an array of another number of dims, or with fewer rows."""
     if array.ndim != dims or len(array) < least:
         raise ServingError(
             f"{files.folder / name}: has the shape {array.shape}, expected {dims} dims and {least} rows or more; "
@@ -128,13 +107,7 @@ class Ids:
         return self.values[number - 1] if 0 < number <= len(self.values) else None
 
     def encode(self, ids: Sequence[Any] | np.ndarray, what: str) -> np.ndarray:
-        """Return numbers ``(M,)`` int64: 0 for null, an empty text, and 0 if it is not an id; else ``UNKNOWN``.
-
-        Raises
-        ------
-        ServingError
-            Texts where the ids are integers, or the reverse.
-        """
+        """Return numbers ``(M,)`` int64: 0 for null, an empty text, and 0 if it is not an id; else ``UNKNOWN``."""
         values = ids.tolist() if isinstance(ids, np.ndarray) else ids
         keys = []
         for value in values:
@@ -165,13 +138,7 @@ class Ids:
 
 
 def as_integer(value: Any, what: str) -> int:
-    """Return an integer id, also of a float or a text that is one.
-
-    Raises
-    ------
-    ServingError
-        It is none.
-    """
+    """Return an integer id, also of a float or a text that is one."""
     if isinstance(value, np.generic):
         value = value.item()
     if (

@@ -9,7 +9,7 @@ from pathlib import Path
 from fuxictr_mm.autopilot.clock import Journal
 from fuxictr_mm.autopilot.folder import Request
 from fuxictr_mm.autopilot.model_study import ModelStudy, best_of
-from fuxictr_mm.evaluation.calibration import calibrate_run, calibrator_of, describe_calibration
+from fuxictr_mm.evaluation.calibration import calibrate_run
 from fuxictr_mm.evaluation.ensemble import ensemble
 from fuxictr_mm.evaluation.significance import auc_with_interval
 from fuxictr_mm.report.report import report
@@ -79,11 +79,11 @@ def _submit(run: Run, path: Path, task: str, journal: Journal) -> Path:
     scores = run.predictions("test")[1]
     measured = calibrate_run(run)
     # Not isotonic, whose ties would cost AUC, nor what makes all predictions the same.
-    useful = [m for m in ("platt", "beta") if not calibrator_of(measured, m).is_constant]
-    method = min(useful, key=lambda m: measured["methods"][m]["logloss"], default=None)
-    if method and measured["methods"][method]["logloss"] < measured["uncalibrated"]["logloss"]:
-        scores = calibrator_of(measured, method)(scores)
-        journal.tell(f"{describe_calibration(measured, method)}.")
+    useful = [m for m in ("platt", "beta") if not measured.calibrator(m).is_constant]
+    method = min(useful, key=lambda m: measured.methods[m].logloss, default=None)
+    if method and measured.methods[method].logloss < measured.uncalibrated.logloss:
+        scores = measured.calibrator(method)(scores)
+        journal.tell(f"{measured.describe(method)}.")
     else:
         journal.tell("No calibration: it would not reduce the logloss on valid.")
     written = write_submission(path, scores, task)

@@ -172,9 +172,9 @@ def _given(args: argparse.Namespace) -> list[str]:
 
 def _calibrate(run: "Run", scores: "np.ndarray", method: str) -> "np.ndarray":
     """Return calibrated scores, and print what changes on the validation rows; one that makes all equal is left out."""
-    from fuxictr_mm.evaluation.calibration import calibrate_run, calibrator_of, describe_calibration
+    from fuxictr_mm.evaluation.calibration import calibrate_run
 
     found = calibrate_run(run)
-    print(describe_calibration(found, method))
-    calibrator = calibrator_of(found, method)
+    print(found.describe(method))
+    calibrator = found.calibrator(method)
     return scores if calibrator.is_constant else calibrator(scores)

@@ -34,52 +34,23 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class InteractionFiles:
-    """Interactions on disk: a file or a folder of part files, and how it is read.
+    """Interactions on disk: a file or a folder of part files, and how it is read."""
 
-    Parameters
-    ----------
-    path : path
-        ``X.parquet``, ``X`` or a folder.
-    features : sequence of Feature
-        Those that do not come from the item files are read.
-    known : ndarray
-        ``(I,)`` bool, True for ids of the item files; every target and history item must be one of them.
-    labels : sequence of str
-        Label columns. Of several, values may be missing.
-    group_id : str, optional
-        Group column; without ``needs_label`` it may be missing.
-    max_len : int, optional
-        Keep the last ``max_len`` items of each history.
-    needs_label : bool
-        False for a file that is scored only: label columns may be missing, or hold placeholders throughout: nulls,
-        texts, or one number other than 0 and 1.
-    numeric_labels : collection of str
-        Labels of regressions, which may be any numbers; the others must be 0 or 1.
-    both_classes : bool
-        Of a label that must be 0 or 1, both must occur if ``needs_label``.
-    conversion : Conversion
-        How columns become numbers.
-    has_items : bool
-        False for a dataset without target and history.
-    weight : str, optional
-        Column of the weights of rows.
-    parts : sequence of slice, optional
-        The rows that are read, one part after other; all of them by default.
-    """
-
-    path: Path
-    features: Sequence[Feature]
-    known: np.ndarray
-    labels: Sequence[str] = ("label",)
-    group_id: str | None = None
-    max_len: int | None = None
+    path: Path  #: ``X.parquet``, ``X`` or a folder.
+    features: Sequence[Feature]  #: Those that do not come from the item files are read.
+    known: np.ndarray  #: ``(I,)`` bool, True for ids of the item files: those of every target and history item.
+    labels: Sequence[str] = ("label",)  #: Label columns. Of several, values may be missing.
+    group_id: str | None = None  #: Group column; without ``needs_label`` it may be missing.
+    max_len: int | None = None  #: Keep the last ``max_len`` items of each history.
+    #: False for a file that is scored only: label columns may be missing, or hold placeholders throughout: nulls,
+    #: texts, or one number other than 0 and 1.
     needs_label: bool = True
-    numeric_labels: Collection[str] = ()
-    both_classes: bool = True
-    conversion: Conversion = field(default_factory=Conversion)
-    has_items: bool = True
-    weight: str | None = None
-    parts: Sequence[slice] | None = None
+    numeric_labels: Collection[str] = ()  #: Labels of regressions, any numbers; the others must be 0 or 1.
+    both_classes: bool = True  #: Of a label that must be 0 or 1, both must occur if ``needs_label``.
+    conversion: Conversion = field(default_factory=Conversion)  #: How columns become numbers.
+    has_items: bool = True  #: False for a dataset without target and history.
+    weight: str | None = None  #: Column of the weights of rows.
+    parts: Sequence[slice] | None = None  #: The rows that are read, one part after other; all of them by default.
 
     def __len__(self) -> int:
         if self.parts is not None:

@@ -6,7 +6,7 @@ Shape letters: R rows, N history items of all rows, T labels of a row, one for e
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,38 +20,19 @@ Column = Tensor | Jagged
 
 @dataclass(frozen=True)
 class InteractionTable:
-    """Interactions as columns. Without items, every target is the padding item 0 and every history is empty.
+    """Interactions as columns. Without items, every target is the padding item 0 and every history is empty."""
 
-    Parameters
-    ----------
-    context : dict of str to Tensor or Jagged
-        ``(R,)`` int32 ids or float32 numbers, ``(R, D)`` float32 embeddings, or int32 sequences without padding.
-        Further histories are sequences of items; those along a history have one entry for each of its items.
-    target : Tensor
-        ``(R,)`` int32, the item that was shown.
-    history_values : Tensor
-        ``(N,)`` int32, the items of all histories, oldest first, without padding.
-    history_offsets : Tensor
-        ``(R + 1,)`` int64, offsets of each row's history.
-    label : Tensor or None
-        ``(R,)`` float32, 1 for a click; ``(R, T)`` of several labels, NaN for one that is missing; None for a file
-        without labels.
-    group : Tensor or None
-        ``(R,)`` int64, the group of each row, for metrics by group.
-    source : str
-        Where the rows come from, for errors.
-    weight : Tensor or None
-        ``(R,)`` float32, the weight of each row in the loss.
-    """
-
+    #: ``(R,)`` int32 ids or float32 numbers, ``(R, D)`` float32 embeddings, or int32 sequences without padding. Further
+    #: histories are sequences of items; those along a history have one entry for each of its items.
     context: dict[str, Column]
-    target: Tensor
-    history_values: Tensor
-    history_offsets: Tensor
+    target: Tensor  #: ``(R,)`` int32, the item that was shown.
+    history_values: Tensor  #: ``(N,)`` int32, the items of all histories, oldest first, without padding.
+    history_offsets: Tensor  #: ``(R + 1,)`` int64, offsets of each row's history.
+    #: ``(R,)`` float32, 1 for a click; ``(R, T)`` of several labels, NaN for one that is missing.
     label: Tensor | None = None
-    group: Tensor | None = None
-    source: str = "interactions"
-    weight: Tensor | None = None
+    group: Tensor | None = None  #: ``(R,)`` int64, the group of each row, for metrics by group.
+    source: str = "interactions"  #: Where the rows come from, for errors.
+    weight: Tensor | None = None  #: ``(R,)`` float32, the weight of each row in the loss.
 
     def __len__(self) -> int:
         return self.target.shape[0]
@@ -107,15 +88,15 @@ class InteractionTable:
 
     def _map(self, change: Callable[[Any], Any]) -> InteractionTable:
         history = change(self.history)
-        return InteractionTable(
-            {name: change(column) for name, column in self.context.items()},
-            change(self.target),
-            history.values,
-            history.offsets,
-            None if self.label is None else change(self.label),
-            None if self.group is None else change(self.group),
-            self.source,
-            None if self.weight is None else change(self.weight),
+        return replace(
+            self,
+            context={name: change(column) for name, column in self.context.items()},
+            target=change(self.target),
+            history_values=history.values,
+            history_offsets=history.offsets,
+            label=None if self.label is None else change(self.label),
+            group=None if self.group is None else change(self.group),
+            weight=None if self.weight is None else change(self.weight),
         )
 
 

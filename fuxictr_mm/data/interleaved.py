@@ -32,7 +32,7 @@ class InterleavedLoader(Loader):
         The rows of all ranks; row groups of other ranks are not read.
     batch_size : int
         Rows per batch and rank. This and the other options are those of ``Loader``.
-    share : Shard
+    shard : Shard
         The streams of this rank.
     buffer_rows : int
         Rows in the shuffle buffers of all streams together.
@@ -45,28 +45,28 @@ class InterleavedLoader(Loader):
         files: InteractionFiles,
         batch_size: int,
         *,
-        share: Shard,
+        shard: Shard,
         buffer_rows: int = BUFFER_ROWS,
         device: torch.device | str = "cpu",
         **options: Any,
     ) -> None:
-        super().__init__(len(files), batch_size, share=share, **options)
-        assert share.streams is not None
+        super().__init__(len(files), batch_size, shard=shard, **options)
+        assert shard.streams is not None
         self.files = files
         self.device = torch.device(device)
-        rows_each = max(1, buffer_rows // share.streams)
+        rows_each = max(1, buffer_rows // shard.streams)
         common: dict[str, Any] = {"device": device, "shuffle": True, "seed": self.seed}
         self.streams = [
             StreamingLoader(files.select([rows]), 1, buffer_rows=rows_each, stream=number, **common)
-            for number, rows in share.stream_rows(len(files)).items()
+            for number, rows in shard.stream_rows(len(files)).items()
         ]
-        name = f"the buffer of each stream (buffer_rows / streams = {buffer_rows} / {share.streams})"
+        name = f"the buffer of each stream (buffer_rows / streams = {buffer_rows} / {shard.streams})"
         any(stream.warn_of_large_row_groups(name, rows_each) for stream in self.streams)  # warns once
 
     def _batches(self, row: int, sizes: Sequence[int]) -> Iterator[Batch]:
         bounds = [*range(row, self.num_samples, CHUNK_ROWS), self.num_samples]
-        counts = zip(*map(self.share.rows_of_streams, bounds), strict=True)
-        batches = BatchCutter(local_sizes(self.share, row, sizes))
+        counts = zip(*map(self.shard.rows_of_streams, bounds), strict=True)
+        batches = BatchCutter(local_sizes(self.shard, row, sizes))
         with ExitStack() as stack:
             streams = []
             for stream, rows in zip(self.streams, counts, strict=True):
@@ -79,5 +79,5 @@ class InterleavedLoader(Loader):
                 if not any(map(len, chunks)):
                     continue
                 table = concatenate(as_table(chunk, str(self.files.path)) for chunk in chunks)
-                for whole, order in batches.cut(table, self.share.interleave(start, stop).to(self.device)):
+                for whole, order in batches.cut(table, self.shard.interleave(start, stop).to(self.device)):
                     yield gather(whole, order)

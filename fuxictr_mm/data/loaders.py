@@ -41,7 +41,7 @@ class Loader(ABC):
         Number of a virtual stream, which has its own orders.
     view : callable, optional
         Converts a Batch to the batch format that the model takes; see ``fuxictr_mm.data.batch``.
-    share : Shard, optional
+    shard : Shard, optional
         The part of every global batch that this rank gets; all of it by default.
 
     Attributes
@@ -66,20 +66,20 @@ class Loader(ABC):
         seed: int = 0,
         stream: int | None = None,
         view: Callable[[Batch], Any] | None = None,
-        share: Shard | None = None,
+        shard: Shard | None = None,
     ) -> None:
-        share = share or Shard()
-        if share.size > 1 and num_samples < share.size:
-            raise ConfigError(f"{num_samples} rows are too few for {share.size} processes; start fewer")
-        assert shuffle or share.streams is None
+        shard = shard or Shard()
+        if shard.size > 1 and num_samples < shard.size:
+            raise ConfigError(f"{num_samples} rows are too few for {shard.size} processes; start fewer")
+        assert shuffle or shard.streams is None
         self.num_samples = num_samples
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.seed = seed
         self.stream = stream
         self.view = view
-        self.share = share
-        self.global_size = batch_size * share.size
+        self.shard = shard
+        self.global_size = batch_size * shard.size
         self.epoch = 0
         self._first = self.row = 0
 
@@ -94,10 +94,10 @@ class Loader(ABC):
         full, rest = divmod(self.num_samples - row, self.global_size)
         sizes = [self.global_size] * full + [rest] * (rest > 0)
         # By the streams, which any number of ranks has in common, so that their batches are the same.
-        too_small = (self.shuffle and rest == 1) or rest < (self.share.streams or self.share.size)
+        too_small = (self.shuffle and rest == 1) or rest < (self.shard.streams or self.shard.size)
         if full and rest and too_small:
             sizes[-2:] = [self.global_size + rest]
-        return [size for size in sizes if size >= self.share.size]
+        return [size for size in sizes if size >= self.shard.size]
 
     def __iter__(self) -> Iterator[Any]:
         row, self._first = self._first, 0
@@ -148,15 +148,15 @@ class InMemoryLoader(Loader):
         self, table: InteractionTable, batch_size: int, *, num_samples: int | None = None, **options: Any
     ) -> None:
         super().__init__(len(table) if num_samples is None else num_samples, batch_size, **options)
-        assert len(table) == sum(rows.stop - rows.start for rows in self.share.train_rows(self.num_samples))
+        assert len(table) == sum(rows.stop - rows.start for rows in self.shard.train_rows(self.num_samples))
         self.table = table
 
     def _batches(self, row: int, sizes: Sequence[int]) -> Iterator[Batch]:
         order = self.order()
-        if self.share.streams is None:
-            parts = [rows[self.share.part(len(rows))] for rows in order[row:].split(list(sizes))]
+        if self.shard.streams is None:
+            parts = [rows[self.shard.part(len(rows))] for rows in order[row:].split(list(sizes))]
         else:
-            parts = list(order[self.share.rows_before(row) :].split(local_sizes(self.share, row, sizes)))
+            parts = list(order[self.shard.rows_before(row) :].split(local_sizes(self.shard, row, sizes)))
         if self.table.target.device.type == "cpu" or not parts:
             yield from (gather(self.table, rows) for rows in parts)
         else:  # the sizes are read from the device once per epoch, so that no batch waits for it
@@ -167,14 +167,14 @@ class InMemoryLoader(Loader):
         """Return the order of this epoch, ``(rows of the table,)``, and advance to the next epoch."""
         device = self.table.target.device
         # Orders are sampled on the CPU, so that one seed gives one order on every device.
-        if self.share.streams is not None:
+        if self.shard.streams is not None:
             start, orders = 0, []
-            for stream, rows in self.share.stream_rows(self.num_samples).items():
+            for stream, rows in self.shard.stream_rows(self.num_samples).items():
                 length = rows.stop - rows.start
                 orders.append(start + torch.randperm(length, generator=self._generator(stream)))
                 start += length
             self.epoch += 1
-            return torch.cat(orders)[self.share.interleave(0, self.num_samples)].to(device)
+            return torch.cat(orders)[self.shard.interleave(0, self.num_samples)].to(device)
         if not self.shuffle:
             return torch.arange(self.num_samples, device=device)
         return torch.randperm(self.num_samples, generator=self._begin_epoch()).to(device)
@@ -210,16 +210,9 @@ def take_rows(table: InteractionTable, rows: Tensor, source: str | None = None) 
 
 def as_table(batch: Batch, source: str) -> InteractionTable:
     """Return a batch as a table."""
-    history = batch.history
+    history = batch.history.values, batch.history.offsets
     return InteractionTable(
-        batch.context,
-        batch.target,
-        history.values,
-        history.offsets,
-        batch.label,
-        batch.group,
-        source,
-        batch.weight,
+        batch.context, batch.target, *history, batch.label, batch.group, source=source, weight=batch.weight
     )
 
 

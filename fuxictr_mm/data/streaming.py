@@ -108,7 +108,7 @@ class StreamingLoader(Loader):
                 buffer = []
                 order = this_round.order.to(self.device)
                 for chunk, rows in batches.cut(table, order[max(row - emitted, 0) : this_round.num_emitted]):
-                    yield gather(chunk, rows[self.share.part(len(rows))])
+                    yield gather(chunk, rows[self.shard.part(len(rows))])
                 if batches.done:
                     return
                 emitted += this_round.num_emitted
@@ -188,24 +188,12 @@ class StreamingLoader(Loader):
 
 @dataclass(frozen=True)
 class _Round:
-    """One round of the shuffle buffer.
+    """One round of the shuffle buffer."""
 
-    Parameters
-    ----------
-    start : int
-        Position in the stream of the first row that is added.
-    num_added : int
-        Number of rows that are added.
-    order : Tensor
-        ``(R,)`` permutation of the buffer, whose first rows are those kept by the round before.
-    num_emitted : int
-        How many rows of the order are emitted.
-    """
-
-    start: int
-    num_added: int
-    order: Tensor
-    num_emitted: int
+    start: int  #: Position in the stream of the first row that is added.
+    num_added: int  #: Rows that are added.
+    order: Tensor  #: ``(R,)`` permutation of the buffer, whose first rows are those kept by the round before.
+    num_emitted: int  #: Rows of the order that are emitted.
 
     @property
     def kept(self) -> Tensor:

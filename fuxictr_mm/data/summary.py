@@ -16,33 +16,18 @@ from fuxictr_mm.jagged import Jagged
 
 @dataclass(frozen=True)
 class Summary:
-    """Statistics of all rows of a split.
-
-    Parameters
-    ----------
-    num_rows : int
-        Number of rows.
-    num_history_items : int
-        Number of items of all histories, without padding.
-    largest : dict of str to int
-        Largest id of every categorical context column and sequence.
-    labels : tuple of set of float
-        The smallest and the largest value of each label, empty for one that is missing in all rows; empty for a file
-        without labels.
-    longest : dict of str to int
-        Length of the longest row of every sequence, and dim of every embedding of the context.
-    without_group : int
-        Rows whose group is missing.
-    numbers : dict of str to Moments
-        Statistics of every numeric column of the context, as models read it.
-    """
+    """Statistics of all rows of a split."""
 
     num_rows: int
-    num_history_items: int
-    largest: dict[str, int]
+    num_history_items: int  #: Items of all histories, without padding.
+    largest: dict[str, int]  #: Largest id of every categorical context column and sequence.
+    #: The smallest and the largest value of each label, empty for one that is missing in all rows; empty for a file
+    #: without labels.
     labels: tuple[frozenset[float], ...] = ()
+    #: Length of the longest row of every sequence, and dim of every embedding of the context.
     longest: dict[str, int] = field(default_factory=dict)
-    without_group: int = 0
+    without_group: int = 0  #: Rows whose group is missing.
+    #: Statistics of every numeric column of the context, as models read it.
     numbers: dict[str, Moments] = field(default_factory=dict)
 
 

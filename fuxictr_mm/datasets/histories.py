@@ -54,7 +54,7 @@ def histories_before(
         return pa.LargeListArray.from_arrays(np.zeros(1, np.int64), items)
     first, last = _positive_before(users, times, positive)
     if part is not None:
-        last, first = last[part], first[part]
+        first, last = first[part], last[part]
     lengths = np.minimum(last - first, max_len)
     offsets = np.r_[0, np.cumsum(lengths)]
     index = ranges(last - lengths, lengths)

@@ -11,7 +11,7 @@ import numpy as np
 
 from fuxictr_mm.datasets.reader import SPLITS
 
-#: Draws of an item before there is none for a user.
+#: Samples of an item before there is none for a user.
 ATTEMPTS = 100
 
 
@@ -21,12 +21,12 @@ def sample_negatives(
     splits: np.ndarray,
     num_items: int,
     wanted: np.ndarray,
-    draw: Mapping[str, Callable[[int], np.ndarray]],
+    samplers: Mapping[str, Callable[[int], np.ndarray]],
 ) -> tuple[np.ndarray, int | None]:
     """Return items that users have no event of, in the split of the negative or an earlier one.
 
     Events of later splits do not count: otherwise the positive items of test would be those that are never a negative
-    of their user in training. An item that ``draw`` returns as often as the events of the split have it is no more
+    of their user in training. An item that is sampled as often as the events of the split have it is no more
     often a negative there than a positive, also where items come and go.
 
     Parameters
@@ -35,7 +35,7 @@ def sample_negatives(
         ``(E,)`` integers, items from 0 to ``num_items - 1``, and names of splits: all events of these users.
     wanted : ndarray
         ``(S,)`` the event that each negative is for.
-    draw : mapping
+    samplers : mapping
         Of each split a function that returns as many items as it is asked for.
 
     Returns
@@ -43,7 +43,7 @@ def sample_negatives(
     ndarray
         ``(S,)`` items.
     int or None
-        The event of the first negative for which ``ATTEMPTS`` draws found none, if there is one.
+        The event of the first negative for which ``ATTEMPTS`` samples found none, if there is one.
     """
     negatives = np.zeros(len(wanted), dtype=items.dtype)
     keys = users * num_items
@@ -55,10 +55,10 @@ def sample_negatives(
         for _ in range(ATTEMPTS):
             if not left.size:
                 break
-            negatives[left] = draw[split](left.size)
-            drawn = keys[wanted[left]] + negatives[left]
-            place = np.minimum(np.searchsorted(seen, drawn), len(seen) - 1)
-            left = left[seen[place] == drawn]
+            negatives[left] = samplers[split](left.size)
+            sampled = keys[wanted[left]] + negatives[left]
+            position = np.minimum(np.searchsorted(seen, sampled), len(seen) - 1)
+            left = left[seen[position] == sampled]
         if left.size:
             return negatives, int(wanted[left[0]])
     return negatives, None

@@ -38,6 +38,23 @@ CHUNK_ROWS = 1024
 FEW = 5
 
 
+StrPath = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class EncodeOptions:
+    """The model, the column, and how a run resumes."""
+
+    model: str  #: A folder with safetensors, or an id of the Hugging Face hub.
+    column: str | None = None  #: Name of the column of embeddings; ``txt_emb_`` or ``img_emb_`` and the model's name.
+    chunk_rows: int = CHUNK_ROWS  #: Items between two checkpoints.
+    overwrite: bool = False  #: Replace existing files.
+    restart: bool = False  #: Discard the finished chunks of a run that was killed, instead of resuming.
+    report: StrPath | None = None  #: A JSON file to write with all missing items.
+    verbose: int = 1  #: 0 shows no progress.
+    numbering: Numbering = AS_IS  #: Of the items.
+
+
 @dataclass(frozen=True)
 class EncodeReport:
     """The result of an encoding."""
@@ -63,19 +80,7 @@ class EncodeReport:
 
 
 def encode_texts(
-    path: str | os.PathLike[str],
-    out: str | os.PathLike[str],
-    *,
-    model: str,
-    template: str | None = None,
-    column: str | None = None,
-    chunk_rows: int = CHUNK_ROWS,
-    overwrite: bool = False,
-    restart: bool = False,
-    report: str | os.PathLike[str] | None = None,
-    verbose: int = 1,
-    numbering: Numbering = AS_IS,
-    **options: Any,
+    path: StrPath, out: StrPath, options: EncodeOptions, *, template: str | None = None, **settings: Any
 ) -> EncodeReport:
     """Encode a text of each item; items without one get zeros and ``txt_missing`` True.
 
@@ -85,25 +90,11 @@ def encode_texts(
         A Parquet, CSV or JSON lines file with ``item_id`` and the template's columns.
     out : str or path
         A Parquet file to write: ``item_id`` ascending from the padding 0, ``txt_emb_MODEL``, ``txt_missing``.
-    model : str
-        A folder with safetensors, or an id of the Hugging Face hub.
+    options : EncodeOptions
+        The model, the column, and how a run resumes.
     template : str, optional
         Columns in braces, such as ``"{item_title}. {genres}"``; ``item_title`` by default, or else ``title``.
-    column : str, optional
-        Name of the column of embeddings.
-    chunk_rows : int
-        Items between two checkpoints.
-    overwrite : bool
-        Replace an existing file.
-    restart : bool
-        Discard the finished chunks of a run that was killed, instead of resuming.
-    report : str or path, optional
-        A JSON file to write with all missing items.
-    verbose : int
-        0 shows no progress.
-    numbering : Numbering
-        Of the items.
-    **options
+    **settings
         The fields of ``TextOptions``.
 
     Raises
@@ -111,11 +102,11 @@ def encode_texts(
     ConfigError, DataError, MissingFileError
         An option, an input or a model is invalid.
     """
-    job = _Job(out, [path], column, "txt", model, chunk_rows, overwrite, restart, report, verbose, numbering)
+    job = _Job(out, [path], "txt", options)
     template = default_template(path) if template is None else template
-    texts = ItemTexts(path, template, numbering)
+    texts = ItemTexts(path, template, options.numbering)
     require_extra("transformers", "sentence_transformers")  # imports both, which takes seconds
-    encoder = TextEncoder(model, **options)
+    encoder = TextEncoder(options.model, **settings)
 
     def encode(chunk: list[str | None], advance: Callable[[int], object]) -> tuple[np.ndarray, dict[int, str]]:
         rows = [row for row, text in enumerate(chunk) if text]
@@ -125,25 +116,18 @@ def encode_texts(
         return embeddings, {row: "no text" for row, text in enumerate(chunk) if not text}
 
     job.open({"input": texts.digest, "template": template, **encoder.settings})
-    job.run(texts.ids, texts.chunks(chunk_rows), encode)
+    job.run(texts.ids, texts.chunks(options.chunk_rows), encode)
     return job.finish(texts.ids, encoder.dim, prompt=encoder.prompt)
 
 
 def encode_images(
-    path: str | os.PathLike[str],
-    out: str | os.PathLike[str],
+    path: StrPath,
+    out: StrPath,
+    options: EncodeOptions,
     *,
-    model: str,
-    items: str | os.PathLike[str] | None = None,
+    items: StrPath | None = None,
     image_column: str | None = None,
-    column: str | None = None,
-    chunk_rows: int = CHUNK_ROWS,
-    overwrite: bool = False,
-    restart: bool = False,
-    report: str | os.PathLike[str] | None = None,
-    verbose: int = 1,
-    numbering: Numbering = AS_IS,
-    **options: Any,
+    **settings: Any,
 ) -> EncodeReport:
     """Encode an image of each item; items whose image is broken or missing get zeros and ``img_missing`` True.
 
@@ -153,13 +137,13 @@ def encode_images(
         A folder or an archive with ``ID.jpg`` (or .jpeg, .png, .webp) at any depth, or the files of ``image_column``.
     out : str or path
         A Parquet file to write: ``item_id`` ascending from the padding 0, ``img_emb_MODEL``, ``img_missing``.
+    options : EncodeOptions
+        The model, the column, and how a run resumes.
     items : str or path, optional
         A Parquet, CSV or JSON lines file with the ``item_id`` of the items to write; all that have an image by default.
     image_column : str, optional
         A column of ``items`` with the name of each item's image, relative to ``path``.
-    model, column, chunk_rows, overwrite, restart, report, verbose, numbering
-        As for ``encode_texts``.
-    **options
+    **settings
         The fields of ``ImageOptions``.
 
     Raises
@@ -171,7 +155,7 @@ def encode_images(
         raise ConfigError(
             f"image_column {image_column}: is a column of the file of --items, which is missing; give --items FILE"
         )
-    job = _Job(out, [path, items], column, "img", model, chunk_rows, overwrite, restart, report, verbose, numbering)
+    job, numbering, rows = _Job(out, [path, items], "img", options), options.numbering, options.chunk_rows
     names = None if items is None or image_column is None else ImageNames(items, image_column, numbering)
     with ImageFiles(path, names, numbering) as images:
         skipped, without = list(images.others), np.zeros(0, dtype=np.int64)
@@ -183,10 +167,10 @@ def encode_images(
             if not images.ids.size:
                 raise DataError(f"{path}: holds no image of the {wanted.size} items of {items}")
         require_extra("transformers", "PIL")
-        encoder = ImageEncoder(model, **options)
-        starts = range(0, len(images.ids), chunk_rows)
+        encoder = ImageEncoder(options.model, **settings)
+        starts = range(0, len(images.ids), rows)
         job.open({"input": images.digest(), **encoder.settings})
-        job.run(images.ids, (images.read(start, start + chunk_rows) for start in starts), encoder.encode)
+        job.run(images.ids, (images.read(start, start + rows) for start in starts), encoder.encode)
         missing = dict.fromkeys(without.tolist(), "no image file")
         return job.finish(images.ids, encoder.dim, missing, skipped)
 
@@ -194,40 +178,27 @@ def encode_images(
 class _Job:
     """One output: its finished chunks, its file and its report. A killed run resumes."""
 
-    def __init__(
-        self,
-        out: str | os.PathLike[str],
-        inputs: Iterable[str | os.PathLike[str] | None],
-        column: str | None,
-        modality: str,
-        model: str,
-        chunk_rows: int,
-        overwrite: bool,
-        restart: bool,
-        report: str | os.PathLike[str] | None,
-        verbose: int,
-        numbering: Numbering,
-    ) -> None:
-        if chunk_rows < 1:
-            raise ConfigError(f"chunk_rows {chunk_rows}, expected 1 or more")
-        self.numbering = numbering
+    def __init__(self, out: StrPath, inputs: Iterable[StrPath | None], modality: str, options: EncodeOptions) -> None:
+        if options.chunk_rows < 1:
+            raise ConfigError(f"chunk_rows {options.chunk_rows}, expected 1 or more")
+        self.options, self.numbering = options, options.numbering
         self.out, self.flag = Path(out), f"{modality}_missing"
-        self.column = column or f"{modality}_emb_{model_stem(model)}"
-        if self.column in (ITEM_ID, numbering.roles.target, self.flag) or not self.column.isidentifier():
+        self.column = options.column or f"{modality}_emb_{model_stem(options.model)}"
+        if self.column in (ITEM_ID, self.numbering.roles.target, self.flag) or not self.column.isidentifier():
             raise ConfigError(f"column '{self.column}', expected a name of letters, digits and _; give --column")
-        self._rows, self._restart, self._verbose = chunk_rows, restart, verbose
-        self._outputs = [self.out, *([] if report is None else [Path(report)])]
+        self._rows = options.chunk_rows
+        self._outputs = [self.out, *([] if options.report is None else [Path(options.report)])]
         self._folder = self.out.with_name(f"{self.out.name}.chunks")
         # A run that was killed while it wrote its outputs may write them again.
-        begun = set() if restart else begun_outputs(self._folder)
+        begun = set() if options.restart else begun_outputs(self._folder)
         new = [path for path in self._outputs if path.resolve() not in begun]
-        self._overwrite = overwrite or self.out not in new
-        check_outputs(new, inputs, overwrite)  # now, not after hours
+        self._overwrite = options.overwrite or self.out not in new
+        check_outputs(new, inputs, options.overwrite)  # now, not after hours
 
     def open(self, settings: Mapping[str, Any]) -> None:
         """Open the chunks of an earlier run with these settings, or a new folder."""
         settings = {key: str(value) for key, value in settings.items()} | {"chunk_rows": str(self._rows)}
-        self._store = ChunkStore(self._folder, settings, self._restart)
+        self._store = ChunkStore(self._folder, settings, self.options.restart)
 
     def run(
         self,
@@ -238,10 +209,10 @@ class _Job:
         """Encode the chunks that are not finished."""
         store, numbers = self._store, range(-(-len(ids) // self._rows))
         done = sum(min(self._rows, len(ids) - number * self._rows) for number in numbers if number in store.finished)
-        if done and self._verbose:
+        if done and self.options.verbose:
             print(f"{done} of {len(ids)} items are finished in {store.folder}: resuming", file=sys.stderr)
         try:
-            with item_bar(len(ids), self.column, self._verbose, done) as bar:
+            with item_bar(len(ids), self.column, self.options.verbose, done) as bar:
                 for number, chunk in zip(numbers, chunks, strict=True):
                     if number in store.finished:
                         continue

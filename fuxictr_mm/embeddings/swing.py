@@ -63,18 +63,11 @@ MAX_USERS_PER_ITEM = 5000
 
 @dataclass(frozen=True)
 class Clicks:
-    """The distinct clicks of a dataset.
+    """The distinct clicks of a dataset."""
 
-    Parameters
-    ----------
-    matrix : scipy.sparse.csr_array
-        ``(U, I)`` int8, 1 where a user clicked an item; users are in ascending order of their ids.
-    item_ids : ndarray
-        ``(I,)`` int64, ids of the columns, ascending.
-    """
-
+    #: A ``csr_array`` ``(U, I)`` int8, 1 where a user clicked an item; users are in ascending order of their ids.
     matrix: Any
-    item_ids: Integers
+    item_ids: Integers  #: ``(I,)`` ids of the columns, ascending.
 
     @classmethod
     def from_pairs(cls, users: NDArray[Any], items: NDArray[Any]) -> Clicks:
@@ -182,20 +175,11 @@ class Neighbors:
 
         item 2: 7 (0.5), 4 (0.1)
         item 7: 2 (0.5)             ->   items = [2, 2, 7], neighbors = [7, 4, 2], scores = [0.5, 0.1, 0.5]
-
-    Parameters
-    ----------
-    items : ndarray
-        ``(M,)`` int64 item ids, ascending.
-    neighbors : ndarray
-        ``(M,)`` int64, a neighbor of each.
-    scores : ndarray
-        ``(M,)`` float64 above 0, descending for each item.
     """
 
-    items: Integers
-    neighbors: Integers
-    scores: Floats
+    items: Integers  #: ``(M,)`` item ids, ascending.
+    neighbors: Integers  #: ``(M,)``, a neighbor of each.
+    scores: Floats  #: ``(M,)`` float64 above 0, descending for each item.
 
     @property
     def num_items(self) -> int:

@@ -5,8 +5,7 @@ Shape letters: R rows, K bins.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -176,22 +175,63 @@ def expected_error(label: np.ndarray, prediction: np.ndarray, bin_of: np.ndarray
     return float(np.abs(np.bincount(bin_of, weights=label - prediction)).sum() / len(label))
 
 
-def measure(label: np.ndarray, prediction: np.ndarray) -> dict[str, float]:
-    """Return ``logloss`` and ``expected_calibration_error`` of probabilities ``(R,)``."""
+@dataclass(frozen=True)
+class Errors:
+    """Errors of probabilities."""
+
+    logloss: float
+    expected_calibration_error: float
+
+
+@dataclass(frozen=True)
+class MethodErrors(Errors):
+    """Errors of a method, of users that it was not fitted to; ``parameters`` are those fitted to all rows."""
+
+    parameters: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What ``calibration.json`` holds: all methods on the validation rows of a run."""
+
+    fitted_on: str
+    rows: int
+    cross_fitted_by: str  #: ``users``, or ``rows`` of a run without groups.
+    uncalibrated: Errors
+    methods: dict[str, MethodErrors]
+
+    def calibrator(self, method: str) -> Calibrator:
+        """Return the calibrator of a method."""
+        return Calibrator(method, self.methods[method].parameters)
+
+    def describe(self, method: str) -> str:
+        """Return one line: what a method changes on the validation rows, and which would be better."""
+        before, after = self.uncalibrated, self.methods[method]
+        line = (
+            f"calibrated by {method}: valid logloss {before.logloss:.4f} -> {after.logloss:.4f}, expected calibration "
+            f"error {before.expected_calibration_error:.4f} -> {after.expected_calibration_error:.4f} (cross-fitted by "
+            f"{self.cross_fitted_by})"
+        )
+        best = min(self.methods, key=lambda name: self.methods[name].logloss)
+        if min(after.logloss, before.logloss) > self.methods[best].logloss + 1e-4 and best != method:
+            line += f"; {best} reaches {self.methods[best].logloss:.4f}"
+        elif after.logloss > before.logloss:
+            line += "; not better than the uncalibrated predictions"
+        if self.calibrator(method).is_constant:
+            line += "; not applied, because no slope is positive and all scores would be equal"
+        return line
+
+
+def measure(label: np.ndarray, prediction: np.ndarray) -> Errors:
+    """Return the errors of probabilities ``(R,)``."""
     clipped = prediction.astype(np.float64).clip(MARGIN, 1 - MARGIN)
     logloss = -np.where(label == 1, np.log(clipped), np.log1p(-clipped)).mean()
     bin_of = equal_bins(clipped, min(BINS, len(label)))
-    return {"logloss": float(logloss), "expected_calibration_error": expected_error(label, clipped, bin_of)}
+    return Errors(float(logloss), expected_error(label, clipped, bin_of))
 
 
-def calibrate_run(run: Run) -> dict[str, Any]:
+def calibrate_run(run: Run) -> Calibration:
     """Fit all methods to the validation rows of a run and write them into its folder as ``calibration.json``.
-
-    Returns
-    -------
-    dict
-        What the file holds: ``rows``, ``uncalibrated`` with ``logloss`` and ``expected_calibration_error``, and
-        ``methods`` by name with ``parameters`` and the same two figures, of users that a method was not fitted to.
 
     Raises
     ------
@@ -210,36 +250,8 @@ def calibrate_run(run: Run) -> dict[str, Any]:
         for number in range(int(fold.max()) + 1):
             held = fold == number
             unseen[held] = fit(method, label[~held], prediction[~held])(prediction[held])
-        methods[method] = {"parameters": fitted.parameters, **measure(label, unseen)}
-    found = {
-        "fitted_on": "valid",
-        "rows": len(label),
-        "cross_fitted_by": "rows" if group is None else "users",
-        "uncalibrated": measure(label, prediction),
-        "methods": methods,
-    }
-    write_json(run.path / CALIBRATION, found)
+        methods[method] = MethodErrors(**asdict(measure(label, unseen)), parameters=fitted.parameters)
+    by = "rows" if group is None else "users"
+    found = Calibration("valid", len(label), by, measure(label, prediction), methods)
+    write_json(run.path / CALIBRATION, asdict(found))
     return found
-
-
-def calibrator_of(found: Mapping[str, Any], method: str) -> Calibrator:
-    """Return the calibrator of a method of what ``calibrate_run`` found."""
-    return Calibrator(method, found["methods"][method]["parameters"])
-
-
-def describe_calibration(found: Mapping[str, Any], method: str) -> str:
-    """Return one line: what a method changes on the validation rows, and which would be better."""
-    before, after = found["uncalibrated"], found["methods"][method]
-    error = "expected_calibration_error"
-    line = (
-        f"calibrated by {method}: valid logloss {before['logloss']:.4f} -> {after['logloss']:.4f}, expected "
-        f"calibration error {before[error]:.4f} -> {after[error]:.4f} (cross-fitted by {found['cross_fitted_by']})"
-    )
-    best = min(found["methods"], key=lambda name: found["methods"][name]["logloss"])
-    if min(after["logloss"], before["logloss"]) > found["methods"][best]["logloss"] + 1e-4 and best != method:
-        line += f"; {best} reaches {found['methods'][best]['logloss']:.4f}"
-    elif after["logloss"] > before["logloss"]:
-        line += "; not better than the uncalibrated predictions"
-    if calibrator_of(found, method).is_constant:
-        line += "; not applied, because no slope is positive and all scores would be equal"
-    return line

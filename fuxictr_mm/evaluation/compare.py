@@ -47,25 +47,13 @@ OnProblem = Callable[[str, Run, UserError], None]
 
 @dataclass(frozen=True)
 class Pair:
-    """Two sides and their difference, first minus second.
-
-    Parameters
-    ----------
-    first, second : Side
-        The sides.
-    found : Difference
-        Of ``difference``.
-    corrected_p : float
-        p-value, corrected for the number of pairs.
-    conclusion : str
-        One sentence.
-    """
+    """Two sides and their difference, first minus second."""
 
     first: Side
     second: Side
-    found: Difference
-    corrected_p: float
-    conclusion: str
+    found: Difference  #: Of ``difference``.
+    corrected_p: float  #: p-value, corrected for the number of pairs.
+    conclusion: str  #: One sentence.
 
     @property
     def better(self) -> str | None:
@@ -83,35 +71,17 @@ class Pair:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Groups of runs and their differences on the same examples.
+    """Groups of runs and their differences on the same examples."""
 
-    Parameters
-    ----------
-    sides : list of Side
-        In the order given; of more than two the best first.
-    runs : list of list of Run
-        The runs of each side.
-    pairs : list of Pair
-        All pairs, those of the first side first.
-    rows, positives, users : int
-        Number of examples, clicks (None in a regression) and users.
-    samples : int
-        Bootstrap samples, for the AUC those with both classes.
-    notes : list of str
-        Which runs were selected, and limits of the conclusions.
-    split : {"valid", "test"}
-        Where the examples are from.
-    """
-
-    sides: list[Side]
-    runs: list[list[Run]]
-    pairs: list[Pair]
-    rows: int
-    positives: int | None
-    users: int
-    samples: int
-    notes: list[str] = field(default_factory=list)
-    split: str = "valid"
+    sides: list[Side]  #: In the order given; of more than two the best first.
+    runs: list[list[Run]]  #: The runs of each side.
+    pairs: list[Pair]  #: All pairs, those of the first side first.
+    rows: int  #: Number of examples.
+    positives: int | None  #: Number of clicks; None in a regression.
+    users: int  #: Number of users.
+    samples: int  #: Bootstrap samples, for the AUC those with both classes.
+    notes: list[str] = field(default_factory=list)  #: Which runs were selected, and limits of the conclusions.
+    split: str = "valid"  #: Where the examples are from, ``valid`` or ``test``.
 
     @property
     def metric(self) -> str:

@@ -258,30 +258,15 @@ def sample_users(users: int, samples: int, generator: np.random.Generator) -> np
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a comparison: the runs of a configuration.
+    """One side of a comparison: the runs of a configuration."""
 
-    Parameters
-    ----------
-    name : str
-        Name in conclusions.
-    configuration : str
-        Equal for sides that are seeds of one configuration.
-    runs : sequence of Measured
-        R runs, on the same examples as those of every other side.
-    samples : ndarray
-        ``(R, S)`` of ``bootstrap``, computed for all sides at once.
-    other_seeds : sequence of float
-        The metric on these examples of further runs of the configuration: they count for the variance between seeds.
-    has_seeds : bool
-        Whether there can be other seeds: not of an ensemble, nor of a file.
-    """
-
-    name: str
-    configuration: str
-    runs: Sequence[Measured]
-    samples: np.ndarray
+    name: str  #: Name in conclusions.
+    configuration: str  #: Equal for sides that are seeds of one configuration.
+    runs: Sequence[Measured]  #: R runs, on the same examples as those of every other side.
+    samples: np.ndarray  #: ``(R, S)`` of ``bootstrap``, computed for all sides at once.
+    #: The metric on these examples of further runs of the configuration: they count for the variance between seeds.
     other_seeds: Sequence[float] = ()
-    has_seeds: bool = True
+    has_seeds: bool = True  #: Whether there can be other seeds: not of an ensemble, nor of a file.
 
     @property
     def metric(self) -> str:

@@ -31,21 +31,11 @@ MULTIPLES = {torch.bfloat16: 64}
 
 @dataclass(frozen=True)
 class ReLULayers:
-    """The layers after the first linear layer of an MLP whose activations are all ReLU.
+    """The layers after the first linear layer of an MLP whose activations are all ReLU."""
 
-    Parameters
-    ----------
-    dropouts : list of float
-        Probability after each ReLU, 0 without dropout.
-    linears : list of nn.Linear
-        The linear layer after each ReLU; the last one has a single output.
-    output : nn.Sequential
-        What follows the last linear layer.
-    """
-
-    dropouts: list[float]
-    linears: list[nn.Linear]
-    output: nn.Sequential
+    dropouts: list[float]  #: Probability after each ReLU, 0 without dropout.
+    linears: list[nn.Linear]  #: The linear layer after each ReLU; the last one has a single output.
+    output: nn.Sequential  #: What follows the last linear layer.
 
 
 def relu_layers(modules: nn.Sequential) -> ReLULayers | None:

@@ -85,9 +85,8 @@ class DINAttention(nn.Module):
             dropout_rates=dropout_rate,
             batch_norm=batch_norm,
         )
-        self.weights = (
-            nn.Identity()
-        )  # the weights of the items pass through it, so that a hook can read or replace them
+        # The weights of the items pass through it, so that a hook can read or replace them.
+        self.weights = nn.Identity()
 
     def forward(self, target: Tensor, history: Jagged) -> Tensor:
         """Return the weighted sum of the history.

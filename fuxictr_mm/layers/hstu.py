@@ -89,8 +89,8 @@ class HSTULayer(nn.Module):
 
     def _attend(self, vqk_RL3W: Tensor, mask_RL: Tensor) -> Tensor:
         value, query, key = vqk_RL3W.unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        place = torch.arange(mask_RL.shape[1], device=mask_RL.device)
-        distance_LL = place.unsqueeze(1) - place
+        position = torch.arange(mask_RL.shape[1], device=mask_RL.device)
+        distance_LL = position.unsqueeze(1) - position
         bias_LL = self.distance_bias[distance_LL.clamp(0, self.max_len - 1)]
         weights_RHLL = F.silu(query @ key.transpose(2, 3) + bias_LL) / self.max_len
         # Padding is on the right, so that no token sees it.

@@ -22,20 +22,11 @@ class Steps:
     """Order in which a recurrent layer reads jagged rows: by step, and in each step the longest row first.
 
     Rows are sorted by length, so that the active rows are the first ones and no step works on padding.
-
-    Parameters
-    ----------
-    order : Tensor
-        ``(N,)`` index of the entry at each position.
-    sizes : Tensor
-        ``(T,)`` active rows of each step, on the CPU as ``PackedSequence`` requires.
-    rows : Tensor
-        ``(R,)`` rows that are not empty, the longest one first.
     """
 
-    order: Tensor
-    sizes: Tensor
-    rows: Tensor
+    order: Tensor  #: ``(N,)`` index of the entry at each position.
+    sizes: Tensor  #: ``(T,)`` active rows of each step, on the CPU as ``PackedSequence`` requires.
+    rows: Tensor  #: ``(R,)`` rows that are not empty, the longest one first.
 
     @classmethod
     def of(cls, history: Jagged) -> Steps:

@@ -216,24 +216,12 @@ class StaircaseCrossNetV2(CrossNetV2):
 
 @dataclass(frozen=True)
 class SeenItems:
-    """The tokens of an encoder and where their outputs go.
+    """The tokens of an encoder and where their outputs go."""
 
-    Parameters
-    ----------
-    items : Jagged
-        ``(M,)`` item ids, one or more in every row.
-    slots : Tensor
-        ``(B, K)`` index of the token in each slot, -1 for none.
-    filled : Tensor
-        ``(B,)`` how many slots are filled, counted in the order of ``fill_order``.
-    fill_order : sequence of int
-        Slots, those first that more rows fill.
-    """
-
-    items: Jagged
-    slots: Tensor
-    filled: Tensor
-    fill_order: Sequence[int]
+    items: Jagged  #: ``(M,)`` item ids, one or more in every row.
+    slots: Tensor  #: ``(B, K)`` index of the token in each slot, -1 for none.
+    filled: Tensor  #: ``(B,)`` how many slots are filled, counted in the order of ``fill_order``.
+    fill_order: Sequence[int]  #: Slots, those first that more rows fill.
 
     def spans(self, before: int, dim: int, after: int) -> list[Span]:
         """Return where rows sorted by ``filled`` are: ``before`` columns, K slots of ``dim`` each, ``after`` columns.

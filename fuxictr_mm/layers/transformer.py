@@ -19,21 +19,11 @@ from fuxictr_mm.jagged import Jagged, is_exporting
 
 @dataclass(frozen=True)
 class Buckets:
-    """Rows of similar length, each bucket padded to the length of its longest row.
+    """Rows of similar length, each bucket padded to the length of its longest row."""
 
-    Parameters
-    ----------
-    tokens : list of Tensor
-        ``(R, L)`` each: index of the token at each position; any token at padding.
-    masks : list of Tensor
-        ``(R, L)`` bool each, True for a token.
-    inverse : Tensor
-        ``(N,)`` position of each token in the concatenation of all buckets.
-    """
-
-    tokens: list[Tensor]
-    masks: list[Tensor]
-    inverse: Tensor
+    tokens: list[Tensor]  #: ``(R, L)`` each: index of the token at each position; any token at padding.
+    masks: list[Tensor]  #: ``(R, L)`` bool each, True for a token.
+    inverse: Tensor  #: ``(N,)`` position of each token in the concatenation of all buckets.
 
     @classmethod
     def of(cls, offsets: Tensor, limits: Sequence[int] = (4, 8, 16, 32, 64), longest: int | None = None) -> Buckets:

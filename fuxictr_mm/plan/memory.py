@@ -18,11 +18,35 @@ if TYPE_CHECKING:
 PROCESS_BYTES = 350_000_000
 
 
-def make_plan(experiment: Experiment, gpus: int | None = None, memory: float | None = None) -> dict[str, Any]:
-    """Return the memory of each process in bytes, part by part, and whether it fits.
+@dataclass(frozen=True)
+class Part:
+    """A part of the memory of a process."""
+
+    part: str
+    bytes: int
+    note: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The memory of each process in bytes, part by part, and whether it fits."""
+
+    expid: str
+    processes: int
+    device: str  #: ``CPU`` or ``GPU``.
+    parts: list[Part]
+    tables: list[dict[str, Any]]  #: Feature, kind, shape and parts of each table.
+    sent: int  #: Bytes that a process sends in a step.
+    total: int
+    limit: int
+    fits: bool
+
+
+def make_plan(experiment: Experiment, gpus: int | None = None, memory: float | None = None) -> Plan:
+    """Return the memory of an experiment.
 
     Without ``gpus``, it is that of one process on the CPU; ``memory``, GB of each, is by default what is free on this
-    machine. ``sent`` is the bytes that a process sends in a step.
+    machine.
 
     Raises
     ------
@@ -44,25 +68,17 @@ def make_plan(experiment: Experiment, gpus: int | None = None, memory: float | N
     columns = ", ".join(name for name in data.item_bytes if name != "known") or "none"
     of_tables, tables, sent = _tables(run)
     parts = [
-        _part("process", PROCESS_BYTES, "Python, torch, libraries"),
-        _part("items", sum(data.item_bytes.values()), f"{data.num_items:,} items; features: {columns}"),
+        Part("process", PROCESS_BYTES, "Python, torch, libraries"),
+        Part("items", sum(data.item_bytes.values()), f"{data.num_items:,} items; features: {columns}"),
         *_splits(run),
         *of_tables,
         _network(run),
         _batch(run),
     ]
-    total = sum(part["bytes"] for part in parts)
-    return {
-        "expid": config.expid,
-        "processes": processes,
-        "device": "GPU" if run.on_gpu else "CPU",
-        "parts": parts,
-        "tables": tables,
-        "sent": int(sent + _ring(4 * model.other, processes)),
-        "total": total,
-        "limit": int(limit),
-        "fits": total <= limit,
-    }
+    total = sum(part.bytes for part in parts)
+    sent += _ring(4 * model.other, processes)
+    device = "GPU" if run.on_gpu else "CPU"
+    return Plan(config.expid, processes, device, parts, tables, int(sent), total, int(limit), total <= limit)
 
 
 @dataclass(frozen=True)
@@ -113,11 +129,7 @@ def _check(experiment: Experiment, gpus: int | None, memory: float | None) -> No
             raise ConfigError(f"{name} is {value}, expected a number above 0")
 
 
-def _part(name: str, size: float, note: str) -> dict[str, Any]:
-    return {"part": name, "bytes": int(size), "note": note}
-
-
-def _splits(run: _Run) -> list[dict[str, Any]]:
+def _splits(run: _Run) -> list[Part]:
     """Return the rows of each split, in memory or streamed; train comes last, and takes what the others leave."""
     from fuxictr_mm.data.memory import MEMORY_FRACTION
 
@@ -133,11 +145,11 @@ def _splits(run: _Run) -> list[dict[str, Any]]:
             budget -= size
         else:
             size = size * min(config.buffer_rows // sharing, rows) // max(rows, 1)
-        parts.append(_part(f"rows of {name}", size, f"{rows:,} rows, {'in memory' if resident else 'streamed'}"))
+        parts.append(Part(f"rows of {name}", size, f"{rows:,} rows, {'in memory' if resident else 'streamed'}"))
     return parts
 
 
-def _tables(run: _Run) -> tuple[list[dict[str, Any]], list[dict[str, Any]], float]:
+def _tables(run: _Run) -> tuple[list[Part], list[dict[str, Any]], float]:
     """Return a part and a description of each table, and the bytes that a process sends for them in a step."""
     from fuxictr_mm.tables.layout import TableShape, choose_layouts
 
@@ -171,7 +183,7 @@ def _tables(run: _Run) -> tuple[list[dict[str, Any]], list[dict[str, Any]], floa
         shown = ", ".join(f"{name} {size / 1e6:,.1f}" for name, size in sizes.items())
         kind = table.kind if layout is None else f"sharded by {layout.kind}"
         note = f"{table.rows:,} x {table.dim}, {kind}: {shown}"
-        parts.append(_part(f"table {table.name}", sum(sizes.values()), note))
+        parts.append(Part(f"table {table.name}", int(sum(sizes.values())), note))
         if layout is not None:
             sent += reached * layout.bytes_sent(rank, processes)
         elif table.touched:
@@ -183,24 +195,24 @@ def _tables(run: _Run) -> tuple[list[dict[str, Any]], list[dict[str, Any]], floa
     return parts, tables, sent
 
 
-def _network(run: _Run) -> dict[str, Any]:
+def _network(run: _Run) -> Part:
     model = run.model
     numbers = 2 + model.other_state + run.copies + run.config.averages_weights
     size = 4 * model.other * numbers + model.buffers
-    return _part("network", size, f"{model.other:,} parameters, with gradients, optimizer and copies")
+    return Part("network", int(size), f"{model.other:,} parameters, with gradients, optimizer and copies")
 
 
-def _batch(run: _Run) -> dict[str, Any]:
+def _batch(run: _Run) -> Part:
     """Return what the forward pass keeps of a batch."""
     from fuxictr_mm.embedding_model import FLAGS_PER_ID
 
     data, rows, ids = run.data, run.batch_size, run.batch_ids
     size: float = 9 * data.num_items if data.num_items <= FLAGS_PER_ID * ids else 40 * ids  # to find distinct items
     if run.model.activations is None:
-        return _part("batch", size, "unknown for a network of this size")
+        return Part("batch", int(size), "unknown for a network of this size")
     fixed, per_row = run.model.activations
     note = f"approximate: saved by the forward pass of {rows:,} rows with {data.history} history items each"
-    return _part("batch", size + fixed + per_row * rows, note)
+    return Part("batch", int(size + fixed + per_row * rows), note)
 
 
 def _ring(size: float, processes: int) -> float:

@@ -43,7 +43,7 @@ def report(
     known = find_runs(root)
     runs = _selected(resolve(names, root) if names else known, root, dataset)
     if label is not None:
-        runs = _of_label(runs, label)
+        runs = _with_label(runs, label)
     named = [name for name in names if RUN_NAME.fullmatch(Path(name).name)]
     track = partial(progress_bar, what="bootstrap samples", verbose=0 if quiet else 1)
     datasets = enumerate(gather(runs, named), start=1)
@@ -73,7 +73,7 @@ def check_packages() -> None:
         raise missing(error) from error
 
 
-def _of_label(runs: Sequence[Run], label: str) -> list[Run]:
+def _with_label(runs: Sequence[Run], label: str) -> list[Run]:
     """Return the runs that have a label, with its metrics alone, AUC first; of those on one label as on several."""
     from fuxictr_mm.metrics import split_task  # which imports torch
 
@@ -84,14 +84,14 @@ def _of_label(runs: Sequence[Run], label: str) -> list[Run]:
     if all(len(run.label_names) == 1 for run in found):
         return found
 
-    def of_one(run: Run, metrics: dict[str, float]) -> dict[str, float]:
+    def metrics_of(run: Run, metrics: dict[str, float]) -> dict[str, float]:
         names = run.label_names
         if len(names) == 1:
             return of_label(metrics, label)
         kept = [name for name in metrics if split_task(name, names)[0] == label]
         return {name: metrics[name] for name in sorted(kept, key=lambda name: name != f"{label}_AUC")}
 
-    return [replace(run, valid=of_one(run, run.valid), test=of_one(run, run.test)) for run in found]
+    return [replace(run, valid=metrics_of(run, run.valid), test=metrics_of(run, run.test)) for run in found]
 
 
 def _selected(everything: Sequence[Run], root: str | os.PathLike[str], dataset: str | None) -> list[Run]:

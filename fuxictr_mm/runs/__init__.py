@@ -38,12 +38,12 @@ from fuxictr_mm.runs.predictions import Predictions
 from fuxictr_mm.runs.reading import (
     find_runs,
     load_run,
-    read_result,
     read_run,
     resolve,
     resolve_one,
     run_of_weights,
     runs_of,
 )
+from fuxictr_mm.runs.result import Result
 from fuxictr_mm.runs.run import TEST_DATA, Run
 from fuxictr_mm.runs.selection import differences, different_files, is_present, left_out, outdated, present_first

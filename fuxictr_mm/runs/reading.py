@@ -7,28 +7,20 @@ import glob
 import math
 import os
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, UserError, nearest
 from fuxictr_mm.files import read_json
-from fuxictr_mm.runs.evaluations import _is_number, read_lines
+from fuxictr_mm.runs.evaluations import read_lines
 from fuxictr_mm.runs.paths import CONFIG, DATA, ENVIRONMENT, METRICS, MODEL_CODE, RESULT, RUN_NAME, RunPaths
+from fuxictr_mm.runs.result import Result
 from fuxictr_mm.runs.run import Run
 from fuxictr_mm.yaml_files import load_yaml
 
-
-def read_result(path: Path) -> dict[str, Any] | None:
-    """Return ``EXPID.json`` of the newest run of an experiment; None if it has not finished, or not by this library."""
-    try:
-        found = read_json(path)
-    except UserError:
-        return None
-    is_result = {"expid", "config_hash", "valid", "test", "seconds"} <= found.keys()
-    is_of_form = isinstance(found.get("valid"), dict) and isinstance(found.get(DATA) or {}, dict)
-    return found if is_result and is_of_form else None
+Content = TypeVar("Content")
 
 
 def load_run(folder: str | os.PathLike[str], *, model_zoo: str | os.PathLike[str] | None = None) -> Run:
@@ -114,25 +106,23 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
     path = Path(folder).resolve()
     problems: list[str] = []
 
-    def attempt(read: Any, name: str, required: bool) -> dict[str, Any]:
+    def attempt(read: Callable[[Path], Content], name: str, required: bool) -> Content | None:
         if not required and not (path / name).exists():
-            return {}
+            return None
         try:
             return read(path / name)
         except UserError as error:
             problems.append(str(error).replace(f"{path}{os.sep}", ""))
-            return {}
+            return None
 
-    config = attempt(_read_config, CONFIG, True)
-    environment = attempt(read_json, ENVIRONMENT, True)
+    config = attempt(_read_config, CONFIG, True) or {}
+    environment = attempt(read_json, ENVIRONMENT, True) or {}
     if problem := _problem_of_environment(environment):
         problems.append(f"{ENVIRONMENT}: {problem}")
         environment = {}
-    attempt(lambda file: {"lines": read_lines(file)}, METRICS, False)
-    result = attempt(read_json, RESULT, False)
-    if result and (problem := _problem_of_result(result)):
-        problems.append(f"{RESULT}: {problem}")
-        result = {}
+    attempt(read_lines, METRICS, False)
+    finished = attempt(Result.read, RESULT, False)
+    result = finished or Result(valid={}, seconds=math.nan)
     named = RUN_NAME.fullmatch(path.name)
     seed = config.get("seed", int(named["seed"]) if named else None)
     return Run(
@@ -144,13 +134,13 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
         seed=seed if isinstance(seed, int) else None,
         config=config,
         environment=environment,
-        finished=bool(result),
+        finished=finished is not None,
         started_at=str(environment.get("started_at") or (_time_of(named["stamp"]) if named else "")),
-        seconds=float(result["seconds"]) if result else math.nan,
-        valid=result.get("valid", {}),
-        test=result.get("test") or {},
-        parameters=result.get("parameters"),
-        valid_rows=result.get("valid_rows"),
+        seconds=float(result.seconds),
+        valid=result.valid,
+        test=result.test,
+        parameters=result.parameters,
+        valid_rows=result.valid_rows,
         problem="; ".join(problems),
     )
 
@@ -241,19 +231,6 @@ def _problem_of_environment(environment: dict[str, Any]) -> str:
         return f"{DATA} is {data!r}, expected hashes by setting; delete the entry"
     if code is not None and not isinstance(code, str):
         return f"{MODEL_CODE} is {code!r}, expected a hash; delete the entry"
-    return ""
-
-
-def _problem_of_result(result: dict[str, Any]) -> str:
-    """Return the problem of a result, empty if none."""
-    for name in ("valid", "test"):
-        metrics = result.get(name)
-        if metrics is None and name == "test":
-            continue
-        if not isinstance(metrics, dict) or not all(map(_is_number, metrics.values())):
-            return f"{name} is {metrics!r}, expected metrics"
-    if not _is_number(result.get("seconds")):
-        return f"seconds is {result.get('seconds')!r}, expected a number"
     return ""
 
 

@@ -21,8 +21,8 @@ def train_on_ray(
     gpus: bool = False,
     max_failures: int = 3,
     **options: Any,
-) -> dict[str, Any]:
-    """Train an experiment with processes of Ray, and return what ``EXPID.json`` holds.
+) -> dict[str, dict[str, float]]:
+    """Train an experiment with processes of Ray, and return its metrics by split, as ``Run.metrics``.
 
     An interrupted run of the experiment is resumed. The cluster is the one that ``RAY_ADDRESS`` names or
     ``ray.init`` has joined, else a local one.
@@ -72,12 +72,12 @@ def train_on_ray(
     except Exception as error:  # of a worker, wrapped by Ray
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(f"{expid}: a worker of Ray has failed ({reason[-1]}); its log has the reason") from error
-    result = experiment.result()
-    if result is None:
+    run = experiment.finished_run()
+    if run is None:
         raise UserError(
             f"{experiment.paths.result}: not written; set model_root to a folder on a disk that all workers share"
         )
-    return result
+    return run.metrics
 
 
 def _train(settings: dict[str, Any]) -> None:
@@ -108,12 +108,11 @@ def main() -> None:
     add_debug(parser)
     args = parser.parse_args()
     options = {k: v for k in ("data_root", "model_zoo") if (v := getattr(args, k)) is not None}
-    result = train_on_ray(
+    metrics = train_on_ray(
         args.expid, args.config, args.workers, gpus=args.gpus, max_failures=args.max_failures, **options
     )
-    for split in ("valid", "test"):
-        if result[split]:
-            print(f"{split}: " + " - ".join(f"{name}: {value:.6f}" for name, value in result[split].items()))
+    for split, values in metrics.items():
+        print(f"{split}: " + " - ".join(f"{name}: {value:.6f}" for name, value in values.items()))
 
 
 if __name__ == "__main__":

@@ -250,13 +250,7 @@ def _choose_parts(experiment: Experiment, format: str, precision: str) -> Callab
 
 
 def _predict_finite(experiment: Experiment, model: Any, dataset: Dataset) -> np.ndarray:
-    """Return the model's scores over the validation rows.
-
-    Raises
-    ------
-    UserError
-        One is not finite.
-    """
+    """Return the model's scores over the validation rows."""
     import numpy as np
 
     found = _predict(experiment, model, dataset)

@@ -31,17 +31,7 @@ if TYPE_CHECKING:
 class ItemColumns:
     """The columns of the item files that a model reads, as two matrices: of numbers, and of ids.
 
-    Parameters
-    ----------
-    model : BaseModel
-        A model of FuxiCTR.
-    items : ItemTable
-        Its items.
-
-    Attributes
-    ----------
-    numbers, ids : dict of str to torch.Size
-        Shape of each column in one item; the last of ``ids`` is the item's own.
+    ``numbers`` and ``ids`` have the shape of each column in one item; the last of ``ids`` is the item's own.
     """
 
     def __init__(self, model: Any, items: ItemTable) -> None:
@@ -66,15 +56,7 @@ class ItemColumns:
 
 
 class GivenItems:
-    """In place of the item table of a batch format: items are rows of what the graph is given.
-
-    Parameters
-    ----------
-    columns : ItemColumns
-        The columns.
-    numbers, ids : Tensor
-        ``(U, D)`` and ``(U, M)``.
-    """
+    """In place of the item table of a batch format: items are rows of ``numbers`` ``(U, D)`` and ``ids`` ``(U, M)``."""
 
     def __init__(self, columns: ItemColumns, numbers: Tensor, ids: Tensor) -> None:
         self.names = tuple(name for name in (*columns.numbers, *columns.ids) if name != ITEM_ID)

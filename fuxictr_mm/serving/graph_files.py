@@ -66,13 +66,7 @@ def write_graphs(graphs: Mapping[str, Traced], folder: Path, format: str, what: 
 
 
 def _write_graph(traced: Traced, path: Path, what: str) -> ExportedProgram:
-    """Write a graph, of ``torch.export`` or of ONNX by the ending of its name; returns the program that is written.
-
-    Raises
-    ------
-    UserError
-        torch or ONNX Runtime cannot; the message names the operation.
-    """
+    """Write a graph, of ``torch.export`` or of ONNX by the ending of its name; returns the program that is written."""
     try:
         with torch.no_grad(), _silence():
             program = torch.export.export(traced.module, traced.args, dynamic_shapes=traced.shapes, strict=False)

@@ -29,10 +29,7 @@ from fuxictr_mm.model import MultimodalModel
 class ItemsGraph(nn.Module):
     """A graph whose model is given rows of the item table, with what it reads per item.
 
-    Parameters
-    ----------
-    model : MultimodalModel
-        Its methods that look up items are replaced, so use a model that is not used otherwise.
+    The methods of the model that look up items are replaced, so give one that is not used otherwise.
     """
 
     def __init__(self, model: MultimodalModel) -> None:
@@ -65,13 +62,7 @@ class ItemsGraph(nn.Module):
 
 
 class RowsGraph(ItemsGraph):
-    """Scores rows: ``(items, codes, target, history, offsets, context, steps) -> (B, T)`` predictions.
-
-    Parameters
-    ----------
-    model : MultimodalModel
-        Its methods that look up items are replaced, so use a model that is not used otherwise.
-    """
+    """Scores rows: ``(items, codes, target, history, offsets, context, steps) -> (B, T)`` predictions."""
 
     def __init__(self, model: MultimodalModel) -> None:
         super().__init__(model)
@@ -257,17 +248,10 @@ def per_item(model: MultimodalModel, rows: Tensor, dims: Sequence[int], name: st
 
 
 def embed_context(model: MultimodalModel, columns: Mapping[str, Tensor], num_rows: int) -> Tensor:
-    """Return the concatenated context fields ``(B, C)``.
+    """Return the concatenated context fields ``(B, C)`` of ``num_rows`` rows.
 
-    Parameters
-    ----------
-    model : MultimodalModel
-        The model.
-    columns : mapping of str to Tensor
-        By the name of the field: ``(B,)`` numbers, ``(B, P)`` stored embeddings, or the rows of the
-        embedding table, ``(B, D)`` for a categorical field and ``(B, L, D)`` for a sequence.
-    num_rows : int
-        B.
+    ``columns`` are by the name of the field: ``(B,)`` numbers, ``(B, P)`` stored embeddings, or the rows of the
+    embedding table, ``(B, D)`` for a categorical field and ``(B, L, D)`` for a sequence.
     """
     layers = model.embedding_layer.embedding_layer
     parts = []

@@ -26,12 +26,7 @@ NUMBERS_OF_USER, NO_LENGTH = 2**25, 2**20
 def numbers_per_pair(program: ExportedProgram, names: Sequence[str]) -> int:
     """Return the size of the largest array that a graph computes, in numbers per scored row and history item.
 
-    Parameters
-    ----------
-    program : ExportedProgram
-        The graph.
-    names : sequence of str
-        Its inputs. Those that have as many entries as there are scored rows or items are known by their names.
+    ``names`` are its inputs. Those that have as many entries as there are scored rows or items are known by them.
     """
     return max(-(-_largest(_shapes(program), _sizes(program, names, ROWS, LENGTH), LENGTH) // (ROWS * LENGTH)), 1)
 

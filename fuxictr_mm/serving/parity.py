@@ -85,13 +85,7 @@ def compare(
 def check(
     expid: str, found: Sequence[np.ndarray], tolerance: float, rounding: Callable[[], np.ndarray] | None
 ) -> float:
-    """Return the tolerance that counts for some groups of differences; see ``compare``.
-
-    Raises
-    ------
-    UserError
-        One is beyond it.
-    """
+    """Return the tolerance that counts for some groups of differences; see ``compare``."""
     largest = float(np.max([group.max() for group in found]))  # also NaN
     if rounding is not None and largest > tolerance:
         own = rounding()

@@ -30,31 +30,18 @@ USER_ID = "user_id"
 
 @dataclass(frozen=True)
 class Prepared:
-    """The owner's values of a dataset.
+    """The owner's values of a dataset."""
 
-    Parameters
-    ----------
-    vocabularies : mapping of str to Vocabulary
-        By the column: items, users, and columns of context and of items that hold codes.
-    scales : mapping of str to pair of float
-        Mean and standard deviation of each column of numbers of the context.
-    """
-
+    #: By the column: items, users, and columns of context and of items that hold codes.
     vocabularies: Mapping[str, Vocabulary] = field(default_factory=dict)
+    #: Mean and standard deviation of each column of numbers of the context.
     scales: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, dataset: Dataset, item_files: Sequence[str], columns: Mapping[str, int]) -> Prepared | None:
         """Return the data next to a dataset, None for one that was not prepared or has its own vocabularies.
 
-        Parameters
-        ----------
-        dataset : Dataset
-            The dataset.
-        item_files : sequence of str
-            Its item files.
-        columns : mapping of str to int
-            Columns of codes that are read, with the number of codes, 0 included.
+        ``columns`` are those of codes that are read, with the number of codes, 0 included.
         """
         folder = next((folder for folder in map(_folder_of, item_files) if folder is not None), None)
         if folder is None or dataset.items.vocabulary is not None:

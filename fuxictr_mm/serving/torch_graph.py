@@ -15,14 +15,9 @@ if TYPE_CHECKING:
 
 
 class TorchGraph:
-    """A program as a function of named arrays; its threads are torch's.
+    """A program, as it was traced, as a function of named arrays; its threads are torch's.
 
-    Parameters
-    ----------
-    program : ExportedProgram
-        As it was traced: ``torch.export.load`` would evaluate expressions of a file.
-    inputs, outputs : sequence of str
-        Names, in the order of the program.
+    ``torch.export.load`` would evaluate expressions of a file. The names are in the order of the program.
     """
 
     def __init__(self, program: ExportedProgram, inputs: Sequence[str], outputs: Sequence[str]) -> None:

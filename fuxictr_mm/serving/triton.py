@@ -45,24 +45,12 @@ class Step:
 
 @dataclass
 class Repository:
-    """A folder of models.
+    """A folder of models."""
 
-    Parameters
-    ----------
-    source : Path
-        The export.
-    folder : Path
-        Where to write.
-    name : str
-        Of the ensemble; begins the names of the other models.
-    manifest : Manifest
-        Of the export.
-    """
-
-    source: Path
-    folder: Path
-    name: str
-    manifest: Manifest
+    source: Path  #: The export.
+    folder: Path  #: Where to write.
+    name: str  #: Of the ensemble; begins the names of the other models.
+    manifest: Manifest  #: Of the export.
     steps: list[Step] = field(default_factory=list)
     inputs: dict[str, Port] = field(default_factory=dict)
 

@@ -128,8 +128,8 @@ class _Fitting:
         self.callbacks = callbacks
         self.batches = len(train)
         self.eval_steps = 0
-        share = getattr(train, "share", None)
-        streams = None if share is None else share.streams
+        shard = getattr(train, "shard", None)
+        streams = None if shard is None else shard.streams
         self.progress = Progress(streams, getattr(train, "global_size", None))
         self.losses = _RunningLoss()
         self.speed = _Speed()

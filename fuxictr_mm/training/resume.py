@@ -60,6 +60,18 @@ class Progress:
     history: list[dict[str, float]] = field(default_factory=list)  #: One entry per evaluation.
 
 
+@dataclass(frozen=True)
+class Content:
+    """All but the tensors of a checkpoint; those of earlier versions lack what is None."""
+
+    config_hash: str
+    progress: Progress
+    state: dict[str, Any]  #: Of model, optimizer and generators, with names in place of tensors.
+    model_code: str | None = None
+    data: dict[str, str] | None = None  #: Hashes of the files by their paths.
+    files: dict[str, str] | None = None  #: Hashes of the files of the tensors.
+
+
 class TrainingCheckpoint:
     """The training checkpoints of an experiment: weights, optimizer, random generators and progress.
 
@@ -141,15 +153,8 @@ class TrainingCheckpoint:
         if (average := getattr(model, "average", None)) is not None:
             state["average"] = average.state()
         tensors: dict[str, Tensor] = {}
-        content = {
-            "format": FORMAT,
-            "config_hash": self.config_hash,
-            "model_code": self.model_code,
-            "data": self.data,
-            "progress": asdict(progress),
-            "state": take_tensors(state, tensors),
-        }
-        finish = functools.partial(self._finish, partial, content)
+        content = Content(self.config_hash, progress, take_tensors(state, tensors), self.model_code, self.data)
+        finish = functools.partial(self._finish, partial, asdict(content))  # a copy of the progress
         with self._removing_partial():
             self._tensors.save(tensors, partial, finish, self.in_background)
 
@@ -165,7 +170,7 @@ class TrainingCheckpoint:
 
     def _finish(self, partial: Path, content: Mapping[str, Any], files: Mapping[str, str]) -> None:
         """Make complete files, with their hashes, the newest checkpoint, and delete old ones."""
-        write_json(partial / CONTENT, {**content, "files": files})
+        write_json(partial / CONTENT, {"format": FORMAT, **content, "files": files})
         partial.rename(self.path / f"{STEP}{content['progress']['step']:012}")
         for old in sorted(self.path.glob(f"{STEP}*"))[: -self.keep]:
             shutil.rmtree(old)
@@ -185,7 +190,7 @@ class TrainingCheckpoint:
         except UserError as error:
             logger.warning(f"{error}; training is complete, so this checkpoint is not needed")
 
-    def check(self, model: str) -> dict[str, Any] | None:
+    def check(self, model: str) -> Content | None:
         """Return all but the tensors of the newest checkpoint of the class ``model``, None if there is none.
 
         Raises
@@ -236,7 +241,7 @@ class TrainingCheckpoint:
             own: dict[str, Tensor] = {}
             take_tensors({"model": model.state_dict(), "optimizer": model.optimizer.state_dict()}, own)
             spread = {name: value for name, value in own.items() if is_distributed(value)}
-        state = put_tensors(content["state"], self._tensors.load(folder, spread, content.get("files")), folder)
+        state = put_tensors(content.state, self._tensors.load(folder, spread, content.files), folder)
         model.load_state_dict(state["model"])
         model.optimizer.load_state_dict(state["optimizer"])
         for name, parameter in model.named_parameters():
@@ -250,7 +255,7 @@ class TrainingCheckpoint:
             gpu_state = state["gpu_generators"][distributed.rank()].clone()
             if model.device.type == "cuda" and gpu_state.numel():
                 torch.cuda.set_rng_state(gpu_state, model.device)
-        return _progress(content["progress"])
+        return content.progress
 
     def remove(self) -> None:
         """Delete all checkpoints, if there are any."""
@@ -265,18 +270,16 @@ def hashes_of_data(settings: Mapping[str, Any], hashes: Mapping[str, Any]) -> di
     return {paths[name]: value for name, value in hashes.items() if name != "test_data"}
 
 
-def mismatch(
-    content: Mapping[str, Any], config_hashes: Collection[str], model_code: str, data: Mapping[str, Any]
-) -> str | None:
+def mismatch(content: Content, config_hashes: Collection[str], model_code: str, data: Mapping[str, Any]) -> str | None:
     """Return in what a checkpoint differs from a run: ``CONFIGURATION``, ``MODEL_FILE`` or the path of its data.
 
     What a checkpoint does not contain is not compared.
     """
-    if content["config_hash"] not in config_hashes:
+    if content.config_hash not in config_hashes:
         return CONFIGURATION
-    if content.get("model_code", model_code) != model_code:
+    if content.model_code not in (None, model_code):
         return MODEL_FILE
-    theirs = content.get("data", data)
+    theirs = data if content.data is None else content.data
     return next((path for path in data if theirs.get(path) != data[path]), None)
 
 
@@ -301,7 +304,7 @@ def remove_checkpoints(path: Path) -> None:
         path.unlink(missing_ok=True)  # of an earlier version
 
 
-def read_content(folder: Path) -> dict[str, Any]:
+def read_content(folder: Path) -> Content:
     """Return all but the tensors of a checkpoint.
 
     Raises
@@ -310,22 +313,24 @@ def read_content(folder: Path) -> dict[str, Any]:
         It is damaged, or of another version.
     """
     try:
-        content = read_json(folder / CONTENT)
+        found = read_json(folder / CONTENT)
     except UserError as error:
         raise damaged(folder, str(error)) from error
-    if content.get("format") != FORMAT:
+    if found.get("format") != FORMAT:
         raise _of_another_version(folder)
-    progress = content.get("progress")
-    missing = [key for key in ("config_hash", "progress", "state") if key not in content]
+    progress = found.get("progress")
+    missing = [key for key in ("config_hash", "progress", "state") if key not in found]
     missing += [f.name for f in fields(Progress) if isinstance(progress, dict) and f.name not in progress]
     if missing or not isinstance(progress, dict):
         raise damaged(folder, f"{CONTENT} has no {', '.join(missing) or 'progress'}")
-    return content
+    progress = Progress(**{f.name: progress[f.name] for f in fields(Progress)})
+    optional = {name: found.get(name) for name in ("model_code", "data", "files")}
+    return Content(found["config_hash"], progress, found["state"], **optional)
 
 
 def streams_of(folder: Path) -> int | None:
     """Return the number of virtual streams of a checkpoint, None if it has none."""
-    return read_content(folder)["progress"].get("streams")
+    return read_content(folder).progress.streams
 
 
 def _gradient_of(parameter: nn.Parameter) -> Tensor | list[Tensor]:
@@ -344,7 +349,3 @@ def _of_another_version(path: Path) -> UserError:
     return UserError(
         f"{path}: is not a training checkpoint of this version; delete it and start again without --resume"
     )
-
-
-def _progress(values: dict[str, Any]) -> Progress:
-    return Progress(**{f.name: values[f.name] for f in fields(Progress)})

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from fuxictr_mm.config import DatasetConfig, checkpoint_hash, describe_differences, result_differences
+from fuxictr_mm.config import DatasetConfig, ExperimentConfig, checkpoint_hash, describe_differences, result_differences
 from fuxictr_mm.data.dataset import Dataset
-from fuxictr_mm.data.fingerprint import changed_data, data_hashes
+from fuxictr_mm.data.fingerprint import data_hashes
 from fuxictr_mm.data.interactions import InteractionTable
 from fuxictr_mm.data.numbers import unscaled
 from fuxictr_mm.data.shards import Shard
@@ -28,6 +28,7 @@ from fuxictr_mm.logs import LogFiles
 from fuxictr_mm.runs import (
     DATA,
     MODEL_CODE,
+    Result,
     Run,
     RunPaths,
     best_epoch_was_last,
@@ -115,12 +116,10 @@ class TrainingRun:
 
     def _finished(self) -> Run | None:
         """Return the run of these settings and data that has finished, None if there is none."""
-        experiment = self.experiment
-        if (result := experiment.result()) is None:
-            return None
-        logger.info(f"{self.paths.result}: already finished, with {result['valid']}")
-        finished = experiment.finished_runs()
-        return experiment.run_of(result, finished[0].path if finished else None)
+        finished = self.experiment.finished_run()
+        if finished is not None:
+            logger.info(f"{self.paths.result}: already finished, with {finished.valid}")
+        return finished
 
     def _remove_leftover(self) -> None:
         """Delete the training checkpoint of a run that was killed between its last file and this deletion."""
@@ -129,7 +128,7 @@ class TrainingRun:
             with suppress(UserError), _locked(self.paths):
                 newest = newest_checkpoint(self.paths.checkpoint)
                 ours = [self._fingerprint(in_memory) for in_memory in (True, False)]
-                if newest is not None and read_content(newest)["config_hash"] in ours:
+                if newest is not None and read_content(newest).config_hash in ours:
                     remove_checkpoints(self.paths.checkpoint)
 
     def _fingerprint(self, in_memory: bool) -> str:
@@ -154,7 +153,7 @@ class TrainingRun:
         """Refuse to resume a run whose training rows were in memory and are streamed now, or the reverse."""
         newest = newest_checkpoint(self.paths.checkpoint)
         in_memory = isinstance(dataset.splits["train"], InteractionTable)
-        if newest is not None and read_content(newest)["config_hash"] == self._fingerprint(not in_memory):
+        if newest is not None and read_content(newest).config_hash == self._fingerprint(not in_memory):
             now, then = ("in memory", "streamed") if in_memory else ("streamed", "in memory")
             raise UserError(
                 f"{self.paths.checkpoint}: its training rows were {then}, now they are {now}, in another order "
@@ -183,8 +182,8 @@ class TrainingRun:
         newest = self.experiment.newest_result()
         if newest_checkpoint(self.paths.checkpoint) is not None or newest is None:
             return
-        is_same = newest["config_hash"] == self.config.fingerprint()
-        if is_same and (changed := changed_data(newest.get(DATA), self.config.to_dict())):
+        is_same = newest.config_hash == self.config.fingerprint()
+        if is_same and (changed := self.experiment.changed_data(newest.data)):
             logger.warning(f"{changed} has changed since {self.paths.result} was written; training from the start")
             return
         finished = next((run for run in runs_of(self.paths) if run.finished), None)
@@ -229,15 +228,14 @@ class TrainingRun:
         logger.info("Validation")
         scored = loop.score(model, valid)
         of_valid = loop.measure(scored, config.metrics)
-        metrics: dict[str, dict[str, float] | None] = {"valid": of_valid, "test": None}
-        scored_test = None
+        of_test, scored_test = dict[str, float](), None
         if "test" in dataset.splits and (test_metrics or config.record):
             logger.info("Test")
             test_rows = dataset.splits["test"]
             test = experiment.make_loader(test_rows, model)
             scored_test = loop.score(model, test, labels=bool(test_metrics), groups=test_rows.has_groups)
             if test_metrics:
-                metrics["test"] = loop.measure(scored_test, test_metrics)
+                of_test = loop.measure(scored_test, test_metrics)
         if scored.label is not None:
             calibrate = f"{experiment.command('predict')} --calibrate platt"
             # Probabilities of weighted rows are not those of these rows; their order is.
@@ -245,18 +243,20 @@ class TrainingRun:
             checked = {name: value for name, value in of_valid.items() if name.endswith("AUC") or not is_weighted}
             warn_of_baselines(checked, scored.label, config.tasks, calibrate)
         seconds = time.perf_counter() - self.started if writer is None else writer.seconds
-        result = {"expid": config.expid, "config_hash": config.fingerprint(), **metrics, "seconds": seconds}
+        result = Result(of_valid, seconds, of_test)
         if is_main():
+            metrics = {"valid": of_valid, "test": of_test or None, "seconds": seconds}
+            content = {"expid": config.expid, "config_hash": config.fingerprint(), **metrics}
             if writer is not None:
-                writer.finish(result, model, scored, scored_test, _group_texts(dataset))
+                writer.finish(content, model, scored, scored_test, _group_texts(dataset))
             now = datetime.now().isoformat(timespec="seconds")
             hashes = {"settings_hash": config.fingerprint(paths=False), **self._sources()}
-            write_json(self.paths.result, {**result, **hashes, "finished_at": now})
+            write_json(self.paths.result, {**content, **hashes, "finished_at": now})
             checkpoint.remove()
             if self.paths.suffix:
                 _publish(self.paths)
             if self.results_csv is not None:
-                append_result(result, config.dataset_id, self.results_csv)
+                append_result(result, config, self.results_csv)
         return experiment.run_of(result, None if writer is None else writer.path)
 
     def _callbacks(self, writer: RunWriter | None) -> list[Callback]:
@@ -358,20 +358,20 @@ def _check_writable(path: Path) -> None:
         raise ConfigError(f"{path}: is not writable; run in another folder")
 
 
-def append_result(result: Mapping[str, Any], dataset_id: str, path: Path) -> None:
+def append_result(result: Result, config: ExperimentConfig, path: Path) -> None:
     """Append a line to a CSV of results, as FuxiCTR does."""
 
-    def listing(metrics: Mapping[str, float] | None) -> str:
+    def listing(metrics: Mapping[str, float]) -> str:
         return " - ".join(f"{k}: {v:.6f}" for k, v in metrics.items()) if metrics else "N.A."
 
     fields = [
         f" {datetime.now():%Y%m%d-%H%M%S}",
         f"[command] python {' '.join(sys.argv)}",
-        f"[exp_id] {result['expid']}",
-        f"[dataset_id] {dataset_id}",
+        f"[exp_id] {config.expid}",
+        f"[dataset_id] {config.dataset_id}",
         "[train] N.A.",
-        f"[val] {listing(result['valid'])}",
-        f"[test] {listing(result['test'])}",
+        f"[val] {listing(result.valid)}",
+        f"[test] {listing(result.test)}",
     ]
     try:
         with path.open("a", encoding="utf-8") as stream:

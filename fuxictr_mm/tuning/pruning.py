@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fuxictr_mm.runs import monitored, newest_evaluations, read_evaluations
+from fuxictr_mm.runs import Result, monitored, newest_evaluations, read_evaluations
 from fuxictr_mm.tuning.stored_trials import StoredTrials
 from fuxictr_mm.tuning.trial import Trial
 from fuxictr_mm.tuning.tuner_file import Pruning
@@ -88,13 +88,13 @@ class Watch:
                 self.pruned = True
                 return
 
-    def last(self) -> dict[str, Any] | None:
+    def last(self) -> Result | None:
         """Return the result at the last evaluation that was reported."""
         evaluations = read_evaluations(self._trial.paths.runs)[: self.reported]
         if not evaluations:
             return None
         last = evaluations[-1]
-        return {"valid": {n: last[n] for n in self._trial.params["metrics"] if n in last}, "seconds": last["seconds"]}
+        return Result({name: last[name] for name in self._trial.params["metrics"] if name in last}, last["seconds"])
 
     def _store(self, evaluation: Mapping[str, Any]) -> None:
         self.reported += 1

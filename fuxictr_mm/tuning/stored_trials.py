@@ -6,6 +6,7 @@ import math
 import uuid
 from typing import TYPE_CHECKING, Any
 
+from fuxictr_mm.runs import Result
 from fuxictr_mm.tuning.space import Dimensions, Point
 from fuxictr_mm.tuning.trial import TrialResult
 
@@ -31,10 +32,10 @@ class StoredTrial:
         self.expid: str | None = notes.get("expid")
         self.owner: dict[str, str] | None = notes.get("owner")
         self.beat: int | None = notes.get("beat")
-        #: What it has reached: ``valid``, ``test`` and ``seconds``.
-        self.reached: dict[str, Any] = notes.get("result", {})
         #: Its failure, until it is repeated: ``message``, and ``failure``, which differs between failures.
         self.error: dict[str, str] | None = None if self.is_finished else notes.get("error")
+        result = {} if self.error else notes.get("result", {})
+        self.reached = Result(**{"valid": {}, "seconds": math.nan, **result})
 
 
 class StoredTrials:
@@ -105,16 +106,19 @@ class StoredTrials:
         for step in self.get(number).frozen.intermediate_values:
             if step > evaluations:  # of an earlier try that took longer
                 self.report(number, step, math.nan)
-        self.note(number, "result", {key: getattr(result, key) for key in ("valid", "test", "seconds")})
+        self._note_result(number, result)
         self.study.tell(number, result.reached, skip_if_finished=True)
 
-    def prune(self, number: int, reached: dict[str, Any] | None) -> None:
+    def prune(self, number: int, reached: Result | None) -> None:
         """Finish a trial that was ended early."""
         from optuna.trial import TrialState
 
         if reached is not None:
-            self.note(number, "result", reached)
+            self._note_result(number, reached)
         self.study.tell(number, state=TrialState.PRUNED, skip_if_finished=True)
+
+    def _note_result(self, number: int, result: TrialResult | Result) -> None:
+        self.note(number, "result", {"valid": result.valid, "test": result.test, "seconds": result.seconds})
 
     def fail(self, number: int, message: str) -> None:
         """Have a trial that failed wait to be repeated."""

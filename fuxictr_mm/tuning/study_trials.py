@@ -166,14 +166,13 @@ class StudyTrials:
             if not trial.is_finished and trial.error is None:
                 continue
             assert trial.expid is not None
-            reached = {} if trial.error else trial.reached
             results.append(
                 TrialResult(
                     trial.expid,
                     {**monitor, **(trial.point or {})},
-                    reached.get("valid", {}),
-                    reached.get("test", {}),
-                    reached.get("seconds", math.nan),
+                    trial.reached.valid,
+                    trial.reached.test,
+                    trial.reached.seconds,
                     trial.error["message"] if trial.error else None,
                     skipped=trial.number not in self._ran,
                     pruned=trial.is_pruned,

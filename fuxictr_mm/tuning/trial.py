@@ -79,9 +79,7 @@ class Trial:
         found = None if self.experiment is None else self.experiment.result()
         if found is None:
             return None
-        return TrialResult(
-            self.expid, self.params, found["valid"], found["test"] or {}, found["seconds"], skipped=skipped
-        )
+        return TrialResult(self.expid, self.params, found.valid, found.test, found.seconds, skipped=skipped)
 
     def release(self) -> None:
         """Release the lock on its files."""

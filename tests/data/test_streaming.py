@@ -123,7 +123,7 @@ def test_every_row_once_in_batches_as_of_the_resident_loader(
 
 def loader_of(files, resident, batch_size, shard, **options):
     """A loader of the rows that a rank reads, in memory or streamed."""
-    options = {"seed": 3, "share": shard, "shuffle": True, **options}
+    options = {"seed": 3, "shard": shard, "shuffle": True, **options}
     if resident:
         options.pop("buffer_rows", None)
         table = concatenate(files.select(shard.train_rows(len(files))).chunks())
@@ -252,7 +252,7 @@ def test_leaving_streams_early_ends_their_threads(tmp_path, monkeypatch):
 
 
 def test_row_tells_where_the_handed_out_batches_end(tmp_path):
-    loader = StreamingLoader(write(tmp_path, 23), 4, buffer_rows=9, shuffle=True, share=Shard(1, 2))
+    loader = StreamingLoader(write(tmp_path, 23), 4, buffer_rows=9, shuffle=True, shard=Shard(1, 2))
     assert [loader.row for _ in loader] == [8, 16, 23]
     loader.start_at(0, 8)
     assert [loader.row for _ in loader] == [16, 23]

@@ -9,7 +9,9 @@ import sys
 import textwrap
 import time
 import zipfile
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -19,11 +21,12 @@ import pytest
 
 from fuxictr_mm.cli import main
 from fuxictr_mm.embeddings import encode as module
-from fuxictr_mm.embeddings.encode import ChunkStore, encode_images, encode_texts
+from fuxictr_mm.embeddings.encode import ChunkStore, EncodeOptions, EncodeReport
 from fuxictr_mm.embeddings.encoders import ImageEncoder, TextEncoder
 from fuxictr_mm.errors import ConfigError, DataError, Interrupted
 from tests.errors import raises_naming
 
+OPTIONS = {each.name for each in fields(EncodeOptions)}
 TITLES = ["heat", "a fox", None, "the lazy dog", "toy story", "   ", "the big red fox runs", "dog", "fox", "story"]
 IDS = [30, 4, 7, 0, 12, 5, 1, 9, 22, 3]
 
@@ -44,6 +47,16 @@ def posters(tmp_path, picture) -> Path:
     (folder / "22.png").write_bytes(b"broken")
     (folder / "notes.txt").write_text("x")
     return folder
+
+
+def encode_texts(path: Path, out: Path, **settings: Any) -> EncodeReport:
+    own = {name: settings.pop(name) for name in OPTIONS & settings.keys()}
+    return module.encode_texts(path, out, EncodeOptions(**own), **settings)
+
+
+def encode_images(path: Path, out: Path, **settings: Any) -> EncodeReport:
+    own = {name: settings.pop(name) for name in OPTIONS & settings.keys()}
+    return module.encode_images(path, out, EncodeOptions(**own), **settings)
 
 
 def vectors_of(path: Path, column: str) -> np.ndarray:
@@ -258,11 +271,12 @@ def test_a_killed_run_resumes_and_ends_bit_for_bit_the_same(tiny, tmp_path, pict
         (folder / f"{item}.png").write_bytes(picture(item) if item % 7 else b"broken")
     slowly = textwrap.dedent(f"""
         import time
-        from fuxictr_mm.embeddings.encode import encode_images
+        from fuxictr_mm.embeddings.encode import EncodeOptions, encode_images
         from fuxictr_mm.embeddings.encoders import ImageEncoder
         encode = ImageEncoder.encode
         ImageEncoder.encode = lambda self, *a: (time.sleep(0.3), encode(self, *a))[1]
-        encode_images({str(folder)!r}, {str(tmp_path / "out.parquet")!r}, model={tiny("vit")!r}, chunk_rows=3)
+        options = EncodeOptions(model={tiny("vit")!r}, chunk_rows=3)
+        encode_images({str(folder)!r}, {str(tmp_path / "out.parquet")!r}, options)
     """)
     process = subprocess.Popen([sys.executable, "-c", slowly], env={**os.environ, "PYTHONPATH": os.getcwd()})
     chunks = tmp_path / "out.parquet.chunks"

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -10,8 +11,6 @@ from fuxictr_mm.errors import ConfigError, DataError
 from fuxictr_mm.evaluation.calibration import (
     METHODS,
     calibrate_run,
-    calibrator_of,
-    describe_calibration,
     fit,
     folds,
     measure,
@@ -40,8 +39,8 @@ def test_an_overconfident_model_is_calibrated(method):
     calibrated = fit(method, label, prediction)(distorted)
     assert np.abs(calibrated - unseen).mean() < 0.02 < np.abs(distorted - unseen).mean()
     before, after = measure(of_unseen, distorted), measure(of_unseen, calibrated)
-    assert after["logloss"] < before["logloss"] - 0.02
-    assert after["expected_calibration_error"] < 0.03 < before["expected_calibration_error"]
+    assert after.logloss < before.logloss - 0.02
+    assert after.expected_calibration_error < 0.03 < before.expected_calibration_error
     order = np.argsort(distorted)
     assert (np.diff(calibrated[order]) >= -1e-12).all()
 
@@ -85,20 +84,20 @@ def run(runs_root, tmp_path):
 
 def test_saved_with_the_run_and_measured_on_users_not_fitted_to(run):
     found = calibrate_run(run)
-    assert json.loads((run.path / "calibration.json").read_text()) == found
-    assert (found["rows"], found["cross_fitted_by"], list(found["methods"])) == (3000, "users", list(METHODS))
+    assert json.loads((run.path / "calibration.json").read_text()) == asdict(found)
+    assert (found.rows, found.cross_fitted_by, list(found.methods)) == (3000, "users", list(METHODS))
     label, prediction, group = run.predictions()
     fold = folds(label, group)
     unseen = np.empty(3000)
     for number in range(5):
         held = fold == number
         unseen[held] = fit("platt", label[~held], prediction[~held])(prediction[held])
-    assert found["methods"]["platt"]["logloss"] == pytest.approx(measure(label, unseen)["logloss"])
-    assert found["uncalibrated"]["logloss"] == pytest.approx(run.valid["logloss"], abs=1e-6)
+    assert found.methods["platt"].logloss == pytest.approx(measure(label, unseen).logloss)
+    assert found.uncalibrated.logloss == pytest.approx(run.valid["logloss"], abs=1e-6)
     for method in METHODS:
         expected = fit(method, label, prediction)(prediction)
-        np.testing.assert_allclose(calibrator_of(found, method)(prediction), expected, atol=1e-12)
-        assert describe_calibration(found, method).startswith(f"calibrated by {method}: valid logloss")
+        np.testing.assert_allclose(found.calibrator(method)(prediction), expected, atol=1e-12)
+        assert found.describe(method).startswith(f"calibrated by {method}: valid logloss")
 
 
 def test_what_cannot_be_calibrated_is_refused():
@@ -117,10 +116,10 @@ def test_what_cannot_be_calibrated_is_refused():
 def test_the_error_does_not_depend_on_the_order_of_rows():
     """A file is often sorted by user, and so by label to some degree; an isotonic fit has many equal predictions."""
     label = np.repeat([1, 0], 500)
-    assert measure(label, np.full(1000, 0.5))["expected_calibration_error"] == 0
+    assert measure(label, np.full(1000, 0.5)).expected_calibration_error == 0
     truth, label = world(4000)
     prediction = fit("isotonic", label, truth)(truth)
-    error = measure(label, prediction)["expected_calibration_error"]
+    error = measure(label, prediction).expected_calibration_error
     for order in (np.argsort(label, kind="stable"), np.argsort(-label, kind="stable")):
-        assert measure(label[order], prediction[order])["expected_calibration_error"] == pytest.approx(error, abs=1e-12)
+        assert measure(label[order], prediction[order]).expected_calibration_error == pytest.approx(error, abs=1e-12)
     assert error < 1e-6  # within each run of equal predictions, they are the rate of the labels

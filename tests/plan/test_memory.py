@@ -45,24 +45,24 @@ def test_a_table_of_a_thousand_million_rows():
     """Nothing is made: 1 B x 64 in float32 is 256 GB, with Adam 768 GB."""
     specs = [{"name": "item_id", "vocab_size": 1_000_000_000, "embedding_dim": 64, "table": "touched"}]
     found = make_plan(Experiment.load("DIN_tiny", ROOT, feature_specs=specs), gpus=8, memory=80)
-    table = next(t for t in found["tables"] if t["feature"] == "item_id")
+    table = next(t for t in found.tables if t["feature"] == "item_id")
     assert table["weights"] == 256e9
     assert table["optimizer"] == 512e9 + 4e9  # Adam, and the last update of each row
     assert table["gradient"] < 1e7
-    assert found["sent"] < 1e8
-    assert not found["fits"]
+    assert found.sent < 1e8
+    assert not found.fits
     specs[0]["table"] = "dense"
     dense = make_plan(Experiment.load("DIN_tiny", ROOT, feature_specs=specs), gpus=8, memory=80)
     specs[0]["table"] = "sharded"
     settings = {"table_optimizer": "rowwise_adagrad", "embedding_regularizer": 0}
     sharded = make_plan(Experiment.load("DIN_tiny", ROOT, feature_specs=specs, **settings), gpus=8, memory=80)
-    table = next(t for t in sharded["tables"] if t["feature"] == "item_id")
+    table = next(t for t in sharded.tables if t["feature"] == "item_id")
     assert table["weights"] + table["optimizer"] == 32e9 + 0.5e9
     assert table["sharding"] == "row"
-    assert sharded["sent"] < found["sent"]
-    assert sharded["total"] < found["total"] / 5
+    assert sharded.sent < found.sent
+    assert sharded.total < found.total / 5
     # A ring sends each of the weights' gradients twice, but for a rank's own part.
-    assert dense["sent"] - found["sent"] == pytest.approx(2 * 256e9 * 7 / 8, rel=1e-3)
+    assert dense.sent - found.sent == pytest.approx(2 * 256e9 * 7 / 8, rel=1e-3)
 
 
 def test_a_streamed_split_leaves_its_memory_to_train(monkeypatch):
@@ -72,7 +72,7 @@ def test_a_streamed_split_leaves_its_memory_to_train(monkeypatch):
     rows = {"train": 16_000, "valid": 2_000_000}
     changed = replace(sizes, split_rows=rows, split_bytes={"train": 40_000_000, "valid": 60_000_000})
     monkeypatch.setattr("fuxictr_mm.plan.footers.measure_data", lambda config: changed)
-    notes = {part["part"]: part["note"] for part in make_plan(experiment, memory=0.1)["parts"]}
+    notes = {part.part: part.note for part in make_plan(experiment, memory=0.1).parts}
     assert notes["rows of valid"].endswith("streamed")
     assert notes["rows of train"].endswith("in memory")
 
@@ -122,7 +122,7 @@ print(memory.peak("cpu"))
 def test_the_total_is_what_a_run_takes(tmp_path, table, settings):
     specs = [{"name": "item_id", "vocab_size": 2_000_000, "table": table}]
     settings = {**settings, "feature_specs": specs, "epochs": 1, "batch_size": 1024, "record": False, "verbose": 0}
-    expected = make_plan(Experiment.load("DIN_MM_tiny", ROOT, **settings))["total"]
+    expected = make_plan(Experiment.load("DIN_MM_tiny", ROOT, **settings)).total
     code = MEASURE.format(root=str(ROOT), folder=str(tmp_path), settings=settings)
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     measured = int(done.stdout.split()[-1])

@@ -95,7 +95,7 @@ def test_unfinished_and_ambiguous_names(copy):
         ("environment.json", '{"data": {"train_data": 5}}', "environment.json: data is"),
         ("environment.json", '{"model_code": [1]}', "environment.json: model_code is [1]"),
         ("result.json", "[]", "result.json: "),
-        ("result.json", "{}", ""),
+        ("result.json", "{}", "result.json: valid is None"),
         ("result.json", '{"valid": 3}', "result.json: valid is 3"),
         ("result.json", '{"valid": {}, "seconds": "x"}', "result.json: seconds is 'x'"),
         ("result.json", '{"valid": {"AUC": true}, "seconds": 1}', "result.json: valid is {'AUC': True}"),

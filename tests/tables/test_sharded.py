@@ -65,7 +65,7 @@ def train(settings, folder, shard):
     losses = []
     for epoch in range(2):
         model.train()
-        for batch in InMemoryLoader(rows, size, num_samples=2501, shuffle=True, seed=epoch, share=shard):
+        for batch in InMemoryLoader(rows, size, num_samples=2501, shuffle=True, seed=epoch, shard=shard):
             model._total_steps += 1
             losses.append(distributed.total(float(model.train_step(batch)) * len(batch)))
         # Parts and numbers of batches that differ by rank: of two rows, the third rank has none.

@@ -49,7 +49,7 @@ def gradients_and_scores(expid, folder, batch_size, shard, settings):
     distributed.distribute(model)
     rows = dataset.splits["train"]
     rows = concatenate(rows.slice(part.start, part.stop) for part in shard.train_rows(2501))
-    train = InMemoryLoader(rows, batch_size, num_samples=2501, shuffle=True, seed=2, share=shard)
+    train = InMemoryLoader(rows, batch_size, num_samples=2501, shuffle=True, seed=2, shard=shard)
     points = []
     model.train()
     for batch in train:

@@ -17,7 +17,6 @@ ROOT = Path(__file__).resolve().parents[2]
         ({}, True),
         ({"config_hash": "another"}, False),
         ({"valid": 1}, False),
-        ({"test": None}, False),
         ({"seconds": None}, False),
     ],
 )

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from dataclasses import asdict
 
 from fuxictr_mm.arguments import add_examples, show
 from fuxictr_mm.commands.embed.options import add_output, add_settings, flag, given_settings
 from fuxictr_mm.data.ids import Numbering
-from fuxictr_mm.embeddings.encode import CHUNK_ROWS, EncodeReport, encode_images, encode_texts
+from fuxictr_mm.embeddings.encode import CHUNK_ROWS, EncodeOptions, encode_images, encode_texts
 from fuxictr_mm.embeddings.encoders import ImageOptions, TextOptions
 from fuxictr_mm.errors import ConfigError
 
@@ -49,9 +48,13 @@ def main_from_args(parsed: argparse.Namespace, numbering: Numbering) -> None:
     for name in own[other]:
         if getattr(parsed, name) is not None:
             raise ConfigError(f"{flag(name)} is for --{other}, but --{kind} was given; leave it out")
-    names = ("model", "column", "chunk_rows", "overwrite", "restart", "report", "template", "items", "image_column")
-    options = {name: value for name in names if (value := getattr(parsed, name)) is not None}
-    options |= given_settings(parsed, TextOptions if kind == "texts" else ImageOptions)
-    encode: Callable[..., EncodeReport] = encode_texts if kind == "texts" else encode_images
-    done = encode(getattr(parsed, kind), parsed.out, **options, verbose=0 if parsed.quiet else 1, numbering=numbering)
+    names = ("model", "column", "chunk_rows", "overwrite", "restart", "report")
+    given = {name: getattr(parsed, name) for name in names}
+    options = EncodeOptions(**given, verbose=0 if parsed.quiet else 1, numbering=numbering)
+    if kind == "texts":
+        settings = given_settings(parsed, TextOptions)
+        done = encode_texts(parsed.texts, parsed.out, options, template=parsed.template, **settings)
+    else:
+        settings = given_settings(parsed, ImageOptions) | {"items": parsed.items, "image_column": parsed.image_column}
+        done = encode_images(parsed.images, parsed.out, options, **settings)
     show(parsed, asdict(done), "\n".join(done.lines()))
