@@ -106,6 +106,7 @@ TESTED_BY = {
     "fuxictr_mm/report/settings": "report/test_page",
     "fuxictr_mm/runs/evaluations": "runs/test_reading",
     "fuxictr_mm/runs/paths": "runs/test_run",
+    "fuxictr_mm/serving/graph_files": "serving/test_graphs",
     "fuxictr_mm/serving/pair_sizes": "serving/test_graphs",
     "fuxictr_mm/serving/prepared": "serving/test_own_ids",
     "fuxictr_mm/settings_problems": "test_experiment",
