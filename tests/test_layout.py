@@ -108,6 +108,7 @@ TESTED_BY = {
     "fuxictr_mm/runs/evaluations": "runs/test_reading",
     "fuxictr_mm/runs/paths": "runs/test_run",
     "fuxictr_mm/runs/result": "runs/test_reading",
+    "fuxictr_mm/serving/graph_files": "serving/test_graphs",
     "fuxictr_mm/serving/pair_sizes": "serving/test_graphs",
     "fuxictr_mm/serving/prepared": "serving/test_own_ids",
     "fuxictr_mm/settings_problems": "test_experiment",

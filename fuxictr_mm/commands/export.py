@@ -37,6 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tolerance", type=float, help="maximum difference of a score (default: 1e-5; larger for other precisions)"
     )
     parser.add_argument(
+        "--auc-loss",
+        type=float,
+        metavar="X",
+        help="maximum loss of AUC, in place of --tolerance, for a precision other than fp32",
+    )
+    parser.add_argument(
         "--ids",
         choices=("source", "numbers"),
         default="source",
@@ -64,7 +70,7 @@ def main_from_args(args: argparse.Namespace) -> None:
     except ConfigError:
         refuse_ensemble(args.expid)
         raise
-    names = ("format", "weights", "precision", "tolerance", "overwrite", "ids", "items")
+    names = ("format", "weights", "precision", "tolerance", "auc_loss", "overwrite", "ids", "items")
     options = {name: getattr(args, name) for name in names}
     parity = export(experiment, args.out, **options)
     summary = f"{args.out}: " + _summary(parity["largest_difference"], parity["rows"], parity["auc"])

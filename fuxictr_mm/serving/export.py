@@ -49,6 +49,7 @@ def export(
     weights: Path | None = None,
     precision: str = "fp32",
     tolerance: float | None = None,
+    auc_loss: float | None = None,
     overwrite: bool = False,
     ids: str = "source",
     items: Path | None = None,
@@ -72,6 +73,9 @@ def export(
     tolerance : float, optional
         Largest difference between a score of the export and the model's; by default that of ``TOLERANCES``, or more if
         scores of the model itself change by as much with the size of a batch.
+    auc_loss : float, optional
+        How much lower the AUC of the export may be than the model's, in place of ``tolerance``, if ``precision`` is not
+        ``fp32``; also that of up to 1,000 rows that are scored by user.
     overwrite : bool
         Whether a folder that an earlier export wrote may be replaced.
     ids : {"source", "numbers"}
@@ -94,13 +98,15 @@ def export(
     """
     from fuxictr_mm_serving.manifest import MANIFEST
 
+    if auc_loss is not None and (precision == "fp32" or tolerance is not None):
+        raise UserError("--auc-loss takes the place of --tolerance, with --precision fp16, int8-tables or int8-weights")
     parts_of = _choose_parts(experiment, format, precision)
     check_folder_to_write(out, [MANIFEST], overwrite)
     source = _read_source(experiment, parts_of, weights, items, of_owner=ids == "source")
     parity: dict[str, Any] = {}
 
     def write(folder: Path) -> None:
-        parity.update(_write(source, folder, format, precision, tolerance))
+        parity.update(_write(source, folder, format, precision, tolerance, auc_loss))
 
     def write_repository(folder: Path) -> None:
         from fuxictr_mm.serving.triton import Repository
@@ -154,16 +160,21 @@ def _read_source(
     return _Source(experiment, model, dataset, parts, expected, prepared, columns, items)
 
 
-def _write(source: _Source, folder: Path, format: str, precision: str, tolerance: float | None) -> dict[str, Any]:
+def _write(
+    source: _Source, folder: Path, format: str, precision: str, tolerance: float | None, auc_loss: float | None
+) -> dict[str, Any]:
     """Write an export, that of ``triton`` without its repository, and return what ``parity.json`` holds."""
     from fuxictr_mm.data.numbering import all_items_in, earlier_items_in
     from fuxictr_mm.serving import tables
-    from fuxictr_mm.serving.graph_files import quantize_weights, write_graphs
+    from fuxictr_mm.serving.graph_files import write_graphs
+    from fuxictr_mm.serving.quantization import quantize_weights
     from fuxictr_mm_serving.manifest import FORMATS
 
     parts, dataset, prepared = source.parts, source.dataset, source.prepared
     written = write_graphs(parts.graphs, folder, "pt2" if format == "pt2" else "onnx", type(source.model).__name__)
+    rows_of_32_bits = b""
     if precision == "int8-weights":
+        rows_of_32_bits = (folder / written.files["rows"]).read_bytes()
         for name in written.files.keys() & {"rows", "candidates"}:
             quantize_weights(folder / written.files[name])
     manifest = _describe(source.experiment, parts, dataset, written, precision)
@@ -182,14 +193,30 @@ def _write(source: _Source, folder: Path, format: str, precision: str, tolerance
         if tables.write_vocabularies(dataset, folder / "vocabulary.json", own, as_arrays=format == "onnx"):
             manifest["format"] = FORMATS[2]
     _write_manifest(folder, manifest)
-    parity = _compare(source, folder, opened, precision, tolerance)
+    try:
+        parity = _compare(source, folder, opened, precision, tolerance, auc_loss)
+    except UserError as error:
+        if precision != "int8-weights" or "candidates" not in written.files:
+            raise
+        (folder / written.files["rows"]).write_bytes(rows_of_32_bits)
+        _write_manifest(folder, manifest)
+        parity = _compare(
+            source, folder, opened, precision, tolerance, auc_loss
+        )  # another error if those of users differ too
+        what = "rows keep weights of 32 bits; candidates of a user are scored with 8"
+        logger.warning(f"{str(error).removesuffix('; nothing is written')}; {what}")
     (folder / "parity.json").write_text(_json(parity), encoding="utf-8")
     _write_manifest(folder, manifest)  # now with the checksum of parity.json
     return parity
 
 
 def _compare(
-    source: _Source, folder: Path, opened: Mapping[str, Graph] | None, precision: str, tolerance: float | None
+    source: _Source,
+    folder: Path,
+    opened: Mapping[str, Graph] | None,
+    precision: str,
+    tolerance: float | None,
+    auc_loss: float | None,
 ) -> dict[str, Any]:
     """Compare the scores of a folder with the model's; without a ``tolerance``, its rounding errors are tolerated."""
     from fuxictr_mm.serving.parity import compare, differences
@@ -202,7 +229,7 @@ def _compare(
 
     limit = TOLERANCES[precision] if tolerance is None else tolerance
     tolerated = rounding if tolerance is None and precision == "fp32" else None
-    return compare(experiment, folder, opened, expected, dataset, limit, tolerated)
+    return compare(experiment, folder, opened, expected, dataset, limit, tolerated, auc_loss)
 
 
 def _with_items(experiment: Experiment, folder: Path) -> Experiment:

@@ -145,31 +145,6 @@ def _stable_topk(
     return found.values.narrow(dim, 0, k), found.indices.narrow(dim, 0, k)
 
 
-def quantize_weights(path: Path) -> None:
-    """Replace the weights of the linear layers of a graph by 8-bit integers; inputs of these layers are rounded too."""
-    import onnxruntime
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    result, folded = path.with_suffix(".int8"), path.with_suffix(".folded")
-    # Parts and sums of parameters become weights, which alone are quantized.
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    options.optimized_model_filepath = str(folded)
-    options.log_severity_level = 3
-    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    with _silence():
-        quantize_dynamic(
-            folded,
-            result,
-            op_types_to_quantize=["MatMul"],
-            per_channel=True,
-            weight_type=QuantType.QInt8,
-            reduce_range=True,  # to 7 bits: with 8, sums of two products overflow on CPUs without VNNI
-        )
-    folded.unlink()
-    result.replace(path)
-
-
 def _reason(error: BaseException) -> str:
     """Return the operation that stops an export, and the line of the model that has it."""
     while error.__cause__ is not None:

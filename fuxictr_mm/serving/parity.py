@@ -29,8 +29,8 @@ ROUNDINGS, LARGEST_ROUNDING = 4, 1e-3
 MOST = 0.95
 
 #: Validation rows that are scored by the folded graphs, and candidates of each, the row's own and others. Weights of 8
-#: bits are read by these graphs in a way of their own: of more rows, which have an AUC.
-FOLD_ROWS, FOLD_ROWS_INT8, FOLD_CANDIDATES = 50, 1000, 20
+#: bits are read by these graphs in a way of their own: more rows are scored, which have an AUC.
+FOLD_ROWS, FOLD_ROWS_WITH_AUC, FOLD_CANDIDATES = 50, 1000, 20
 
 
 def compare(
@@ -41,16 +41,18 @@ def compare(
     dataset: Dataset,
     tolerance: float,
     rounding: Callable[[], np.ndarray] | None,
+    auc_loss: float | None = None,
 ) -> dict[str, Any]:
     """Return the differences between export and model over the validation rows, of folded graphs over some of them.
 
     ``rounding`` returns by how much scores of the model itself change with the size of a batch. It is called if the
     tolerance is exceeded, and several times the largest is tolerated, 1e-3 at most, where as many scores are as near.
+    With ``auc_loss``, single scores may differ by any amount, and the AUC may be lower by this much.
 
     Raises
     ------
     UserError
-        They are beyond the tolerance.
+        They are beyond the tolerance, or the AUC has lost more; there is no AUC.
     """
     exported = Export(folder, check_bytes=0, graphs=graphs).of_numbers  # as the rows are
     exported.longest_history = None  # the model has scored these rows, however long
@@ -62,22 +64,26 @@ def compare(
         for columns in read_part(part, exported.columns, texts=exported.texts):
             found.append(exported.score_rows(columns, path))
             if exported.is_folded and len(found) == 1:
-                is_int8 = exported.manifest.precision == "int8-weights"
-                rows = _spread(len(found[0]), FOLD_ROWS_INT8 if is_int8 else FOLD_ROWS)
+                has_auc = exported.manifest.precision == "int8-weights" or auc_loss is not None
+                rows = _spread(len(found[0]), FOLD_ROWS_WITH_AUC if has_auc else FOLD_ROWS)
                 own, of_others = _score_folded(exported, columns, rows)
                 of_folded = differences(own, expected[rows])
-                if is_int8:
+                if has_auc:
                     both = {"model": _auc(dataset, expected[rows], rows), "export": _auc(dataset, own, rows)}
                     folded = {"auc_folded": {"rows": len(rows), **both}}
     scores = np.concatenate(found)
     of_rows = differences(scores, expected)
-    tolerance = check(experiment.config.expid, [of_rows, of_folded, of_others], tolerance, rounding)
+    auc = {"model": _auc(dataset, expected), "export": _auc(dataset, scores)}
+    if auc_loss is None:
+        tolerance = check(experiment.config.expid, [of_rows, of_folded, of_others], tolerance, rounding)
+    else:
+        check_auc(experiment.config.expid, [auc, *folded.values()], auc_loss)
     return {
         "rows": len(scores),
         "largest_difference": float(of_rows.max()),
         "largest_difference_folded": float(of_folded.max()),
-        "tolerance": tolerance,
-        "auc": {"model": _auc(dataset, expected), "export": _auc(dataset, scores)},
+        **({"tolerance": tolerance} if auc_loss is None else {"auc_loss": auc_loss}),
+        "auc": auc,
         **folded,
     }
 
@@ -102,6 +108,26 @@ def check(
             f"expected {tolerance:g} or less (--tolerance); nothing is written"
         )
     return tolerance
+
+
+def check_auc(expid: str, found: Sequence[Mapping[str, Any]], auc_loss: float) -> None:
+    """Compare the AUC of an export with the model's.
+
+    Raises
+    ------
+    UserError
+        It is lower by more than ``auc_loss``; there is none.
+    """
+    for auc in found:
+        model, export = (one if isinstance(one, dict) else {"": one} for one in (auc["model"], auc["export"]))
+        for label, expected in model.items():
+            if expected is None or export[label] is None:
+                raise UserError(f"{expid}: the validation rows have no AUC; remove --auc-loss, or use --tolerance")
+            if not expected - export[label] <= auc_loss:
+                raise UserError(
+                    f"{expid}: the AUC of the export{label and f' ({label})'} is {export[label]:.4f} instead of "
+                    f"{expected:.4f}, expected a loss of {auc_loss:g} or less (--auc-loss); nothing is written"
+                )
 
 
 def differences(found: np.ndarray, expected: np.ndarray) -> np.ndarray:

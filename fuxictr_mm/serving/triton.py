@@ -2,7 +2,7 @@
 
 Tables become graphs of one lookup each, so that they are loaded once: ``NAME_items``, ``NAME_context_FIELD``. Graphs of
 the export are models as they are. An ensemble ``NAME`` joins them: item numbers in, predictions out.
-``NAME_newest`` cuts its history as in training.
+``NAME_newest`` removes unknown items from its history and cuts it as in training.
 """
 
 from __future__ import annotations
@@ -129,54 +129,65 @@ class Repository:
         return inputs, outputs
 
     def _write_newest(self) -> None:
-        """Write a graph that keeps the newest items of a history, as many as the model was trained with."""
+        """Write a graph that keeps the newest known items of a history, as many as the model was trained with."""
         import onnx
         from onnx import TensorProto, helper, numpy_helper
 
         all_items = np.iinfo(np.int64).max
         bounds = {"starts": -(self.manifest.items.max_len or all_items), "ends": all_items}
-        tensors = [numpy_helper.from_array(np.array([value]), name) for name, value in bounds.items()]
+        folder = self._folder_of(f"{self.name}_newest")
+        nodes, tensors = self._find_known(folder)
+        tensors += [numpy_helper.from_array(np.array([value]), name) for name, value in bounds.items()]
         ids, newest = (helper.make_tensor_value_info(n, TensorProto.INT64, [n]) for n in ("ids", "newest"))
-        nodes = [helper.make_node("Slice", ["ids", *bounds], ["newest"])]
+        nodes.append(_node("Compress", ["ids", "is_known"], ["kept"], axis=0))
+        nodes.append(_node("Slice", ["kept", *bounds], ["newest"]))
         graph = helper.make_graph(nodes, "newest", [ids], [newest], tensors)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
-        onnx.save(model, str(self._folder_of(f"{self.name}_newest") / "model.onnx"))
+        onnx.save(model, str(folder / "model.onnx"))
         self._write_config(f"{self.name}_newest", [_port(ids)], [_port(newest)])
         self.steps.append(Step(f"{self.name}_newest", {"ids": "history"}, {"newest": NEWEST}))
+
+    def _find_known(self, folder: Path) -> tuple[list[Any], list[Any]]:
+        """Return the nodes that find which ``ids`` the server knows, ``is_known``, and their tensors."""
+        known = np.load(self.source / self.manifest.items.known, allow_pickle=False)
+        known[0] = False  # padding
+        nodes, tensors = _find_outside(len(known), 0)
+        return [*nodes, _node("Gather", ["known", "inside"], ["is_known"])], [
+            *tensors,
+            _external(known, "known", folder),
+        ]
 
     def _write_lookup(self, name: str, table: TableEntry, id_dims: int, dtype: type[np.generic] = np.float32) -> None:
         """Write a graph ``ids -> rows`` whose table is a file beside it.
 
-        An item that it does not hold is item 0, as in the server; any other id that it does not hold is refused, also
-        one below 0, which would count from the end.
+        An item that is not known is item 0, as in the server; any other id that it does not hold is refused, also one
+        below 0, which would count from the end.
         """
         import onnx
         from onnx import TensorProto, helper, numpy_helper
 
         folder = self._folder_of(f"{self.name}_{name}")
         values = np.load(self.source / table.file, mmap_mode="r", allow_pickle=False)
-        tensors = [_external(values, "table", folder)]
-        bounds = {"zero": 0, "length": len(values), "other": 0 if name in ("items", "codes") else len(values)}
-        tensors += [numpy_helper.from_array(np.array(value), key) for key, value in bounds.items()]
-        nodes = [
-            helper.make_node("Less", ["ids", "zero"], ["below"]),
-            helper.make_node("GreaterOrEqual", ["ids", "length"], ["beyond"]),
-            helper.make_node("Or", ["below", "beyond"], ["unknown"]),
-            helper.make_node("Where", ["unknown", "other", "ids"], ["found"]),
-            helper.make_node("Gather", ["table", "found"], ["stored"]),
-        ]
+        if name in ("items", "codes"):
+            nodes, tensors = self._find_known(folder)
+            nodes.append(_node("Where", ["is_known", "inside", "zero"], ["found"]))
+        else:
+            nodes, tensors = _find_outside(len(values), len(values))
+            nodes.append(_node("Identity", ["inside"], ["found"]))
+        tensors.append(_external(values, "table", folder))
+        nodes.append(_node("Gather", ["table", "found"], ["stored"]))
         kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-        nodes.append(helper.make_node("Cast", ["stored"], ["cast"], to=kind))
+        nodes.append(_node("Cast", ["stored"], ["cast"], to=kind))
         if table.scales is not None:
             dims = table.dims or [values.shape[1]]
             tensors.append(_external(np.load(self.source / table.scales, allow_pickle=False), "scales", folder))
             fields = np.repeat(np.arange(len(dims)), dims)
             tensors.append(numpy_helper.from_array(fields, "fields"))
-            nodes.append(helper.make_node("Gather", ["scales", "found"], ["of_fields"]))
-            nodes.append(helper.make_node("Gather", ["of_fields", "fields"], ["factors"], axis=-1))
-            nodes.append(helper.make_node("Mul", ["cast", "factors"], ["rows"]))
+            nodes.append(_node("Gather", ["scales", "found"], ["of_fields"]))
+            nodes.append(_node("Gather", ["of_fields", "fields"], ["factors"], axis=-1))
+            nodes.append(_node("Mul", ["cast", "factors"], ["rows"]))
         else:
-            nodes.append(helper.make_node("Identity", ["cast"], ["rows"]))
+            nodes.append(_node("Identity", ["cast"], ["rows"]))
         letters = ["n", "length"][:id_dims]
         ids = helper.make_tensor_value_info("ids", TensorProto.INT64, letters)
         rows = helper.make_tensor_value_info("rows", kind, [*letters, values.shape[1]])
@@ -213,6 +224,26 @@ class Repository:
         folder = self.folder / model
         folder.mkdir(exist_ok=True)
         (folder / "config.pbtxt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _find_outside(length: int, other: int) -> tuple[list[Any], list[Any]]:
+    """Return the nodes that replace ``ids`` below 0, or of ``length`` or more, by another, and their tensors."""
+    from onnx import numpy_helper
+
+    bounds = {"zero": 0, "length": length, "other": other}
+    nodes = [
+        _node("Less", ["ids", "zero"], ["below"]),
+        _node("GreaterOrEqual", ["ids", "length"], ["beyond"]),
+        _node("Or", ["below", "beyond"], ["outside"]),
+        _node("Where", ["outside", "other", "ids"], ["inside"]),
+    ]
+    return nodes, [numpy_helper.from_array(np.array(value), key) for key, value in bounds.items()]
+
+
+def _node(kind: str, inputs: list[str], outputs: list[str], **settings: Any) -> Any:
+    from onnx import helper
+
+    return helper.make_node(kind, inputs, outputs, **settings)
 
 
 def _port(value: Any) -> Port:

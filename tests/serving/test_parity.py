@@ -93,3 +93,19 @@ def test_folded_graphs_are_compared_with_the_model(weights_of, export_copy, monk
     parity = parity_module.compare(experiment, export_copy, None, expected + 0.04, dataset, 0.1, None)
     assert parity["largest_difference"] == pytest.approx(0.04, abs=1e-5)
     assert parity["largest_difference_folded"] == pytest.approx(0.03, abs=1e-5)
+
+
+def test_the_loss_of_auc():
+    check = parity_module.check_auc
+    both = {"model": {"click": 0.7, "like": 0.8}, "export": {"click": 0.71, "like": 0.79}}
+    check("X", [both, {"model": 0.7, "export": 0.695, "rows": 1000}], 0.011)
+    for found in (both, {"model": 0.7, "export": 0.69}, {"model": None, "export": None}):
+        with raises_naming(UserError, "--auc-loss"):
+            check("X", [found], 0.009)
+
+
+def test_the_loss_of_auc_is_for_other_precisions(weights_of, tmp_path):
+    experiment, weights = weights_of("DIN_MM_tiny")
+    for options in ({}, {"precision": "fp16", "tolerance": 0.1}):
+        with raises_naming(UserError, "--auc-loss"):
+            export(experiment, tmp_path / "out", weights=weights, auc_loss=0.01, **options)

@@ -1,6 +1,7 @@
 """A Triton model repository: its configurations follow Triton's schema, and its ensemble scores as the export does."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
@@ -11,7 +12,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 from fuxictr_mm.serving.export import export
 from fuxictr_mm.serving.triton import Repository
 from fuxictr_mm_serving import Export, ServingError
-from fuxictr_mm_serving.manifest import TableEntry, read_manifest
+from fuxictr_mm_serving.manifest import TableEntry, checksum, read_manifest
 from fuxictr_mm_serving.tables import quantize
 from tests.serving.scores import load_model
 from tests.serving.triton import Triton
@@ -36,6 +37,30 @@ def test_the_ensemble_scores_candidates(exported, tmp_path):
         np.testing.assert_allclose(triton.infer("x", inputs)["prediction"][:, 0], expected, atol=1e-6)
     with pytest.raises(ServingError, match="Triton"):
         Export(tmp_path)
+
+
+def test_items_that_are_not_known(export_copy, tmp_path):
+    """They are removed from a history, and scored as item 0, as in the server."""
+    known = np.load(export_copy / "known.npy")
+    known[[6, 9]] = False
+    np.save(export_copy / "known.npy", known)
+    path = export_copy / "manifest.json"
+    document = json.loads(path.read_text())
+    document["sha256"]["known.npy"] = checksum(export_copy / "known.npy")
+    path.write_text(json.dumps(document))
+    ours = Export(export_copy)
+    (tmp_path / "models").mkdir()
+    Repository(export_copy, tmp_path / "models", "x", read_manifest(export_copy)).write()
+    triton = Triton(tmp_path / "models")
+    context = {"likes_level": 3, "views_level": 2}
+    inputs = {f"context_{name}": np.array([value]) for name, value in context.items()}
+    numbers = [5, 6, 7, 0, -1, len(known), *range(10, 10 + ours.items.max_len - 2)]
+    for history in (numbers, [6, 9], [*range(20, 60), 9, 9, 9]):
+        candidates = [8, 9, 10, len(known) + 5, -3]
+        found = triton.infer("x", {"history": np.array(history), "candidates": np.array(candidates), **inputs})
+        expected, are_known = ours.score_candidates(ours.user_state(context, history), candidates)
+        assert are_known.tolist() == [True, False, True, False, False]
+        np.testing.assert_allclose(found["prediction"][:, 0], expected, atol=1e-6)
 
 
 def test_rows_of_a_model_without_fold(exported, tmp_path):
@@ -110,7 +135,9 @@ def test_lookups_for_triton(tmp_path, name, length):
     np.save(tmp_path / "a.npy", values)
     np.save(tmp_path / "scales.npy", scales)
     entry = TableEntry(file="a.npy", scales="scales.npy", dims=[4, 4, 4])
-    Repository(tmp_path, tmp_path, "x", manifest=None)._write_lookup(name, entry, length)
+    np.save(tmp_path / "known.npy", np.ones(20, dtype=bool))
+    manifest = SimpleNamespace(items=SimpleNamespace(known="known.npy"))
+    Repository(tmp_path, tmp_path, "x", manifest)._write_lookup(name, entry, length)
     session = onnxruntime.InferenceSession(tmp_path / f"x_{name}" / "1" / "model.onnx")
 
     def look_up(*ids):
