@@ -36,7 +36,7 @@ from fuxictr_mm.datasets.own.source import WRITTEN, LogSource, find_files
 from fuxictr_mm.datasets.own.splits import bounds_of_all, bounds_of_users, split_of
 from fuxictr_mm.datasets.own.tables import Table
 from fuxictr_mm.datasets.own.vectors import read_array, read_vectors, vector_columns
-from fuxictr_mm.datasets.own.warnings import warn_of_leaks, warn_of_short_histories, warn_of_weights
+from fuxictr_mm.datasets.own.warnings import warn_of_leaks, warn_of_repeats, warn_of_short_histories, warn_of_weights
 from fuxictr_mm.datasets.reader import SPLITS, Embeddings, Kind, Reader, Rows
 from fuxictr_mm.datasets.writer import Summary
 from fuxictr_mm.errors import DataError
@@ -228,6 +228,7 @@ class Log(Reader):
                 features = [column for column in columns if column.kind != "group"]
                 warn_of_leaks(self._source, train, features)
                 warn_of_weights(self._source, features)
+                warn_of_repeats(self._source, train)
                 warn_of_short_histories(self._source, rows, self.max_len)
             for series in train.select(":item", ":user", *categories):
                 before = kept.get(series.name, [])

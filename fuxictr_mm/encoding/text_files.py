@@ -1,4 +1,4 @@
-"""Tables in files of text: CSV in its dialects and JSON lines, both also compressed by gzip."""
+"""Tables in files of text: CSV in its dialects and JSON lines, both also compressed by gzip or Zstandard."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import polars as pl
+import pyarrow as pa
 
 from fuxictr_mm.data.parquet import SEPARATORS
 from fuxictr_mm.encoding.csv_files import blank_rows, count_short_rows, find_long_row, find_stray_quote, scan_csv
@@ -25,10 +27,18 @@ logger = logging.getLogger(__name__)
 
 CSV, LINES = (".csv", ".tsv", ".txt"), (".jsonl", ".ndjson", ".json")
 
+#: Endings of compressed files.
+PACKED = (".gz", ".zst")
+
 
 def form_of(path: Path) -> str:
-    """Return the ending that says how a file is read, without that of gzip."""
-    return Path(path.stem if path.suffix == ".gz" else path.name).suffix.lower()
+    """Return the ending that says how a file is read, without that of its compression."""
+    return unpacked_name(path).suffix.lower()
+
+
+def unpacked_name(path: Path) -> Path:
+    """Return the path of a file without the ending of its compression."""
+    return path.with_suffix("") if path.suffix in PACKED else path
 
 
 def is_text(path: Path) -> bool:
@@ -84,9 +94,9 @@ def scanned(path: Path, folder: Path | None = None, warn: bool = False) -> Itera
     """
     with TemporaryDirectory(prefix=".unpacked-", dir=folder) as unpacked:
         plain = path
-        if path.suffix == ".gz":
+        if path.suffix in PACKED:
             plain = Path(unpacked) / path.stem
-            with _named_errors(path), gzip.open(path) as stream, plain.open("wb") as copy:
+            with _named_errors(path), _opened(path) as stream, plain.open("wb") as copy:
                 shutil.copyfileobj(stream, copy)
         with _named_errors(path, plain):
             if form_of(path) in LINES:
@@ -105,8 +115,10 @@ def scanned(path: Path, folder: Path | None = None, warn: bool = False) -> Itera
 def _named_errors(path: Path, plain: Path | None = None) -> Iterator[None]:
     try:
         yield
-    except (pl.exceptions.PolarsError, gzip.BadGzipFile, EOFError, zlib.error, PermissionError) as error:
-        if is_disk_full(error):
+    except (pl.exceptions.PolarsError, OSError, EOFError, zlib.error) as error:
+        # Damaged archives are errors without a number.
+        is_of_system = isinstance(error, OSError) and error.errno is not None and not isinstance(error, PermissionError)
+        if is_of_system or isinstance(error, FileNotFoundError) or is_disk_full(error):
             raise
         where = _find_damage(plain) if plain is not None and form_of(path) in CSV else ""
         raise DataError(
@@ -121,9 +133,15 @@ def is_disk_full(error: BaseException) -> bool:
 
 def _header(path: Path) -> str:
     """Return the first line that is not empty; polars takes one of spaces as well."""
-    options = {"encoding": "utf-8-sig", "errors": "replace", "newline": "\n"}
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", **options) as stream:  # type: ignore[call-overload]
-        return next((line for line in stream if line.strip("\r\n")), "")
+    with _opened(path) as stream, io.TextIOWrapper(stream, "utf-8-sig", errors="replace", newline="\n") as lines:
+        return next((line for line in lines if line.strip("\r\n")), "")
+
+
+def _opened(path: Path) -> Any:
+    """Return the bytes of a file, unpacked."""
+    if path.suffix == ".zst":
+        return pa.input_stream(path, compression="zstd")
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
 
 
 def _find_damage(path: Path) -> str:

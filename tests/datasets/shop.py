@@ -36,7 +36,8 @@ def write_form(frame, path, form):
         text, suffix = (frame.write_ndjson(), ".jsonl.gz") if form == "jsonl.gz" else (frame.write_csv(), ".csv.gz")
         path.with_suffix(suffix).write_bytes(gzip.compress(text.encode()))
     elif form == "parts":
-        frame[:10].write_csv(path.with_name(f"{path.name}.part-0.csv"))
+        content = gzip.compress(frame[:10].write_csv().encode())  # parts may be packed in different ways
+        path.with_name(f"{path.name}.part-0.csv.gz").write_bytes(content)
         frame[10:].write_csv(path.with_name(f"{path.name}.part-1.csv"))
     else:
         texts = {"ISO": [f"{moment:%Y-%m-%d %H:%M:%S}" for moment in moments]}

@@ -1,6 +1,7 @@
 import gzip
 
 import polars as pl
+import pyarrow as pa
 import pytest
 
 from fuxictr_mm.embeddings.item_tables import names_of, read_table, table_files
@@ -11,7 +12,16 @@ from tests.errors import raises_naming
 ITEMS = pl.DataFrame({"id": ["7", "30"], "title": ["tea, green", "a\n\nred cup"]})
 
 
-@pytest.mark.parametrize("packed", [False, True])
+def packed_by(ending, content):
+    if ending == ".gz":
+        return gzip.compress(content, mtime=0)
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(content)
+    return sink.getvalue().to_pybytes()
+
+
+@pytest.mark.parametrize("packed", ["", ".gz", ".zst"])
 @pytest.mark.parametrize(
     ("ending", "separator"), [("csv", ","), ("tsv", "\t"), ("txt", ";"), ("csv", "|"), ("jsonl", ""), ("json", "")]
 )
@@ -20,8 +30,8 @@ def test_every_form_is_read(ending, separator, packed, tmp_path):
     text = ITEMS.write_csv(separator=separator) + "\n\n" if separator else ITEMS.write_ndjson()
     path.write_text(text)
     if packed:
-        path = path.rename(f"{path}.gz")
-        path.write_bytes(gzip.compress(text.encode()))
+        path = path.rename(f"{path}{packed}")
+        path.write_bytes(packed_by(packed, text.encode()))
     with scanned(path, tmp_path) as rows:
         assert rows.collect().equals(ITEMS)
     assert schema_of(path) == ITEMS.schema
@@ -44,11 +54,12 @@ def test_every_form_is_read(ending, separator, packed, tmp_path):
         ("id,title\n7,tea\n".encode("utf-16"), ["UTF-16"]),
         (b"id,title\r7,tea\r", ["CR"]),
         (b"  \nid,title\n7,tea\n", ["'id'"]),
-        (gzip.compress(b"id,title\n" + b"7,tea\n" * 10_000, mtime=0)[:-9], ["items.csv"]),
+        (packed_by(".gz", b"id,title\n" + b"7,tea\n" * 10_000)[:-9], ["items.csv"]),
+        (packed_by(".zst", b"id,title\n" + b"7,tea\n" * 10_000)[:-9], ["items.csv"]),
     ],
 )
 def test_what_cannot_be_read_is_named(content, named, tmp_path):
-    path = tmp_path / ("items.csv.gz" if content[0] == 0x1F else "items.csv")
+    path = tmp_path / f"items.csv{ {0x1F: '.gz', 0x28: '.zst'}.get(content[0], '') }"
     path.write_bytes(content)
     with raises_naming(DataError, path.name, *named):
         list(read_table(path, ["id", "title"][: 1 + (len(named) > 1)], "id"))

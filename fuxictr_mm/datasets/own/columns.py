@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +17,8 @@ from fuxictr_mm.datasets.reader import Kind
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm_serving.prepared import SCALED
 
+logger = logging.getLogger(__name__)
+
 #: Integers of more distinct values are numbers, unless their column is named as one of ids.
 FEW_VALUES = 100
 
@@ -24,11 +27,16 @@ OWN_VALUE = 0.5
 
 #: ISO dates, with or without a time; new ones come with time, so that a category of them is unknown later.
 DATE = r"^\s*\d{4}-\d{2}-\d{2}(?:[T ]\d{2}:\d{2}[\d:.]*\s?(?:Z|z|UTC|[+-]\d{2}:?(?:\d{2})?)?)?\s*$"
+#: A day as an integer, such as 20240531; most integers of eight digits are none.
+DAY = r"^(?:19|20)\d{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])$"
 DATES = "it holds dates; convert them to numbers, such as hours of the day or days of age"
 
 #: A column of texts is one of lists if so many hold the separator.
 LISTS = 0.1
 LIST_SEPARATOR = "|"
+
+#: What may separate them where --types asks for a sequence.
+LIST_SEPARATORS = "|;,"
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,8 @@ class LogColumn:
     #: Of a number: what it is standardised by.
     mean: float = 0.0
     std: float = 1.0
+    #: Of a sequence in texts: what separates its entries.
+    separator: str = LIST_SEPARATOR
 
     def values(self) -> pl.Expr:
         """Return the column of the file as it is written, numbers standardised; what is missing is null."""
@@ -61,12 +71,14 @@ class LogColumn:
     @classmethod
     def of_facts(cls, name: str, facts: Mapping[str, Any]) -> LogColumn:
         """Return a column by what the manifest says of it."""
-        return cls(facts["column"], name, facts["type"], facts.get("mean", 0.0), facts.get("std", 1.0))
+        known = {key: facts[key] for key in ("mean", "std", "separator") if key in facts}
+        return cls(facts["column"], name, facts["type"], **known)
 
     def facts(self) -> dict[str, Any]:
         """Return what the manifest says of the column."""
         statistics = {"mean": self.mean, "std": self.std} if self.kind == "numeric" else {}
-        return {"column": self.source, "type": self.kind, **statistics}
+        separated = {"separator": self.separator} if self.separator != LIST_SEPARATOR else {}
+        return {"column": self.source, "type": self.kind, **statistics, **separated}
 
 
 def moments_of(values: pl.Series) -> Moments:
@@ -89,19 +101,22 @@ def choose_columns(
     for source, dtype in schema.items():
         kind, reason = types.get(source, ""), "set by --types"
         if not kind:
-            kind, reason = _kind_of(source, dtype, *facts[source], table=table.option)
+            kind, reason = _kind_of(source, dtype, *facts[source][:4], table=table.option)
+            _mention_lists(source, kind, facts[source], table)
         elif not _is_possible(kind, dtype, prefix == "item_"):
             raise ConfigError(f"--types {source}={kind}: {table.paths[0]} holds {dtype} there, expected another type")
-        elif kind == "sequence" and dtype == pl.String and not facts[source][2]:
+        elif kind == "sequence" and dtype == pl.String and not facts[source][4]:
+            one_of = " or ".join(map(repr, LIST_SEPARATORS))
             raise ConfigError(
-                f"--types {source}={kind}: no text of {table.paths[0]} holds {LIST_SEPARATOR!r}, which separates the "
-                f'entries; replace the separator: frame["{source}"].str.replace(", ", "{LIST_SEPARATOR}")'
+                f"--types {source}={kind}: no text of {table.paths[0]} holds {one_of}, which separate the entries; "
+                f'replace the separator: frame["{source}"].str.replace("/", "{LIST_SEPARATOR}")'
             )
         if kind == "none":
             left_out[source] = reason
             continue
         name = free_name((source + SCALED if kind == "numeric" else source).replace(".", "_"), taken, prefix)
-        columns.append(LogColumn(source, name, kind))  # type: ignore[arg-type]
+        separator = (kind == "sequence" and facts[source][4]) or LIST_SEPARATOR
+        columns.append(LogColumn(source, name, kind, separator=separator))  # type: ignore[arg-type]
     return columns, left_out
 
 
@@ -119,9 +134,10 @@ def split_lists(frame: pl.DataFrame, columns: Sequence[LogColumn]) -> pl.DataFra
     nested = [column.source for column in columns if column.kind == "sequence" and _is_nested(kinds[column.source])]
     flat = pl.element().explode().drop_nulls().unique(maintain_order=True)
     frame = frame.with_columns(pl.col(nested).list.eval(flat)) if nested else frame
-    texts = [column.source for column in columns if column.kind == "sequence" and kinds[column.source] == pl.String]
-    parts = pl.col(texts).str.split(LIST_SEPARATOR).list.eval(pl.element().str.strip_chars())
-    return frame.with_columns(parts.list.eval(pl.element().filter(pl.element() != ""))) if texts else frame
+    texts = [column for column in columns if column.kind == "sequence" and kinds[column.source] == pl.String]
+    entry = pl.element().str.strip_chars()
+    lists = (pl.col(c.source).str.split(c.separator).list.eval(entry.filter(entry != "")) for c in texts)
+    return frame.with_columns(lists)
 
 
 def _is_nested(kind: pl.DataType) -> bool:
@@ -129,21 +145,43 @@ def _is_nested(kind: pl.DataType) -> bool:
     return isinstance(kind, pl.List) and isinstance(kind.inner, pl.List)
 
 
-def _count(frame: pl.LazyFrame, schema: Mapping[str, pl.DataType]) -> dict[str, tuple[int, int, int, int]]:
-    """Return of each column the number of values, about that of distinct ones, with null, of lists and of dates."""
+def _mention_lists(name: str, kind: str, facts: tuple[int, int, int, int, str, int], table: Table) -> None:
+    """Log that a category may be lists: ``red, blue`` are two values, ``Oslo, Norway`` is one."""
+    if table.option == "items" and kind == "categorical" and facts[5] > LISTS * facts[0]:
+        logger.info(
+            f"{table.paths[0]}: {name} is read as a category; if {facts[4]!r} separates several values in its texts, "
+            f"--types {name}=sequence reads lists"
+        )
+
+
+def _count(frame: pl.LazyFrame, schema: Mapping[str, pl.DataType]) -> dict[str, tuple[int, int, int, int, str, int]]:
+    """Return of each column the number of values, about that of distinct ones, with null, of lists and of dates.
+
+    The last two are what may separate the entries of lists, which is the first such character that any text holds, and
+    how many hold it.
+    """
     counts = []
     for name, kind in schema.items():
         is_counted = kind == pl.String or kind.is_integer()
         counts += [
             pl.col(name).count().alias(f"count {name}"),
             (pl.col(name).approx_n_unique() if is_counted else pl.lit(0)).alias(f"distinct {name}"),
-            (pl.col(name).str.contains(LIST_SEPARATOR, literal=True).sum() if kind == pl.String else pl.lit(0)).alias(
-                f"lists {name}"
+            *(
+                (pl.col(name).str.contains(mark, literal=True).sum() if kind == pl.String else pl.lit(0)).alias(
+                    f"{mark} {name}"
+                )
+                for mark in LIST_SEPARATORS
             ),
-            (pl.col(name).str.contains(DATE).sum() if kind == pl.String else pl.lit(0)).alias(f"dates {name}"),
+            (
+                pl.col(name).cast(pl.String).str.contains(DATE if kind == pl.String else DAY).sum()
+                if is_counted
+                else pl.lit(0)
+            ).alias(f"dates {name}"),
         ]
     row = frame.select(counts).collect(engine="streaming").row(0, named=True) if counts else {}
-    return {n: (row[f"count {n}"], row[f"distinct {n}"], row[f"lists {n}"], row[f"dates {n}"]) for n in schema}
+    marks = {name: next((mark for mark in LIST_SEPARATORS if row[f"{mark} {name}"]), "") for name in schema}
+    parts = ("count", "distinct", LIST_SEPARATOR, "dates")
+    return {n: (*(row[f"{p} {n}"] for p in parts), marks[n], row.get(f"{marks[n]} {n}", 0)) for n in schema}
 
 
 def _kind_of(

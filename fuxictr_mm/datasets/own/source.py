@@ -13,7 +13,7 @@ from fuxictr_mm.datasets.own.columns import LogColumn, choose_columns, free_name
 from fuxictr_mm.datasets.own.instants import Unit, read_times, unit_of
 from fuxictr_mm.datasets.own.options import LogOptions
 from fuxictr_mm.datasets.own.tables import Table
-from fuxictr_mm.encoding.text_files import form_of
+from fuxictr_mm.encoding.text_files import form_of, unpacked_name
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, nearest
 from fuxictr_mm_serving.prepared import ROW_SOURCES, SCALED
 
@@ -46,9 +46,13 @@ def find_files(source: Path, option: str, pattern: str | None) -> list[Path]:
         present = sorted(str(path.relative_to(source)) for path in source.rglob("*") if path.is_file())
         listing = ", ".join(present[:8]) or "no file"
         raise MissingFileError(f"{source}: no file {name}{nearest(name, present)} for --{option} (it holds: {listing})")
-    other = next((path for path in paths if "".join(path.suffixes) != "".join(paths[0].suffixes)), None)
-    if other is not None and (form_of(other) != form_of(paths[0]) or other.suffix == ".gz" or paths[0].suffix == ".gz"):
-        raise ConfigError(f"--{option}: {source} holds {paths[0].name} and {other.name}; name one of them")
+    seen: dict[Path, Path] = {}
+    for path in paths:
+        # Of one name, a file and its archive are the same rows twice; other parts may be packed in any way.
+        other = seen.setdefault(unpacked_name(path), path)
+        other = paths[0] if other == path and form_of(path) != form_of(paths[0]) else other
+        if other != path:
+            raise ConfigError(f"--{option}: {source} holds {other.name} and {path.name}; name one of them")
     return paths
 
 

@@ -49,7 +49,7 @@ class Table:
             if not (is_text(path) or form_of(path) in parquet.SUFFIXES):
                 raise ConfigError(
                     f"--{self.option} {path}: expected a name that ends in .csv, .tsv, .txt or .jsonl, with or without "
-                    ".gz, or in .parquet"
+                    ".gz or .zst, or in .parquet"
                 )
 
     @cached_property

@@ -17,6 +17,9 @@ logger = logging.getLogger(__name__)
 #: Histories that are on average shorter are warned of, where another label would make them longer.
 SHORT = 2
 
+#: Where negatives are sampled, more rows of an item that the user has met are warned of.
+REPEATED = 0.1
+
 #: Names of columns that are meant as weights of rows.
 WEIGHTS = ("weight", "weights", "sample_weight", "sample_weights")
 
@@ -40,6 +43,17 @@ def warn_of_leaks(source: LogSource, train: pl.DataFrame, columns: Sequence[LogC
             f"{source.log.paths[0]}: all {rows} training rows with {column.source} {value} have "
             f"{labels[0]} {only}; if the value is known only after the click, exclude the column: --types "
             f"{column.source}=none"
+        )
+
+
+def warn_of_repeats(source: LogSource, train: pl.DataFrame) -> None:
+    """Warn where users take items again: those are never negatives, so that a model recognises them."""
+    again = train.select((~pl.struct(":code", ":item").is_first_distinct()).mean()).item() or 0.0
+    if source.asked.negatives and again > REPEATED:
+        logger.warning(
+            f"{source.log.paths[0]}: in {again:.0%} of the training rows the user had the item before, which no "
+            f"negative is; this alone gives an AUC of about {0.5 + again / 2:.2f}; keep the first row of each user and "
+            "item to predict new items, or give rows with label 0 of your own"
         )
 
 

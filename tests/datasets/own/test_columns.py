@@ -76,19 +76,32 @@ def test_columns_without_a_use_are_left_out(shop, prepare_log):
     assert set(facts["written"]) == {"basket_scaled"}
 
 
+def test_lists_separated_by_commas_are_read_where_they_are_asked_for(shop, prepare_log, values_of, caplog):
+    items = pl.read_csv(shop / "items.csv").with_columns(pl.col("tags").str.replace_all("|", ", ", literal=True))
+    items.write_csv(shop / "items.csv")
+    with caplog.at_level("INFO"):
+        prepare_log(shop, folder="category")
+    assert "--types tags=sequence" in caplog.text
+    folder, _, _ = prepare_log(shop, types=["tags=sequence"])
+    tags = values_of(folder, "tags")
+    found = [[tags[tag] for tag in row] for row in pl.read_parquet(folder / "items.parquet")["tags"]]
+    assert found[: len(items)] == [row.split(", ") for row in items["tags"]]
+
+
 @pytest.mark.parametrize("form", ["csv", "parquet"])
 def test_dates_are_no_category_and_no_text(form, shop, prepare_log):
     items, log = pl.read_csv(shop / "items.csv"), pl.read_csv(shop / "interactions.csv")
     published = pl.datetime_range(datetime(2024, 1, 1), datetime(2024, 1, 2), "30m", eager=True)[: len(items)]
     items = items.with_columns(published=published, kept=published.dt.strftime("%Y-%m-%d"))
-    log = log.with_columns(day=pl.from_epoch("time").dt.date())
+    day = pl.from_epoch("time").dt.date()
+    log = log.with_columns(day=day, day_number=20240101 + pl.int_range(pl.len()) % 20)
     for name, frame in (("items", items), ("interactions", log)):
         (shop / f"{name}.csv").unlink()
         write_form(frame, shop / name, form)
     folder, _, _ = prepare_log(shop, types=["kept=text"])
     columns = json.loads((folder / "manifest.json").read_text())["columns"]
     assert set(columns["items"]["left_out"]) == {"published"}
-    assert set(columns["interactions"]["left_out"]) == {"day"}
+    assert set(columns["interactions"]["left_out"]) == {"day", "day_number"}
     assert columns["items"]["written"]["kept"]["type"] == "text"
 
 

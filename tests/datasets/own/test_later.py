@@ -361,6 +361,17 @@ def test_histories_of_the_rows_themselves(form, prepare, tmp_path):
             assert [ids[item] for item in history] == expected[part["row"][at]]
 
 
+def test_lists_of_later_items_are_separated_as_before(prepare, tmp_path):
+    log, items, users = make_log(9)
+    items = items.with_columns(tags=pl.lit("red, green"))
+    base = prepare(write_source(tmp_path / "old", log, items, users), "shop", types=["tags=sequence"])
+    items, log = items[:1].with_columns(tags=pl.lit("green|red, red")), log.with_columns(pl.col("time") + 10**6)
+    later = prepare(write_source(tmp_path / "new", log, items, users), "later", base)
+    tags = values(later, "tags")
+    rows = pl.read_parquet(later / "items.parquet").filter(pl.col("source_id") == items["asin"][0])
+    assert [tags[tag] for tag in rows["tags"][0]] == [None, "red"]  # training knows red
+
+
 def test_a_log_of_clicks_goes_on_without_negatives(prepare, tmp_path):
     log, items, users = make_log(9)
     clicks = log.filter(pl.col("click") == 1).drop("click")

@@ -26,6 +26,19 @@ def test_columns_of_items_are_warned_of_where_negatives_copy_them(shop, prepare_
     assert not any(f"--types {name}=none" in caplog.text for name in ("device", "basket", "page"))
 
 
+def test_repeated_orders_are_warned_of_where_no_negative_is_one(shop, prepare_log, caplog):
+    log = pl.read_csv(shop / "interactions.csv").drop("click").unique(["user", "asin"]).sort("time")
+    log.write_csv(shop / "interactions.csv")
+    with caplog.at_level("WARNING"):
+        prepare_log(shop, "once", negatives=1)
+    assert "AUC" not in caplog.text
+    again = log.with_columns(pl.col("time") + 1)
+    pl.concat([log, again]).write_csv(shop / "interactions.csv")
+    with caplog.at_level("WARNING"):
+        prepare_log(shop, "again", negatives=1)
+    assert "AUC" in caplog.text
+
+
 def test_what_is_known_after_the_click_is_warned_of(shop, prepare_log, caplog):
     log = pl.read_csv(shop / "interactions.csv")
     seconds = pl.when(pl.col("click") == 1).then(pl.int_range(pl.len()) * 0.1)
