@@ -19,8 +19,9 @@ from fuxictr_mm.data.batch import Batch, pad_columns
 from fuxictr_mm.data.items import ItemTable
 from fuxictr_mm.data.schema import why_no_layers
 from fuxictr_mm.errors import ConfigError
-from fuxictr_mm.fuxictr_imports import BaseModel, FeatureEmbedding, FeatureEmbeddingDict
+from fuxictr_mm.fuxictr_imports import BaseModel, FeatureEmbeddingDict
 from fuxictr_mm.jagged import Jagged
+from fuxictr_mm.layers.field_embedding import FieldEmbedding
 from fuxictr_mm.layers.history_search import directions, newest
 from fuxictr_mm.layers.similarity import HistorySimilarity
 from fuxictr_mm.tables.sharded import place_tables, without_rows
@@ -86,7 +87,7 @@ class EmbeddingModel(BaseModel):
             )
         spread = [n for n, s in specs.items() if s.get("table") == "sharded"]
         try:
-            self.embedding_layer = FeatureEmbedding(without_rows(feature_map, spread), self.embedding_dim)
+            self.embedding_layer = FieldEmbedding(without_rows(feature_map, spread), self.embedding_dim)
         except ValueError as error:
             raise ConfigError(f"{self.model_id}: {error} Its layer does not accept these arguments") from error
         if spread:
