@@ -11,16 +11,16 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fuxictr_mm import sparse_products
 from fuxictr_mm.fuxictr_imports import FeatureEmbedding, MaskedAveragePooling, MaskedSumPooling
 from fuxictr_mm.jagged import has_sparse_kernels, is_exporting
-from fuxictr_mm.sparse_products import bag_sums
 
 
 class FieldEmbedding(FeatureEmbedding):
     """FuxiCTR's ``FeatureEmbedding``, whose ``(B, L, D)`` embeddings of pooled ids do not exist on a CPU.
 
     Takes effect for sequences with ``MaskedAveragePooling`` or ``MaskedSumPooling``, with a dense table of no more ids
-    than the batch has. Neither of the two modules is called then, only their function computed.
+    than the batch has, unless the batch is small. Neither of the two modules is called then, only their function computed.
     """
 
     def forward(self, X: Mapping[str, Tensor], *args: Any, flatten_emb: bool = False, **kwargs: Any) -> Tensor:
@@ -38,7 +38,9 @@ class FieldEmbedding(FeatureEmbedding):
             return None
         if ids.dim() != 2 or table.num_embeddings > ids.numel() or not has_sparse_kernels(ids) or is_exporting():
             return None
-        sums = bag_sums(table.weight, ids, table.padding_idx)
+        if ids.numel() * table.embedding_dim < sparse_products.SMALL:
+            return None
+        sums = sparse_products.bag_sums(table.weight, ids, table.padding_idx)
         if pooling is MaskedSumPooling:
             return sums
         # As FuxiCTR does, an embedding whose sum is zero does not count.

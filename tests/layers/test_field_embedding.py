@@ -2,8 +2,14 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fuxictr_mm import sparse_products
 from fuxictr_mm.fuxictr_imports import FeatureEmbedding
 from fuxictr_mm.layers.field_embedding import FieldEmbedding
+
+
+@pytest.fixture(autouse=True)
+def no_batch_is_small(monkeypatch):
+    monkeypatch.setattr(sparse_products, "SMALL", 0)
 
 
 class _Map:
@@ -66,8 +72,10 @@ def test_pooled_ids_are_those_of_fuxictr_without_their_embeddings(pooling, dtype
     assert theirs[0] == 50 * 5 * 16 > ours[0]
 
 
-def test_a_table_with_more_ids_than_the_batch_is_read_as_in_fuxictr():
-    ids = {"genre": torch.randint(4, (3,)), "tags": torch.randint(9, (3, 2))}
+@pytest.mark.parametrize(("rows", "small"), [(3, 0), (50, 50 * 2 * 16 + 1)])
+def test_long_tables_and_small_batches_are_read_as_in_fuxictr(monkeypatch, rows, small):
+    monkeypatch.setattr(sparse_products, "SMALL", small)
+    ids = {"genre": torch.randint(4, (rows,)), "tags": torch.randint(9, (rows, 2))}
     theirs, ours = (_step(e, ids) for e in _embeddings("MaskedAveragePooling", 9))
     assert torch.equal(ours[1], theirs[1])
     assert torch.equal(ours[2], theirs[2])
