@@ -20,7 +20,8 @@ class FieldEmbedding(FeatureEmbedding):
     """FuxiCTR's ``FeatureEmbedding``, whose ``(B, L, D)`` embeddings of pooled ids do not exist on a CPU.
 
     Takes effect for sequences with ``MaskedAveragePooling`` or ``MaskedSumPooling``, with a dense table of no more ids
-    than the batch has, unless the batch is small. Neither of the two modules is called then, only their function computed.
+    than the batch has, unless the batch is small. Neither of the two modules is called then, only their function
+    computed.
     """
 
     def forward(self, X: Mapping[str, Tensor], *args: Any, flatten_emb: bool = False, **kwargs: Any) -> Tensor:
