@@ -19,14 +19,17 @@ from fuxictr_mm.data.batch import Batch, pad_columns
 from fuxictr_mm.data.items import ItemTable
 from fuxictr_mm.data.schema import why_no_layers
 from fuxictr_mm.errors import ConfigError
-from fuxictr_mm.fuxictr_imports import BaseModel, FeatureEmbedding, FeatureEmbeddingDict
+from fuxictr_mm.fuxictr_imports import BaseModel, FeatureEmbeddingDict
 from fuxictr_mm.jagged import Jagged
+from fuxictr_mm.layers.field_embedding import FieldEmbedding
 from fuxictr_mm.layers.history_search import directions, newest
 from fuxictr_mm.layers.similarity import HistorySimilarity
 from fuxictr_mm.tables.sharded import place_tables, without_rows
 
 #: Items per id of a batch above which its distinct ids are found by sorting.
 FLAGS_PER_ID = 32
+#: On a CPU in bfloat16, a multiple of as many items is embedded, so that few sizes occur.
+ITEMS_IN_BF16 = 64
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,8 @@ class EmbeddingModel(BaseModel):
     per_item_codes: tuple[str, ...] = ()
     #: Whether ``logits`` reads the newest items by ``newest_items``, from the short history of a dataset that has one.
     reads_short_history: bool = False
+    #: Whether the embeddings of distinct items may end with more of the last one, which no index refers to.
+    fills_items: bool = True
 
     def make_embedding(
         self, feature_map: FeatureMap, embedding_dim: int, sharded: dict[str, Any] | None = None
@@ -86,7 +91,7 @@ class EmbeddingModel(BaseModel):
             )
         spread = [n for n, s in specs.items() if s.get("table") == "sharded"]
         try:
-            self.embedding_layer = FeatureEmbedding(without_rows(feature_map, spread), self.embedding_dim)
+            self.embedding_layer = FieldEmbedding(without_rows(feature_map, spread), self.embedding_dim)
         except ValueError as error:
             raise ConfigError(f"{self.model_id}: {error} Its layer does not accept these arguments") from error
         if spread:
@@ -156,6 +161,10 @@ class EmbeddingModel(BaseModel):
         """
         first, *others = histories
         distinct, target, *indices = distinct_items(replace(batch, history=first), self.items.num_items, others)
+        device = distinct.device.type
+        if self.fills_items and device == "cpu" and torch.is_autocast_enabled(device):
+            # Nothing reads these embeddings. oneDNN compiles a product in bfloat16 for every number of rows.
+            distinct = torch.cat([distinct, distinct[-1:].expand(-distinct.numel() % ITEMS_IN_BF16)])
         embeddings = self.embed_items(distinct)
         return embeddings.index_select(0, target), [
             Jagged(embeddings, history.offsets, index) for history, index in zip(histories, indices, strict=True)

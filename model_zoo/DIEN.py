@@ -48,6 +48,8 @@ class DIEN(DNNModel):
         Those of DNNModel and MultimodalModel.
     """
 
+    fills_items = False  # the auxiliary loss draws among the distinct items
+
     def __init__(
         self,
         feature_map: FeatureMap,

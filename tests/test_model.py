@@ -49,6 +49,29 @@ def test_embed_equals_embedding_padded_ids(build, make_batch, float64, expid, gi
     assert (e.context.shape[1], e.target.shape[1]) == (model.context_dim, model.item_dim)
 
 
+def test_items_are_filled_up_in_bfloat16(build, make_batch, monkeypatch, float64):
+    model, dataset = build("DIN_MM_tiny")
+    batch = make_batch(dataset.splits["train"], range(40))
+    model = model.double().eval()
+    items = distinct_items(batch, model.items.num_items)[0].numel()
+    assert items % 64
+    assert model.embed(batch).history.distinct.shape[0] == items
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model.embed(batch).history.distinct.shape[0] == items + -items % 64
+        monkeypatch.setattr(type(model), "fills_items", False)
+        assert model.embed(batch).history.distinct.shape[0] == items
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda _: True)  # in float64, to compare
+    found = []
+    for fills in (True, False):
+        monkeypatch.setattr(type(model), "fills_items", fills)
+        model.zero_grad()
+        logit = model(batch)["logit"]
+        logit.sum().backward()
+        found.append([logit, *(p.grad for p in model.parameters())])
+    for filled, expected in zip(*found, strict=True):
+        torch.testing.assert_close(filled, expected, rtol=1e-9, atol=1e-12)
+
+
 def test_frozen_tables_are_no_parameters(build):
     model, dataset = build("DIN_MM_tiny")
     parameters = dict(model.named_parameters())
