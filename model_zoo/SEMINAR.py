@@ -9,13 +9,20 @@ import torch
 from fuxictr.features import FeatureMap
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fuxictr_mm.config import Dropout
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.jagged import Jagged
-from fuxictr_mm.layers import EqualCodes, MultiHeadTargetAttention, mlp_of_shared, search, search_user, take
+from fuxictr_mm.layers import (
+    EqualCodes,
+    MultiHeadTargetAttention,
+    mlp_of_shared,
+    search,
+    search_user,
+    symmetric_contrast,
+    take,
+)
 from fuxictr_mm.model import DNNModel
 
 
@@ -159,12 +166,8 @@ class SEMINAR(DNNModel):
     def _align(self, targets: Tensor) -> Tensor:
         """Return the mean contrastive loss of pairs of fields of the distinct items ``(B,)``."""
         fields = self.embed_items(targets.unique()).unflatten(1, self.field_scale.shape)
-        fields, losses = F.normalize(fields, dim=2), []
-        match = torch.arange(len(fields), device=fields.device)
-        for one, other in self.pairs:
-            cosines = fields[:, one] @ fields[:, other].t() / self.temperature
-            losses += [F.cross_entropy(cosines, match), F.cross_entropy(cosines.t(), match)]
-        return torch.stack(losses).mean()
+        pairs = [symmetric_contrast(fields[:, one], fields[:, other], self.temperature) for one, other in self.pairs]
+        return torch.stack(pairs).mean()
 
     def add_loss(self, return_dict: Mapping[str, Tensor], y_true: Tensor) -> Tensor:
         """Return the loss of the last scored batch, in training with the alignment."""
