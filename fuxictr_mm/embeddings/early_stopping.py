@@ -18,9 +18,17 @@ from fuxictr_mm.terminal import progress_bar
 class Schedule(Protocol):
     """The settings of ``train_until_best``."""
 
-    steps: int  #: Maximum number of steps.
-    evaluate_every: int  #: Steps between evaluations.
-    patience: int  #: Evaluations without a better metric before training stops.
+    @property
+    def steps(self) -> int:
+        """Maximum number of steps."""
+
+    @property
+    def evaluate_every(self) -> int:
+        """Steps between evaluations."""
+
+    @property
+    def patience(self) -> int:
+        """Evaluations without a better metric before training stops."""
 
 
 @dataclass

@@ -133,9 +133,8 @@ def write_pretrained(
     schema = {name: embedding_type(dim) for name, dim in pretrained.columns.items()}
     with JoinedEmbeddings(sources) as joined:
         pretrained.check(joined.dims)
-        trained, rows = pretrained.numbers(joined.numbering)
+        rows, start = pretrained.rows_of(joined.ids, joined.numbering), 0
         with ItemFileWriter(out, schema, overwrite, numbering=joined.numbering) as writer:
             for ids, x in joined.chunks():
-                found = np.searchsorted(trained, ids).clip(max=max(len(trained) - 1, 0))
-                has = trained[found] == ids if len(trained) else np.zeros(len(ids), dtype=bool)
-                writer.write(ids, pretrained.transform(x, np.where(has, rows[found], 0) if len(trained) else has * 0))
+                writer.write(ids, pretrained.transform(x, rows[start : start + len(ids)]))
+                start += len(ids)

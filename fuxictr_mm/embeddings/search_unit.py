@@ -3,16 +3,17 @@ r"""The Pretraining Search Unit of SEMINAR: Shen et al., 2024, https://arxiv.org
 .. math::
     e_{id}(i) \in \mathbb R^D, \quad e_m(i) = G_m x_m(i), \qquad u(i) = \sum_f \mathrm{softmax}(a)_f \, e_f(i)
 
-    \hat y(t, S) = \sigma(\mathrm{MLP}([u(t), \mathrm{MHTA}(u(t), u(S))])), \qquad
+    o = \mathrm{MHTA}(u(t), u(S)), \qquad \hat y(t, S) = \sigma(\mathrm{MLP}([u(t), o, u(t) \odot o]))
+
     \mathcal L = \mathrm{BCE}(\hat y, y) + \lambda \, \mathrm{mean}_{f < g} \, \mathrm{CLIP}(e_f, e_g)
 
 with x_m the principal components of a modality m, f the id and the modalities, S the items before t, y = 1 for the next
-item and 0 for the sampled ones, and CLIP the symmetric contrastive loss over the distinct next items of a batch. A field
-that an item does not have is zero, and has no part in the alignment.
+item and 0 for the sampled ones, and CLIP the symmetric contrastive loss over the distinct next items of a batch. A
+field that an item does not have is zero, and has no part in the alignment.
 
-Departures: there are no queries, so neither query parts nor a relevance loss; each G_m starts from the leading
-principal components, and weight decay pulls back to them; targets of the alignment are the items themselves, as CLIP's
-(the published code smooths them).
+Departures: there are no queries, so neither query parts nor a relevance loss; the published code's MLP has no product
+of target and interest; each G_m starts from the leading principal components, and weight decay pulls back to them;
+targets of the alignment are the items themselves (the published code smooths them).
 
 Shapes: F fields, I items, P_m components of a modality, P of all, D dim, B positions, J negatives, X distinct items.
 """
@@ -34,7 +35,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fuxictr_mm.data.ids import Numbering
-from fuxictr_mm.data.vocabulary import UNKNOWN
 from fuxictr_mm.embeddings.content_inputs import ContentInput, by_modality, from_arrays, to_arrays
 from fuxictr_mm.embeddings.contrastive import AlignmentHead
 from fuxictr_mm.embeddings.early_stopping import TrainingResult, train_until_best
@@ -50,8 +50,6 @@ if TYPE_CHECKING:
 ID = "id"
 
 SAVED = SavedFormat("search unit", "pretrain")
-
-VARIANT = os.environ.get("VARIANT", "mlp")
 
 
 class ItemFields(nn.Module):
@@ -70,7 +68,7 @@ class ItemFields(nn.Module):
         dim = len(next(iter(starts.values())))
         self.names = [ID, *starts]
         self.ids = nn.Embedding(num_ids + 1, dim, padding_idx=0)  # 0: none
-        nn.init.normal_(self.ids.weight, std=float(os.environ.get("STD", 0.1)))
+        nn.init.normal_(self.ids.weight, std=0.1)
         nn.init.zeros_(self.ids.weight[0].detach())
         self.projections = nn.ModuleDict({name: AlignmentHead(start, 0) for name, start in starts.items()})
         self.gate = nn.Parameter(torch.zeros(len(self.names)))
@@ -100,7 +98,7 @@ class SearchUnit(nn.Module):
         super().__init__()
         self.fields, dim = fields, fields.ids.embedding_dim
         self.attention = MultiHeadTargetAttention(dim, dim, num_heads)
-        self.mlp = nn.Sequential(nn.Linear(2 * dim if VARIANT == "mlp" else 3 * dim, dim), nn.ReLU(), nn.Linear(dim, 1))
+        self.mlp = nn.Sequential(nn.Linear(3 * dim, dim), nn.ReLU(), nn.Linear(dim, 1))
 
     def forward(self, items: Tensor, batch: NextItemBatch) -> Tensor:
         """Return the logits ``(B, 1 + J)`` of fused items ``(X, D)``."""
@@ -109,12 +107,7 @@ class SearchUnit(nn.Module):
         for column in torch.from_numpy(batch.candidates).unbind(dim=1):
             target = items[column]
             interest = self.attention(target, history)
-            if VARIANT == "dot":
-                logits.append((target * interest).sum(1, keepdim=True))
-            elif VARIANT == "mlp":
-                logits.append(self.mlp(torch.cat([target, interest], dim=1)))
-            else:
-                logits.append(self.mlp(torch.cat([target, interest, target * interest], dim=1)))
+            logits.append(self.mlp(torch.cat([target, interest, target * interest], dim=1)))
         return torch.cat(logits, dim=1)
 
 
@@ -149,7 +142,7 @@ def train_unit(
     rng = np.random.default_rng(options.seed)
     decayed = list(unit.fields.projections.parameters())
     rest = [parameter for parameter in unit.parameters() if all(parameter is not other for other in decayed)]
-    groups = [{"params": decayed}, {"params": rest, "weight_decay": float(os.environ.get("WD", 0.0))}]
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": rest, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=options.learning_rate, weight_decay=options.weight_decay)
 
     def fields_of(batch: NextItemBatch) -> Tensor:
@@ -200,12 +193,12 @@ class Pretrained:
         """Raise a ConfigError if embeddings of these names and dims are not what the unit was trained on."""
         check_modalities(dims, {part.name: len(part.mean) for part in self.inputs}, "the search unit")
 
-    def numbers(self, numbering: Numbering) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the items of a numbering, ascending, that have an embedding of their id, and the row of each."""
-        items = numbering.numbers(self.ids, "ids of the search unit", 0, known=False)
-        known = np.flatnonzero(items > 0)
-        order = known[np.argsort(items[known])]
-        return items[order], order + 1
+    def rows_of(self, items: NDArray[np.int64], numbering: Numbering) -> NDArray[np.int64]:
+        """Return the row ``(n,)`` of the embedding of each item's id, 0 where there is none."""
+        known = numbering.numbers(self.ids, f"{ID} of the search unit", 0, known=False)
+        order = np.argsort(known)
+        places = np.searchsorted(known, items, sorter=order).clip(max=len(known) - 1)
+        return np.where(known[order][places] == items, order[places] + 1, 0)
 
     @torch.no_grad()
     def transform(

@@ -24,7 +24,7 @@ MAX_EVALUATED = 4096
 class Sequences:
     """The clicks of users, user after user, of each the oldest first."""
 
-    users: Integers  #: ``(N,)``, ascending.
+    users: Integers  #: ``(N,)``, numbers of users, ascending.
     items: Integers  #: ``(N,)``, item ids.
 
     @classmethod
@@ -47,13 +47,17 @@ class Sequences:
         if not rows:
             raise DataError(f"{path}: no rows, expected at least one")
         users, lengths, clicked = (np.concatenate(part) for part in zip(*rows, strict=True))
+        # Users in the order in which they come first, so that results do not depend on their ids.
+        _, first, number = np.unique(users, return_index=True, return_inverse=True)
+        users = np.argsort(np.argsort(first))[number.ravel()]
         order = np.lexsort((lengths, users))  # stable
         longest = np.zeros(len(users), dtype=bool)
         longest[order[np.diff(users[order], append=-1) != 0]] = True
         start, parts = 0, []
         for chunk in read_click_rows(path, label, numbering):
-            kept = longest[start : start + len(chunk.users)][chunk.row_of]
-            parts.append((chunk.users[chunk.row_of[kept]], chunk.history[kept]))
+            row = start + chunk.row_of
+            kept = longest[row]
+            parts.append((users[row[kept]], chunk.history[kept]))
             start += len(chunk.users)
         history_users, history = (np.concatenate(part) for part in zip(*parts, strict=True))
         new = clicked > 0
@@ -65,7 +69,7 @@ class Sequences:
         order = np.argsort(users, kind="stable")
         if not (np.diff(users[order]) == 0).any():
             raise DataError(f"{path}: no user has two clicks, expected histories of items, or clicked targets")
-        return cls(users[order].astype(np.int64), items[order])
+        return cls(users[order], items[order])
 
 
 @dataclass(frozen=True)
