@@ -45,8 +45,13 @@ class SEMINAR(DNNModel):
     Searching costs one comparison of integers per code and item of a history; only the items that are found, and the
     newest k, are embedded.
 
-    Departures: there are no queries, so neither relevance loss nor query parts; the alignment is a second loss of the
-    training, where the paper pretrains on it and on the next item; weights of modalities in the search are settings.
+    The paper's first stage, pretraining on the alignment and on the next item, is ``fuxictr-mm embed pretrain``
+    (``fuxictr_mm.embeddings.search_unit``). Its embeddings are fields that training starts from, and product codes of
+    them are ``codes``: see ``docs/embeddings/pretrain.md``.
+
+    Departures: there are no queries, so neither relevance loss nor query parts; the alignment is also a second loss of
+    the training; a search is by codes of contents, which new items have, and of ids only where they are among
+    ``codes``; weights of modalities in the search are settings.
 
     Parameters
     ----------
