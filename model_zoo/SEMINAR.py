@@ -9,13 +9,20 @@ import torch
 from fuxictr.features import FeatureMap
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fuxictr_mm.config import Dropout
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.jagged import Jagged
-from fuxictr_mm.layers import EqualCodes, MultiHeadTargetAttention, mlp_of_shared, search, search_user, take
+from fuxictr_mm.layers import (
+    EqualCodes,
+    MultiHeadTargetAttention,
+    mlp_of_shared,
+    search,
+    search_user,
+    symmetric_contrast,
+    take,
+)
 from fuxictr_mm.model import DNNModel
 
 
@@ -38,8 +45,13 @@ class SEMINAR(DNNModel):
     Searching costs one comparison of integers per code and item of a history; only the items that are found, and the
     newest k, are embedded.
 
-    Departures: there are no queries, so neither relevance loss nor query parts; the alignment is a second loss of the
-    training, where the paper pretrains on it and on the next item; weights of modalities in the search are settings.
+    The paper's first stage, pretraining on the alignment and on the next item, is ``fuxictr-mm embed pretrain``
+    (``fuxictr_mm.embeddings.search_unit``). Its embeddings are fields that training starts from, and product codes of
+    them are ``codes``: see ``docs/embeddings/pretrain.md``.
+
+    Departures: there are no queries, so neither relevance loss nor query parts; the alignment is also a second loss of
+    the training; a search is by codes of contents, which new items have, and of ids only where they are among
+    ``codes``; weights of modalities in the search are settings.
 
     Parameters
     ----------
@@ -159,12 +171,8 @@ class SEMINAR(DNNModel):
     def _align(self, targets: Tensor) -> Tensor:
         """Return the mean contrastive loss of pairs of fields of the distinct items ``(B,)``."""
         fields = self.embed_items(targets.unique()).unflatten(1, self.field_scale.shape)
-        fields, losses = F.normalize(fields, dim=2), []
-        match = torch.arange(len(fields), device=fields.device)
-        for one, other in self.pairs:
-            cosines = fields[:, one] @ fields[:, other].t() / self.temperature
-            losses += [F.cross_entropy(cosines, match), F.cross_entropy(cosines.t(), match)]
-        return torch.stack(losses).mean()
+        pairs = [symmetric_contrast(fields[:, one], fields[:, other], self.temperature) for one, other in self.pairs]
+        return torch.stack(pairs).mean()
 
     def add_loss(self, return_dict: Mapping[str, Tensor], y_true: Tensor) -> Tensor:
         """Return the loss of the last scored batch, in training with the alignment."""

@@ -76,7 +76,8 @@ def test_no_help_imports_what_is_slow():
     code = f"""
 import sys
 from fuxictr_mm.cli import COMMANDS, main
-for words in [[], *([name] for name in COMMANDS), *(["embed", s] for s in ("encode", "reduce", "quantize", "align"))]:
+stages = ("encode", "reduce", "quantize", "align", "pretrain")
+for words in [[], *([name] for name in COMMANDS), *(["embed", stage] for stage in stages)]:
     try:
         main([*words, "--help"])
     except SystemExit:

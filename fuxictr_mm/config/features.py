@@ -203,7 +203,8 @@ class Roles(Settings):
         "user_id",
         min_length=1,
         validate_default=True,
-        description="The user, for `check-data`, `embed align` and `influence`. Metrics group by `group_id`.",
+        description="The user, for `check-data`, `embed align`, `embed pretrain` and `influence`. Metrics group by "
+        "`group_id`.",
     )
     time: str | None = Field(
         None,

@@ -119,14 +119,17 @@ def _statistic_dim(name: str) -> int:
 def unify_dims(feature_map: FeatureMap, dim: int) -> FeatureMap:
     """Return a copy in which every field has the same dim; frozen embeddings pass a learned linear projection.
 
-    Item tables and everything else are shared with the original.
+    Those of this dim pass unchanged where their ``feature_encoder`` is ``nn.Identity()``. Item tables and everything
+    else are shared with the original.
     """
     unified = copy.copy(feature_map)
     unified.features = type(feature_map.features)()
     for name, spec in feature_map.features.items():
         spec = dict(spec)
         if spec["type"] != "meta":
-            dropped = ["emb_output_dim"] + (["feature_encoder"] if spec["type"] == "embedding" else [])
+            unchanged = spec.get("feature_encoder") == "nn.Identity()" and spec.get("pretrain_dim") == dim
+            dropped = ["emb_output_dim"]
+            dropped += ["feature_encoder"] if spec["type"] == "embedding" and not unchanged else []
             for key in dropped:
                 if spec.pop(key, None) is not None:
                     logger.warning(

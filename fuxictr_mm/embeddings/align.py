@@ -11,7 +11,6 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from fuxictr_mm.checking import Settings
@@ -22,9 +21,8 @@ from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.files import check_outputs
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from fuxictr_mm.embeddings.contrastive import Alignment, TrainingResult
+    from fuxictr_mm.embeddings.contrastive import Alignment
+    from fuxictr_mm.embeddings.early_stopping import TrainingResult
 
 
 class AlignOptions(Settings):
@@ -81,12 +79,12 @@ def align(
     """
     import torch
 
+    from fuxictr_mm.embeddings.content_inputs import by_modality, fit_inputs, mean_squares, read_inputs
     from fuxictr_mm.embeddings.contrastive import (
         JOINT,
         Alignment,
         AlignmentHead,
         NeighborPairs,
-        fit_inputs,
         start_matrix,
         train_head,
     )
@@ -97,18 +95,14 @@ def align(
     with JoinedEmbeddings(sources) as joined:
         parts = fit_inputs(joined, options.components)
         check_dims({part.name: len(part.components) for part in parts}, options)
-        item_ids = np.sort(joined.ids)
-        inputs = torch.empty(len(item_ids), sum(len(part.components) for part in parts))
-        for ids, x in joined.chunks():
-            rows = torch.from_numpy(np.searchsorted(item_ids, ids))
-            inputs[rows] = torch.from_numpy(np.concatenate([part(x[part.name]) for part in parts], axis=1))
+        item_ids, inputs = read_inputs(joined, parts)
     pairs = NeighborPairs(neighbors, item_ids, options.held_out, options.seed)
-    columns = dict(zip((p.name for p in parts), inputs.split([len(p.components) for p in parts], dim=1), strict=True))
+    columns = by_modality(inputs, parts)
     heads, trained = {}, {}
     for name in [JOINT, *columns] if options.per_modality else [JOINT]:
         used = list(columns) if name == JOINT else [name]
         dims = zip(used, split_dim(options.dim, len(used)), strict=True)
-        start = start_matrix([(_mean_squares(columns[part]), dim) for part, dim in dims])
+        start = start_matrix([(mean_squares(columns[part]), dim) for part, dim in dims])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(options.seed)
             heads[name] = AlignmentHead(start, options.hidden)
@@ -116,11 +110,6 @@ def align(
         trained[name] = train_head(heads[name], content, pairs, options, f"align {name}", verbose)
         heads[name].requires_grad_(False)
     return Alignment(tuple(parts), heads), trained
-
-
-def _mean_squares(x: Tensor) -> Tensor:
-    """Return the mean square of each input of a modality, of ``(I, P_m)`` without the items that do not have it."""
-    return x.square().sum(dim=0) / x.any(dim=1).sum()
 
 
 def check_dims(available: Mapping[str, int], options: AlignOptions) -> None:

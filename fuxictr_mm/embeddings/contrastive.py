@@ -17,10 +17,10 @@ distinct items of a batch, M neighbors.
 
 from __future__ import annotations
 
-import copy
+import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,11 +29,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fuxictr_mm.embeddings.fit_reducer import fit_components, read_moments
-from fuxictr_mm.embeddings.item_files import JoinedEmbeddings
-from fuxictr_mm.errors import DataError, UserError
+from fuxictr_mm.embeddings.content_inputs import ContentInput, from_arrays, to_arrays
+from fuxictr_mm.embeddings.early_stopping import TrainingResult, train_until_best
+from fuxictr_mm.errors import DataError
 from fuxictr_mm.reduction.saved import SavedFormat, check_modalities
-from fuxictr_mm.terminal import progress_bar
 
 if TYPE_CHECKING:
     from fuxictr_mm.embeddings.align import AlignOptions
@@ -43,31 +42,6 @@ if TYPE_CHECKING:
 JOINT = "joint"
 
 SAVED = SavedFormat("head", "align")
-
-
-@dataclass(frozen=True)
-class ContentInput:
-    """The input that a modality gives to the heads: its principal components, scaled to a mean square of 1."""
-
-    name: str  #: Of the modality.
-    mean: NDArray[np.float32]  #: ``(D_m,)``, of the items that have an embedding.
-    components: NDArray[np.float32]  #: ``(P_m, D_m)``, scaled, by falling variance.
-
-    def __call__(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return ``(n, P_m)`` of embeddings ``(n, D_m)``; zeros, the mean, for an item without an embedding."""
-        present = (x != 0).any(axis=1, keepdims=True)
-        return ((x - self.mean) * present) @ self.components.T
-
-
-def fit_inputs(joined: JoinedEmbeddings, most: int) -> list[ContentInput]:
-    """Fit a PCA of at most ``most`` components per modality; raises as ``read_moments`` and ``fit_components``."""
-    inputs = []
-    for name, moments in read_moments(joined).items():
-        pca = fit_components(name, moments).keep(most)
-        scale = 1 / np.sqrt(pca.variances.mean())
-        components = (scale * pca.components).astype(np.float32)
-        inputs.append(ContentInput(name, pca.mean.astype(np.float32), components))
-    return inputs
 
 
 class AlignmentHead(nn.Module):
@@ -204,54 +178,25 @@ def info_nce(embeddings: Tensor, pairs: Tensor, known: Tensor, temperature: floa
     return 0.5 * (F.softplus(negatives[pairs[0]] - positive) + F.softplus(negatives[pairs[1]] - positive)).mean()
 
 
-@dataclass
-class TrainingResult:
-    """The result of training a head."""
-
-    before: float  #: Recall of the held-out items' neighbors at the start.
-    after: float  #: The same, of the weights that are kept.
-    steps: int  #: Step of the weights that are kept.
-    history: list[float] = field(default_factory=list)  #: The recall of each evaluation.
-
-
 def train_head(
     head: AlignmentHead, inputs: Tensor, pairs: NeighborPairs, options: AlignOptions, what: str, verbose: int = 1
 ) -> TrainingResult:
     """Train a head in place on inputs ``(I, P)``, and leave it with the weights of the best recall."""
     rng = np.random.default_rng(options.seed)
     optimizer = torch.optim.AdamW(head.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay)
-    before = pairs.recall(_project(head, inputs), options.recall_at)
-    result = TrainingResult(before, before, 0, [before])
-    best: dict[str, Any] = copy.deepcopy(head.state_dict())
-    waited = 0
-    with progress_bar(range(1, options.steps + 1), what, verbose) as bar:
-        for step in bar:
-            items, rows = np.unique(np.stack(pairs.sample(options.batch_size, rng)), return_inverse=True)
-            known = torch.from_numpy(pairs.known[items][:, items].toarray())
-            embeddings = head(inputs[torch.from_numpy(items)])
-            loss = info_nce(embeddings, torch.from_numpy(rows.reshape(2, -1)), known, options.temperature)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            if step % options.evaluate_every and step < options.steps:
-                continue
-            embeddings = _project(head, inputs)
-            if not torch.isfinite(embeddings).all():
-                raise UserError(
-                    f"{what}: embeddings are not finite at step {step}; reduce --learning-rate or --weight-decay"
-                )
-            recall = pairs.recall(embeddings, options.recall_at)
-            result.history.append(recall)
-            bar.set_postfix({f"recall@{options.recall_at}": f"{recall:.4f}"}, refresh=False)
-            if recall > result.after:
-                result.after, result.steps, waited = recall, step, 0
-                best = copy.deepcopy(head.state_dict())
-            else:
-                waited += 1
-                if waited == options.patience:
-                    break
-    head.load_state_dict(best)
-    return result
+
+    def loss() -> Tensor:
+        items, rows = np.unique(np.stack(pairs.sample(options.batch_size, rng)), return_inverse=True)
+        known = torch.from_numpy(pairs.known[items][:, items].toarray())
+        embeddings = head(inputs[torch.from_numpy(items)])
+        return info_nce(embeddings, torch.from_numpy(rows.reshape(2, -1)), known, options.temperature)
+
+    def recall() -> float:
+        embeddings = _project(head, inputs)
+        return pairs.recall(embeddings, options.recall_at) if torch.isfinite(embeddings).all() else math.nan
+
+    metric = f"recall@{options.recall_at}"
+    return train_until_best(head, optimizer, loss, recall, options, what, metric, verbose)
 
 
 @torch.no_grad()
@@ -292,9 +237,7 @@ class Alignment:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file, with the names as JSON in its metadata."""
-        arrays: dict[str, NDArray[Any]] = {}
-        for number, part in enumerate(self.inputs):
-            arrays |= {f"inputs.{number}.mean": part.mean, f"inputs.{number}.components": part.components}
+        arrays = to_arrays(self.inputs)
         for number, head in enumerate(self.heads.values()):
             arrays |= {f"heads.{number}.{name}": tensor.numpy() for name, tensor in head.state_dict().items()}
         SAVED.save(path, {"modalities": [part.name for part in self.inputs], "heads": list(self.heads)}, arrays)
@@ -306,18 +249,10 @@ class Alignment:
 
     @classmethod
     def _from_content(cls, content: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Alignment:
-        if not all(np.isfinite(array).all() for array in arrays.values()):
-            raise ValueError("it holds numbers that are not finite")
-        inputs = tuple(
-            ContentInput(str(name), arrays[f"inputs.{number}.mean"], arrays[f"inputs.{number}.components"])
-            for number, name in enumerate(content["modalities"])
-        )
+        inputs = from_arrays(content["modalities"], arrays)
         dims = {part.name: len(part.components) for part in inputs}
         dims[JOINT] = sum(dims.values())
         heads = {str(name): _head(arrays, f"heads.{number}.") for number, name in enumerate(content["heads"])}
-        for part in inputs:
-            if part.components.shape[1:] != part.mean.shape:
-                raise ValueError(f"the components of '{part.name}' have another dim than its mean")
         for name, head in heads.items():
             if head.start.shape[1] != dims[name]:
                 raise ValueError(f"head '{name}' has another dim than its inputs")

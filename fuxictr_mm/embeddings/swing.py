@@ -33,20 +33,16 @@ from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from fuxictr_mm.checking import Settings
-from fuxictr_mm.data import decoding, parquet
+from fuxictr_mm.data import decoding
 from fuxictr_mm.data.ids import AS_IS, Numbering
+from fuxictr_mm.embeddings.click_rows import ITEM_BITS, Integers, pack, read_click_rows
 from fuxictr_mm.embeddings.item_files import require_unique
 from fuxictr_mm.embeddings.item_tables import read_items
 from fuxictr_mm.errors import ConfigError, DataError
 from fuxictr_mm.files import write_beside
 from fuxictr_mm.terminal import item_bar
 
-Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
-
-#: A click is stored as one integer: the user id in the bits above those of the item id.
-ITEM_BITS = 31
-MAX_USERS = 2**32
 
 #: Clicks read before they are merged with the distinct ones; bounds the memory of repeated clicks.
 MERGE_CLICKS = 8_000_000
@@ -79,7 +75,7 @@ class Clicks:
         >>> clicks.item_ids.tolist(), clicks.matrix.toarray().tolist()
         ([2, 5, 9], [[0, 1, 1], [1, 0, 0]])
         """
-        return cls._from_keys(np.unique(_keys(users, items)))
+        return cls._from_keys(np.unique(pack(users, items)))
 
     @classmethod
     def _from_keys(cls, keys: Integers) -> Clicks:
@@ -127,33 +123,10 @@ class Clicks:
 
 def _read_keys(path: str | os.PathLike[str], label: str, numbering: Numbering) -> Iterator[Integers]:
     """Yield the distinct clicks of each chunk, as keys."""
-    names, user_ids = numbering.roles, numbering.users
-    columns = [names.user, names.target, names.history, label]
-    for file in parquet.part_files(path):
-        for row, batch in parquet.read_chunks(file, columns):
-            if user_ids is None:
-                users = decoding.scalars(batch.column(names.user), f"{file}: {names.user}", row)
-            else:
-                users = user_ids.encode(batch.column(names.user), f"{file}: {names.user}")
-            wrong = np.flatnonzero((users < 0) | (users >= MAX_USERS))
-            if len(wrong):
-                raise DataError(
-                    f"{file}: {names.user}: row {row + wrong[0]} holds the id {users[wrong[0]]}, expected 0 to "
-                    f"{MAX_USERS - 1}; renumber the users"
-                )
-            targets = numbering.numbers(batch.column(names.target), f"{file}: {names.target}", row)
-            labels = decoding.scalars(batch.column(label), f"{file}: {label}", row, floating=True)
-            where = f"{file}: {names.history}"
-            flat, offsets = numbering.lists(batch.column(names.history), where, row)
-            row_of = np.repeat(np.arange(len(users)), np.diff(offsets))[flat != 0]  # 0 is padding
-            history = decoding.integers(flat[flat != 0], where, row + row_of)
-            decoding.check_ids(history, None, where, row + row_of)
-            clicked = (labels > 0) & (targets > 0)
-            yield np.unique(np.concatenate([_keys(users[row_of], history), _keys(users[clicked], targets[clicked])]))
-
-
-def _keys(users: NDArray[Any], items: NDArray[Any]) -> Integers:
-    return (users.astype(np.int64) << ITEM_BITS) | items.astype(np.int64)
+    for rows in read_click_rows(path, label, numbering):
+        new = rows.clicked > 0
+        of_history = pack(rows.users[rows.row_of], rows.history)
+        yield np.unique(np.concatenate([of_history, pack(rows.users[new], rows.clicked[new])]))
 
 
 def _starts(values: NDArray[Any]) -> Integers:

@@ -23,7 +23,7 @@ def run(*arguments):
     main(["embed", *map(str, arguments)])
 
 
-@pytest.mark.parametrize("stage", ["encode", "reduce", "quantize", "align"])
+@pytest.mark.parametrize("stage", ["encode", "reduce", "quantize", "align", "pretrain"])
 def test_help_of_a_stage_ends_with_an_example_and_has_the_shared_options(stage, capsys):
     with pytest.raises(SystemExit) as ended:
         run(stage, "--help")

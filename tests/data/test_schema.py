@@ -235,6 +235,13 @@ def test_one_width_for_all_fields_leaves_the_original_alone():
     assert original.default_emb_dim == 64
 
 
+@pytest.mark.parametrize(("dim", "unchanged"), [(24, True), (25, False)])
+def test_a_stored_embedding_of_the_one_width_may_pass_unchanged(dim, unchanged):
+    columns = [*CHALLENGE[:6], {"name": "v", "type": "embedding", "source": "item", "feature_encoder": "nn.Identity()"}]
+    unified = unify_dims(feature_map_of(params(columns), {"v": 24}), dim)
+    assert ("feature_encoder" in unified.features["v"]) == unchanged
+
+
 VECTOR = "item_emb_d128"
 LENGTH = {"name": "length", "type": "length"}
 SIMILARITY = {"name": "similarity", "type": "similarity", "of": VECTOR}

@@ -11,7 +11,7 @@ from fuxictr_mm.commands.scripts import SCRIPTS
 from tests.paths import ROOT
 
 PAGE = (ROOT / "docs" / "command_line.md").read_text(encoding="utf-8")
-STAGES = ("encode", "reduce", "quantize", "align")
+STAGES = ("encode", "reduce", "quantize", "align", "pretrain")
 OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*")
 
 

@@ -71,6 +71,7 @@ SMALL = [
     (r"(fuxictr-mm synth --preset taobao-mm) --scale 0.01([^#\n]*)", r"\1 --scale 0.0001\2 --seq-len 20"),
     (r"(fuxictr-mm embed reduce (?:(?!--apply|--variance)[^#\n])*--dim) \d+", r"\1 8"),
     (r"(fuxictr-mm embed align (?:(?!--apply)[^#\n])*)", r"\1 --dim 8 --steps 10 --evaluate-every 5 "),
+    (r"(fuxictr-mm embed pretrain (?:(?!--apply)[^#\n])*)$", r"\1 --steps 10 --evaluate-every 5 "),
     (r"(fuxictr-mm diagnose [^#|\n]*)", r"\1 --repeats 1 --rows 300 "),
     (r"(fuxictr-mm check-submission [^#\n]*--rows) 3000", rf"\1 {ROWS['test']}"),
     (r"(fuxictr-mm compare [^#|\n]*)", r"\1 --samples 100 "),

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from fuxictr_mm.embeddings.content_inputs import ContentInput
 from fuxictr_mm.embeddings.contrastive import (
     Alignment,
     AlignmentHead,
-    ContentInput,
     NeighborPairs,
     info_nce,
     start_matrix,

@@ -68,11 +68,21 @@ STAGES = {
         *["--out", "{}/out.parquet", "--train", "{}/train.parquet", "--neighbors", "{}/near.parquet", "--overwrite"],
         *["--dim", "8", "--steps", "5", "--evaluate-every", "5"],
     ],
+    "pretrain": [
+        *["--out", "{}/out.parquet", "--train", "{}/train.parquet", "--save", "{}/unit.safetensors", "--overwrite"],
+        *["--dim", "8", "--steps", "5", "--evaluate-every", "5"],
+    ],
 }
 
 
 #: All kinds of ids by the quickest stage; the others have the same readers and writer.
-CASES = [*(("reduce", kind) for kind in KINDS), ("quantize", "text"), ("neighbors", "uuid"), ("align", "uint64")]
+CASES = [
+    *(("reduce", kind) for kind in KINDS),
+    ("quantize", "text"),
+    ("neighbors", "uuid"),
+    ("align", "uint64"),
+    ("pretrain", "uuid"),
+]
 
 
 @pytest.mark.parametrize(("stage", "kind"), CASES)
@@ -90,6 +100,10 @@ def test_a_stage_computes_the_same_and_writes_the_ids(folders, stage, kind):
         if name.startswith("neighbors"):
             theirs = [[ids[number].as_py() for number in row] for row in theirs]
         assert found[name].to_pylist() == theirs, name
+    if stage == "pretrain":
+        again = ["--out", "{}/again.parquet", "--apply", "{}/unit.safetensors", "--overwrite"]
+        run(folders[kind], "pretrain", *again)
+        assert pq.read_table(folders[kind] / "again.parquet").equals(found)
     if stage == "align":
         near, ours = (pq.read_table(folders[name] / "near.parquet") for name in ("dense", kind))
         assert ours["article"].to_pylist() == [ids[number].as_py() for number in near["item_id"].to_pylist()]

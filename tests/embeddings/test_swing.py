@@ -124,7 +124,7 @@ def write_train(path, **changes):
 @pytest.mark.parametrize("merge", [1, 8_000_000])
 def test_clicks_are_histories_and_positive_targets_each_once(merge, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "MERGE_CLICKS", merge)
-    monkeypatch.setattr(module.parquet, "CHUNK_ROWS", 1 if merge == 1 else 1000)
+    monkeypatch.setattr("fuxictr_mm.data.parquet.CHUNK_ROWS", 1 if merge == 1 else 1000)
     clicks = Clicks.read(write_train(tmp_path / "train.parquet"))
     assert clicks.item_ids.tolist() == [2, 3, 4]
     assert clicks.matrix.toarray().tolist() == [[1, 1, 1], [0, 0, 1]]

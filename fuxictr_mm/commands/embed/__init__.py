@@ -20,6 +20,7 @@ STAGES = {
     "reduce": "reduce and join embeddings by PCA: the strategies V1 to V4, for any modalities",
     "quantize": "turn embeddings into codes: VQ, RQ, PQ, OPQ, VQ-VAE",
     "align": "train embeddings in which items clicked by the same users are close",
+    "pretrain": "train embeddings of ids and contents that predict the next item, for SEMINAR",
 }
 
 

@@ -1,0 +1,76 @@
+"""``fuxictr-mm embed pretrain``: embeddings of ids and contents that predict the next item."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+
+from fuxictr_mm.arguments import add_examples, show
+from fuxictr_mm.commands.embed.options import add_output, add_settings, add_sources, flag, given_settings
+from fuxictr_mm.data.ids import Numbering
+from fuxictr_mm.embeddings.item_files import Source
+from fuxictr_mm.embeddings.pretrain import PretrainOptions, check_options, pretrain, write_pretrained
+from fuxictr_mm.embeddings.sequences import Sequences
+from fuxictr_mm.errors import ConfigError
+from fuxictr_mm.files import check_outputs
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``fuxictr-mm embed pretrain``."""
+    add_examples(
+        parser,
+        "fuxictr-mm embed pretrain \\",
+        "    text=item_feature.parquet:txt_emb_BERT image=item_feature.parquet:img_emb_CLIPRN50 \\",
+        "    --train train.parquet --out item_emb_pretrained.parquet --save pretrained.safetensors",
+        "fuxictr-mm embed pretrain text=new_items.parquet:txt_emb_BERT image=new_items.parquet:img_emb_CLIPRN50 \\",
+        "    --apply pretrained.safetensors --out new_item_emb_pretrained.parquet",
+    )
+    add_sources(parser)
+    parser.add_argument("--out", required=True, metavar="FILE", help="item file to write")
+    parser.add_argument("--train", metavar="FILE", help="training split, whose users' clicks are the sequences")
+    parser.add_argument("--label", metavar="NAME", help="column of the label (default: label)")
+    parser.add_argument("--save", metavar="FILE", help="write the trained search unit, a safetensors file")
+    parser.add_argument("--apply", metavar="FILE", help="apply this saved search unit instead of training one")
+    add_output(parser)
+    add_settings(parser, PretrainOptions)
+
+
+def main_from_args(arguments: argparse.Namespace, numbering: Numbering) -> None:
+    """Run ``fuxictr-mm embed pretrain``."""
+    sources = [Source.parse(text, numbering) for text in arguments.sources]
+    given = given_settings(arguments, PretrainOptions)
+    if (arguments.train is None) == (arguments.apply is None):
+        raise ConfigError("give either --train FILE, to train, or --apply FILE, to apply a saved search unit")
+    useless = [*given, *(name for name in ("label", "save") if getattr(arguments, name) is not None)]
+    if arguments.apply is not None and useless:
+        raise ConfigError(f"{flag(useless[0])} has no effect with --apply, which trains nothing; leave it out")
+    inputs = [*(source.path for source in sources), arguments.train, arguments.apply]
+    check_outputs([arguments.out, arguments.save], inputs, arguments.overwrite)
+    if arguments.apply is not None:
+        from fuxictr_mm.embeddings.search_unit import Pretrained
+
+        pretrained = Pretrained.load(arguments.apply)
+        write_pretrained(sources, pretrained, arguments.out, arguments.overwrite)
+        columns = pretrained.columns
+        report = {"applied": arguments.apply, "columns": columns}
+        show(arguments, report, f"wrote {arguments.out}: {', '.join(columns)} by {arguments.apply}")
+        return
+    options = PretrainOptions.read(given, "pretrain")
+    check_options(sources, options)
+    sequences = Sequences.read(arguments.train, arguments.label or "label", numbering)
+    pretrained, result = pretrain(sources, sequences, options, 0 if arguments.quiet else 1)
+    write_pretrained(sources, pretrained, arguments.out, arguments.overwrite)
+    if arguments.save is not None:
+        pretrained.save(arguments.save)
+    columns = pretrained.columns
+    report = {"clicks": len(sequences.items), "ids": len(pretrained.ids), "columns": columns, **asdict(result)}
+    gates = pretrained.fields.gate.softmax(dim=0).tolist()
+    report["gates"] = dict(zip(pretrained.fields.names, gates, strict=True))
+    lines = [
+        f"{report['clicks']} clicks; {report['ids']} ids with an embedding",
+        f"AUC of held-out users' next items {result.before:.4f} before, {result.after:.4f} after {result.steps} steps",
+        f"gates: {', '.join(f'{name} {gate:.3f}' for name, gate in report['gates'].items())}",
+        f"wrote {arguments.out}; for dataset_config.yaml (add the file to item_info:):",
+        *(f"  - {{name: {column}, active: False, dtype: float, type: embedding, source: item}}" for column in columns),
+    ]
+    show(arguments, report, "\n".join(lines))
