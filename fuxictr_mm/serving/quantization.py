@@ -13,8 +13,8 @@ import numpy as np
 #: Weights use 7 of the 8 bits: with all, sums of two products overflow on CPUs without VNNI.
 LARGEST_WEIGHT = 63
 
-#: Layers with fewer outputs, such as logits, keep 32 bits: the time is that of reading their inputs.
-FEWEST_OUTPUTS = 8
+#: Layers with fewer inputs or outputs, such as logits, keep 32 bits: rounding takes more time than it saves.
+SMALLEST_DIM = 8
 
 #: Operations whose outputs are not negative, and use all 8 bits of an unsigned integer.
 NOT_NEGATIVE = ("Relu", "Sigmoid", "Softmax")
@@ -70,7 +70,7 @@ class _Layers:
             return [node]
         weight = numpy_helper.to_array(self._weights[node.input[1]])
         weight = weight.T if settings.get("transB") else weight
-        if weight.shape[1] < FEWEST_OUTPUTS or weight.dtype != np.float32:
+        if min(weight.shape) < SMALLEST_DIM or weight.dtype != np.float32:
             return [node]
         largest = np.abs(weight).max(axis=0, initial=0)
         factors = np.where(largest > 0, largest / LARGEST_WEIGHT, 1).astype(np.float32)

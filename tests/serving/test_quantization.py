@@ -41,10 +41,12 @@ def test_rows_keep_32_bits_if_they_would_differ_too_much(weights_of, tmp_path, m
     parity = export(experiment, tmp_path / "out", **options)
     assert parity["largest_difference"] <= 1e-5 < parity["largest_difference_folded"] <= parity["tolerance"]
     assert "rows keep weights of 32 bits" in caplog.text
+    assert parity["weight_bits"] == {"rows": 32, "candidates": 8}
     Export(tmp_path / "out")  # the checksums are those of the files
     monkeypatch.setattr(quantization, "quantize_weights", quantize_weights)
     found = export(experiment, tmp_path / "auc", auc_loss=0.01, **options)
     assert found["auc_loss"] == 0.01
+    assert found["weight_bits"] == {"rows": 8, "candidates": 8}
     assert found["largest_difference"] > 1e-5
 
 
@@ -100,10 +102,13 @@ def test_rows_of_several_axes(tmp_path, shape):
     assert found.shape == (*shape, 16)
 
 
-def test_few_outputs_keep_32_bits(tmp_path):
+@pytest.mark.parametrize("shape", [(32, 1), (3, 32)])
+def test_small_layers_keep_32_bits(tmp_path, shape):
     path = tmp_path / "graph.onnx"
-    rows = np.random.default_rng(0).normal(size=(3, 32)).astype(np.float32)
-    write_layer(path, np.ones((32, 1), np.float32))
+    rows = np.random.default_rng(0).normal(size=(3, shape[0])).astype(np.float32)
+    write_layer(path, np.ones(shape, np.float32))
     quantize_weights(path)
     found = OnnxGraph(path.read_bytes(), "graph", 1).run({"x": rows})[0]
-    np.testing.assert_allclose(found[:, 0], rows.sum(axis=1), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        found, np.repeat(rows.sum(axis=1, keepdims=True), shape[1], axis=1), rtol=1e-4, atol=1e-5
+    )
