@@ -82,7 +82,7 @@ class _Layers:
         nodes += [
             helper.make_node("MatMulInteger", [values, weights, zero], [f"{name}_sums"]),
             helper.make_node("Cast", [f"{name}_sums"], [f"{name}_floats"], to=TensorProto.FLOAT),
-            # A product of both factors first would be fused to an operation that forgets the bias.
+            # A product of both factors first: ONNX Runtime (1.22 to 1.32) would multiply the bias by the row's factor.
             helper.make_node("Mul", [f"{name}_floats", self._constant(f"{name}_factors", factors)], [f"{name}_rows"]),
             helper.make_node("Mul", [f"{name}_rows", of_rows], [product]),
         ]
