@@ -77,6 +77,8 @@ def main_from_args(args: argparse.Namespace) -> None:
     if "auc_folded" in parity:
         found = parity["auc_folded"]
         summary += "; served by users: " + _summary(parity["largest_difference_folded"], found["rows"], found)
+    if parity.get("weight_bits", {}).get("rows") == 32:
+        summary += "; weights: 32 bits for rows (score), 8 bits by user (serve)"
     show(args, {"folder": str(args.out), "expid": args.expid, **parity}, summary)
 
 

@@ -172,11 +172,12 @@ def _write(
 
     parts, dataset, prepared = source.parts, source.dataset, source.prepared
     written = write_graphs(parts.graphs, folder, "pt2" if format == "pt2" else "onnx", type(source.model).__name__)
-    rows_of_32_bits = b""
+    rows_of_32_bits, bits = b"", {}
     if precision == "int8-weights":
         rows_of_32_bits = (folder / written.files["rows"]).read_bytes()
         for name in written.files.keys() & {"rows", "candidates"}:
             quantize_weights(folder / written.files[name])
+            bits[name] = 8
     manifest = _describe(source.experiment, parts, dataset, written, precision)
     if source.items is not None:
         manifest["numbering"] |= all_items_in(source.items)
@@ -199,12 +200,15 @@ def _write(
         if precision != "int8-weights" or "candidates" not in written.files:
             raise
         (folder / written.files["rows"]).write_bytes(rows_of_32_bits)
+        bits["rows"] = 32
         _write_manifest(folder, manifest)
         parity = _compare(
             source, folder, opened, precision, tolerance, auc_loss
         )  # another error if those of users differ too
         what = "rows keep weights of 32 bits; candidates of a user are scored with 8"
         logger.warning(f"{str(error).removesuffix('; nothing is written')}; {what}")
+    if bits:
+        parity["weight_bits"] = bits
     (folder / "parity.json").write_text(_json(parity), encoding="utf-8")
     _write_manifest(folder, manifest)  # now with the checksum of parity.json
     return parity

@@ -21,6 +21,7 @@ from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.fuxictr_imports import MLP_Block
 from fuxictr_mm.jagged import Jagged
 from fuxictr_mm.layers.din_attention import DINAttention
+from fuxictr_mm.layers.quadratic import QuadraticLayer
 from fuxictr_mm.layers.similarity import HistorySimilarity
 from fuxictr_mm.layers.target_attention import MultiHeadTargetAttention
 from fuxictr_mm.model import MultimodalModel
@@ -291,6 +292,19 @@ def fix_slopes(model: MultimodalModel) -> MultimodalModel:
     return model
 
 
+def sum_projections(model: MultimodalModel) -> MultimodalModel:
+    """Make the linear projections of each ``QuadraticLayer`` their sum, in place; returns the model.
+
+    Graphs would otherwise store all, and those of torch would sum them in every call.
+    """
+    for layer in [m for m in model.modules() if isinstance(m, QuadraticLayer)]:
+        weight, bias = (total.detach() for total in layer.sums())
+        summed = nn.Linear(weight.shape[1], weight.shape[0])
+        summed.weight.data, summed.bias.data = weight, bias
+        layer.linear[0], layer.num_row = summed, 1
+    return model
+
+
 def fuse_projections(model: MultimodalModel) -> MultimodalModel:
     r"""Make the candidates' projections of one large head a part of the history's, in place; returns the model.
 
@@ -449,6 +463,6 @@ def user_examples(model: MultimodalModel) -> dict[str, Traced]:
 
 def graphs_of(model: MultimodalModel) -> dict[str, Traced]:
     """Return the graphs of a model of this library: rows, and those of one user where it has them."""
-    model = fix_slopes(fuse_batch_norm(copy.deepcopy(model)))
+    model = sum_projections(fix_slopes(fuse_batch_norm(copy.deepcopy(model))))
     graphs = {"rows": rows_example(copy.deepcopy(model))}
     return graphs | user_examples(model) if has_fold(model) else graphs

@@ -13,8 +13,8 @@ import numpy as np
 #: Weights use 7 of the 8 bits: with all, sums of two products overflow on CPUs without VNNI.
 LARGEST_WEIGHT = 63
 
-#: Layers with fewer outputs, such as logits, keep 32 bits: the time is that of reading their inputs.
-FEWEST_OUTPUTS = 8
+#: Layers with fewer inputs or outputs, such as logits, keep 32 bits: rounding takes more time than it saves.
+SMALLEST_DIM = 8
 
 #: Operations whose outputs are not negative, and use all 8 bits of an unsigned integer.
 NOT_NEGATIVE = ("Relu", "Sigmoid", "Softmax")
@@ -70,28 +70,28 @@ class _Layers:
             return [node]
         weight = numpy_helper.to_array(self._weights[node.input[1]])
         weight = weight.T if settings.get("transB") else weight
-        if weight.shape[1] < FEWEST_OUTPUTS or weight.dtype != np.float32:
+        if min(weight.shape) < SMALLEST_DIM or weight.dtype != np.float32:
             return [node]
         largest = np.abs(weight).max(axis=0, initial=0)
         factors = np.where(largest > 0, largest / LARGEST_WEIGHT, 1).astype(np.float32)
         (output,) = node.output
         name, has_bias = f"{output}_int8", len(node.input) > 2 and bool(node.input[2])
         product = f"{name}_product" if has_bias else output
-        nodes, (values, zero, of_rows) = self._rounded(node.input[0])
+        nodes, (values, zero, of_rows) = self._rounded(node.input[0], len(weight))
         weights = self._constant(f"{name}_weight", np.rint(weight / factors).astype(np.int8))
         nodes += [
             helper.make_node("MatMulInteger", [values, weights, zero], [f"{name}_sums"]),
             helper.make_node("Cast", [f"{name}_sums"], [f"{name}_floats"], to=TensorProto.FLOAT),
-            # A product of both factors first would be fused to an operation that forgets the bias.
+            # A product of both factors first: ONNX Runtime (1.22 to 1.32) would multiply the bias by the row's factor.
             helper.make_node("Mul", [f"{name}_floats", self._constant(f"{name}_factors", factors)], [f"{name}_rows"]),
             helper.make_node("Mul", [f"{name}_rows", of_rows], [product]),
         ]
         return [*nodes, helper.make_node("Add", [product, node.input[2]], [output])] if has_bias else nodes
 
-    def _rounded(self, rows: str) -> tuple[list[Any], tuple[str, str, str]]:
+    def _rounded(self, rows: str, dim: int) -> tuple[list[Any], tuple[str, str, str]]:
         """Return the nodes that round ``(..., D)`` to unsigned integers, if no other layer has, and their outputs.
 
-        These are the integers, that of zero, and a factor for each row ``(..., 1)``.
+        The outputs are the integers, that of zero, and a factor for each row ``(..., 1)``; D is ``dim``.
         """
         from onnx import helper
 
@@ -102,17 +102,25 @@ class _Layers:
         if zero:
             sizes = f"{name}_sizes"
             nodes.append(helper.make_node("Abs", [rows], [sizes]))
-        axes = self._constant("int8_axes", np.array([-1]))
+        last = self._constant("int8_last", np.array([-1]))  # the last axis, and a shape of one that is inferred
         least = self._constant("int8_least", np.float32(1e-30))  # of a row of zeros
-        one, offset = self._constant("int8_one", np.float32(1)), self._constant(f"int8_zero_{zero}", np.uint8(zero))
+        offset = self._constant(f"int8_zero_{zero}", np.uint8(zero))
+        divisor = self._constant(f"int8_{largest}", np.float32(largest))
+        as_matrix = self._constant(f"int8_rows_of_{dim}", np.array([-1, dim]))
         nodes += [
-            helper.make_node("ReduceMax", [sizes, axes], [f"{name}_largest"], keepdims=1),
+            helper.make_node("ReduceMax", [sizes, last], [f"{name}_largest"], keepdims=1),
             helper.make_node("Max", [f"{name}_largest", least], [f"{name}_range"]),
+            helper.make_node("Div", [f"{name}_range", divisor], [f"{name}_factors"]),
+            # A scale per row needs a matrix, one factor for each of its rows, and as many zeros.
+            helper.make_node("Reshape", [f"{name}_factors", last], [f"{name}_scales"]),
+            helper.make_node("Shape", [f"{name}_scales"], [f"{name}_count"]),
+            helper.make_node("Expand", [offset, f"{name}_count"], [f"{name}_zeros"]),
+            helper.make_node("Reshape", [rows, as_matrix], [f"{name}_matrix"]),
             helper.make_node(
-                "Div", [f"{name}_range", self._constant(f"int8_{largest}", np.float32(largest))], [f"{name}_factors"]
+                "QuantizeLinear", [f"{name}_matrix", f"{name}_scales", f"{name}_zeros"], [f"{name}_bytes"], axis=0
             ),
-            helper.make_node("Div", [rows, f"{name}_factors"], [f"{name}_divided"]),
-            helper.make_node("QuantizeLinear", [f"{name}_divided", one, offset], [f"{name}_integers"]),
+            helper.make_node("Shape", [rows], [f"{name}_shape"]),
+            helper.make_node("Reshape", [f"{name}_bytes", f"{name}_shape"], [f"{name}_integers"], allowzero=1),
         ]
         self._inputs[rows] = f"{name}_integers", offset, f"{name}_factors"
         return nodes, self._inputs[rows]

@@ -20,6 +20,7 @@ from fuxictr_mm.serving.graphs import (
     fix_slopes,
     fuse_batch_norm,
     fuse_projections,
+    graphs_of,
     has_fold,
 )
 
@@ -135,6 +136,19 @@ def test_slopes_become_constants(build):
     assert not any(isinstance(module, torch.nn.PReLU) for module in fixed.modules())
     rows = torch.randn(9, model.qnn.fc.in_features)
     torch.testing.assert_close(fixed.qnn(rows), model.eval().qnn(rows))
+
+
+def test_projections_become_their_sum(build):
+    model, _ = build("QIN_tiny", num_row=4)
+    for layer in model.qnn.layer:
+        torch.nn.init.normal_(layer.linear[0].bias)
+    rows = torch.randn(9, model.qnn.fc.in_features)
+    expected = model.eval().qnn(rows)
+    found = graphs_of(model)["rows"].module.model.qnn
+    torch.testing.assert_close(found(rows), expected)
+    size = rows.shape[1]
+    assert [layer.linear[0].weight.shape for layer in found.layer] == [(size, size)] * len(model.qnn.layer)
+    assert model.qnn.layer[0].linear[0].weight.shape == (4 * size, size)
 
 
 class Towers(torch.nn.Module):

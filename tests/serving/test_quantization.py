@@ -12,6 +12,7 @@ from fuxictr_mm_serving import Export
 from fuxictr_mm_serving.graphs import OnnxGraph
 
 pytest.importorskip("onnxscript")
+onnx = pytest.importorskip("onnx")
 
 
 @pytest.mark.slow
@@ -40,16 +41,17 @@ def test_rows_keep_32_bits_if_they_would_differ_too_much(weights_of, tmp_path, m
     parity = export(experiment, tmp_path / "out", **options)
     assert parity["largest_difference"] <= 1e-5 < parity["largest_difference_folded"] <= parity["tolerance"]
     assert "rows keep weights of 32 bits" in caplog.text
+    assert parity["weight_bits"] == {"rows": 32, "candidates": 8}
     Export(tmp_path / "out")  # the checksums are those of the files
     monkeypatch.setattr(quantization, "quantize_weights", quantize_weights)
     found = export(experiment, tmp_path / "auc", auc_loss=0.01, **options)
     assert found["auc_loss"] == 0.01
+    assert found["weight_bits"] == {"rows": 8, "candidates": 8}
     assert found["largest_difference"] > 1e-5
 
 
-def write_layer(path, weight, bias=None):
+def write_layer(path, weight, bias=None, axes=1):
     """Write a graph of one linear layer, whose weight is the sum of two parameters."""
-    import onnx
     from onnx import TensorProto, helper, numpy_helper
 
     nodes = [helper.make_node("Add", ["one", "two"], ["weight"]), helper.make_node("MatMul", ["x", "weight"], ["y"])]
@@ -58,7 +60,8 @@ def write_layer(path, weight, bias=None):
         nodes[1] = helper.make_node("Gemm", ["x", "weight", "bias"], ["y"])
         tensors.append(numpy_helper.from_array(bias, "bias"))
     x, y = (
-        helper.make_tensor_value_info(n, TensorProto.FLOAT, ["B", d]) for n, d in zip("xy", weight.shape, strict=True)
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, [*"BF"[:axes], d])
+        for n, d in zip("xy", weight.shape, strict=True)
     )
     graph = helper.make_graph(nodes, "graph", [x], [y], tensors)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), path)
@@ -66,8 +69,6 @@ def write_layer(path, weight, bias=None):
 
 @pytest.mark.parametrize("has_bias", [False, True])
 def test_each_row_has_a_range_of_its_own(tmp_path, has_bias):
-    import onnx
-
     generator = np.random.default_rng(0)
     weight, bias, rows = (generator.normal(size=n).astype(np.float32) for n in ((32, 16), 16, (3, 32)))
     rows *= np.float32([[1], [1e4], [0]])
@@ -88,10 +89,26 @@ def test_each_row_has_a_range_of_its_own(tmp_path, has_bias):
     assert len(graph.run({"x": rows[:0]})[0]) == 0
 
 
-def test_few_outputs_keep_32_bits(tmp_path):
+@pytest.mark.parametrize("shape", [(4, 3), (0, 3), (4, 0)])
+def test_rows_of_several_axes(tmp_path, shape):
     path = tmp_path / "graph.onnx"
-    rows = np.random.default_rng(0).normal(size=(3, 32)).astype(np.float32)
-    write_layer(path, np.ones((32, 1), np.float32))
+    generator = np.random.default_rng(0)
+    weight, rows = (generator.normal(size=size).astype(np.float32) for size in ((32, 16), (*shape, 32)))
+    write_layer(path, weight, axes=2)
+    quantize_weights(path)
+    assert all(node.op_type != "MatMul" for node in onnx.load(path).graph.node)
+    found = OnnxGraph(path.read_bytes(), "graph", 1).run({"x": rows})[0]
+    np.testing.assert_allclose(found, rows @ weight, atol=0.5)
+    assert found.shape == (*shape, 16)
+
+
+@pytest.mark.parametrize("shape", [(32, 1), (3, 32)])
+def test_small_layers_keep_32_bits(tmp_path, shape):
+    path = tmp_path / "graph.onnx"
+    rows = np.random.default_rng(0).normal(size=(3, shape[0])).astype(np.float32)
+    write_layer(path, np.ones(shape, np.float32))
     quantize_weights(path)
     found = OnnxGraph(path.read_bytes(), "graph", 1).run({"x": rows})[0]
-    np.testing.assert_allclose(found[:, 0], rows.sum(axis=1), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        found, np.repeat(rows.sum(axis=1, keepdims=True), shape[1], axis=1), rtol=1e-4, atol=1e-5
+    )
