@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from fuxictr_mm.jagged import Jagged
-from fuxictr_mm.layers.dropout import keep_mask, kept_scale
+from fuxictr_mm.layers.dropout import apply_mask, keep_mask, kept_scale
 from fuxictr_mm.layers.structured_zeros import add_product
 from fuxictr_mm.parallel import run_parts
 from fuxictr_mm.sparse_products import sums_by
@@ -235,7 +235,7 @@ def _activate(hidden: Tensor, dropout: float, generator: torch.Generator | None)
     """Apply ReLU and the mask of dropout in place, without dropout's scale."""
     hidden.clamp_min_(0)
     if dropout:
-        hidden.mul_(keep_mask(hidden, dropout, generator)[0])
+        apply_mask(hidden, keep_mask(hidden, dropout, generator)[0], out=hidden)
 
 
 def _accumulator(like: Tensor) -> Tensor:

@@ -45,7 +45,8 @@ def keep_mask(x: Tensor, p: float, generator: torch.Generator | None = None) -> 
     Returns
     -------
     mask : Tensor
-        Of the shape and type of ``x``: 1 where it is kept, else 0.
+        Of the shape of ``x``: 1 where it is kept, else 0. For ``apply_mask``; of the type of ``x``, or int16 if that
+        has two bytes.
     scale : float
         One over the expected fraction of entries that are kept.
     """
@@ -55,10 +56,24 @@ def keep_mask(x: Tensor, p: float, generator: torch.Generator | None = None) -> 
         .view(torch.int16)
     )
     # Lanes are uniform over -32768 .. 32767; the lowest `dropped` of these values mean zero.
-    dropped = _dropped_lanes(p)
+    least = _dropped_lanes(p) - 32768
+    lanes = lanes[: x.numel()].view(x.shape)
+    if x.element_size() == lanes.element_size():
+        return lanes.ge_(least), kept_scale(p)
     # In the dtype of x: a product of two dtypes takes a slower kernel, here and in the backward pass.
-    mask = torch.ge(lanes[: x.numel()].view(x.shape), dropped - 32768, out=torch.empty(x.shape, dtype=x.dtype))
-    return mask, kept_scale(p)
+    return torch.ge(lanes, least, out=torch.empty(x.shape, dtype=x.dtype)), kept_scale(p)
+
+
+def apply_mask(x: Tensor, mask: Tensor, out: Tensor | None = None) -> Tensor:
+    """Return ``x``, or a part of it, where the mask of ``keep_mask`` is 1, and zero elsewhere, also for NaN.
+
+    The bits of types of two bytes are multiplied as integers, which takes a third of the time; torch converts each
+    factor to float32 and the product back.
+    """
+    if mask.dtype == x.dtype:
+        return torch.mul(x, mask, out=out)
+    bits = torch.mul(x.view(mask.dtype), mask, out=None if out is None else out.view(mask.dtype))
+    return bits.view(x.dtype)
 
 
 def kept_scale(p: float) -> float:
@@ -76,7 +91,7 @@ class _Scale(torch.autograd.Function):
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, p: float) -> Tensor:
         mask, factor = keep_mask(x, p)
-        scale = mask.mul_(factor)
+        scale = apply_mask(x.new_tensor(factor), mask, out=mask.view(x.dtype))
         ctx.save_for_backward(scale)
         return x * scale
 

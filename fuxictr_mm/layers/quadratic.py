@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fuxictr_mm.layers.dropout import keep_mask
+from fuxictr_mm.layers.dropout import apply_mask, keep_mask
 
 
 class QuadraticLayer(nn.Module):
@@ -165,12 +165,15 @@ class _DropThenSum(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
         mask, ctx.scale = keep_mask(x, p)
         ctx.save_for_backward(mask)
-        total = x[:, 0] * mask[:, 0]
+        total = apply_mask(x[:, 0], mask[:, 0])
         for r in range(1, x.shape[1]):
-            total.addcmul_(x[:, r], mask[:, r])
+            if mask.dtype == x.dtype:
+                total.addcmul_(x[:, r], mask[:, r])
+            else:
+                total.add_(apply_mask(x[:, r], mask[:, r]))
         return total.mul_(ctx.scale)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (mask,) = ctx.saved_tensors
-        return mask * (gradient * ctx.scale).unsqueeze(1), None
+        return apply_mask((gradient * ctx.scale).unsqueeze(1), mask), None

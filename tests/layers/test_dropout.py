@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from fuxictr_mm.layers.dropout import Dropout, replace_dropout
+from fuxictr_mm.layers.dropout import Dropout, apply_mask, keep_mask, replace_dropout
 
 
 @pytest.mark.parametrize("p", [1e-4, 0.1, 0.5, 0.9])
@@ -59,3 +59,20 @@ def test_takes_the_place_of_pytorchs_without_a_trace_in_the_state():
     assert [type(net[1]), type(net[2][0])] == [Dropout, Dropout]
     assert (net[1].p, net[2][0].p) == (0.2, 0.4)
     assert list(net.state_dict()) == names
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_masks_of_two_bytes_are_integers_and_drop_the_same_entries(dtype):
+    x = torch.randn(64, 3, 5)
+    torch.manual_seed(3)
+    expected, scale = keep_mask(x, 0.4)
+    torch.manual_seed(3)
+    mask, same_scale = keep_mask(x.to(dtype), 0.4)
+    assert (mask.dtype, same_scale) == (torch.int16, scale)
+    half = x.to(dtype)
+    assert torch.equal(apply_mask(half, mask), half * expected.to(dtype))
+    assert torch.equal(apply_mask(half[:, 1], mask[:, 1]), half[:, 1] * expected[:, 1].to(dtype))
+    assert apply_mask(half, mask, out=half).data_ptr() == half.data_ptr()
+    assert torch.equal(half, x.to(dtype) * expected.to(dtype))
+    torch.manual_seed(3)
+    assert torch.equal(Dropout(0.4)(x.to(dtype)), x.to(dtype) * (expected * scale).to(dtype))

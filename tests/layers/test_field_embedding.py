@@ -80,3 +80,27 @@ def test_long_tables_and_small_batches_are_read_as_in_fuxictr(monkeypatch, rows,
     assert torch.equal(ours[1], theirs[1])
     assert torch.equal(ours[2], theirs[2])
     assert ours[0] == theirs[0]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_gradients_of_single_ids_are_fuxictrs_to_the_last_bit(monkeypatch, threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    ids = {"genre": torch.randint(4, (5000,)), "tags": torch.randint(9, (5000, 2))}
+    theirs, ours = _embeddings("MaskedAveragePooling", 9, torch.float32)
+    used = []
+    rows_of = sparse_products.rows_of
+    monkeypatch.setattr(sparse_products, "rows_of", lambda *args: used.append(args) or rows_of(*args))
+    factors = torch.randn(5000, 2, 16)
+    try:
+        for embedding in (theirs, ours):
+            (embedding(ids) * factors).sum().backward()
+    finally:
+        torch.set_num_threads(before)
+    expected, found = (e.embedding_layer.embedding_layers["genre"].weight.grad for e in (theirs, ours))
+    assert used
+    assert torch.equal(found, expected)
+    assert not found[0].any()  # the row of padding
+    with torch.no_grad():  # not faster there
+        assert torch.equal(ours(ids)[:, 0], theirs(ids)[:, 0])
+    assert len(used) == 1
