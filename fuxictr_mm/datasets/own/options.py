@@ -19,7 +19,7 @@ NEGATIVES_FROM = ("new", "any", "matched")
 #: Names of the options as ``argparse`` has them.
 NAMES = (
     "labels", "interactions", "items", "users", "embeddings", "roles", "types", "split", "split_by", "negatives",
-    "negatives_from", "positive_from", "history_from", "like",
+    "negatives_from", "positive_from", "history_from", "like", "all_rows",
 )  # fmt: skip
 
 
@@ -60,7 +60,11 @@ class LogOptions:
         """Return the options of a command line, those that were not given left out."""
         from fuxictr_mm.config import Roles
 
-        values = {name: value for name, value in given.items() if name not in ("roles", "types")}
+        if given.get("all_rows"):
+            raise ConfigError(
+                "--all_rows: is of --like, which is missing; without --like all labelled rows are written"
+            )
+        values = {name: value for name, value in given.items() if name not in ("roles", "types", "all_rows")}
         words = list(given.get("roles") or ())
         groups = [word for word in words if word.startswith("group=") and word != "group="]
         weights = [word for word in words if word.startswith("weight=") and word != "weight="]
@@ -125,6 +129,12 @@ def add_log_options(parser: argparse.ArgumentParser) -> None:
         "--like",
         metavar="DIR",
         help="log: an earlier log's folder; rows later than its newest, with its options, numbers, scales, histories",
+    )
+    group.add_argument(
+        "--all_rows",
+        action="store_true",
+        default=None,
+        help="for --like: also rows that are not later, such as a test file of random rows; histories end before each",
     )
     group.add_argument("--interactions", metavar="FILE", help="log: file or pattern (default: interactions.*)")
     group.add_argument("--items", metavar="FILE", help="log: one row per item (default: items.*, if it exists)")
