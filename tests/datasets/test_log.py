@@ -166,6 +166,22 @@ def test_history_does_not_tell_repeated_items_from_matched_negatives(
     assert not any((str(r["user_id"]), str(r["item_id"]), r["source_time"]) in taken for r in found if not r["label"])
 
 
+@pytest.mark.parametrize("parts", [1, 2])
+def test_rows_without_a_label_of_a_second_file_are_warned_of_with_the_option(parts, shop, prepare_log, caplog):
+    log = pl.read_csv(shop / "interactions.csv")
+    test = log.with_columns(click=None) if parts == 1 else log.drop("click")
+    (shop / "interactions.csv").unlink()
+    if parts == 1:
+        pl.concat([log, test], how="vertical_relaxed").write_csv(shop / "interactions.csv")
+    else:
+        log.write_csv(shop / "interactions-1.csv")
+        test.write_csv(shop / "interactions-2.csv")
+    with caplog.at_level("WARNING"):
+        prepare_log(shop, interactions="interactions*")
+    assert f"{len(log)} rows have no label" in caplog.text
+    assert ("--like" in caplog.text) == (parts == 2)
+
+
 def test_embeddings_and_several_labels(shop, prepare_log, tmp_path):
     asins = pl.read_csv(shop / "items.csv")["asin"]
     vectors = np.random.default_rng(0).normal(size=(len(asins), 4)).astype(np.float32)
@@ -330,6 +346,11 @@ def test_metrics_group_by_the_column_with_the_role(shop, prepare_log, tmp_path):
         (None, {"positive_from": 2}, ["interactions.csv", "click", "--positive_from"]),
         (None, {"positive_from": 2, "negatives": 1}, ["--negatives", "--positive_from"]),
         (None, {"roles": ["user=usr", "target=asin"]}, ["--roles user=usr", "user"]),
+        (
+            lambda shop: rewrite(shop / "items.csv", lambda items: items.rename({"asin": "id"})),
+            {},
+            ["--roles target=asin", "items.csv", "rename", "id"],
+        ),
         (None, {"roles": ["user=user", "target=asin", "history=seen"]}, ["--roles history=seen"]),
         (None, {"roles": [*ROLES, "history=basket"]}, ["--roles history=basket", "interactions.csv"]),
         (None, {"roles": [*ROLES, "history=asin"]}, ["--roles", "history", "asin"]),
