@@ -127,7 +127,7 @@ def test_what_is_mistyped_is_one_line(arguments, names, capsys, monkeypatch):
         (["prepare", "log", "--source", "a.csv", "--out", "b"], ["--source a.csv", "file", "folder"]),
         (["prepare", "mind", "--source", "nowhere", "--out", "b"], ["--source nowhere", "no such folder"]),
         (["embed", "encode", "--texts", "nowhere", "--model", "m", "--out", "b"], ["nowhere"]),
-        (["runs"], ["checkpoints", "--root"]),
+        (["runs"], ["checkpoints", "fuxictr-mm train", "--root"]),
     ],
 )
 def test_what_is_not_there_or_no_folder_is_one_line(arguments, names, tmp_path, capsys, monkeypatch):

@@ -196,7 +196,8 @@ def test_yaml_that_is_none_names_its_line(project, monkeypatch, capsys):
 
 
 def test_weights_of_another_configuration_are_named(project, monkeypatch, capsys):
-    run("run_expid.py", "--expid", "DIN_tiny", monkeypatch=monkeypatch)
+    run("run_expid.py", "--expid", "DIN_tiny", "--quiet", monkeypatch=monkeypatch)
+    assert "Metrics" not in "".join(capsys.readouterr())
     weights = project / "checkpoints" / "tiny_mm" / "DIN_tiny.model"
     with exits_naming(capsys, "attention.W_q.weight", "dnn.mlp.0.weight (64, 128)", "(64, 160)"):
         run("prediction.py", "--expid", "DIN_MM_tiny", "--weights", weights, monkeypatch=monkeypatch)

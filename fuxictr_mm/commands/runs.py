@@ -41,7 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main_from_args(args: argparse.Namespace) -> None:
     """Print the list."""
     if not Path(args.root).is_dir():
-        raise MissingFileError(f"{args.root}: no such folder; --root takes the model_root that runs were written to")
+        raise MissingFileError(
+            f"{args.root}: no such folder, so no run was trained here; fuxictr-mm train writes runs to model_root, by "
+            "default checkpoints in the working directory, and --root takes another one"
+        )
     if args.last is not None and args.last < 1:
         raise ConfigError(f"--last is {args.last}, expected 1 or more")
     runs = find_runs(args.root, dataset=args.dataset, model=args.model, expid=args.expid)

@@ -49,6 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fold", help=argparse.SUPPRESS)
     parser.add_argument("--beside", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--resume", action="store_true", help="continue an interrupted run of this experiment")
+    parser.add_argument(
+        "--quiet", action="store_true", help="no progress, no log, no summary on the terminal; warnings are printed"
+    )
 
 
 def main_from_args(args: argparse.Namespace) -> None:
@@ -56,9 +59,10 @@ def main_from_args(args: argparse.Namespace) -> None:
     from fuxictr_mm.config import Fold, find_config, results_csv_path
     from fuxictr_mm.logs import set_up_logging
 
-    set_up_logging()
+    if not args.quiet:
+        set_up_logging()
     config = find_config(args.config, script_folder(args))
-    experiment = load_experiment(args, config, seed=args.seed)
+    experiment = load_experiment(args, config, seed=args.seed, verbose=0 if args.quiet else None)
     if args.seeds:
         _train_seeds(experiment, config, args)
         return
@@ -85,7 +89,10 @@ def _train_seeds(experiment: "Experiment", config: Path, args: argparse.Namespac
         raise ConfigError("--seed and --seeds exclude each other; keep one")
     if is_one_of_several():
         raise ConfigError("--seeds starts its own processes; start it without torchrun, or give one --seed")
-    print(table(train_seeds(experiment, args.seeds, _processes(args, config))))
+    runs = train_seeds(experiment, args.seeds, _processes(args, config))
+    if args.quiet:
+        return
+    print(table(runs))
     print(f"average them: {_predict(args, args.expid, experiment.config.model_root)}")
 
 
@@ -98,6 +105,8 @@ def _train_folds(experiment: "Experiment", config: Path, args: argparse.Namespac
     if is_one_of_several():
         raise ConfigError("--folds starts its own processes; start it without torchrun")
     runs, combined = train_folds(experiment, args.folds, _processes(args, config), args.fold_by)
+    if args.quiet:
+        return
     print(table([*runs, combined]))
     print(f"submit their average: {_predict(args, combined.expid, experiment.config.model_root)}")
 
@@ -108,7 +117,7 @@ def _processes(args: argparse.Namespace, config: Path) -> "Processes":
 
     seed = [] if args.seed is None else ["--seed", str(args.seed)]
     given = [*Source(args.data_root, args.model_zoo).arguments, *seed]
-    return Processes(config, script_of(args), args.jobs, args.resume, given)
+    return Processes(config, script_of(args), args.jobs, args.resume, given, args.quiet)
 
 
 def _predict(args: argparse.Namespace, expid: str, root: str) -> str:

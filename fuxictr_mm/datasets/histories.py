@@ -70,6 +70,12 @@ def lengths_before(users: np.ndarray, times: np.ndarray, positive: np.ndarray, m
     return np.minimum(last - first, max_len)
 
 
+def history_ranges(users: np.ndarray, times: np.ndarray, max_len: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return begins and ends ``(E,)`` of the events in the histories of ``histories_before``, if all are positive."""
+    first, last = _positive_before(users, times, np.ones(len(users), dtype=bool))
+    return np.maximum(first, last - max_len), last
+
+
 def _positive_before(users: np.ndarray, times: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return how many positive events are before those of each event's user, and before those of its moment."""
     before = np.cumsum(positive) - positive

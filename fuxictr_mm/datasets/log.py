@@ -8,7 +8,7 @@ what they hold (``own.columns``); numbers, of labels too, are standardised by tr
 that these show.
 Rows without any label are not written. Items of the log that ``--items`` does not have are written without features. A
 log of only positive events gets negatives: items that the user has no event of in splits up to that of the row, drawn
-as often as they occur in its split (``negatives``).
+as often as they occur in its split, or other items by ``--negatives_from`` (``negatives``).
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from fuxictr_mm.data.numbers import Moments
-from fuxictr_mm.datasets.histories import histories_before, partition_by_user
-from fuxictr_mm.datasets.negatives import sample_negatives
+from fuxictr_mm.datasets.histories import histories_before, history_ranges, partition_by_user
+from fuxictr_mm.datasets.negatives import sample_negatives, sample_repeats
 from fuxictr_mm.datasets.own.base import Notes
 from fuxictr_mm.datasets.own.columns import LogColumn, free_name, moments_of, split_lists
 from fuxictr_mm.datasets.own.experiments import explain, log_experiments, users_recur
@@ -328,7 +328,7 @@ class Log(Reader):
             table = self._user_rows.select(pl.col(self.asked.user).alias("user_id"), *(c.values() for c in of_users))
             columns = columns.join(table, on="user_id", how="left", maintain_order="left")
         if self.asked.negatives:
-            columns, which = self._with_negatives(columns, which, np.random.default_rng([SEED, number]))
+            columns, which = self._with_negatives(columns, which, users, times, np.random.default_rng([SEED, number]))
         for at in range(0, len(columns), PART_ROWS):
             rows = which[at : at + PART_ROWS]
             part = slice(int(rows[0]), int(rows[-1]) + 1)
@@ -348,27 +348,38 @@ class Log(Reader):
         return table[":item"], dict(zip(splits, counts.cumsum(axis=0).T, strict=True))
 
     def _with_negatives(
-        self, columns: pl.DataFrame, which: np.ndarray, generator: np.random.Generator
+        self,
+        columns: pl.DataFrame,
+        which: np.ndarray,
+        users: np.ndarray,
+        times: np.ndarray,
+        generator: np.random.Generator,
     ) -> tuple[pl.DataFrame, np.ndarray]:
-        """Return each row followed by its negatives, and the histories of both."""
+        """Return each row followed by its negatives, and the histories of both; all rows are positive."""
         known, up_to = self._popularity
 
         def draw(totals: np.ndarray, size: int) -> np.ndarray:
             return np.searchsorted(totals, generator.integers(totals[-1], size=size), side="right")
 
         codes = columns["item_id"].replace_strict(known, np.arange(len(known)), return_dtype=pl.Int64).to_numpy()
-        users = columns.select(_code_of_user("user_id", SOURCE_ROW)).to_series().to_numpy()
+        begins, ends = history_ranges(users, times, self.max_len)
+        # Rows of a user and a time have the same end, which rows of no other user have.
+        without = ends if self.asked.negatives_from == "any" else users
         splits = columns["split"].to_numpy()
         copies = self.asked.negatives + 1
         rows = np.repeat(np.arange(len(columns)), copies)
         is_positive = np.arange(len(rows)) % copies == 0
         draws = {split: partial(draw, totals) for split, totals in up_to.items()}
         items = codes[rows]
-        items[~is_positive], failed = sample_negatives(users, codes, splits, len(known), rows[~is_positive], draws)
+        items[~is_positive], failed = sample_negatives(without, codes, splits, len(known), rows[~is_positive], draws)
         if failed is not None:
             raise DataError(
                 f"{self._source.log.paths[0]}: the user {columns['user_id'][failed]!r} has events of nearly "
                 f"every item of {splits[failed]}, so no negative can be sampled"
+            )
+        if self.asked.negatives_from == "matched":
+            items[~is_positive] = sample_repeats(
+                users, codes, begins, ends, rows[~is_positive], items[~is_positive], generator
             )
         label = pl.Series("label", is_positive.astype(np.float32))
         of_source = pl.when(pl.Series(is_positive)).then(SOURCE_ROW).alias(SOURCE_ROW)

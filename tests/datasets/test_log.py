@@ -147,6 +147,41 @@ def test_negatives_are_items_that_the_user_has_no_event_of(tmp_path, prepare_log
     assert Experiment.load(expids[0], out, **overrides).fit().metrics["valid"]["AUC"] > 0
 
 
+@pytest.mark.parametrize(("rule", "of_negatives"), [("new", 0), ("any", 0.25), ("matched", 0.75)])
+def test_history_does_not_tell_repeated_items_from_matched_negatives(
+    rule, of_negatives, tmp_path, prepare_log, read_split
+):
+    random = np.random.default_rng(0)
+    rows = 1600  # 40 users who take again one of 5 items three times of four, of 20
+    user = random.integers(0, 40, rows)
+    item = np.where(random.random(rows) < 0.75, (user + random.integers(0, 5, rows)) % 20, random.integers(0, 20, rows))
+    frame = pl.DataFrame({"user": user, "asin": item, "time": np.arange(rows) // 2})
+    frame.write_parquet(tmp_path / "interactions.parquet")
+    out, _, _ = prepare_log(tmp_path, negatives=2, negatives_from=rule, max_len=8, split=[0.3, 0.1, 0.6])
+    found = read_split(out, "test")
+    is_in = {label: np.mean([r["item_id"] in r["item_seq"] for r in found if r["label"] == label]) for label in (0, 1)}
+    assert is_in[0] == pytest.approx(of_negatives * is_in[1] / 0.75, abs=0.1)
+    assert is_in[1] > 0.5
+    taken = set(zip(*(frame[name].cast(pl.String) for name in ("user", "asin")), frame["time"], strict=True))
+    assert not any((str(r["user_id"]), str(r["item_id"]), r["source_time"]) in taken for r in found if not r["label"])
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_rows_without_a_label_of_a_second_file_are_warned_of_with_the_option(parts, shop, prepare_log, caplog):
+    log = pl.read_csv(shop / "interactions.csv")
+    test = log.with_columns(click=None) if parts == 1 else log.drop("click")
+    (shop / "interactions.csv").unlink()
+    if parts == 1:
+        pl.concat([log, test], how="vertical_relaxed").write_csv(shop / "interactions.csv")
+    else:
+        log.write_csv(shop / "interactions-1.csv")
+        test.write_csv(shop / "interactions-2.csv")
+    with caplog.at_level("WARNING"):
+        prepare_log(shop, interactions="interactions*")
+    assert f"{len(log)} rows have no label" in caplog.text
+    assert ("--like" in caplog.text) == (parts == 2)
+
+
 def test_embeddings_and_several_labels(shop, prepare_log, tmp_path):
     asins = pl.read_csv(shop / "items.csv")["asin"]
     vectors = np.random.default_rng(0).normal(size=(len(asins), 4)).astype(np.float32)
@@ -311,6 +346,11 @@ def test_metrics_group_by_the_column_with_the_role(shop, prepare_log, tmp_path):
         (None, {"positive_from": 2}, ["interactions.csv", "click", "--positive_from"]),
         (None, {"positive_from": 2, "negatives": 1}, ["--negatives", "--positive_from"]),
         (None, {"roles": ["user=usr", "target=asin"]}, ["--roles user=usr", "user"]),
+        (
+            lambda shop: rewrite(shop / "items.csv", lambda items: items.rename({"asin": "id"})),
+            {},
+            ["--roles target=asin", "items.csv", "rename", "id"],
+        ),
         (None, {"roles": ["user=user", "target=asin", "history=seen"]}, ["--roles history=seen"]),
         (None, {"roles": [*ROLES, "history=basket"]}, ["--roles history=basket", "interactions.csv"]),
         (None, {"roles": [*ROLES, "history=asin"]}, ["--roles", "history", "asin"]),
@@ -330,6 +370,12 @@ def test_metrics_group_by_the_column_with_the_role(shop, prepare_log, tmp_path):
         (lambda shop: (shop / "items.csv.gz").write_bytes(b""), {}, ["items.csv", "items.csv.gz"]),
         (lambda shop: (shop / "items.csv").rename(shop / "items.xlsx"), {}, ["items.xlsx", ".csv"]),
         (None, {"negatives": 1}, ["--negatives", "click"]),
+        (None, {"negatives_from": "any"}, ["--negatives_from any", "--negatives"]),
+        (
+            drop_label,
+            {"negatives": 1, "negatives_from": "matched", "roles": [*ROLES, "history=device"]},
+            ["--negatives_from matched", "device"],
+        ),
         (None, {"embeddings": ["items.csv"]}, ["--embeddings", "items.csv"]),
         (
             lambda shop: np.save(shop / "img.npy", np.zeros((2, 3))),

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from fuxictr_mm.datasets.negatives import sample_negatives
+from fuxictr_mm.datasets.negatives import sample_negatives, sample_repeats
 from fuxictr_mm.datasets.reader import SPLITS
 
 USERS, ITEMS, PER_USER = 600, 80, 20
@@ -42,3 +42,13 @@ def test_a_user_of_all_items_is_named():
     users, items, splits = np.array([0, 1, 1, 1]), np.array([0, 0, 1, 0]), np.array(["train"] * 3 + ["test"])
     draw = {split: lambda size: np.zeros(size, dtype=int) for split in SPLITS}
     assert sample_negatives(users, items, splits, 2, np.array([3]), draw)[1] == 3
+
+
+def test_negatives_of_a_repeated_item_are_others_of_its_history():
+    # One user: items 0, 1, then 0 again; 0 and 2 at one moment; another user who only takes 0.
+    users = np.array([0, 0, 0, 0, 0, 1, 1])
+    items = np.array([0, 1, 0, 0, 2, 0, 0])
+    begins, ends = np.array([0, 0, 0, 1, 1, 5, 5]), np.array([0, 1, 2, 3, 3, 5, 6])
+    wanted = np.repeat(np.arange(7), 20)
+    found = sample_repeats(users, items, begins, ends, wanted, np.full(len(wanted), 9), np.random.default_rng(0))
+    assert [set(part) for part in found.reshape(7, 20).tolist()] == [{9}, {9}, {1}, {1}, {9}, {9}, {9}]

@@ -56,7 +56,7 @@ PORT = free_port()
 SMALL = [
     (r"--expid X\b", "--expid DIN_MM_tiny"),
     (r" \.\.\. ", " "),
-    (r"(--config data/shop --expid) DIN_MM_shop", r"\1 LightFM_shop"),
+    (r"(--config data/(shop|contest) --expid) DIN_MM_\2", r"\1 LightFM_\2"),
     (r"for seed in 1 2 3", "for seed in 1 2"),
     (r"((?:run_expid\.py|fuxictr-mm train) [^#\n]*--seeds) 1 2 3", r"\1 1 2"),
     (r"--folds 5", "--folds 2"),
@@ -114,7 +114,7 @@ NOT_RUN = {
     r"^(eval|source) ": "tests/test_cli.py runs these scripts",
     r"--config config/example4_config ": "needs a checkout of FuxiCTR; the options have to be those of the script",
     r"--model_zoo FuxiCTR/": "needs FuxiCTR's repository",
-    r"^fuxictr-mm prepare (?!log (?:.*target=asin time=time |--source tomorrow ))": "needs the owner's files",
+    r"^fuxictr-mm prepare (?!log (?:.*target=asin time=time |--source (?:tomorrow|contest) ))": "needs other files",
     r"--config data/kuairand": "needs what prepare would have written",
     r"benchmarks\.threads ": "starts processes in the checkout; tests/benchmarks/test_threads.py runs it",
     r"benchmarks\.ranks ": "starts processes in the checkout; tests/benchmarks/test_ranks.py runs it",

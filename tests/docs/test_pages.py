@@ -21,6 +21,7 @@ PYTHON = [fence for page in PAGES for fence in fences(page) if fence.language ==
 #: Python that is not run, by what it holds, and why not.
 NOT_RUN = {
     "interactions.csv": "reads files of the page; tests/docs/test_commands.py runs these scripts one after the other",
+    "sample_submission.csv": "reads files of the page; tests/docs/test_commands.py runs these scripts",
     "flipped.npy": "takes arguments and files of the page; tests/docs/test_commands.py runs these scripts",
     "fuxictr_mm_serving": "reads an export of the page; tests/serving runs these methods",
     "torch.export.load": "reads an export of the page; tests/serving/test_export.py runs the graphs",

@@ -26,6 +26,7 @@ from fuxictr_mm_serving.prepared import (
     ITEM_FILE,
     MANIFEST,
     SOURCE_ID,
+    SOURCE_ROW,
     SOURCE_TIME,
     SOURCE_USER,
     VOCABULARIES,
@@ -146,9 +147,31 @@ class Base:
 
     def rows_at(self, time: float) -> int:
         """Return how many rows have a time, which is a number as in ``Notes``."""
-        paths = [self.folder / split / "*.parquet" for split in SPLITS if (self.folder / split).is_dir()]
-        rows = pl.scan_parquet(paths).select(is_at=pl.col(SOURCE_TIME) == as_instants(pl.lit(time), self.notes.unit))
+        rows = self._rows.select(is_at=pl.col(SOURCE_TIME) == as_instants(pl.lit(time), self.notes.unit))
         return int(rows.select(pl.col("is_at").sum()).collect(engine="streaming").item())
+
+    @property
+    def _rows(self) -> pl.LazyFrame:
+        paths = [self.folder / split / "*.parquet" for split in SPLITS if (self.folder / split).is_dir()]
+        return pl.scan_parquet(paths)
+
+    @cached_property
+    def num_rows(self) -> int:
+        """Rows of all splits."""
+        return self._rows.select(pl.len()).collect().item()
+
+    def events(self, is_wanted: pl.Expr, unit: Unit) -> pl.DataFrame:
+        """Return ``:user``, ``:item`` and ``:time`` of all clicks of some users, in the order of time."""
+        classes = [name for name in self.notes.labels if name not in self.numeric_labels]
+        label = self.asked.history_from or next(iter(classes), None)
+        if not self.notes.labels:
+            label = "label"  # of sampled negatives
+        is_click = pl.lit(True) if label is None else pl.col(label) == 1
+        time = pl.col(SOURCE_TIME) if unit == "number" else pl.col(SOURCE_TIME).dt.timestamp(unit)
+        rows = self._rows.filter(is_click).sort(SOURCE_TIME, SOURCE_ROW)
+        named = rows.select(pl.col(SOURCE_USER).alias(":user"), "item_id", time.alias(":time"))
+        clicks = named.filter(is_wanted & pl.col(":user").is_not_null()).collect(engine="streaming")
+        return clicks.select(":user", self.item_ids.gather(clicks["item_id"] - 1).alias(":item"), ":time")
 
     @property
     def trained(self) -> Path:

@@ -3,6 +3,7 @@
 Rows later than the newest labelled row of the earlier folder are written, as ``test``, with or without a label.
 Options, columns, vocabularies and scales are those of the folder, and histories begin with those of its users. So rows
 are those that both logs together would have given; earlier rows, which a source may hold again, are left out.
+``--all_rows`` writes them as well, each with the clicks of the folder before it.
 """
 
 from __future__ import annotations
@@ -41,11 +42,19 @@ class LaterSource(LogSource):
     """The tables of a later log, read with the columns and types of the earlier one.
 
     ``asked`` are the options of the earlier log, with the files of this one; those that are not ``given`` may be
-    missing.
+    missing. ``all_rows`` keeps rows that are not later.
     """
 
-    def __init__(self, asked: LogOptions, source: Path, scratch: Path, base: Base, given: Mapping[str, Any]) -> None:
-        self.base, self._given = base, given
+    def __init__(
+        self,
+        asked: LogOptions,
+        source: Path,
+        scratch: Path,
+        base: Base,
+        given: Mapping[str, Any],
+        all_rows: bool = False,
+    ) -> None:
+        self.base, self._given, self._all_rows = base, given, all_rows
         super().__init__(asked, source, scratch)
         if self.written("users") and self.users is None:
             columns = ", ".join(column.source for column in self.written("users"))
@@ -91,12 +100,13 @@ class LaterSource(LogSource):
 
     @property
     def is_positive(self) -> pl.Expr:
-        """Whether a row enters histories."""
+        """Whether a row enters histories; the earlier log may hold those that are not later."""
+        is_later = pl.col(":time") > self.since
         if self.history_label is None:
-            return self.is_labelled
-        return (
-            (pl.col(self.history_label) == 1).fill_null(False) if self.history_label in self.labels else pl.lit(False)
-        )
+            return self.is_labelled & is_later
+        if self.history_label not in self.labels:
+            return pl.lit(False)
+        return (pl.col(self.history_label) == 1).fill_null(False) & is_later
 
     @cached_property
     def columns(self) -> dict[str, tuple[list[LogColumn], dict[str, str]]]:
@@ -144,7 +154,7 @@ class LaterSource(LogSource):
 
     def _events(self) -> pl.LazyFrame:
         self._check_numbers(self.log)
-        return super()._events().filter(pl.col(":time") > self.since)
+        return super()._events().filter(self._all_rows | (pl.col(":time") > self.since))
 
     def _check_events(self, path: Path) -> None:
         rows, kept = (frame.select(pl.len()).collect().item() for frame in (self.log.frame, pl.scan_parquet(path)))
@@ -155,7 +165,7 @@ class LaterSource(LogSource):
         if kept < rows:
             logger.warning(
                 f"{self.log.paths[0]}: {rows - kept} of {rows} rows are not later than {newest}; they are dropped"
-                f"{self._of_the_same_time()}"
+                f"{self._of_the_same_time()}; --all_rows keeps them, such as those of a test file of random rows"
             )
         self._check_users(path)
 
@@ -185,8 +195,14 @@ class LaterLog(Log):
         """Take the folder of the earlier log and the names of files."""
         self.base = Base(Path(given["like"]))
         for name in given:
-            if name not in ("like", *FILES):
+            if name not in ("like", "all_rows", *FILES):
                 raise ConfigError(f"--{name}: with --like it is that of {self.base.folder}; leave it out")
+        self._all_rows = bool(given.get("all_rows"))
+        if self._all_rows and self.base.notes.trained is not None:
+            raise ConfigError(
+                f"--all_rows: {self.base.folder} is itself of a later log and has not all clicks; give --like "
+                f"{self.base.trained}"
+            )
         files = {name: given[name] for name in FILES if name in given}
         if "embeddings" in files:
             files["embeddings"] = tuple(files["embeddings"])
@@ -195,7 +211,7 @@ class LaterLog(Log):
         self.max_len = self.base.max_len
         self.known_items, self.earlier_items = self.base.known_items, self.base.earlier_items
         listed = {name: list(value) if isinstance(value, tuple) else value for name, value in files.items()}
-        self.options = {"like": self.base.digest, **listed}
+        self.options = {"like": self.base.digest, **listed, **({"all_rows": True} if self._all_rows else {})}
         self._set_labels()
 
     def _set_labels(self) -> None:
@@ -207,7 +223,7 @@ class LaterLog(Log):
 
     @cached_property
     def _source(self) -> LaterSource:
-        return LaterSource(self.asked, self.source, self.scratch, self.base, self._given)
+        return LaterSource(self.asked, self.source, self.scratch, self.base, self._given, self._all_rows)
 
     @property
     def _vector_files(self) -> list[tuple[Path, Path | None]]:
@@ -223,14 +239,19 @@ class LaterLog(Log):
     @cached_property
     def _size(self) -> int:
         """New rows and users of the earlier log, by which users are divided."""
-        return self._scan().select(pl.len()).collect().item() + self.base.num_users
+        before = self.base.num_rows if self._all_rows else self.base.num_users
+        return self._scan().select(pl.len()).collect().item() + before
 
     def _unsorted(self, number: int) -> pl.DataFrame:
         """Return the events of a file of users after their newest clicks in the earlier log."""
         new = super()._unsorted(number)
-        time = pl.lit(self._source.since).cast(new.schema[":time"]).alias(":time")
-        is_here = HASH.mod(len(self.chunks())) == number
-        before = self.base.clicks(is_here).with_columns(time, pl.lit(True).alias(":positive"))
+        kind, is_here = new.schema[":time"], HASH.mod(len(self.chunks())) == number
+        if self._all_rows:
+            before = self.base.events(is_here, self._source.time_unit).with_columns(pl.col(":time").cast(kind))
+        else:
+            time = pl.lit(self._source.since).cast(kind).alias(":time")
+            before = self.base.clicks(is_here).with_columns(time)
+        before = before.with_columns(pl.lit(True).alias(":positive"))
         return pl.concat([before, new], how="diagonal").select(new.columns)
 
     def _splits_of(self, frame: pl.DataFrame) -> pl.DataFrame:
@@ -320,7 +341,7 @@ class LaterLog(Log):
         newest = self._scan().filter(self._source.is_labelled).select(pl.col(":time").max()).collect().item()
         notes = replace(
             self.base.notes,
-            newest=self._source.since if newest is None else newest,
+            newest=max(self._source.since, self._source.since if newest is None else newest),
             unit=self._source.time_unit,
             trained=str(self.base.trained),
         )

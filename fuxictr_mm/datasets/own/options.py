@@ -12,10 +12,14 @@ from fuxictr_mm.errors import ConfigError, nearest
 #: What ``--types`` may say of a column; ``none`` leaves it out.
 TYPES = ("categorical", "numeric", "sequence", "text", "none")
 
+#: Which items can be negatives: those new to the user, any but the row's own, or for a row whose item is in its history
+#: others of the history.
+NEGATIVES_FROM = ("new", "any", "matched")
+
 #: Names of the options as ``argparse`` has them.
 NAMES = (
     "labels", "interactions", "items", "users", "embeddings", "roles", "types", "split", "split_by", "negatives",
-    "positive_from", "history_from", "like",
+    "negatives_from", "positive_from", "history_from", "like", "all_rows",
 )  # fmt: skip
 
 
@@ -45,6 +49,7 @@ class LogOptions:
     #: Whether they are fractions of all rows or of the rows of each user, the last ones for test ("time", "user").
     split_by: str = "time"
     negatives: int = 0  #: Items sampled for each row of a log that has no label.
+    negatives_from: str = "new"  #: Which items these can be, of ``NEGATIVES_FROM``.
     #: Labels are 1 from this number on and 0 below, as of ratings; by default they hold 0 and 1.
     positive_from: float | None = None
     #: The label whose positive events enter histories; by default the first one that is not a number.
@@ -55,7 +60,11 @@ class LogOptions:
         """Return the options of a command line, those that were not given left out."""
         from fuxictr_mm.config import Roles
 
-        values = {name: value for name, value in given.items() if name not in ("roles", "types")}
+        if given.get("all_rows"):
+            raise ConfigError(
+                "--all_rows: is of --like, which is missing; without --like all labelled rows are written"
+            )
+        values = {name: value for name, value in given.items() if name not in ("roles", "types", "all_rows")}
         words = list(given.get("roles") or ())
         groups = [word for word in words if word.startswith("group=") and word != "group="]
         weights = [word for word in words if word.startswith("weight=") and word != "weight="]
@@ -81,6 +90,13 @@ class LogOptions:
             )
         if options.negatives < 0:
             raise ConfigError(f"--negatives is {options.negatives}, expected 1 or more")
+        if options.negatives_from != cls.negatives_from and not options.negatives:
+            raise ConfigError(f"--negatives_from {options.negatives_from}: is of --negatives, which is missing; add it")
+        if options.negatives_from == "matched" and options.history is not None:
+            raise ConfigError(
+                f"--negatives_from matched: takes computed histories, not the column {options.history} (--roles "
+                "history); leave out one"
+            )
         if options.history_from is not None and options.history is not None:
             raise ConfigError(
                 f"--history_from {options.history_from}: histories are those of the column {options.history} (--roles "
@@ -114,6 +130,12 @@ def add_log_options(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="log: an earlier log's folder; rows later than its newest, with its options, numbers, scales, histories",
     )
+    group.add_argument(
+        "--all_rows",
+        action="store_true",
+        default=None,
+        help="for --like: also rows that are not later, such as a test file of random rows; histories end before each",
+    )
     group.add_argument("--interactions", metavar="FILE", help="log: file or pattern (default: interactions.*)")
     group.add_argument("--items", metavar="FILE", help="log: one row per item (default: items.*, if it exists)")
     group.add_argument("--users", metavar="FILE", help="log: one row per user (default: users.*, if it exists)")
@@ -144,6 +166,12 @@ def add_log_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--negatives", type=int, metavar="N", help="log: items sampled for each row, if all rows are positive"
+    )
+    group.add_argument(
+        "--negatives_from",
+        choices=NEGATIVES_FROM,
+        help="log: items new to the user (default), any but the row's own, or matched: where the row's item is in its "
+        "history, others of the history",
     )
     group.add_argument(
         "--positive_from",

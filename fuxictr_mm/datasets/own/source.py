@@ -241,7 +241,11 @@ class LogSource:
     def _check_events(self, path: Path) -> None:
         rows = pl.scan_parquet(path).select((~self.is_labelled).sum()).collect().item()
         if rows:
-            logger.warning(f"{self.log.paths[0]}: {rows} rows have no label; they are dropped")
+            later = " (to score a file of such rows, prepare it after the others, with --like)"
+            logger.warning(
+                f"{self.log.paths[0]}: {rows} rows have no label; they are dropped"
+                f"{later if len(self.log.paths) > 1 else ''}"
+            )
         self._check_users(path)
 
     def _check_users(self, path: Path) -> None:

@@ -73,9 +73,11 @@ class Table:
                     f"{what}: the first line of {self.paths[0]} holds values ({', '.join(self.schema)}), expected "
                     f"names of columns; insert a line of {len(self.schema)} names before it, one of them '{column}'"
                 )
+            is_key = self.option != "interactions" and what.startswith("--roles ")
             raise ConfigError(
                 f"{what}: {self.paths[0]} has no column '{column}'{nearest(column, self.schema)} (it has: "
                 f"{', '.join(self.schema)})"
+                f"{f'; rename the column of its ids to {column}, the name that they have in the log' if is_key else ''}"
             )
 
     @cached_property

@@ -49,11 +49,12 @@ def warn_of_leaks(source: LogSource, train: pl.DataFrame, columns: Sequence[LogC
 def warn_of_repeats(source: LogSource, train: pl.DataFrame) -> None:
     """Warn where users take items again: those are never negatives, so that a model recognises them."""
     again = train.select((~pl.struct(":code", ":item").is_first_distinct()).mean()).item() or 0.0
-    if source.asked.negatives and again > REPEATED:
+    if source.asked.negatives and source.asked.negatives_from == "new" and again > REPEATED:
         logger.warning(
             f"{source.log.paths[0]}: in {again:.0%} of the training rows the user had the item before, which no "
-            f"negative is; this alone gives an AUC of about {0.5 + again / 2:.2f}; keep the first row of each user and "
-            "item to predict new items, or give rows with label 0 of your own"
+            f"negative is; this alone gives an AUC of about {0.5 + again / 2:.2f}; --negatives_from matched samples "
+            "negatives of these rows from the user's history; to predict new items, keep the first row of each user "
+            "and item"
         )
 
 

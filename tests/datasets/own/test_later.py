@@ -498,3 +498,47 @@ def test_rows_of_a_day_that_the_earlier_log_does_not_end_are_counted(of_last, pr
     assert len(pl.read_parquet(later / "test")) == 8
     (warning,) = [record.getMessage() for record in caplog.records if "not later" in record.getMessage()]
     assert ("8 of 16 rows" in warning, "has 4 rows" in warning) == (True, of_last == 4)
+
+
+@pytest.mark.parametrize("clicks_only", [False, True])
+def test_all_rows_of_a_test_file_of_random_rows_are_written(clicks_only, prepare, tmp_path):
+    """Each with the clicks of training before it; what the file holds is in no history."""
+    log, items, users = make_log(14)
+    log = log.filter(pl.col("click") == 1).drop("click") if clicks_only else log
+    is_test = pl.Series(np.random.default_rng(0).random(len(log)) < 0.3)
+    train, test = log.filter(~is_test), log.filter(is_test)
+    options = {"labels": None, "negatives": 1} if clicks_only else {}
+    base = prepare(write_source(tmp_path / "old", train, items, users), "shop", **options)
+    given = test if clicks_only else test.drop("click")
+    source = write_source(tmp_path / "new", given, items, users, parts=2)
+    folder = prepare(source, "test", base, all_rows=True)
+    rows = pl.read_parquet(folder / "test").sort("source_row")
+    assert rows["source_row"].to_list() == list(range(len(test)))
+    assert rows["source_user"].to_list() == test["user"].to_list()
+    asins = values(folder, "item_id", "item_id", "source_id")
+    clicks = (train if clicks_only else train.filter(pl.col("click") == 1)).sort("time", maintain_order=True)
+    for row, (user, asin, time) in zip(
+        rows.iter_rows(named=True), test.select("user", "asin", "time").iter_rows(), strict=True
+    ):
+        before = clicks.filter(pl.col("user") == user, pl.col("time") < time)["asin"].to_list()
+        assert (asins[row["item_id"]], [asins[item] for item in row["item_seq"]]) == (asin, before[-5:])
+    with raises_naming(ConfigError, "--all_rows", base):
+        prepare(source, "after", folder, all_rows=True)
+    with raises_naming(ConfigError, "--all_rows", "--like"):
+        prepare(source, "first", all_rows=True)
+
+
+@pytest.mark.parametrize("unit", ["us", "ns"])
+def test_all_rows_of_dates_with_times(unit, prepare, tmp_path):
+    log, items, users = make_log(15)
+    log = log.with_columns(pl.from_epoch("time"))
+    base = prepare(write_source(tmp_path / "old", log[::2], items, users), "shop")
+    source = write_source(tmp_path / "new", log[:0], items, users)
+    for path in source.glob("interactions*"):
+        path.unlink()
+    test = log[1::2].drop("click").with_columns(pl.col("time").cast(pl.Datetime(unit)))
+    test.write_parquet(source / "interactions.parquet")
+    rows = pl.read_parquet(prepare(source, "test", base, all_rows=True) / "test").sort("source_row")
+    before = log[::2].filter(pl.col("click") == 1)
+    lengths = [len(before.filter(pl.col("user") == u, pl.col("time") < t)) for u, t in test[["user", "time"]].rows()]
+    assert rows["item_seq"].list.len().to_list() == [min(length, 5) for length in lengths]

@@ -36,7 +36,11 @@ def test_repeated_orders_are_warned_of_where_no_negative_is_one(shop, prepare_lo
     pl.concat([log, again]).write_csv(shop / "interactions.csv")
     with caplog.at_level("WARNING"):
         prepare_log(shop, "again", negatives=1)
-    assert "AUC" in caplog.text
+    assert "--negatives_from matched" in caplog.text
+    caplog.clear()
+    with caplog.at_level("WARNING"):
+        prepare_log(shop, "matched", negatives=1, negatives_from="matched")
+    assert "AUC" not in caplog.text
 
 
 def test_what_is_known_after_the_click_is_warned_of(shop, prepare_log, caplog):
