@@ -24,13 +24,14 @@ class FieldEmbedding(FeatureEmbedding):
     computed.
     """
 
-    def forward(self, X: Mapping[str, Tensor], *args: Any, flatten_emb: bool = False, **kwargs: Any) -> Tensor:
+    def forward(self, X: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Embed the fields ``X``, see ``FeatureEmbedding``."""
-        pooled = {} if args or kwargs else {name: sums for name in X if (sums := self._pool(name, X[name])) is not None}
+        takes_all = not args and kwargs.keys() <= {"flatten_emb"}
+        pooled = {n: sums for n in X if (sums := self._pool(n, X[n])) is not None} if takes_all else {}
         if not pooled:
-            return super().forward(X, *args, flatten_emb=flatten_emb, **kwargs)
+            return super().forward(X, *args, **kwargs)
         fields = self.embedding_layer({name: values for name, values in X.items() if name not in pooled})
-        return self.embedding_layer.dict2tensor(fields | pooled, flatten_emb=flatten_emb)
+        return self.embedding_layer.dict2tensor(fields | pooled, **kwargs)
 
     def _pool(self, name: str, ids: Tensor) -> Tensor | None:
         tables, encoders = dict(self.embedding_layer.embedding_layers), dict(self.embedding_layer.feature_encoders)

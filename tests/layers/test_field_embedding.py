@@ -80,3 +80,10 @@ def test_long_tables_and_small_batches_are_read_as_in_fuxictr(monkeypatch, rows,
     assert torch.equal(ours[1], theirs[1])
     assert torch.equal(ours[2], theirs[2])
     assert ours[0] == theirs[0]
+
+
+def test_arguments_of_fuxictr():
+    ids = {"genre": torch.randint(4, (50,)), "tags": torch.randint(9, (50, 5))}
+    theirs, ours = _embeddings("MaskedSumPooling", 9)
+    for arguments in (([], [], True), (["item"], [], False)):
+        torch.testing.assert_close(ours(ids, *arguments), theirs(ids, *arguments))
