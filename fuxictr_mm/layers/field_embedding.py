@@ -25,13 +25,14 @@ class FieldEmbedding(FeatureEmbedding):
     computed. The same holds for the table of single ids in training; its gradient is FuxiCTR's to the last bit.
     """
 
-    def forward(self, X: Mapping[str, Tensor], *args: Any, flatten_emb: bool = False, **kwargs: Any) -> Tensor:
+    def forward(self, X: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Embed the fields ``X``, see ``FeatureEmbedding``."""
-        own = {} if args or kwargs else {name: field for name in X if (field := self._field(name, X[name])) is not None}
+        takes_all = not args and kwargs.keys() <= {"flatten_emb"}
+        own = {n: field for n in X if (field := self._field(n, X[n])) is not None} if takes_all else {}
         if not own:
-            return super().forward(X, *args, flatten_emb=flatten_emb, **kwargs)
+            return super().forward(X, *args, **kwargs)
         others = self.embedding_layer({name: values for name, values in X.items() if name not in own})
-        return self.embedding_layer.dict2tensor(others | own, flatten_emb=flatten_emb)
+        return self.embedding_layer.dict2tensor(others | own, **kwargs)
 
     def _field(self, name: str, ids: Tensor) -> Tensor | None:
         """Return the embedding of a field, None where it is to be FuxiCTR's."""

@@ -52,7 +52,7 @@ def compare(
     Raises
     ------
     UserError
-        They are beyond the tolerance, or the AUC has lost more; there is no AUC.
+        They are beyond the tolerance, or the AUC has lost more; there is no AUC; a score is not finite.
     """
     exported = Export(folder, check_bytes=0, graphs=graphs).of_numbers  # as the rows are
     exported.longest_history = None  # the model has scored these rows, however long
@@ -68,11 +68,16 @@ def compare(
                 rows = _spread(len(found[0]), FOLD_ROWS_WITH_AUC if has_auc else FOLD_ROWS)
                 own, of_others = _score_folded(exported, columns, rows)
                 of_folded = differences(own, expected[rows])
-                if has_auc:
+                if has_auc and np.isfinite(own).all():
                     both = {"model": _auc(dataset, expected[rows], rows), "export": _auc(dataset, own, rows)}
                     folded = {"auc_folded": {"rows": len(rows), **both}}
     scores = np.concatenate(found)
     of_rows = differences(scores, expected)
+    if not all(np.isfinite(group).all() for group in (of_rows, of_folded, of_others)):
+        raise UserError(
+            f"{experiment.config.expid}: scores of the export are not all finite, expected those of the model; choose "
+            "another --precision; nothing is written"
+        )
     auc = {"model": _auc(dataset, expected), "export": _auc(dataset, scores)}
     if auc_loss is None:
         tolerance = check(experiment.config.expid, [of_rows, of_folded, of_others], tolerance, rounding)

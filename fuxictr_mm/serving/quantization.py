@@ -43,11 +43,18 @@ def quantize_weights(path: Path) -> None:
     nodes = [made for node in graph.node for made in layers.replace(node)]
     del graph.node[:]
     graph.node.extend(nodes)
-    read = {name for node in nodes for name in node.input} | {output.name for output in graph.output}
+    read = _names_read(graph)
     weights = [tensor for tensor in graph.initializer if tensor.name in read]
     del graph.initializer[:]
     graph.initializer.extend(weights)
     onnx.save(model, str(path))
+
+
+def _names_read(graph: Any) -> set[str]:
+    """Return what is read of the tensors of a graph, also in the body of a loop, whose layers keep 32 bits."""
+    bodies = (one.g for node in graph.node for one in node.attribute if one.HasField("g"))
+    names = {name for node in graph.node for name in node.input} | {output.name for output in graph.output}
+    return names.union(*map(_names_read, bodies))
 
 
 class _Layers:

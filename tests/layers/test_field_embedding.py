@@ -104,3 +104,10 @@ def test_gradients_of_single_ids_are_fuxictrs_to_the_last_bit(monkeypatch, threa
     with torch.no_grad():  # not faster there
         assert torch.equal(ours(ids)[:, 0], theirs(ids)[:, 0])
     assert len(used) == 1
+
+
+def test_arguments_of_fuxictr():
+    ids = {"genre": torch.randint(4, (50,)), "tags": torch.randint(9, (50, 5))}
+    theirs, ours = _embeddings("MaskedSumPooling", 9)
+    for arguments in (([], [], True), (["item"], [], False)):
+        torch.testing.assert_close(ours(ids, *arguments), theirs(ids, *arguments))

@@ -93,6 +93,12 @@ def test_folded_graphs_are_compared_with_the_model(weights_of, export_copy, monk
     parity = parity_module.compare(experiment, export_copy, None, expected + 0.04, dataset, 0.1, None)
     assert parity["largest_difference"] == pytest.approx(0.04, abs=1e-5)
     assert parity["largest_difference_folded"] == pytest.approx(0.03, abs=1e-5)
+    monkeypatch.setattr(Export, "score_candidates", score)
+    rows = Export.score_rows
+    monkeypatch.setattr(Export, "score_rows", lambda *a, **options: rows(*a, **options) * np.float32("nan"))
+    for auc_loss in (None, 0.1):
+        with raises_naming(UserError, "finite"):
+            parity_module.compare(experiment, export_copy, None, expected, dataset, 0.1, None, auc_loss)
 
 
 def test_the_loss_of_auc():

@@ -112,3 +112,36 @@ def test_small_layers_keep_32_bits(tmp_path, shape):
     np.testing.assert_allclose(
         found, np.repeat(rows.sum(axis=1, keepdims=True), shape[1], axis=1), rtol=1e-4, atol=1e-5
     )
+
+
+def test_weights_that_a_loop_reads(tmp_path):
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    def value(name, *shape):
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+    generator = np.random.default_rng(0)
+    weights = {name: generator.normal(size=(16, 16)).astype(np.float32) for name in ("outer", "inner")}
+    step = [helper.make_node("MatMul", ["row", "inner"], ["z"]), helper.make_node("Add", ["state", "z"], ["next"])]
+    step.append(helper.make_node("Identity", ["next"], ["of_step"]))
+    body = helper.make_graph(
+        step,
+        "step",
+        [value("state", "B", 16), value("row", "B", 16)],
+        [value("next", "B", 16), value("of_step", "B", 16)],
+    )
+    nodes = [
+        helper.make_node("MatMul", ["x", "outer"], ["start"]),
+        helper.make_node("Scan", ["start", "rows"], ["y", "steps"], body=body, num_scan_inputs=1),
+    ]
+    tensors = [numpy_helper.from_array(weight, name) for name, weight in weights.items()]
+    graph = helper.make_graph(
+        nodes, "graph", [value("x", "B", 16), value("rows", "T", "B", 16)], [value("y", "B", 16)], tensors
+    )
+    path = tmp_path / "graph.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), path)
+    quantize_weights(path)
+    x, rows = (generator.normal(size=shape).astype(np.float32) for shape in ((2, 16), (3, 2, 16)))
+    found = OnnxGraph(path.read_bytes(), "graph", 1).run({"x": x, "rows": rows})[0]
+    np.testing.assert_allclose(found, x @ weights["outer"] + (rows @ weights["inner"]).sum(axis=0), atol=0.3)
