@@ -14,15 +14,8 @@ from fuxictr_mm.config import Dropout
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.jagged import Jagged
-from fuxictr_mm.layers import (
-    EqualCodes,
-    MultiHeadTargetAttention,
-    mlp_of_shared,
-    search,
-    search_user,
-    symmetric_contrast,
-    take,
-)
+from fuxictr_mm.layers import EqualCodes, MultiHeadTargetAttention, contrast_of_fields, mlp_of_shared
+from fuxictr_mm.layers.history_search import search, search_user, take
 from fuxictr_mm.model import DNNModel
 
 
@@ -40,7 +33,8 @@ class SEMINAR(DNNModel):
 
     with context c, target t and history items s, whose fields f (id, tags, frozen embeddings) have one dim and diagonal
     projections G. The codes of a modality m are those of a product quantizer. The alignment is the symmetric
-    contrastive loss of every pair of ``aligned`` fields over the distinct targets of a batch, as CLIP's.
+    contrastive loss of every pair of ``aligned`` fields, as CLIP's, over the distinct targets of a batch. A field of
+    zeros, which an item does not have, is left out of it.
 
     Searching costs one comparison of integers per code and item of a history; only the items that are found, and the
     newest k, are embedded.
@@ -117,7 +111,7 @@ class SEMINAR(DNNModel):
         counts = [self.items.stored(name)[0].numel() for name in self.per_item_codes]
         per_code = [weight for count, weight in zip(counts, weights, strict=True) for _ in range(count)]
         self.register_buffer("code_weights", torch.tensor(per_code), persistent=False)
-        self.pairs = [(fields.index(a), fields.index(b)) for i, a in enumerate(aligned) for b in aligned[:i]]
+        self.aligned = [fields.index(name) for name in aligned]
         self.align_weight, self.temperature = align_weight, temperature
         self.alignment: Tensor | None = None
         self.top_k, self.short_len = top_k, short_len
@@ -134,7 +128,7 @@ class SEMINAR(DNNModel):
         score = EqualCodes(codes.distinct, codes.distinct.index_select(0, target_ids), self.code_weights)
         found = search(codes, score, self.top_k)
         target, (long, short) = self.embed_histories(batch, take(ids, found), self.newest_items(batch, self.short_len))
-        self.alignment = self._align(target_ids) if self.training and self.pairs else None
+        self.alignment = self._align(target_ids) if self.training and self.aligned else None
         query, fused = self._fuse(target), self._fuse(long.distinct)
         long, short = (Jagged(fused, part.offsets, part.index) for part in (long, short))
         interests = [self.short_attention(query, short), self.long_attention(query, long)]
@@ -171,8 +165,7 @@ class SEMINAR(DNNModel):
     def _align(self, targets: Tensor) -> Tensor:
         """Return the mean contrastive loss of pairs of fields of the distinct items ``(B,)``."""
         fields = self.embed_items(targets.unique()).unflatten(1, self.field_scale.shape)
-        pairs = [symmetric_contrast(fields[:, one], fields[:, other], self.temperature) for one, other in self.pairs]
-        return torch.stack(pairs).mean()
+        return contrast_of_fields(fields[:, self.aligned], self.temperature)
 
     def add_loss(self, return_dict: Mapping[str, Tensor], y_true: Tensor) -> Tensor:
         """Return the loss of the last scored batch, in training with the alignment."""

@@ -186,7 +186,7 @@ def _written_by(missing: Mapping[str, Feature]) -> str:
     """Return which commands write columns of the items that are missing, as far as it can be told."""
     codes = [name for name, feature in missing.items() if not feature.embedded and feature.type != "embedding"]
     embeddings = [name for name, feature in missing.items() if feature.type == "embedding"]
-    commands = {"fuxictr-mm embed quantize": codes, "fuxictr-mm embed encode or reduce": embeddings}
+    commands = {"fuxictr-mm embed quantize": codes, "fuxictr-mm embed encode, reduce, align or pretrain": embeddings}
     return "".join(f"; {', '.join(names)}: written by {command}" for command, names in commands.items() if names)
 
 

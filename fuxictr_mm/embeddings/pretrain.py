@@ -62,7 +62,7 @@ def pretrain(
 ) -> tuple[Pretrained, TrainingResult]:
     """Train the search unit.
 
-    Memory is that of the components, ``(I, P)`` float32, 16 bytes for each number of the embeddings of clicked ids, and
+    Memory is that of the components, ``(I, P)`` float32, 24 bytes for each number of the embeddings of clicked ids, and
     some copies of the clicks; not of the embeddings.
 
     Parameters

@@ -24,7 +24,6 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,7 +39,7 @@ from fuxictr_mm.embeddings.contrastive import AlignmentHead
 from fuxictr_mm.embeddings.early_stopping import TrainingResult, train_until_best
 from fuxictr_mm.embeddings.sequences import NextItemBatch, NextItems, share_below
 from fuxictr_mm.jagged import Jagged
-from fuxictr_mm.layers import MultiHeadTargetAttention, symmetric_contrast
+from fuxictr_mm.layers import MultiHeadTargetAttention, contrast_of_fields
 from fuxictr_mm.reduction.saved import SavedFormat, check_modalities
 
 if TYPE_CHECKING:
@@ -118,17 +117,6 @@ def next_item_loss(logits: Tensor, counts: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits[counts], labels[counts])
 
 
-def alignment_loss(fields: Tensor, temperature: float) -> Tensor:
-    """Return the mean contrastive loss of all pairs of fields of items ``(X, F, D)``, each of the items with both."""
-    present = (fields != 0).any(dim=2)
-    losses = []
-    for one, other in combinations(range(fields.shape[1]), 2):
-        both = present[:, one] & present[:, other]
-        if both.any():
-            losses.append(symmetric_contrast(fields[both, one], fields[both, other], temperature))
-    return torch.stack(losses).mean() if losses else fields.sum() * 0
-
-
 def train_unit(
     unit: SearchUnit,
     inputs: Tensor,
@@ -155,7 +143,7 @@ def train_unit(
         fields = fields_of(batch)
         logits = unit(unit.fields.fuse(fields), batch)
         aligned = fields[torch.from_numpy(np.unique(batch.candidates[:, 0]))]
-        return next_item_loss(logits, torch.from_numpy(batch.counts)) + options.align_weight * alignment_loss(
+        return next_item_loss(logits, torch.from_numpy(batch.counts)) + options.align_weight * contrast_of_fields(
             aligned, options.temperature
         )
 

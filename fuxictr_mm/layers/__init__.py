@@ -10,7 +10,7 @@ from fuxictr_mm.jagged import Jagged, weighted_sum
 from fuxictr_mm.layers.bilinear import BilinearInteraction
 from fuxictr_mm.layers.capsules import InterestCapsules
 from fuxictr_mm.layers.content_attention import BucketAttention, SemanticAttention, SimTier, tiers
-from fuxictr_mm.layers.contrast import symmetric_contrast
+from fuxictr_mm.layers.contrast import contrast_of_fields
 from fuxictr_mm.layers.cross_attention import CrossAttentionLayer
 from fuxictr_mm.layers.cross_net import CrossNet, CrossNetMix, CrossNetV2, cross_network
 from fuxictr_mm.layers.din_attention import DINAttention

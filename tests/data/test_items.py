@@ -108,7 +108,9 @@ def test_an_absent_file_is_asked_for_only_if_no_other_has_the_column(tmp_path):
             ItemTable.from_parquet(paths, [item_id(), LEVEL, VECTOR])
 
 
-@pytest.mark.parametrize(("feature", "command"), [(CODES, "embed quantize"), (VECTOR, "embed encode or reduce")])
+@pytest.mark.parametrize(
+    ("feature", "command"), [(CODES, "embed quantize"), (VECTOR, "embed encode, reduce, align or pretrain")]
+)
 def test_what_writes_a_missing_column_is_named(tmp_path, feature, command):
     path = write(tmp_path / "a.parquet", {"item_id": [1], "level": [5]})
     with raises_naming(DataError, "a.parquet", feature.name, f"fuxictr-mm {command}"):

@@ -5,8 +5,9 @@ import pyarrow as pa
 import pytest
 import torch
 
-from fuxictr_mm.embeddings.search_unit import ItemFields, SearchUnit, alignment_loss, next_item_loss
+from fuxictr_mm.embeddings.search_unit import ItemFields, SearchUnit, next_item_loss
 from fuxictr_mm.embeddings.sequences import NextItems, Sequences
+from fuxictr_mm.layers import contrast_of_fields
 
 ITEMS, DIM, HEADS = 30, 6, 2
 
@@ -90,8 +91,8 @@ def test_alignment_is_of_the_items_that_have_both(unit, content):
         x, y = (expected[items, field] for field in (one, other))
         cosines = torch.cosine_similarity(x[:, None], y[None], dim=2) / 0.05
         losses += [-torch.log_softmax(cosines, axis).diagonal().mean() for axis in (0, 1)]
-    assert alignment_loss(fields, 0.05).item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-9)
-    assert alignment_loss(fields[:3, [0, 0]] * 0, 0.05) == 0  # no item has both
+    assert contrast_of_fields(fields, 0.05).item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-9)
+    assert contrast_of_fields(fields[:3, [0, 0]] * 0, 0.05) == 0  # no item has both
 
 
 def test_ids_are_found_by_their_value():

@@ -60,3 +60,23 @@ def test_a_column_may_have_one_code_per_item(tiny_dataset, tmp_path):
     model = experiment.build_model(dataset)
     assert model.code_weights.tolist() == [3.0, 1.0, 1.0, 1.0, 1.0]
     assert torch.equal(model.codes[:, 0], items.stored("codes_pq_text"))
+
+
+def test_a_field_of_zeros_is_not_aligned(tiny_dataset, tmp_path, monkeypatch):
+    """As the pretrained embedding of an id without clicks: the gradient of a normalized zero would be 1e12."""
+    root = Path(__file__).resolve().parents[2]
+    experiment = Experiment.load("SEMINAR_tiny", root, model_root=str(tmp_path))
+    model = experiment.build_model(tiny_dataset(experiment.config.to_dict()))
+    fields = torch.randn(4, *model.field_scale.shape)
+    names = [model.item_fields.index(name) for name in ("item_id", "txt_emb_pca8", "img_emb_pca8")]
+    fields[2, names[0]] = 0
+    fields.requires_grad_()
+    monkeypatch.setattr(model, "embed_items", lambda ids: fields.flatten(1))
+    loss = model._align(torch.arange(4))
+    ids, text, image = (fields[:, name] for name in names)
+    has = [0, 1, 3]
+    losses = [contrast(ids[has], other[has], model.temperature) for other in (text, image)]
+    losses.append(contrast(text, image, model.temperature))
+    torch.testing.assert_close(loss, sum(losses) / 3)
+    loss.backward()
+    assert not fields.grad[2, names[0]].any()
