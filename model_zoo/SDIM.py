@@ -27,8 +27,8 @@ class SDIM(DNNModel):
     learned projections. Within either part the order does not matter.
 
     Departures: the paper serves the long part from a server that keeps a bucket per hash; here items are hashed once
-    per batch. The short part is multi-head target attention, as in FuxiCTR. Sums of colliding items are normalized, which
-    FuxiCTR does only with ``l2_norm``.
+    per batch. The short part is multi-head target attention, as in FuxiCTR. Sums of colliding items are normalized,
+    which FuxiCTR does only with ``l2_norm``.
 
     Parameters
     ----------

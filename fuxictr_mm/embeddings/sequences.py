@@ -121,8 +121,8 @@ class NextItems:
         if not len(self.train) or not len(self.held):
             raise DataError(
                 f"{len(distinct)} users with {len(positions)} clicks that follow another, on items with an embedding: "
-                f"too few for training and a fraction of {held_out:g} held-out users, who need such clicks as well; check "
-                "that both files use the same ids, give more interactions, or increase --held-out"
+                f"too few for training and a fraction of {held_out:g} held-out users, who need such clicks as well; "
+                "check that both files use the same ids, give more interactions, or increase --held-out"
             )
         self.pool = self.rows[~is_held[self.users]]
         self._clicked = np.unique(self.users * self.num_items + self.rows)
