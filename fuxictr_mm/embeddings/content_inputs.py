@@ -72,6 +72,13 @@ def to_arrays(inputs: Sequence[ContentInput]) -> dict[str, NDArray[Any]]:
     return arrays
 
 
+def state_of(arrays: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, Tensor]:
+    """Return the state of a module, of the saved arrays whose names begin with a prefix."""
+    return {
+        name.removeprefix(prefix): torch.from_numpy(array) for name, array in arrays.items() if name.startswith(prefix)
+    }
+
+
 def from_arrays(names: Sequence[Any], arrays: Mapping[str, NDArray[Any]]) -> tuple[ContentInput, ...]:
     """Return the inputs of ``to_arrays``; raises a ValueError if any of the saved arrays is damaged."""
     if not all(np.isfinite(array).all() for array in arrays.values()):

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fuxictr_mm.embeddings.content_inputs import ContentInput, from_arrays, to_arrays
+from fuxictr_mm.embeddings.content_inputs import ContentInput, from_arrays, state_of, to_arrays
 from fuxictr_mm.embeddings.early_stopping import TrainingResult, train_until_best
 from fuxictr_mm.errors import DataError
 from fuxictr_mm.reduction.saved import SavedFormat, check_modalities
@@ -264,9 +264,7 @@ def _column(head: str) -> str:
 
 
 def _head(arrays: Mapping[str, NDArray[Any]], prefix: str) -> AlignmentHead:
-    state = {
-        name.removeprefix(prefix): torch.from_numpy(array) for name, array in arrays.items() if name.startswith(prefix)
-    }
+    state = state_of(arrays, prefix)
     hidden = len(state["residual.0.weight"]) if "residual.0.weight" in state else 0
     head = AlignmentHead(torch.zeros_like(state["start"]), hidden)
     head.load_state_dict(state)

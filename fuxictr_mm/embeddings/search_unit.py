@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fuxictr_mm.data.ids import Numbering
-from fuxictr_mm.embeddings.content_inputs import ContentInput, by_modality, from_arrays, to_arrays
+from fuxictr_mm.embeddings.content_inputs import ContentInput, by_modality, from_arrays, state_of, to_arrays
 from fuxictr_mm.embeddings.contrastive import AlignmentHead
 from fuxictr_mm.embeddings.early_stopping import TrainingResult, train_until_best
 from fuxictr_mm.embeddings.sequences import NextItemBatch, NextItems, share_below
@@ -222,11 +222,7 @@ class Pretrained:
     def _from_content(cls, content: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Pretrained:
         inputs = from_arrays(content["modalities"], arrays)
         ids = pa.ipc.open_stream(pa.py_buffer(arrays["item_ids"].tobytes())).read_all()[ID].combine_chunks()
-        state = {
-            name.removeprefix("fields."): torch.from_numpy(array)
-            for name, array in arrays.items()
-            if name.startswith("fields.")
-        }
+        state = state_of(arrays, "fields.")
         fields = ItemFields({part.name: state[f"projections.{part.name}.start"] for part in inputs}, len(ids))
         fields.load_state_dict(state)
         return cls(inputs, fields.requires_grad_(False), ids)

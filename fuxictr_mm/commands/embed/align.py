@@ -7,7 +7,15 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from fuxictr_mm.arguments import add_examples, show
-from fuxictr_mm.commands.embed.options import add_output, add_settings, add_sources, flag, given_settings
+from fuxictr_mm.commands.embed.options import (
+    add_output,
+    add_settings,
+    add_sources,
+    embedding_entries,
+    flag,
+    given_settings,
+    wrote,
+)
 from fuxictr_mm.data.ids import Numbering
 from fuxictr_mm.embeddings.align import AlignOptions, align, check_dims, write_aligned
 from fuxictr_mm.embeddings.item_files import Source
@@ -70,10 +78,7 @@ def main_from_args(arguments: argparse.Namespace, numbering: Numbering) -> None:
             f"{column} ({result['width']}-dimensional): recall@{options.recall_at} of held-out items' neighbors "
             f"{result['before']:.4f} before, {result['after']:.4f} after {result['steps']} steps"
         )
-    lines.append(f"wrote {arguments.out}; for dataset_config.yaml (add the file to item_info:):")
-    lines += [
-        f"  - {{name: {column}, active: False, dtype: float, type: embedding, source: item}}" for column in columns
-    ]
+    lines += wrote(arguments.out, embedding_entries(columns))
     show(arguments, report, "\n".join(lines))
 
 

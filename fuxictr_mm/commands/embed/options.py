@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from fuxictr_mm.arguments import add_output_options
@@ -60,6 +60,19 @@ def _argument(annotation: Any) -> dict[str, Any]:
 def given_settings(arguments: argparse.Namespace, settings: type[Settings]) -> dict[str, Any]:
     """Return the fields of a group of settings that are given on the command line."""
     return {name: value for name in settings.model_fields if (value := getattr(arguments, name)) is not None}
+
+
+def wrote(path: str, features: Iterable[str]) -> list[str]:
+    """Return the lines that name a written item file, and its features as entries of dataset_config.yaml."""
+    return [
+        f"wrote {path}; for dataset_config.yaml (add the file to item_info:):",
+        *(f"  {entry}" for entry in features),
+    ]
+
+
+def embedding_entries(columns: Iterable[str]) -> list[str]:
+    """Return the entries of dataset_config.yaml of columns of embeddings."""
+    return [f"- {{name: {column}, active: False, dtype: float, type: embedding, source: item}}" for column in columns]
 
 
 def add_sources(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,15 @@ import argparse
 from dataclasses import asdict
 
 from fuxictr_mm.arguments import add_examples, show
-from fuxictr_mm.commands.embed.options import add_output, add_settings, add_sources, flag, given_settings
+from fuxictr_mm.commands.embed.options import (
+    add_output,
+    add_settings,
+    add_sources,
+    embedding_entries,
+    flag,
+    given_settings,
+    wrote,
+)
 from fuxictr_mm.data.ids import Numbering
 from fuxictr_mm.embeddings.item_files import Source
 from fuxictr_mm.embeddings.pretrain import PretrainOptions, check_options, pretrain, write_pretrained
@@ -70,7 +78,6 @@ def main_from_args(arguments: argparse.Namespace, numbering: Numbering) -> None:
         f"{report['clicks']} clicks; {report['ids']} ids with an embedding",
         f"AUC of held-out users' next items {result.before:.4f} before, {result.after:.4f} after {result.steps} steps",
         f"gates: {', '.join(f'{name} {gate:.3f}' for name, gate in report['gates'].items())}",
-        f"wrote {arguments.out}; for dataset_config.yaml (add the file to item_info:):",
-        *(f"  - {{name: {column}, active: False, dtype: float, type: embedding, source: item}}" for column in columns),
+        *wrote(arguments.out, embedding_entries(columns)),
     ]
     show(arguments, report, "\n".join(lines))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from fuxictr_mm.arguments import add_examples, show
-from fuxictr_mm.commands.embed.options import add_output, add_settings, add_sources, flag, given_settings
+from fuxictr_mm.commands.embed.options import add_output, add_settings, add_sources, flag, given_settings, wrote
 from fuxictr_mm.data.ids import Numbering
 from fuxictr_mm.embeddings.item_files import Source, read_ids
 from fuxictr_mm.embeddings.quantize import METRICS, QuantizeOptions, quantize
@@ -57,6 +57,5 @@ def main_from_args(arguments: argparse.Namespace, numbering: Numbering) -> None:
     report = quantize(sources, arguments.out, options, among=among, **{n: getattr(arguments, n) for n in names})
     searched = (*sources, *among) if arguments.neighbors and numbering.items is None else ()
     largest_id = max((int(read_ids(source.path, numbering).max()) for source in searched), default=0)
-    lines = [f"  {line}" for line in yaml_lines(report, arguments.neighbors, largest_id, numbering.roles.target)]
-    wrote = f"wrote {arguments.out}; for dataset_config.yaml (add the file to item_info:):"
-    show(arguments, report, "\n".join([format_report(report), wrote, *lines]))
+    entries = yaml_lines(report, arguments.neighbors, largest_id, numbering.roles.target)
+    show(arguments, report, "\n".join([format_report(report), *wrote(arguments.out, entries)]))
