@@ -175,7 +175,7 @@ def _write(
     rows_of_32_bits, bits = b"", {}
     if precision == "int8-weights":
         rows_of_32_bits = (folder / written.files["rows"]).read_bytes()
-        for name in written.files.keys() & {"rows", "candidates"}:
+        for name in sorted(written.files.keys() & {"rows", "candidates"}):
             quantize_weights(folder / written.files[name])
             bits[name] = 8
     manifest = _describe(source.experiment, parts, dataset, written, precision)

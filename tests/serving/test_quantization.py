@@ -43,7 +43,7 @@ def test_rows_keep_32_bits_if_they_would_differ_too_much(weights_of, tmp_path, m
     assert "rows keep weights of 32 bits" in caplog.text
     assert parity["weight_bits"] == {"rows": 32, "candidates": 8}
     Export(tmp_path / "out")  # the checksums are those of the files
-    monkeypatch.setattr(quantization, "quantize_weights", quantize_weights)
+    monkeypatch.undo()
     found = export(experiment, tmp_path / "auc", auc_loss=0.01, **options)
     assert found["auc_loss"] == 0.01
     assert found["weight_bits"] == {"rows": 8, "candidates": 8}
