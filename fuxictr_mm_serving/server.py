@@ -335,7 +335,8 @@ def reply(request: Request, content: Any) -> Response:
     if is_msgpack(request.headers.get("accept", "")):
         import msgpack
 
-        return Response(msgpack.packb(content), media_type="application/msgpack")
+        # Texts of integers beyond 64 bits: unknown candidates that were numbers of JSON.
+        return Response(msgpack.packb(content, default=str), media_type="application/msgpack")
     return JSONResponse(content)
 
 

@@ -88,6 +88,16 @@ def test_digits_that_are_typed():
 
 
 @pytest.mark.skipif(NODE is None, reason="needs Node")
+@pytest.mark.parametrize("items", [["a b", "c"], ["a,b"], ["[1]"], [""], ["a", "b"], [3, "9007199254740993"], []])
+def test_candidates_that_are_written_are_read(items):
+    page = files("fuxictr_mm_serving").joinpath("page.html").read_text(encoding="utf-8")
+    lines = re.findall(r"^const (?:ids|written) = .*$", page, re.M)
+    code = f"let textIds = false; {' '.join(lines)} console.log(JSON.stringify(ids(written({json.dumps(items)}))))"
+    done = subprocess.run([NODE, "-e", code], capture_output=True, text=True, timeout=60)
+    assert json.loads(done.stdout) == items
+
+
+@pytest.mark.skipif(NODE is None, reason="needs Node")
 def test_a_link_of_any_text():
     page = files("fuxictr_mm_serving").joinpath("page.html").read_text(encoding="utf-8")
     line = re.search(r"^const textOf = .*$", page, re.M)[0]
