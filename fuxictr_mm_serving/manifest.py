@@ -93,6 +93,13 @@ class Scaling(_Entry):
     scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
 
 
+class NumberEntry(Scaling):
+    """A number of the item files that a new item can be given: a projection of one column."""
+
+    file: File
+    start: Annotated[int, Field(ge=0)]
+
+
 class PreparedEntry(Scaling):
     """A column as ``fuxictr-mm prepare`` wrote it."""
 
@@ -161,6 +168,7 @@ class ItemsEntry(_Entry):
     #: Columns of the table that each feature fills.
     fields: dict[str, int] = {}
     contents: dict[str, ContentEntry] = {}
+    numbers: dict[str, NumberEntry] = {}
     codes: CodesEntry | None = None
     ids: list[IdsEntry] = []
     #: Columns of the item files, the id among them, that hold numbers where the vocabulary has the owner's values.
@@ -212,7 +220,7 @@ class Manifest(_Entry):
         """Every file that is opened."""
         items = self.items
         fields = [field.table for field in (*self.context, *items.ids) if field.table]
-        contents = [content.file for content in items.contents.values()]
+        contents = [content.file for content in (*items.contents.values(), *items.numbers.values())]
         codes = items.codes.file if items.codes else None
         of_tables = [file for t in (items.table, *fields, *self.tables.values()) for file in (t.file, t.scales)]
         named = [items.known, self.vocabulary, codes, *contents, *of_tables]

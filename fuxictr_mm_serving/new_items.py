@@ -1,4 +1,4 @@
-"""Items that an export does not hold, by their content: embeddings and codes as they are in the item files.
+"""Items that an export does not hold, by their content: embeddings, codes and numbers as in the item files.
 
 Shape letters: M items, D dim of a row of the item table, A dim of an embedding, C codes of an item.
 """
@@ -13,7 +13,7 @@ import numpy as np
 
 from fuxictr_mm_serving.errors import ServingError
 from fuxictr_mm_serving.features import ContextField, Items
-from fuxictr_mm_serving.manifest import ContentEntry, Files, IdsEntry, ItemsEntry
+from fuxictr_mm_serving.manifest import ContentEntry, Files, IdsEntry, ItemsEntry, NumberEntry
 from fuxictr_mm_serving.tables import Ids, check_shape
 
 #: Length below which an embedding is zero.
@@ -45,6 +45,7 @@ class NewItem:
 
     embeddings: Mapping[str, Sequence[float]] = field(default_factory=dict)
     codes: Mapping[str, Sequence[int | str]] = field(default_factory=dict)
+    numbers: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class Content:
         with np.errstate(over="ignore"):
             vector = np.asarray(values, dtype=np.float32)
         if vector.shape != (self.dim,) or not np.isfinite(vector).all():
-            raise ServingError(f"{what} is not {self.dim} finite numbers")
+            raise ServingError(f"{what} is not {self.dim} finite number{'s' if self.dim > 1 else ''}")
         vector = vector.astype(np.float64)
         if self.norm == "layer" and vector.any():
             vector = vector - vector.mean()
@@ -95,6 +96,25 @@ class Content:
                 row[self.start : self.start + len(self.weight)] = self.weight @ scaled.astype(np.float32)
         if self.content_start is not None:
             row[self.content_start : self.content_start + self.dim] = at_length_1
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number of the item files: how it is scaled, and which columns of the item table it fills."""
+
+    shift: float
+    scale: float
+    content: Content
+
+    @classmethod
+    def of(cls, files: Files, entry: NumberEntry, row_dim: int) -> Number:
+        """Return the number of an entry of the manifest, for rows of ``row_dim`` columns."""
+        place = ContentEntry(norm=None, scale=1.0, dim=1, file=entry.file, start=entry.start)
+        return cls(entry.shift, entry.scale, Content.of(files, place, row_dim))
+
+    def write(self, row: np.ndarray, what: str, value: float) -> None:
+        """Write a number into a row of the item table ``(D,)``."""
+        self.content.write(row, what, [(value - self.shift) / self.scale])
 
 
 @dataclass(frozen=True)
@@ -142,6 +162,7 @@ class NewItems:
     ids: Mapping[str, IdField] = field(default_factory=dict)
     #: Columns whose codes are given as the owner has them, where ``fuxictr-mm prepare`` wrote numbers.
     words: Mapping[str, Ids] = field(default_factory=dict)
+    numbers: Mapping[str, Number] = field(default_factory=dict)
 
     @classmethod
     def of(cls, files: Files, entry: ItemsEntry, items: Items, ids: Mapping[str, Ids]) -> NewItems:
@@ -151,7 +172,8 @@ class NewItems:
         columns, sizes = (entry.codes.columns, entry.codes.vocab_sizes) if entry.codes else ({}, {})
         fields = {e.name: IdField.of(files, e, items, ids.get(e.name)) for e in entry.ids}
         words = {name: ids[name] for name in entry.prepared or [] if name in ids}
-        return cls(contents, columns, sizes, fields, words)
+        numbers = {name: Number.of(files, number, row_dim) for name, number in entry.numbers.items()}
+        return cls(contents, columns, sizes, fields, words, numbers)
 
     def rows(self, items: Sequence[NewItem], unseen: ItemRows) -> ItemRows:
         """Return rows of the items; what is not given is that of an item that training has not seen."""
@@ -163,6 +185,10 @@ class NewItems:
                 what = f"new_items.{number}: '{name}'"
                 _check(name, f"{what} is not an embedding", self.contents)
                 self.contents[name].write(values[number], what, numbers)
+            for name, value in item.numbers.items():
+                what = f"new_items.{number}: '{name}'"
+                _check(name, f"{what} is not a number", self.numbers)
+                self.numbers[name].write(values[number], what, value)
             for name, given in item.codes.items():
                 what = f"new_items.{number}: '{name}'"
                 _check(name, f"{what} is not a list of codes", {**self.code_counts, **self.ids})

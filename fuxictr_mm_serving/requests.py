@@ -68,6 +68,7 @@ class NewItemRequest(_Body):
     codes: dict[str, Annotated[list[Id], FailFast()]] = Field(
         {}, description="column of the item files to its ids, as many as in training or fewer"
     )
+    numbers: dict[str, float] = Field({}, description="column of the item files to its number")
 
 
 class ScoreRequest(_Body):
@@ -273,7 +274,7 @@ def check_limits(request: ScoreRequest, settings: Settings) -> None:
     if count > settings.max_candidates:
         raise HttpError(422, f"candidates: are {count}, expected {settings.max_candidates} or fewer")
     for number, item in enumerate(request.new_items):
-        if not item.embeddings and not item.codes:
+        if not (item.embeddings or item.codes or item.numbers):
             raise HttpError(422, f"new_items.{number}: is empty, expected content of the item")
     if request.user is None and request.history is None:
         raise HttpError(422, "history: is missing; give a history (it may be empty), or a user")

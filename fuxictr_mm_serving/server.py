@@ -222,7 +222,7 @@ class Server:
                     context=r.context,
                     history=r.history,
                     candidates=r.candidates,
-                    new_items=[NewItem(item.embeddings, item.codes) for item in r.new_items],
+                    new_items=[NewItem(item.embeddings, item.codes, item.numbers) for item in r.new_items],
                     explain=r.explain,
                     loaded=loaded,
                 )

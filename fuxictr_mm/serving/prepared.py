@@ -34,8 +34,9 @@ class Prepared:
 
     #: By the column: items, users, and columns of context and of items that hold codes.
     vocabularies: Mapping[str, Vocabulary] = field(default_factory=dict)
-    #: Mean and standard deviation of each column of numbers of the context.
+    #: Mean and standard deviation of each column of numbers of the context, and of the items.
     scales: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    item_scales: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, dataset: Dataset, item_files: Sequence[str], columns: Mapping[str, int]) -> Prepared | None:
@@ -57,7 +58,7 @@ class Prepared:
                 found[name] = words
         if (users := _read(folder / VOCABULARIES / f"{USER_ID}.parquet", "code", "value")) is not None:
             found.setdefault(USER_ID, users)
-        return cls(found, dict(_scales(folder)))
+        return cls(found, dict(_scales(folder, "interactions", "users")), dict(_scales(folder, "items")))
 
     def describe(self, manifest: dict[str, Any], columns: Sequence[str]) -> None:
         """Add to the manifest which columns are given as the owner has them, of items those of ``columns``."""
@@ -80,6 +81,15 @@ class Prepared:
                 if own not in taken:
                     entry["column"] = own
                     taken.add(own)
+        items["numbers"] = dict(self._item_numbers(items.get("numbers", {})))
+
+    def _item_numbers(self, written: Mapping[str, dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield the numbers of new items as the owner has them."""
+        for name, entry in written.items():
+            mean, deviation = self.item_scales.get(name, (0.0, 1.0))
+            own = name.removesuffix(SCALED) if name in self.item_scales else name
+            scaled = {"shift": mean + deviation * entry["shift"], "scale": deviation * entry["scale"]}
+            yield (name if own in written else own), entry | scaled
 
 
 def _folder_of(item_file: str) -> Path | None:
@@ -108,10 +118,10 @@ def _read(path: Path, numbers: str, values: str) -> Vocabulary | None:
     return Vocabulary(found) if is_numbered and is_distinct else None
 
 
-def _scales(folder: Path) -> Iterator[tuple[str, tuple[float, float]]]:
-    """Yield columns of the context with mean and standard deviation."""
+def _scales(folder: Path, *options: str) -> Iterator[tuple[str, tuple[float, float]]]:
+    """Yield the columns of numbers of some of the owner's files with mean and standard deviation."""
     facts = read_json(folder / MANIFEST).get("columns") or {}
-    for option in ("interactions", "users"):
+    for option in options:
         for name, column in (facts.get(option) or {}).get("written", {}).items():
             if column["type"] == "numeric":
                 yield name, (float(column["mean"]), float(column["std"]))

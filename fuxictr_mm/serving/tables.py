@@ -19,6 +19,7 @@ import torch
 from numpy.lib.format import open_memmap
 from torch import Tensor, nn
 
+from fuxictr_mm.data.numbers import scales_of
 from fuxictr_mm.data.schema import ITEM_ID
 from fuxictr_mm.fuxictr_imports import MaskedAveragePooling, MaskedSumPooling
 from fuxictr_mm.serving.graphs import (
@@ -88,15 +89,17 @@ def zoo_parts(model: Any, dataset: Dataset, experiment: Experiment) -> Parts:
 
 
 def _zoo_contents(model: Any, fields: Mapping[str, int]) -> dict[str, Content]:
-    """Return what is known of embeddings, but for fields with an encoder of their own."""
+    """Return what is known of embeddings and numbers, but for fields with an encoder of their own."""
     columns, starts = content_columns(model), starts_of(row_dims(model))
     found: dict[str, Content] = {}
     for name, start in zip(columns, starts[len(starts) - len(columns) :], strict=True):
         found[name] = {"content_start": start, "dim": model.items.dim(name)}, None
-    encoders = dict(model.embedding_layer.embedding_layer.feature_encoders)
+    layers = model.embedding_layer.embedding_layer
+    encoders, tables = dict(layers.feature_encoders), dict(layers.embedding_layers)
     for name, start in zip(fields, starts_of(fields.values()), strict=True):
         place, _ = found.pop(name, ({}, None))
-        layer = encoders.get(name)
+        is_number = model.feature_map.features[name]["type"] == "numeric" and name not in encoders
+        layer = tables.get(name) if is_number else encoders.get(name)
         if isinstance(layer, nn.Linear) and layer.bias is None:
             weight = layer.weight.detach().numpy()
         elif isinstance(layer, nn.Identity):
@@ -137,6 +140,7 @@ def write_tables(parts: Parts, dataset: Dataset, folder: Path, manifest: dict[st
     dims = [*parts.fields.values()]
     entry["table"] = write_table(parts.item_rows, items.num_items, folder, "items", precision, dims)
     entry["contents"], entry["ids"] = _write_contents(parts, dataset, folder), [one for one, _ in parts.ids]
+    entry["numbers"] = _write_numbers(parts, dataset, folder)
     for one, embedding in parts.ids:
         if embedding is not None:
             one["table"] = write_table(embedding, one["vocab_size"], folder, f"ids_{one['name']}", precision)
@@ -166,6 +170,19 @@ def _write_contents(parts: Parts, dataset: Dataset, folder: Path) -> dict[str, d
             if projection is not None:
                 found[f.name]["file"] = f"project_{f.name}.npy"
                 np.save(folder / f"project_{f.name}.npy", projection)
+    return found
+
+
+def _write_numbers(parts: Parts, dataset: Dataset, folder: Path) -> dict[str, dict[str, Any]]:
+    """Write the projections of numbers of the item files; returns which an item not held by the export can be given."""
+    found: dict[str, dict[str, Any]] = {}
+    scales = scales_of(dataset.vocabularies)
+    for f in dataset.features:
+        place, projection = parts.contents.get(f.name, ({}, None))
+        if f.type == "numeric" and projection is not None:
+            shift, scale = scales.get(f.name, (0.0, 1.0))
+            found[f.name] = {"file": f"project_{f.name}.npy", "start": place["start"], "shift": shift, "scale": scale}
+            np.save(folder / f"project_{f.name}.npy", projection)
     return found
 
 

@@ -18,6 +18,7 @@ from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.serving.export import export
 from fuxictr_mm.serving.prepared import Prepared
 from fuxictr_mm_serving import Export, ServingError
+from fuxictr_mm_serving.new_items import NewItem
 from fuxictr_mm_serving.parquet import Titles, Users
 from fuxictr_mm_serving.prepared import NUMBERING
 from fuxictr_mm_serving.scoring import score_file
@@ -48,6 +49,7 @@ def write_log(source):
     log.write_parquet(source / "interactions.parquet")
     categories = [["tea", "books", "games"][number % 3] for number in range(30)]
     items = pl.DataFrame({"asin": asins, "title": [f"a thing no {n}" for n in range(30)], "category": categories})
+    items = items.with_columns(price=pl.Series(random.normal(50, 9, 30).round(2)))
     items.write_csv(source / "items.csv")
     return log
 
@@ -131,6 +133,24 @@ def test_rows_of_prepare_have_its_numbers(shop, tmp_path):
     shutil.copy(earlier, tmp_path / "of_others.parquet")
     with raises_naming(ServingError, "of_others.parquet", "basket"):
         scores_of(shop, tmp_path, tmp_path / "of_others.parquet")
+
+
+def test_a_new_item_has_the_price_of_the_owner(shop, client):
+    """Its columns are those of an item of the file with the same price, and it scores by it."""
+    exported, items = Export(shop.export), pl.read_csv(shop.data.parent / "items.csv").row(3, named=True)
+    fields = exported.manifest.items.fields
+    start = sum([*fields.values()][: [*fields].index("price_scaled")])
+    columns = slice(start, start + fields["price_scaled"])
+    number = exported.items.numbers([items["asin"]], "items")
+    row, stored = exported.embed_new([NewItem(numbers={"price": items["price"]})]), exported.items.table.rows(number)
+    np.testing.assert_allclose(row.values[0, columns], stored[0, columns], atol=1e-5)
+    assert np.abs(row.values[0, columns]).max() > 1e-4
+    request = next(requests(shop.own)) | {"candidates": []}
+    cheap, dear = (score(client, **request, new_items=[{"numbers": {"price": price}}]) for price in (5, 95))
+    assert abs(cheap - dear) > 1e-5
+    for wrong in ({"cost": 5}, {"price_scaled": 5}, {"price": None}, {"price": 1e308}, {"price": True}):
+        answer = client.post("/score", json=request | {"new_items": [{"numbers": wrong}]})
+        assert answer.status_code == 422, answer.text
 
 
 def test_users_of_prepare_are_known_by_the_ids_of_the_owner(shop, client, tmp_path):

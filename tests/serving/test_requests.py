@@ -139,7 +139,9 @@ def test_an_integer_beyond_floats_is_no_known_text(client):
     export.items = replace(export.items, ids=Ids([str(n) for n in range(1, 1001)], False, takes_numbers=True))
     found = client.post("/score", json={**REQUEST, "candidates": [8, 10**400]})
     assert (found.status_code, found.json()["unknown"]) == (200, [10**400])
-    packed = client.post("/score", json={**REQUEST, "candidates": [8, 10**400]}, headers={"accept": "application/msgpack"})
+    packed = client.post(
+        "/score", json={**REQUEST, "candidates": [8, 10**400]}, headers={"accept": "application/msgpack"}
+    )
     assert msgpack.unpackb(packed.content)["unknown"] == [str(10**400)]
 
 
