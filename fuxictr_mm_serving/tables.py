@@ -129,12 +129,16 @@ class Ids:
         return found
 
     def _text(self, value: float) -> str:
-        """Return a number as text: a column of integers with missing values may hold 3.0."""
+        """Return a number as the text of a vocabulary: 3 may be 3.0 there, and true be True, as its file had them."""
         if value != value:
             return ""
-        text = str(value).lower() if isinstance(value, bool) else str(value)
-        is_whole = isinstance(value, float) and value.is_integer()
-        return str(int(value)) if is_whole and not self._find([text])[0] else text
+        if isinstance(value, bool):
+            texts = [str(value).lower(), str(value), str(value).upper()]
+        elif isinstance(value, int):  # JavaScript writes 3.0 as 3
+            texts = [str(value), f"{value}.0"]
+        else:  # a column of integers with missing values may hold 3.0
+            texts = [str(value), *([str(int(value))] if value.is_integer() else [])]
+        return next((text for text in texts if self._find([text])[0]), texts[0])
 
 
 def as_integer(value: Any, what: str) -> int:

@@ -51,6 +51,22 @@ def test_numbers_are_those_of_a_dictionary(kind):
             large.encode([2**64], "x")
 
 
+@pytest.mark.parametrize("make", [list, Texts.of])
+@pytest.mark.parametrize(
+    ("words", "given", "numbers"),
+    [
+        (["True", "False"], [True, False, "True"], [1, 2, 1]),
+        (["true", "false"], [True, False], [1, 2]),
+        (["TRUE", "FALSE"], [True, False], [1, 2]),
+        (["12.0", "13.5"], [12, 12.0, 13.5, 13], [1, 1, 2, -1]),
+        (["12", "7"], [12, 12.0, 7.5, True], [1, 1, -1, -1]),
+        (["12", "12.0"], [12, 12.0], [1, 2]),
+    ],
+)
+def test_numbers_and_truth_values_are_the_texts_of_their_file(make, words, given, numbers):
+    assert Ids(make(words), False, takes_numbers=True).encode(given, "x").tolist() == numbers
+
+
 @pytest.mark.parametrize("is_integer", [True, False])
 def test_memory_by_id(is_integer):
     tracemalloc.start()
