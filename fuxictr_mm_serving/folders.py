@@ -24,7 +24,7 @@ NULL = "__HIVE_DEFAULT_PARTITION__"
 def natural_key(path: Path) -> list[tuple[bool, int, str]]:
     """Return a sort key that compares the digits in a name as numbers."""
     parts = re.split(r"(\d+)", path.name)
-    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
+    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]  # "²" is a digit
 
 
 def partition_values(file: Path, texts: Collection[str] = ()) -> dict[str, tuple[int | str | None, bool]]:

@@ -220,7 +220,8 @@ class Manifest(_Entry):
         """Every file that is opened."""
         items = self.items
         fields = [field.table for field in (*self.context, *items.ids) if field.table]
-        contents = [content.file for content in (*items.contents.values(), *items.numbers.values())]
+        contents = [content.file for content in items.contents.values()]
+        contents += [number.file for number in items.numbers.values()]
         codes = items.codes.file if items.codes else None
         of_tables = [file for t in (items.table, *fields, *self.tables.values()) for file in (t.file, t.scales)]
         named = [items.known, self.vocabulary, codes, *contents, *of_tables]

@@ -45,7 +45,7 @@ from fuxictr_mm_serving.requests import (
     openapi,
     read_body,
 )
-from fuxictr_mm_serving.service import Service, exact
+from fuxictr_mm_serving.service import Service, blank_context, exact
 from fuxictr_mm_serving.settings import Settings
 
 logger = logging.getLogger("fuxictr_mm_serving")
@@ -265,12 +265,11 @@ class Server:
         export = loaded.export
         users = loaded.users.some(200) if loaded.users else []
         items = service.titles.some(100) if service.titles else export.items.some(100)
-        context = [f.column for f in export.context if not f.is_computed]
         content = {
             "users": exact(users),
             "items": exact(items),
             "text_ids": export.items.ids is not None and not export.items.ids.is_integer,
-            "context": context,
+            "context": blank_context(export),
             "experiment": export.manifest.experiment,
             "explains": export.explains,
         }

@@ -142,12 +142,7 @@ class Service:
     @staticmethod
     def warm_up(export: Export) -> None:
         """Score items of the export, so that the first request is not the slowest."""
-        context: dict[str, Any] = {}
-        for f in export.context:
-            length = f.spec.pretrain_dim
-            context[f.column] = [0.0] * length if f.type == "embedding" else [] if f.type == "sequence" else 0
-            if f.ids is not None and not f.ids.is_integer:
-                context[f.column] = None
+        context = blank_context(export)
         with refused(f"{export.folder}: does not score its own items"):
             ids = export.items.some(100)
             history, labels = ids[:3], len(export.labels)
@@ -268,6 +263,17 @@ class Service:
         reasons = export.explain(state, history, candidates) if explain else []
         named = [[{"item": exact([item])[0], "share": share} for item, share in one] for one in reasons]
         return Scores(by_label, unknown, loaded.version, named)
+
+
+def blank_context(export: Export) -> dict[str, Any]:
+    """Return a context that an export accepts: zeros, empty lists, and null for ids that are texts."""
+    context: dict[str, Any] = {}
+    for f in (f for f in export.context if not f.is_computed):
+        length = f.spec.pretrain_dim
+        context[f.column] = [0.0] * length if f.type == "embedding" else [] if f.type == "sequence" else 0
+        if f.ids is not None and not f.ids.is_integer and not f.is_list:
+            context[f.column] = None
+    return context
 
 
 def exact(ids: Iterable[Any]) -> list[Any]:

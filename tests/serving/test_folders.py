@@ -15,11 +15,11 @@ def make(folder, *names):
 
 
 def test_both_read_the_same_files_of_a_folder(tmp_path):
-    names = ["day=10/a.parquet", "day=9/b.pq", "part-10.parq", "part-2.PARQUET", "README.md"]
+    names = ["day=10/a.parquet", "day=9/b.pq", "part-10.parq", "part-2.PARQUET", "part-².parquet", "README.md"]
     hidden = ["~part-1.parquet", "_metadata.parquet", ".a.parquet", "_old/x.parquet", "other/c.parquet"]
     make(tmp_path, *names, *hidden)
     found = [file.relative_to(tmp_path).as_posix() for file in served.part_files(tmp_path)]
-    assert found == ["day=9/b.pq", "day=10/a.parquet", "part-2.PARQUET", "part-10.parq"]
+    assert found == ["day=9/b.pq", "day=10/a.parquet", "part-2.PARQUET", "part-10.parq", "part-².parquet"]
     assert parquet.part_files(tmp_path) == served.part_files(tmp_path)
 
 

@@ -239,6 +239,8 @@ def test_reasons_new_items_and_the_page_have_the_ids_of_the_owner(shop, client):
     if content["explains"]:
         assert {reason["item"] for reason in answer["reasons"][0]} <= set(request["history"])
     assert content["text_ids"]
+    first = {"context": content["context"], "history": [], "candidates": content["items"][:2]}
+    assert client.post("/score", json=first).status_code == 200
     assert set(content["users"]) == {*shop.own["user_id"]}
     assert set(shop.own["item_id"]) <= set(content["items"])
     items = pl.read_parquet(shop.data / "items.parquet")

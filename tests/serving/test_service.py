@@ -13,9 +13,12 @@ import pytest
 from starlette.testclient import TestClient
 
 from fuxictr_mm_serving import Export, ServingError, service
+from fuxictr_mm_serving.features import ContextField
+from fuxictr_mm_serving.manifest import FieldEntry
 from fuxictr_mm_serving.new_items import ItemRows
 from fuxictr_mm_serving.parquet import Titles, Users
 from fuxictr_mm_serving.server import make_app
+from fuxictr_mm_serving.service import blank_context
 from fuxictr_mm_serving.settings import Settings
 from fuxictr_mm_serving.tables import Ids
 from tests.errors import raises_naming
@@ -40,6 +43,25 @@ def test_scores_are_those_of_rows(client, exported):
         headers={"content-type": "application/msgpack", "accept": "application/msgpack"},
     )
     np.testing.assert_allclose(msgpack.unpackb(packed.content)["scores"], expected, atol=1e-6)
+
+
+def test_a_blank_context_is_of_the_types_of_its_columns():
+    texts, numbers = Ids(["a"], False), Ids([7], True)
+
+    def field(name, kind, ids=None, dim=0, computed=None):
+        spec = FieldEntry(name=name, column=name, type=kind, pretrain_dim=dim, computed=computed)
+        return ContextField(name, name, kind, None, ids, spec)
+
+    context = [
+        field("number", "numeric"),
+        field("text", "categorical", texts),
+        field("integer", "categorical", numbers),
+        field("texts", "sequence", texts),
+        field("vector", "embedding", dim=2),
+        field("length", "numeric", computed="length"),
+    ]
+    expected = {"number": 0, "text": None, "integer": 0, "texts": [], "vector": [0.0, 0.0]}
+    assert blank_context(SimpleNamespace(context=context)) == expected
 
 
 def test_reasons(client, exported):
