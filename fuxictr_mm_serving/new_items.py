@@ -160,7 +160,7 @@ class NewItems:
     #: Codes of a column are below; without an entry, of an earlier export, any code is taken.
     vocab_sizes: Mapping[str, int] = field(default_factory=dict)
     ids: Mapping[str, IdField] = field(default_factory=dict)
-    #: Columns whose codes are given as the owner has them, where ``fuxictr-mm prepare`` wrote numbers.
+    #: Columns whose codes are given as the owner has them: texts, or what ``fuxictr-mm prepare`` wrote numbers of.
     words: Mapping[str, Ids] = field(default_factory=dict)
     numbers: Mapping[str, Number] = field(default_factory=dict)
 
@@ -171,7 +171,7 @@ class NewItems:
         contents = {name: Content.of(files, content, row_dim) for name, content in entry.contents.items()}
         columns, sizes = (entry.codes.columns, entry.codes.vocab_sizes) if entry.codes else ({}, {})
         fields = {e.name: IdField.of(files, e, items, ids.get(e.name)) for e in entry.ids}
-        words = {name: ids[name] for name in entry.prepared or [] if name in ids}
+        words = {name: ids[name] for name in columns if name in ids}
         numbers = {name: Number.of(files, number, row_dim) for name, number in entry.numbers.items()}
         return cls(contents, columns, sizes, fields, words, numbers)
 
@@ -192,18 +192,19 @@ class NewItems:
             for name, given in item.codes.items():
                 what = f"new_items.{number}: '{name}'"
                 _check(name, f"{what} is not a list of codes", {**self.code_counts, **self.ids})
+                count = self.code_counts.get(name, 0)
                 if name in self.ids:
                     self.ids[name].write(values[number], what, given)
-                if name not in self.code_counts:
+                if not count:
                     continue
                 assert codes is not None
                 if name in self.words:
                     given = np.maximum(self.words[name].encode(given, what), 0).tolist()
+                if name in self.ids:
+                    given = [*[0] * (count - len(given)), *given]  # as in the item files
                 limit = self.vocab_sizes.get(name, 2**31)
-                if len(given) != self.code_counts[name] or not all(
-                    isinstance(c, int) and 0 <= c < limit for c in given
-                ):
-                    expected = f"{self.code_counts[name]} codes from 0 to {limit - 1}"
+                if len(given) != count or not all(isinstance(c, int) and 0 <= c < limit for c in given):
+                    expected = f"{count} codes from 0 to {limit - 1}"
                     raise ServingError(f"{what} is not {expected}")
                 codes[number, starts[name] : starts[name] + len(given)] = given
         return ItemRows(values, codes)

@@ -163,7 +163,7 @@ class Columns:
                 continue
             rules = [*_of_type(column), *_of_table(column), *_of_shared(column, self.used, earlier, where)]
             if column.type == "similarity" and column.of not in self.wrong:
-                rules += _of_compared(column, self.by_name, has_items, where)
+                rules += _of_compared(column, self.by_name, has_items, roles.target, where)
             if self.item_info:
                 rules += _of_files(column)
             if has_items:
@@ -254,18 +254,20 @@ def _of_shared(
 
 
 def _of_compared(
-    column: FeatureConfig, columns: Mapping[str, FeatureConfig], has_items: bool, where: str
+    column: FeatureConfig, columns: Mapping[str, FeatureConfig], has_items: bool, target: str, where: str
 ) -> Iterator[tuple[str, str]]:
     """Yield what is wrong with ``of`` of a similarity."""
     name = column.of
     if not name:
-        yield "of", "of is missing; name the frozen embedding that is compared"
+        yield "of", "of is missing; name the frozen embedding, the category or the tags that are compared"
     elif name not in columns:
         yield "of", _unknown(name, columns, "of", where)
     else:
-        is_of_items = has_items and columns[name].source == ITEM_SOURCE
-        if columns[name].type != "embedding" or not is_of_items or not columns[name].freeze_emb:
-            yield "of", f"of is {name}, expected a frozen embedding of items"
+        compared = columns[name]
+        is_of_items = has_items and compared.source == ITEM_SOURCE and name != target
+        is_frozen = compared.type == "embedding" and compared.freeze_emb
+        if not is_of_items or not (is_frozen or compared.type in ("categorical", "sequence")):
+            yield "of", f"of is {name}, expected a frozen embedding, a category or a sequence of ids of the items"
 
 
 def _of_files(column: FeatureConfig) -> Iterator[tuple[str, str]]:

@@ -79,7 +79,7 @@ class FeatureSpec(Settings):
         "whole table in one process; `auto`: chosen by TorchRec's planner. See "
         "[Scale](scale.md#embedding-tables).",
     )
-    of: str | None = Field(None, description="The frozen embedding that `type: similarity` compares.")
+    of: str | None = Field(None, description="What `type: similarity` compares: a frozen embedding, or ids.")
     statistics: Annotated[list[str], Field(min_length=1)] | None = Field(
         None,
         description="Statistics of the cosines of the target with the history for `type: similarity`: `mean`, `max`, "

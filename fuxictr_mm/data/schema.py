@@ -38,7 +38,7 @@ class Feature:
     norm: str | None = None  #: How the stored embeddings are normalised: "l2", "layer", "standard".
     scale: float = 1.0  #: Factor on the stored embeddings, applied after ``norm``.
     dropout: float = 0.0  #: Probability that the value is missing in training.
-    of: str | None = None  #: The embedding that a similarity compares.
+    of: str | None = None  #: The embedding or the ids that a similarity compares.
     statistics: tuple[str, ...] = ()  #: Statistics of the cosines that a similarity returns.
     #: False for a column that only a similarity or a setting of the model reads, and for a sequence along a history.
     embedded: bool = True
@@ -107,7 +107,7 @@ def parse_features(columns: Columns) -> list[Feature]:
         features.append(_named_by_role(feature, columns.roles))
     if columns.has_items:
         features = _with_histories(features, columns.roles.histories)
-    return features + _compared_embeddings(features, columns.by_name)
+    return features + _compared_columns(features, columns.by_name)
 
 
 def _with_histories(features: Sequence[Feature], names: Sequence[str]) -> list[Feature]:
@@ -126,8 +126,8 @@ def _named_by_role(feature: Feature, roles: Roles) -> Feature:
     return replace(feature, name=name, on_disk=on_disk, share_embedding=shared)
 
 
-def _compared_embeddings(features: Sequence[Feature], columns: Mapping[str, FeatureConfig]) -> list[Feature]:
-    """Return the embeddings that only similarities read."""
+def _compared_columns(features: Sequence[Feature], columns: Mapping[str, FeatureConfig]) -> list[Feature]:
+    """Return the columns that only similarities read."""
     compared = [_feature(columns[str(f.of)], f.has_items) for f in features if f.type == "similarity"]
     names = [f.name for f in features]
     return list({f.name: replace(f, embedded=False) for f in compared if f.name not in names}.values())

@@ -1,6 +1,6 @@
-"""Similarity of the target to its history in a frozen embedding.
+"""Similarity of the target to its history in a frozen embedding, or in ids such as a category or tags.
 
-Shape letters: I items, D dim, B rows, N history items of a batch, S statistics.
+Shape letters: I items, D dim, K ids of an item, B rows, N history items of a batch, S statistics.
 """
 
 from __future__ import annotations
@@ -17,20 +17,23 @@ CHUNK = 2**16
 
 
 class HistorySimilarity(nn.Module):
-    r"""Statistics of the cosines between the embedding of the target and those of its history.
+    r"""Statistics of the cosines between what the target has in a column of the items and what its history has.
 
     Sheng et al., "Enhancing Taobao Display Advertising with Multimodal Representations", CIKM 2024 (SimTier),
     https://arxiv.org/abs/2407.19467
 
     .. math:: c_n = \frac{t_b \cdot s_n}{\|t_b\| \|s_n\|}, \qquad n \in b
 
-    Nothing is learned and no gradient flows. Embeddings are read from the item table where it is, which is not copied;
-    only the inverse length of each is kept. An item without an embedding has cosine 0, an empty history zeros.
+    Nothing is learned and no gradient flows. The column is read from the item table where it is, which is not copied;
+    only the inverse length of each row is kept. Ids count as vectors of zeros and ones with a dim for each id: of one
+    id, the cosine is 1 if both items have it, and the mean is the fraction of the history that has the target's. An
+    item without an embedding or ids has cosine 0, an empty history zeros.
 
     Parameters
     ----------
     table : Tensor
-        ``(I, D)`` frozen embeddings; those of 8-bit integers are compared as float32, whatever their factor.
+        ``(I, D)`` frozen embeddings; those of 8-bit integers are compared as float32, whatever their factor. Or ids,
+        ``(I,)`` or ``(I, K)`` integers of more bits, 0 as padding.
     statistics : sequence of str
         Each ``mean``, ``max``, ``newest_K`` (the mean of the newest K) or ``histogram_K``: the logarithm of one plus
         the number of cosines in each of K equal bins from -1 to 1.
@@ -48,8 +51,7 @@ class HistorySimilarity(nn.Module):
     def __init__(self, table: Tensor, statistics: Sequence[str]) -> None:
         super().__init__()
         self.statistics = tuple(statistics)
-        lengths = torch.cat([torch.linalg.vector_norm(_floating(part), dim=1) for part in table.split(CHUNK)])
-        inverse = torch.where(lengths > 0, lengths.reciprocal(), 0)
+        inverse = torch.cat([inverse_lengths(part) for part in table.split(CHUNK)])
         self.register_buffer("inverse_lengths", inverse, persistent=False)
 
     @torch.no_grad()
@@ -72,7 +74,7 @@ class HistorySimilarity(nn.Module):
         """
         targets, values = target.long().index_select(0, history.rows), history.values.long()
         products = [
-            (_floating(table.index_select(0, one)) * _floating(table.index_select(0, other))).sum(1)
+            products_of(table.index_select(0, one), table.index_select(0, other))
             for one, other in zip(targets.split(CHUNK), values.split(CHUNK), strict=True)
         ]
         scale = self.inverse_lengths.index_select(0, targets) * self.inverse_lengths.index_select(0, values)
@@ -81,6 +83,26 @@ class HistorySimilarity(nn.Module):
     def of_cosines(self, history: Jagged, cosines: Tensor) -> Tensor:
         """Return the statistics ``(B, S)`` of cosines ``(N,)`` in the order of the history."""
         return torch.cat([_statistic(name, history, cosines) for name in self.statistics], dim=1)
+
+
+def has_ids(table: Tensor) -> bool:
+    """Whether a column of the items holds ids, not an embedding, which may have integers of 8 bits."""
+    return not table.is_floating_point() and table.dtype != torch.int8
+
+
+def inverse_lengths(rows: Tensor) -> Tensor:
+    """Return one over the length of embeddings ``(N, D)``, or of ids ``(N, K)`` as vectors; 0 for a length of 0."""
+    lengths = products_of(rows, rows).sqrt() if has_ids(rows) else torch.linalg.vector_norm(_floating(rows), dim=1)
+    return torch.where(lengths > 0, lengths.reciprocal(), 0)
+
+
+def products_of(one: Tensor, other: Tensor) -> Tensor:
+    """Return the inner products ``(N,)`` of embeddings ``(N, D)``, or the number of equal pairs of ids ``(N, K)``."""
+    if not has_ids(one):
+        return (_floating(one) * _floating(other)).sum(1)
+    one, other = (ids.unsqueeze(1) if ids.dim() == 1 else ids for ids in (one, other))
+    equal = [((ids == other) & (ids != 0)).sum(1) for ids in one.split(1, dim=1)]
+    return torch.stack(equal).sum(0).to(torch.get_default_dtype())
 
 
 def _floating(rows: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from fuxictr_mm.fuxictr_imports import MLP_Block
 from fuxictr_mm.jagged import Jagged
 from fuxictr_mm.layers.din_attention import DINAttention
 from fuxictr_mm.layers.quadratic import QuadraticLayer
-from fuxictr_mm.layers.similarity import HistorySimilarity
+from fuxictr_mm.layers.similarity import HistorySimilarity, has_ids, inverse_lengths, products_of
 from fuxictr_mm.layers.target_attention import MultiHeadTargetAttention
 from fuxictr_mm.model import MultimodalModel
 
@@ -37,6 +37,8 @@ class ItemsGraph(nn.Module):
         super().__init__()
         self.model = model
         self.dims = row_dims(model)
+        self._content_columns, self._code_counts = content_columns(model), code_columns(model)
+        self._own_codes = sum(self._code_counts[name] for name in model.per_item_codes)
         self._rows: Tensor | None = None
         self._codes: Tensor | None = None
 
@@ -54,12 +56,12 @@ class ItemsGraph(nn.Module):
 
     def _content_of(self, name: str, ids: Tensor) -> Tensor:
         assert self._rows is not None
-        place = 1 + len(self.model.per_item_buffers) + content_columns(self.model).index(name)
+        place = 1 + len(self.model.per_item_buffers) + self._content_columns.index(name)
         return self._rows.split(self.dims, dim=1)[place].index_select(0, ids)
 
     def _code_table(self) -> Tensor:
         assert self._codes is not None
-        return self._codes
+        return self._codes[:, : self._own_codes]
 
 
 class RowsGraph(ItemsGraph):
@@ -117,11 +119,20 @@ class RowsGraph(ItemsGraph):
         return self.model.output_activation(logits.reshape(-1, self.model.num_tasks))
 
     def _similarity(self, batch: Batch, name: str) -> Tensor:
-        target, history = self._contents(batch, self.model.computed[name]["of"])
-        cosines = target.index_select(0, batch.history.rows) * history.distinct.index_select(0, batch.history.values)
-        layer = self.model.similarities[name]
+        layer, of = self.model.similarities[name], self.model.computed[name]["of"]
         assert isinstance(layer, HistorySimilarity)
-        return layer.of_cosines(batch.history, cosines.sum(dim=1))
+        target = batch.target.index_select(0, batch.history.rows)
+        assert self._rows is not None
+        if of in self._content_columns:
+            compared = self._content_of(of, torch.arange(self._rows.shape[0]))  # at length 1
+            products = products_of(compared.index_select(0, target), compared.index_select(0, batch.history.values))
+            return layer.of_cosines(batch.history, products)
+        assert self._codes is not None
+        compared = self._codes.split([*self._code_counts.values()], dim=1)[[*self._code_counts].index(of)]
+        lengths = inverse_lengths(compared)
+        scale = lengths.index_select(0, target) * lengths.index_select(0, batch.history.values)
+        products = products_of(compared.index_select(0, target), compared.index_select(0, batch.history.values))
+        return layer.of_cosines(batch.history, products * scale)
 
     def _embed_histories(self, batch: Batch, *histories: Jagged) -> tuple[Tensor, list[Jagged]]:
         assert self._rows is not None
@@ -222,7 +233,29 @@ def attention_layers(model: MultimodalModel) -> list[DINAttention | MultiHeadTar
 
 def content_columns(model: MultimodalModel) -> list[str]:
     """Return the columns of the items that are stored with them at length 1."""
-    return list(dict.fromkeys([*model.per_item_contents, *(model.computed[n]["of"] for n in model.similarities)]))
+    ids = compared_ids(model)
+    compared = [of for n in model.similarities if (of := model.computed[n]["of"]) not in ids]
+    return list(dict.fromkeys([*model.per_item_contents, *compared]))
+
+
+def compared_ids(model: MultimodalModel) -> list[str]:
+    """Return the columns of ids of the items that similarities compare."""
+    compared = dict.fromkeys(model.computed[name]["of"] for name in model.similarities)
+    return [name for name in compared if has_ids(model.items.stored(name))]
+
+
+def code_columns(model: MultimodalModel) -> dict[str, int]:
+    """Return the columns of codes of items that graphs are given, and how many integers an item has in each.
+
+    The model's own are first, then those that only similarities read.
+    """
+    return {name: model.items.stored(name)[0].numel() for name in [*model.per_item_codes, *compared_ids(model)]}
+
+
+def stored_codes(model: MultimodalModel) -> Tensor:
+    """Return the ``code_columns`` of the items side by side, ``(I, M)``."""
+    columns = [model.items.stored(name).view(model.items.num_items, -1) for name in code_columns(model)]
+    return torch.cat([column.long() for column in columns], dim=1)
 
 
 def given_fields(model: MultimodalModel) -> list[str]:
@@ -370,7 +403,7 @@ def context_example(model: MultimodalModel, num_rows: int) -> list[Tensor]:
 
 def codes_example(model: MultimodalModel, num_items: int) -> list[Tensor]:
     """Return codes of some items, for tracing; an empty list for a model without codes."""
-    count = sum(model.items.stored(name)[0].numel() for name in model.per_item_codes)
+    count = sum(code_columns(model).values())
     return [torch.arange(1, 1 + num_items).unsqueeze(1).repeat(1, count)] if count else []
 
 
@@ -382,7 +415,7 @@ def reads_codes_of_candidates(model: MultimodalModel) -> bool:
 
 def code_names(model: MultimodalModel) -> list[str]:
     """Return the names of the inputs of codes: one, or none."""
-    return ["codes"] if model.per_item_codes else []
+    return ["codes"] if code_columns(model) else []
 
 
 #: Rows of the example of a graph of rows, and items of their histories. Tracing would take sizes 0 and 1 for constants.

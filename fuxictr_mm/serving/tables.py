@@ -24,11 +24,13 @@ from fuxictr_mm.data.schema import ITEM_ID
 from fuxictr_mm.fuxictr_imports import MaskedAveragePooling, MaskedSumPooling
 from fuxictr_mm.serving.graphs import (
     Traced,
+    code_columns,
     content_columns,
     given_fields,
     graphs_of,
     item_rows,
     row_dims,
+    stored_codes,
 )
 from fuxictr_mm_serving.tables import quantize
 from fuxictr_mm_serving.vocabulary import LARGE, Integers, Texts
@@ -77,14 +79,14 @@ class Parts:
 def zoo_parts(model: Any, dataset: Dataset, experiment: Experiment) -> Parts:
     """Return the parts of a model of this library, whose graphs are given rows of tables."""
     fields = {name: model.field_dims[name] for name in model.item_fields}
-    code_columns = {name: model.items.stored(name)[0].numel() for name in model.per_item_codes}
-    codes = model.code_table() if code_columns else None
+    codes_of = code_columns(model)
+    codes = stored_codes(model) if codes_of else None
     kinds = {name: model.feature_map.features[name]["type"] for name in given_fields(model)}
     layers = model.embedding_layer.embedding_layer.embedding_layers
     tables = {name: layers[name] for name, kind in kinds.items() if kind in ("categorical", "sequence")}
     rows, contents = partial(item_rows, model), _zoo_contents(model, fields)
     return Parts(
-        graphs_of(model), [*kinds], rows, contents, code_columns, codes, fields, tables, ids=_zoo_ids(model, fields)
+        graphs_of(model), [*kinds], rows, contents, codes_of, codes, fields, tables, ids=_zoo_ids(model, fields)
     )
 
 

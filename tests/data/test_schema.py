@@ -263,6 +263,10 @@ def test_a_compared_embedding_that_is_not_used_is_read_but_not_embedded():
     features = features_of(given)
     assert [f.name for f in features if not f.embedded] == [VECTOR]
     assert VECTOR not in feature_map_of(given).features
+    tags = {**SIMILARITY, "of": "item_tags"}
+    given = params([*CHALLENGE, tags], use_features=["item_id", "similarity"])
+    assert [f.name for f in features_of(given) if not f.embedded] == ["item_tags"]
+    assert feature_map_of(given).features["similarity"]["pretrain_dim"] == 2
 
 
 def test_a_column_for_a_setting_of_the_model_is_read_but_not_embedded():
@@ -294,7 +298,8 @@ def test_settings_that_are_not_given_leave_no_trace():
         ({"name": "length", "source": "item"}, "length", "source is item"),
         ({"name": "length", "vocab_size": 1}, "length", "vocab_size is 1"),
         ({"name": "similarity", "of": None}, "similarity", "of is missing"),
-        ({"name": "similarity", "of": "item_tags"}, "similarity", "of is item_tags"),
+        ({"name": "similarity", "of": "likes_level"}, "similarity", "of is likes_level"),
+        ({"name": "similarity", "of": "item_id"}, "similarity", "of is item_id"),
         ({"name": "similarity", "of": "item_emb"}, "similarity", f"did you mean '{VECTOR}'"),
         ({"name": VECTOR, "freeze_emb": False}, "similarity", f"of is {VECTOR}"),
     ],

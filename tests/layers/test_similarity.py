@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from fuxictr_mm.jagged import Jagged
 from fuxictr_mm.layers import similarity
@@ -58,6 +59,29 @@ def test_a_table_of_8_bits_has_the_cosines_of_its_numbers():
     target = torch.tensor([4])
     found = HistorySimilarity(table, STATISTICS)(table, target, history)
     torch.testing.assert_close(found, HistorySimilarity(table.float(), STATISTICS)(table.float(), target, history))
+
+
+@pytest.mark.parametrize("shape", [(7,), (7, 1), (7, 4)])
+def test_ids_are_compared_as_vectors_of_their_counts(shape):
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, 4, shape, dtype=torch.int32, generator=generator)  # 0 as padding, some ids twice
+    ids[0] = ids[3] = 0
+    dense = F.one_hot(ids.long().view(7, -1), 4)[:, :, 1:].sum(1).double()
+    histories = [[1, 2, 3, 4, 5], [], [6, 6], [3]]
+    offsets = torch.tensor([0, *map(len, histories)]).cumsum(0)
+    history = Jagged(torch.tensor([item for row in histories for item in row]), offsets)
+    target = torch.tensor([1, 2, 6, 5])
+    found = HistorySimilarity(ids, STATISTICS)(ids, target, history)
+    assert found.abs().sum() > 1
+    expected = HistorySimilarity(dense, STATISTICS)(dense, target, history)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_the_mean_of_ids_is_the_fraction_of_the_history_with_the_category_of_the_target():
+    categories = torch.tensor([0, 1, 1, 2, 0])
+    history = Jagged(torch.tensor([2, 3, 4, 3]), torch.tensor([0, 3, 3, 4]))
+    found = HistorySimilarity(categories, ["mean", "max"])(categories, torch.tensor([1, 1, 4]), history)
+    torch.testing.assert_close(found, torch.tensor([[1 / 3, 1.0], [0.0, 0.0], [0.0, 0.0]]))
 
 
 def test_it_is_no_part_of_the_state_dict():

@@ -138,13 +138,17 @@ def test_what_torch_cannot_export_is_one_line_that_names_the_operation(weights_o
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["DIN_MM", "MUSE"])
-def test_similarities_are_computed_from_what_is_stored_with_the_items(weights_of, tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "of"),
+    [("DIN_MM", "txt_emb_pca8"), ("MUSE", "txt_emb_pca8"), ("DIN_MM", "item_tags"), ("SEMINAR", "item_tags")],
+)
+def test_similarities_are_computed_from_what_is_stored_with_the_items(weights_of, tmp_path, name, of):
     statistics = ["mean", "max", "newest_2", "histogram_5"]
-    similarity = {"name": "near", "type": "similarity", "of": "txt_emb_pca8", "statistics": statistics}
+    similarity = {"name": "near", "type": "similarity", "of": of, "statistics": statistics}
     config = Experiment.load(f"{name}_tiny", ROOT).config
     columns = [*config.dataset.feature_cols, similarity]
-    experiment, weights = weights_of(f"{name}_tiny", feature_cols=columns, use_features=None)
+    used = [*names, "near"] if (names := config.to_dict()["use_features"]) else None
+    experiment, weights = weights_of(f"{name}_tiny", feature_cols=columns, use_features=used)
     parity = export(experiment, tmp_path / "out", weights=weights, tolerance=NOISE)
     assert parity["auc"]["export"] == pytest.approx(parity["auc"]["model"], abs=1e-4)
     exported = Export(tmp_path / "out")

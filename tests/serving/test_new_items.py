@@ -46,16 +46,18 @@ def test_a_new_item_by_its_ids(exported):
 
 
 #: Experiments whose models read contents or codes of the items, and what else they are given.
-NEW = [("DIN_MM_tiny", "similarity"), ("DIN_MM_VQ_tiny", ""), ("MUSE_tiny", ""), ("SEMINAR_tiny", "")]
+NEW = [
+    ("DIN_MM_tiny", "txt_emb_pca8"), ("DIN_MM_tiny", "item_tags"), ("DIN_MM_VQ_tiny", ""), ("MUSE_tiny", ""), ("SEMINAR_tiny", "")
+]  # fmt: skip
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("expid", "kind"), NEW, ids=[name for name, _ in NEW])
-def test_new_items_have_the_posted_content_in_every_use(weights_of, tmp_path, expid, kind):
+@pytest.mark.parametrize(("expid", "compared"), NEW)
+def test_new_items_have_the_posted_content_in_every_use(weights_of, tmp_path, expid, compared):
     """They score as an item of the files that is new since training, with the same content and nothing else."""
     settings = {}
-    if kind:
-        of = {"name": "near", "type": "similarity", "of": "txt_emb_pca8", "statistics": ["mean", "max"]}
+    if compared:
+        of = {"name": "near", "type": "similarity", "of": compared, "statistics": ["mean", "max"]}
         columns = [*Experiment.load(expid, ROOT).config.dataset.feature_cols, of]
         settings = {"feature_cols": columns, "use_features": None}
     experiment, weights = weights_of(expid, max_len=1000, **settings)
@@ -66,7 +68,8 @@ def test_new_items_have_the_posted_content_in_every_use(weights_of, tmp_path, ex
     embeddings = {n: torch.randn(c["dim"], generator=generator) for n, c in entry["contents"].items()}
     counts = entry["codes"]["columns"] if "codes" in entry else {}
     if counts:
-        assert entry["codes"]["vocab_sizes"] == dict.fromkeys(counts, 65)  # of dataset_config.yaml
+        sizes = {"item_tags": 193}
+        assert entry["codes"]["vocab_sizes"] == {name: sizes.get(name, 65) for name in counts}  # of dataset_config.yaml
     codes = {name: torch.randint(1, 16, (count,), generator=generator) for name, count in counts.items()}
     codes |= {e["name"]: torch.randint(1, e["vocab_size"], (e["max_len"],), generator=generator) for e in entry["ids"]}
     given = NewItem({n: v.tolist() for n, v in embeddings.items()}, {n: v.tolist() for n, v in codes.items()})
@@ -82,7 +85,7 @@ def test_new_items_have_the_posted_content_in_every_use(weights_of, tmp_path, ex
     if "codes" in dict(model.named_buffers()):
         model.codes = torch.cat([more.stored(column) for column in model.per_item_codes], dim=1)
     for name, layer in model.similarities.items():
-        model.similarities[name] = type(layer)(more.stored("txt_emb_pca8"), layer.statistics)
+        model.similarities[name] = type(layer)(more.stored(compared), layer.statistics)
     exported = Export(tmp_path / "out")
     context = {"likes_level": 3, "views_level": 2, "user_id": 7}
     context = {name: value for name, value in context.items() if name in model.context_fields}
