@@ -29,8 +29,9 @@ ROUNDINGS, LARGEST_ROUNDING = 4, 1e-3
 MOST = 0.95
 
 #: Validation rows that are scored by the folded graphs, and candidates of each, the row's own and others. Weights of 8
-#: bits are read by these graphs in a way of their own: more rows are scored, which have an AUC.
-FOLD_ROWS, FOLD_ROWS_WITH_AUC, FOLD_CANDIDATES = 50, 1000, 20
+#: bits are read by these graphs in a way of their own: more rows are scored, which have an AUC. The rows with the
+#: longest histories, whose differences are larger, are among them.
+FOLD_ROWS, FOLD_ROWS_WITH_AUC, FOLD_CANDIDATES, FOLD_LONGEST = 50, 1000, 20, 10
 
 
 def compare(
@@ -60,17 +61,19 @@ def compare(
     found: list[np.ndarray] = []
     folded: dict[str, Any] = {}
     of_folded, of_others = np.zeros(1), np.zeros(1)
+    has_auc = exported.manifest.precision == "int8-weights" or auc_loss is not None
+    sample = _Sample(exported, FOLD_ROWS_WITH_AUC if has_auc else FOLD_ROWS) if exported.is_folded else None
     for part in split(path, sys.maxsize):
         for columns in read_part(part, exported.columns, texts=exported.texts):
             found.append(exported.score_rows(columns, path))
-            if exported.is_folded and len(found) == 1:
-                has_auc = exported.manifest.precision == "int8-weights" or auc_loss is not None
-                rows = _spread(len(found[0]), FOLD_ROWS_WITH_AUC if has_auc else FOLD_ROWS)
-                own, of_others = _score_folded(exported, columns, rows)
-                of_folded = differences(own, expected[rows])
-                if has_auc and np.isfinite(own).all():
-                    both = {"model": _auc(dataset, expected[rows], rows), "export": _auc(dataset, own, rows)}
-                    folded = {"auc_folded": {"rows": len(rows), **both}}
+            if sample is not None:
+                sample.add(columns)
+    if sample is not None:
+        rows, own, of_others = sample.score()
+        of_folded = differences(own, expected[rows])
+        if has_auc and np.isfinite(own).all():
+            both = {"model": _auc(dataset, expected[rows], rows), "export": _auc(dataset, own, rows)}
+            folded = {"auc_folded": {"rows": len(rows), **both}}
     scores = np.concatenate(found)
     of_rows = differences(scores, expected)
     if not all(np.isfinite(group).all() for group in (of_rows, of_folded, of_others)):
@@ -147,23 +150,52 @@ def differences(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
 
 
 def _spread(count: int, wanted: int) -> np.ndarray:
-    return np.unique(np.linspace(0, count - 1, wanted).astype(np.int64))
+    return np.unique(np.linspace(0, count - 1, min(count, wanted)).astype(np.int64))
 
 
-def _score_folded(exported: Any, columns: Mapping[str, Any], rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the folded scores of rows, each beside other candidates, and differences of these from their rows."""
-    own: list[np.ndarray] = []
-    others: list[np.ndarray] = []
-    for number, row in enumerate(rows):
-        user = {name: column[row] for name, column in columns.items()}
-        candidates = [user[exported.target], *columns[exported.target][: FOLD_CANDIDATES - 1]]
-        state = exported.user_state(user, user[exported.history])
-        found = exported.score_candidates(state, candidates)[0]
-        own.append(found[0])
-        if number < FOLD_ROWS:
-            same = {name: [value] * len(candidates) for name, value in user.items()} | {exported.target: candidates}
-            others.append(differences(found, exported.score_rows(same)))
-    return np.stack(own), np.concatenate(others)
+class _Sample:
+    """Validation rows that the folded graphs score: ``wanted``, first those with the longest histories of all."""
+
+    def __init__(self, exported: Export, wanted: int) -> None:
+        self.exported, self.wanted = exported, wanted
+        self.count = 0
+        self.others: list[Any] = []  # candidates beside the row's own
+        self.spread: dict[int, dict[str, Any]] = {}  # rows of the first columns, by number
+        self.longest: list[tuple[int, int, dict[str, Any]]] = []  # length, number, row
+
+    def add(self, columns: Mapping[str, Any]) -> None:
+        """Take rows, whose numbers follow those of before."""
+
+        def row(place: int) -> dict[str, Any]:
+            return {name: column[place] for name, column in columns.items()}
+
+        history = self.exported.history
+        lengths = np.diff(self.exported.items.histories(columns[history], history, strict=True)[1])
+        if not self.spread:
+            self.spread = {int(place): row(place) for place in _spread(len(lengths), self.wanted)}
+            self.others = list(columns[self.exported.target][: FOLD_CANDIDATES - 1])
+        places = np.argsort(-lengths, kind="stable")[:FOLD_LONGEST]
+        found = [*self.longest, *((int(lengths[place]), self.count + int(place), row(place)) for place in places)]
+        self.longest = sorted(found, key=lambda entry: -entry[0])[:FOLD_LONGEST]
+        self.count += len(lengths)
+
+    def score(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return numbers and folded scores of the rows, and differences of other candidates' scores from their rows."""
+        chosen = {number: row for _, number, row in self.longest}
+        others = [number for number in self.spread if number not in chosen]
+        chosen |= {others[i]: self.spread[others[i]] for i in _spread(len(others), self.wanted - len(chosen))}
+        exported = self.exported
+        own: list[np.ndarray] = []
+        of_others: list[np.ndarray] = []
+        for user in chosen.values():
+            candidates = [user[exported.target], *self.others]
+            state = exported.user_state(user, user[exported.history])
+            found = exported.score_candidates(state, candidates)[0]
+            own.append(found[0])
+            if len(of_others) < FOLD_ROWS:
+                same = {name: [value] * len(candidates) for name, value in user.items()} | {exported.target: candidates}
+                of_others.append(differences(found, exported.score_rows(same)))
+        return np.array(list(chosen)), np.stack(own), np.concatenate(of_others)
 
 
 def _auc(

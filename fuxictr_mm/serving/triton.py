@@ -123,6 +123,10 @@ class Repository:
             tensor.name = port.name
             content.initializer.append(tensor)
             content.input.remove(port)
+        sizes = {f"context_{f.name}": f.vocab_size for f in self.manifest.context if f.as_ids}
+        for port in content.input:
+            if port.name in sizes:
+                _refuse_outside(content, port.name, sizes[port.name])
         onnx.save(model, str(folder / "model.onnx"))
         inputs, outputs = [_port(v) for v in content.input], [_port(v) for v in content.output]
         self._write_config(f"{self.name}_{graph}", inputs, outputs)
@@ -226,18 +230,32 @@ class Repository:
         (folder / "config.pbtxt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _find_outside(length: int, other: int) -> tuple[list[Any], list[Any]]:
+def _find_outside(length: int, other: int, ids: str = "ids", prefix: str = "") -> tuple[list[Any], list[Any]]:
     """Return the nodes that replace ``ids`` below 0, or of ``length`` or more, by another, and their tensors."""
     from onnx import numpy_helper
 
-    bounds = {"zero": 0, "length": length, "other": other}
+    zero, last, another, below, beyond, outside, inside = (
+        prefix + name for name in ("zero", "length", "other", "below", "beyond", "outside", "inside")
+    )
     nodes = [
-        _node("Less", ["ids", "zero"], ["below"]),
-        _node("GreaterOrEqual", ["ids", "length"], ["beyond"]),
-        _node("Or", ["below", "beyond"], ["outside"]),
-        _node("Where", ["outside", "other", "ids"], ["inside"]),
+        _node("Less", [ids, zero], [below]),
+        _node("GreaterOrEqual", [ids, last], [beyond]),
+        _node("Or", [below, beyond], [outside]),
+        _node("Where", [outside, another, ids], [inside]),
     ]
+    bounds = {zero: 0, last: length, another: other}
     return nodes, [numpy_helper.from_array(np.array(value), key) for key, value in bounds.items()]
+
+
+def _refuse_outside(content: Any, ids: str, length: int) -> None:
+    """Let a graph that looks up ids itself refuse those below 0, or of ``length`` or more: no table has the largest."""
+    prefix = f"{ids}_"
+    for node in content.node:
+        node.input[:] = [f"{prefix}inside" if name == ids else name for name in node.input]
+    nodes, tensors = _find_outside(length, np.iinfo(np.int64).max, ids, prefix)
+    for place, node in enumerate(nodes):
+        content.node.insert(place, node)
+    content.initializer.extend(tensors)
 
 
 def _node(kind: str, inputs: list[str], outputs: list[str], **settings: Any) -> Any:

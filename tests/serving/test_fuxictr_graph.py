@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
 from fuxictr_mm.cli import main
 from fuxictr_mm.data.batch import Batch, make_formatter
@@ -340,3 +341,7 @@ def test_a_repository_of_triton_has_the_tables(sequence, tmp_path):
     columns = {"item_id": [8, 9], "item_seq": [[5, 6, 7], [7]], "likes_level": [3, 1]}
     found = served.infer("x", inputs)["prediction"][:, 0]
     np.testing.assert_allclose(found, Export(out).score_rows(columns), atol=1e-6)
+    # Also ids below 0, which would count from the end of the table.
+    for number in (-1, 11):
+        with pytest.raises(InvalidArgument):
+            served.infer("x", inputs | {"context_likes_level": np.array([3, number])})

@@ -101,6 +101,29 @@ def test_folded_graphs_are_compared_with_the_model(weights_of, export_copy, monk
             parity_module.compare(experiment, export_copy, None, expected, dataset, 0.1, None, auc_loss)
 
 
+def test_rows_with_the_longest_histories_are_compared(weights_of, export_copy, monkeypatch):
+    """They are, wherever they stand in the file: the differences of 8-bit weights are larger for them."""
+    experiment, weights = weights_of("DIN_MM_tiny")
+    dataset = experiment.load_dataset({"valid": True}, weights)
+    exported = Export(export_copy)
+    lengths: list[int] = []
+    read, state_of = parity_module.read_part, Export.user_state
+
+    def count(self, context, history):
+        state = state_of(self, context, history)
+        lengths.append(int(state["length"]))
+        return state
+
+    columns = read(parity_module.split(str(experiment.config.dataset.valid_data), 10**6)[0], exported.columns, 10**6)
+    expected = np.concatenate([exported.score_rows(part) for part in columns])
+    monkeypatch.setattr(parity_module, "read_part", lambda *arguments, **options: read(*arguments, 50, **options))
+    monkeypatch.setattr(Export, "user_state", count)
+    monkeypatch.setattr(parity_module, "FOLD_ROWS", 15)
+    parity_module.compare(experiment, export_copy, None, expected, dataset, 1e-5, None)
+    assert len(lengths) == 15
+    assert sorted(lengths)[-10:] == [exported.items.max_len] * 10
+
+
 def test_the_loss_of_auc():
     check = parity_module.check_auc
     both = {"model": {"click": 0.7, "like": 0.8}, "export": {"click": 0.71, "like": 0.79}}
