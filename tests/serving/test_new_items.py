@@ -47,8 +47,9 @@ def test_a_new_item_by_its_ids(exported):
 
 #: Experiments whose models read contents or codes of the items, and what else they are given.
 NEW = [
-    ("DIN_MM_tiny", "txt_emb_pca8"), ("DIN_MM_tiny", "item_tags"), ("DIN_MM_VQ_tiny", ""), ("MUSE_tiny", ""), ("SEMINAR_tiny", "")
-]  # fmt: skip
+    *(("DIN_MM_tiny", name) for name in ("txt_emb_pca8", "item_tags")),
+    *((f"{name}_tiny", "") for name in ("DIN_MM_VQ", "MUSE", "SEMINAR")),
+]
 
 
 @pytest.mark.slow
