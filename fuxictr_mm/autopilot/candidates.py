@@ -24,7 +24,7 @@ class Candidate:
     #: What is tried, and the point of the first trial, besides what follows from the data.
     space: dict[str, Any] = field(default_factory=lambda: SPACE)
     first: dict[str, Any] = field(default_factory=lambda: FIRST)
-    #: First ``embedding_regularizer`` where rows are many; None: it is not tried.
+    #: First ``embedding_regularizer`` where rows are many; None: that of a factorization (``factor_penalty_for``).
     penalty: float | None = PENALTY.first
     #: Whether an average of the weights (``swa_start``) is tried, in the first trial as well.
     has_average: bool = False

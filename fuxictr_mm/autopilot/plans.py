@@ -9,7 +9,7 @@ from typing import Any
 from fuxictr_mm.autopilot.candidates import MODELS
 from fuxictr_mm.autopilot.facts import Facts
 from fuxictr_mm.autopilot.features import Features
-from fuxictr_mm.config.sizes import PENALTY, SWA_EPOCHS, penalty_for, size_for, updates_of
+from fuxictr_mm.config.sizes import PENALTY, SWA_EPOCHS, factor_penalty_for, penalty_for, size_for, updates_of
 
 #: Fraction of cold targets among the rows to score from which on dropout of item ids is tried, and its values.
 COLD, ID_DROPOUT = 0.01, (0.0, 0.1, 0.3)
@@ -68,10 +68,9 @@ def plan_for(model: str, dataset_id: str, facts: Facts, features: Features, seco
     lists = features.of_users if candidate.of_users else features.to_try
     space = {**candidate.space, "use_features": lists}
     first = {**candidate.first, "use_features": lists[0]}
-    if candidate.penalty is not None:
-        penalty = penalty_for(rows, bool(facts.embeddings))
-        space["embedding_regularizer"] = {"low": penalty.low, "high": penalty.high, "log": True}
-        first["embedding_regularizer"] = candidate.penalty if penalty is PENALTY else penalty.first
+    penalty = factor_penalty_for(rows) if candidate.penalty is None else penalty_for(rows, bool(facts.embeddings))
+    space["embedding_regularizer"] = {"low": penalty.low, "high": penalty.high, "log": True}
+    first["embedding_regularizer"] = (candidate.penalty if penalty is PENALTY else None) or penalty.first
     if candidate.has_average:
         first["swa_start"] = updates_of(SWA_EPOCHS, rows, batch_size)
         space["swa_start"] = [None, first["swa_start"]]

@@ -30,7 +30,7 @@ SIZES: tuple[Size, ...] = (
 class Penalty:
     """``embedding_regularizer``, the L2 penalty on the tables of ids."""
 
-    first: float  #: That of ``DIN_MM`` and ``DIN`` without a search; ``LightFM`` learns nothing with a strong one.
+    first: float  #: That of ``DIN_MM`` and ``DIN`` without a search; that of ``LightFM`` is ``factor_penalty_for``.
     #: Ends of the range to search, for any model.
     low: float
     high: float
@@ -41,6 +41,11 @@ PENALTY = Penalty(first=2e-4, low=1e-6, high=1e-3)
 #: With embeddings and fewer training rows than this, a weak penalty lets the ids of users and items be memorised within
 #: two epochs, and the model ranks worse than a dot product of the embeddings does (``docs/choosing_settings.md``).
 FEW_ROWS, FEW_ROWS_PENALTY = 20_000, Penalty(first=1e-2, low=1e-4, high=2e-2)
+
+#: Of ``LightFM`` the penalty falls with the rows, since the loss is their mean and the penalty is of whole tables: a
+#: fixed one of 2e-4 costs 0.02 of AUC with 80,000 rows (``docs/choosing_settings.md``). Fewer than 10,000 rows are not
+#: measured.
+FACTOR_PENALTY, FACTOR_PENALTY_ROWS = 3.0, 10_000
 
 #: Epochs after which the plain average of the weights begins, where there is one. A ``learning_rate`` two to four times
 #: as high is best with it, and with it alone (``docs/choosing_settings.md``).
@@ -70,6 +75,18 @@ def penalty_for(rows: int, has_embeddings: bool) -> Penalty:
     0.01
     """
     return FEW_ROWS_PENALTY if has_embeddings and rows < FEW_ROWS else PENALTY
+
+
+def factor_penalty_for(rows: int) -> Penalty:
+    """Return the penalty on the tables of a factorization of user and item for a number of training rows.
+
+    Examples
+    --------
+    >>> factor_penalty_for(80_024).first, factor_penalty_for(600).first
+    (3.7e-05, 0.0003)
+    """
+    first = float(f"{FACTOR_PENALTY / max(rows, FACTOR_PENALTY_ROWS):.2g}")
+    return Penalty(max(first, PENALTY.low), PENALTY.low, PENALTY.high)
 
 
 def updates_of(epochs: int, rows: int, batch_size: int) -> int:

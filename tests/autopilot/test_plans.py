@@ -12,6 +12,7 @@ from fuxictr_mm.autopilot.facts import Facts, look, usable
 from fuxictr_mm.autopilot.features import Features
 from fuxictr_mm.autopilot.plans import plan_for, plans_for
 from fuxictr_mm.config import ExperimentConfig
+from fuxictr_mm.config.sizes import factor_penalty_for
 from fuxictr_mm.experiment import Experiment
 from tests.paths import TINY
 from tests.projects import write_project
@@ -69,7 +70,9 @@ def test_few_rows_with_embeddings_have_a_strong_penalty(rows, embeddings, low, h
     plan = plan_for("DIN_MM", "tiny_mm", facts, FEATURES)
     assert plan.space["embedding_regularizer"] == {"low": low, "high": high, "log": True}
     assert plan.first["embedding_regularizer"] == first
-    assert "embedding_regularizer" not in plan_for("LightFM", "tiny_mm", facts, FEATURES).space
+    factors = plan_for("LightFM", "tiny_mm", facts, FEATURES)
+    assert factors.space["embedding_regularizer"] == {"low": 1e-6, "high": 1e-3, "log": True}
+    assert factors.first["embedding_regularizer"] == factor_penalty_for(rows).first
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fuxictr_mm.config.sizes import FEW_ROWS, PENALTY, SWA_EPOCHS, SWA_LEARNING_RATE, penalty_for, size_for, updates_of
+from fuxictr_mm.config.sizes import (
+    FEW_ROWS,
+    PENALTY,
+    SWA_EPOCHS,
+    SWA_LEARNING_RATE,
+    factor_penalty_for,
+    penalty_for,
+    size_for,
+    updates_of,
+)
 from fuxictr_mm.data.schema import ITEM_ID
 from fuxictr_mm.datasets.writer import Summary
 
@@ -76,7 +85,7 @@ def log_experiments(
     common = {name: value for name, value in models["DIN"].items() if name != "swa_start"}
     factors = {
         "learning_rate": 5e-3,
-        "embedding_regularizer": PENALTY.first,
+        "embedding_regularizer": factor_penalty_for(summary.splits["train"].rows).first,
         "factor_regularizer": 0.02,
         "embedding_dim": 17,
         "early_stop_patience": 3,

@@ -161,7 +161,7 @@ class LaterSource(LogSource):
         time = pl.select(as_instants(pl.lit(self.since), self.time_unit)).item()
         newest = f"the newest row of {self.base.folder} ({self.asked.time} {time})"
         if not kept:
-            raise DataError(f"{self.log.paths[0]}: none of {rows} rows is later than {newest}")
+            raise DataError(f"{self.log.paths[0]}: none of {rows} rows is later than {newest}; --all_rows keeps them")
         if kept < rows:
             logger.warning(
                 f"{self.log.paths[0]}: {rows - kept} of {rows} rows are not later than {newest}; they are dropped"

@@ -17,6 +17,10 @@ CHANCE = 1e-9
 #: A value is seldom clicked for many reasons, such as the end of a page, but seldom below this fraction of the rate.
 SELDOM = 0.1
 
+#: What is known before the click, such as a position or a price, seldom ranks rows with such an AUC; so many rows of
+#: each label measure it.
+RANKS, RANKED_ROWS = 0.8, 100
+
 #: A column is one of the item if this fraction of its variance is between items, and is measured in so many rows of
 #: items that have others.
 BETWEEN, BETWEEN_ROWS = 0.5, 30
@@ -47,6 +51,23 @@ def find_leaks(
                 is_range = column.kind == "numeric" and least is not None
                 yield column, number, f"from {least:g} to {most:g}" if is_range else repr(value), only
                 break
+
+
+def find_ranking(rows: pl.DataFrame, columns: Sequence[LogColumn], label: str) -> Iterator[tuple[LogColumn, float]]:
+    """Yield columns of numbers that alone rank the rows by their label, and the AUC in the better direction."""
+    for column in columns:
+        if column.kind != "numeric":
+            continue
+        known = rows.select(rank=column.values().cast(pl.Float64), label=pl.col(label)).drop_nulls()
+        is_positive = pl.col("label") == 1
+        ranked = known.with_columns(pl.col("rank").rank())
+        positives, total = ranked.select(is_positive.sum(), pl.col("rank").filter(is_positive).sum()).row(0)
+        negatives = len(ranked) - positives
+        if min(positives, negatives) < RANKED_ROWS:
+            continue
+        auc = (total - positives * (positives + 1) / 2) / (positives * negatives)
+        if max(auc, 1 - auc) >= RANKS:
+            yield column, max(auc, 1 - auc)
 
 
 def of_items(rows: pl.DataFrame, columns: Sequence[LogColumn]) -> Iterator[tuple[LogColumn, float]]:

@@ -9,7 +9,7 @@ import polars as pl
 
 from fuxictr_mm.datasets.histories import lengths_before
 from fuxictr_mm.datasets.own.columns import LogColumn
-from fuxictr_mm.datasets.own.leaks import find_leaks, of_items
+from fuxictr_mm.datasets.own.leaks import find_leaks, find_ranking, of_items
 from fuxictr_mm.datasets.own.source import LogSource
 
 logger = logging.getLogger(__name__)
@@ -38,12 +38,22 @@ def warn_of_leaks(source: LogSource, train: pl.DataFrame, columns: Sequence[LogC
     labels = source.class_labels
     if not labels:
         return
+    told = set()
     for column, rows, value, only in find_leaks(train, columns, labels[0]):
+        told.add(column.name)
         logger.warning(
             f"{source.log.paths[0]}: all {rows} training rows with {column.source} {value} have "
             f"{labels[0]} {only}; if the value is known only after the click, exclude the column: --types "
             f"{column.source}=none"
         )
+    for name in labels:
+        others = [column for column in columns if column.name not in told]
+        for column, auc in find_ranking(train, others, name):
+            told.add(column.name)
+            logger.warning(
+                f"{source.log.paths[0]}: {column.source} alone has an AUC of {auc:.2f} for {name} in the training "
+                f"rows; if it is known only after the click, exclude the column: --types {column.source}=none"
+            )
 
 
 def warn_of_repeats(source: LogSource, train: pl.DataFrame) -> None:

@@ -52,5 +52,13 @@ def test_few_rows_with_embeddings_have_a_strong_penalty(rows, coverage, few):
     splits = {"train": SplitSummary(rows=rows)}
     summary = Summary(9, rows, splits, {"title_emb": 1.0} if coverage else {}, vocab_sizes={"user_id": rows + 1})
     for name, entry in log_experiments(summary, 20).items():
-        assert entry["embedding_regularizer"] == (1e-2 if few and name != "LightFM" else 2e-4)
+        if name != "LightFM":
+            assert entry["embedding_regularizer"] == (1e-2 if few else 2e-4)
     assert ["embedding_regularizer" in line for line in explain(summary)] == [True] * few
+
+
+@pytest.mark.parametrize(("rows", "penalty"), [(300, 3e-4), (12_000, 2.5e-4), (80_024, 3.7e-5), (10**8, 1e-6)])
+def test_the_penalty_of_a_factorization_falls_with_the_rows(rows, penalty):
+    """As ``docs/choosing_settings.md`` has it: a fixed penalty of whole tables hides what users like."""
+    summary = Summary(9, 10, {"train": SplitSummary(rows=rows)}, {"title_emb": 1.0}, vocab_sizes={"user_id": 11})
+    assert log_experiments(summary, 20)["LightFM"]["embedding_regularizer"] == penalty

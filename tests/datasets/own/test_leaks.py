@@ -81,3 +81,26 @@ def test_a_value_with_label_0_only_is_warned_of_where_few_clicks_do_not_explain_
     assert "--types reason=none" in caplog.text
     assert re.search(r"seconds from [\d.]+ to [\d.]+ have click 0", caplog.text)
     assert "--types place=none" not in caplog.text
+
+
+def test_a_number_that_alone_ranks_the_rows_is_warned_of(tmp_path, prepare_log, caplog):
+    """Seconds of watching overlap between labels, so no range of them has one label alone."""
+    random = np.random.default_rng(0)
+    rows = 3000
+    click, like = random.integers(0, 2, rows), random.integers(0, 2, rows)
+    pl.DataFrame(
+        {
+            "user": random.integers(0, 40, rows),
+            "asin": random.integers(0, 30, rows),
+            "time": random.permutation(rows),
+            "click": click,
+            "like": like,
+            "seconds": random.normal(1.5 * click, 1),
+            "left": random.normal(-1.5 * like, 1),
+            "place": random.normal(0.8 * click, 1),
+        }
+    ).write_csv(tmp_path / "interactions.csv")
+    with caplog.at_level("WARNING"):
+        prepare_log(tmp_path, labels=["click", "like"])
+    warned = {name for name in ("seconds", "left", "place") if f"--types {name}=none" in caplog.text}
+    assert warned == {"seconds", "left"}
