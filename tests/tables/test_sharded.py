@@ -334,18 +334,29 @@ def test_what_cannot_be_combined_is_refused(settings, key):
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("versions", [{}, {"torchrec": "1.8.0"}, {"torchrec": "1.8.0", "fbgemm-gpu-cpu": "1.7.0"}])
-def test_a_pair_of_packages_that_does_not_fit_is_named(versions, monkeypatch):
+@pytest.mark.parametrize(
+    ("torch_version", "torchrec", "fbgemm", "named"),
+    [
+        ("2.13.0+cpu", None, None, "requirements-scale-cpu.txt"),
+        ("2.13.0+cpu", "1.8.0", None, "torchrec~=1.8.0"),
+        ("2.13.0+cpu", "1.8.0", "1.7.0", "fbgemm-gpu-cpu~=1.8.0"),
+        ("2.13.0+cpu", "1.9.2", "1.9.0", "fbgemm-gpu-cpu~=1.8.0"),
+        ("2.14.1+cu130", "1.8.0", "1.8.0", "fbgemm-gpu-cpu~=1.9.0"),
+        ("2.99.0", "1.9.2", "1.9.0", "torch==2.13.0"),
+    ],
+)
+def test_packages_that_do_not_fit_torch_are_named(torch_version, torchrec, fbgemm, named, monkeypatch):
+    versions = {"torchrec": torchrec, "fbgemm-gpu-cpu": fbgemm}
+
     def version(name):
-        if name not in versions:
+        if versions.get(name) is None:
             raise metadata.PackageNotFoundError(name)
         return versions[name]
 
     monkeypatch.setattr(metadata, "version", version)
-    with pytest.raises(UserError) as raised:
+    monkeypatch.setattr(torch, "__version__", torch_version)
+    with raises_naming(UserError, "table", named):
         check_torchrec()
-    assert "pip install --no-deps -r requirements-scale-cpu.txt" in str(raised.value)
-    assert "\n" not in str(raised.value)
 
 
 def shapes(**sharding):
