@@ -86,7 +86,7 @@ def make_features(folder: Path, embeddings: list[str]) -> tuple[dict[str, pl.Dat
             counted = _rates(splits["train"], rows.with_row_index(), tags)
         lengths = pl.Series("history_length", _histories(rows).lengths.numpy())
         plain = rows.select("likes_level", "views_level").with_columns(lengths)
-        features[name] = pl.concat([plain, counted.drop("index"), *parts], how="horizontal")
+        features[name] = pl.DataFrame([column for table in (plain, counted.drop("index"), *parts) for column in table])
     return features, {name: rows["label"].to_numpy() for name, rows in splits.items()}
 
 

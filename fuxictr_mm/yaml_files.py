@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from yaml.nodes import MappingNode, Node, ScalarNode
+from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from fuxictr_mm.errors import ConfigError, MissingFileError
 from fuxictr_mm.files import write_beside
@@ -146,6 +146,25 @@ class _Loader(yaml.CSafeLoader):
                 problem = f"the key '{key.value}' is given twice; keep one of them"
                 raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
             given[key.tag, key.value] = value
+
+    def flatten_mapping(self, node: MappingNode) -> None:
+        """Put merged keys (``<<``) into a mapping: its own come first, then the first mapping of a list.
+
+        PyYAML 6.0.4 has another order than 6.0.3 and YAML: the last mapping of a list, and keys under a merged one.
+        """
+        merged: list[tuple[Node, Node]] = []
+        own: list[tuple[Node, Node]] = []
+        for key, value in node.value:
+            if key.tag != f"{TAG}merge":
+                own.append((key, value))
+                continue
+            for source in reversed(value.value) if isinstance(value, SequenceNode) else [value]:
+                if not isinstance(source, MappingNode):
+                    problem = f"expected a mapping or a list of mappings after <<, found a {source.id}"
+                    raise yaml.constructor.ConstructorError(None, None, problem, source.start_mark)
+                self.flatten_mapping(source)
+                merged.extend(source.value)
+        node.value = merged + own  # of a key that is given twice, the last counts
 
     def construct_yaml_int(self, node: Any) -> int:
         text = self.construct_scalar(node).replace("_", "")

@@ -43,6 +43,18 @@ def test_a_merged_mapping_may_be_overridden_wherever_it_stands(tmp_path):
     assert content["y"] == content["x"]["inner"] == {"k": 3, "m": 2}
 
 
+def test_of_several_merged_mappings_the_first_counts(tmp_path):
+    (tmp_path / "x.yaml").write_text("a: &a {rate: 1, x: 1}\nb: &b {rate: 2, y: 2}\nc: {<<: [*a, *b], z: 3}\n")
+    assert load_yaml(tmp_path / "x.yaml")["c"] == {"rate": 1, "x": 1, "y": 2, "z": 3}
+
+
+@pytest.mark.parametrize("merged", ["1", "[{a: 1}, 2]", "text"])
+def test_what_is_merged_has_to_be_mappings(merged, tmp_path):
+    (tmp_path / "x.yaml").write_text(f"x: {{<<: {merged}}}\n")
+    with raises_naming(ConfigError, "x.yaml", "line 1"):
+        load_yaml(tmp_path / "x.yaml")
+
+
 @pytest.mark.parametrize(
     ("text", "place"),
     [

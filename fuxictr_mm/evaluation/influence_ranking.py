@@ -35,6 +35,7 @@ def make_ranking(
     import pyarrow as pa
 
     from fuxictr_mm.data import parquet
+    from fuxictr_mm.data.arrow_types import is_plain_text
 
     roles = roles or Roles()
     wanted = [roles.user, roles.target, label]
@@ -47,7 +48,7 @@ def make_ranking(
             columns = [name for name in wanted if name != roles.user or name in present]
             parts += [pa.Table.from_batches([batch]).select(columns) for _, batch in parquet.read_chunks(file, columns)]
         rows = pa.concat_tables(parts, promote_options="permissive")
-        if pa.types.is_large_string(rows[label].type) or pa.types.is_string(rows[label].type):  # of raw columns
+        if is_plain_text(rows[label].type):  # of raw columns
             rows = rows.set_column(rows.column_names.index(label), label, _to_numbers(rows[label]))
     rows = rows.rename_columns(["label" if name == label else name for name in rows.column_names])
     rank = np.empty(len(influence), dtype=np.int64)

@@ -150,8 +150,10 @@ def _keys_of(
     """Return those of some columns that the rows of a run have as well, integers or texts, each ``(n,)``."""
     import pyarrow as pa
 
+    from fuxictr_mm.data.arrow_types import is_plain_text
+
     names = columns.column_names
-    texts = [field.name for field in columns.schema if pa.types.is_string(field.type)]
+    texts = [field.name for field in columns.schema if is_plain_text(field.type)]
     try:
         table = _read_data(like, f"{split}_data", [*names, label_name], texts)
         if label_name not in table.column_names:
@@ -171,7 +173,7 @@ def _keys_of(
             f"{path}: {', '.join(unknown)}: cannot be looked up ({reason}); write only the scores, in the "
             "order of the rows"
         ) from None
-    kinds = (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string)
+    kinds = (pa.types.is_integer, is_plain_text)
     shared = [f.name for f in table.schema if f.name != label_name and any(kind(f.type) for kind in kinds)]
     known = label == label
     theirs = table[label_name].to_numpy()

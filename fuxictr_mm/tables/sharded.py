@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: The pair of packages that works together, and with the torch of requirements.txt.
-VERSION = "1.8.0"
+#: Torch, and the TorchRec and fbgemm whose libraries are built for it. Each pair was tested.
+RELEASES = {"2.13": "1.8", "2.14": "1.9"}
 #: Rows that one random generator initializes, and that are sent in one message.
 BLOCK = 2**16
 #: Standard deviation of initial weights, as FuxiCTR has it.
@@ -361,30 +361,44 @@ def _make_tables(
 
 
 def check_torchrec() -> None:
-    """Check that TorchRec and fbgemm are installed in the right versions.
+    """Check that TorchRec and fbgemm are installed, in the versions for this torch.
 
     Raises
     ------
     UserError
         They are not; the error has the command that installs them.
     """
-    install = "python -m pip install --no-deps -r requirements-scale-cpu.txt (GPUs: pip install 'fuxictr-mm[scale]')"
-    found = {}
+    versions = {}
     for name in ("torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu"):
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    versions = {version.split("+")[0] for version in found.values()}
-    if len(found) < 2 or "torchrec" not in found or versions != {VERSION}:
-        there = ", ".join(f"{name} {version}" for name, version in found.items()) or "neither"
-        raise UserError(f"table: sharded needs torchrec and fbgemm {VERSION}, found {there}; {install}")
+    there = ", ".join(f"{name} {version}" for name, version in versions.items()) or "neither"
+    release = RELEASES.get(_release(torch.__version__))
+    if release is None:
+        raise UserError(
+            f"table: sharded needs torch {' or '.join(RELEASES)}, for which there are tested versions of torchrec and "
+            f"fbgemm, found torch {torch.__version__}; python -m pip install torch==2.13.0"
+        )
+    install = (
+        "python -m pip install --no-deps -r requirements-scale-cpu.txt; python -m pip install --no-deps "
+        f"torchrec~={release}.0 fbgemm-gpu-cpu~={release}.0 (GPUs: torchrec~={release}.0 fbgemm-gpu~={release}.0 alone)"
+    )
+    found = f"table: sharded with torch {torch.__version__} needs torchrec and fbgemm {release}"
+    if len(versions) < 2 or "torchrec" not in versions or {_release(v) for v in versions.values()} != {release}:
+        raise UserError(f"{found}, found {there}; {install}")
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)  # a deprecation in TorchRec
     try:
         import torchrec  # noqa: F401
     except Exception as error:  # of a dynamic library that does not fit torch
         reason = " ".join(str(error).split())
-        raise UserError(f"table: sharded needs torchrec {VERSION}, whose import fails ({reason}); {install}") from error
+        raise UserError(f"{found}, and the import of {there} fails ({reason}); {install}") from error
+
+
+def _release(version: str) -> str:
+    """Return major and minor of a version, which fbgemm follows torch in."""
+    return ".".join(version.split(".")[:2])
 
 
 class ShardedOptimizer:
