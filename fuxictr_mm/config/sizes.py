@@ -38,8 +38,8 @@ class Penalty:
 
 PENALTY = Penalty(first=2e-4, low=1e-6, high=1e-3)
 
-#: With embeddings and fewer training rows than this, a weak penalty lets the ids of users and items be memorised within
-#: two epochs, and the model ranks worse than a dot product of the embeddings does (``docs/choosing_settings.md``).
+#: With fewer training rows than this, a weak penalty lets the ids of users and items be memorised within two epochs, and
+#: the model ranks worse than a dot product of embeddings, or a count by category (``docs/choosing_settings.md``).
 FEW_ROWS, FEW_ROWS_PENALTY = 20_000, Penalty(first=1e-2, low=1e-4, high=2e-2)
 
 #: Of ``LightFM`` the penalty falls with the rows, since the loss is their mean and the penalty is of whole tables: a
@@ -66,15 +66,15 @@ def size_for(rows: int) -> Size:
     return next(size for size in SIZES if rows < size.bound)
 
 
-def penalty_for(rows: int, has_embeddings: bool) -> Penalty:
-    """Return the penalty on tables of ids for a number of training rows; ``has_embeddings``: whether the items do.
+def penalty_for(rows: int) -> Penalty:
+    """Return the penalty on tables of ids for a number of training rows.
 
     Examples
     --------
-    >>> penalty_for(12_000, has_embeddings=True).first
+    >>> penalty_for(12_000).first
     0.01
     """
-    return FEW_ROWS_PENALTY if has_embeddings and rows < FEW_ROWS else PENALTY
+    return FEW_ROWS_PENALTY if rows < FEW_ROWS else PENALTY
 
 
 def factor_penalty_for(rows: int) -> Penalty:

@@ -98,6 +98,10 @@ def dataset_entry(reader: Reader, summary: Summary, labels: Sequence[str] = ()) 
         if name in summary.scales:
             feature["scale"] = summary.scales[name]
         columns.append(feature)
+    names = {column["name"] for column in columns}
+    for name in reader.columns_to_compare(summary):
+        match = next(n for n in (f"{name}_match{'_' * count}" for count in range(len(names) + 1)) if n not in names)
+        columns.append({"name": match, "type": "similarity", "of": name, "statistics": ["mean", "max", "newest_5"]})
     paths = {f"{split}_data": f"./{split}" for split in summary.splits}
     label_col = [{"name": name, "dtype": "float"} for name in labels or [reader.label]]
     return {

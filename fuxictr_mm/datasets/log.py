@@ -29,7 +29,7 @@ from fuxictr_mm.datasets.histories import histories_before, history_ranges, part
 from fuxictr_mm.datasets.negatives import sample_negatives, sample_repeats
 from fuxictr_mm.datasets.own.base import Notes
 from fuxictr_mm.datasets.own.columns import LogColumn, free_name, moments_of, split_lists
-from fuxictr_mm.datasets.own.experiments import explain, log_experiments, users_recur
+from fuxictr_mm.datasets.own.experiments import columns_to_compare, explain, log_experiments, users_recur
 from fuxictr_mm.datasets.own.instants import as_instants
 from fuxictr_mm.datasets.own.options import LogOptions
 from fuxictr_mm.datasets.own.source import WRITTEN, LogSource, find_files
@@ -474,13 +474,17 @@ class Log(Reader):
         labels = {name: name in self.numeric_labels for name in (self.label, *self.other_labels)}
         return log_experiments(summary, self.max_len, group, labels)
 
+    def columns_to_compare(self, summary: Summary) -> list[str]:
+        """Return categories and tags, where rows are few."""
+        return columns_to_compare(summary, self.item_columns)
+
     def advice(self, summary: Summary) -> list[str]:
         """Return the units of labels, and what follows from how often users recur and how many targets are cold."""
         units = [
             f"{c.name} is ({c.source} - {c.mean:g}) / {c.std:g}: a prediction p of it is p * {c.std:g} + {c.mean:g}"
             for c in self._scaled_labels
         ]
-        return units + explain(summary)
+        return units + explain(summary, self.columns_to_compare(summary))
 
 
 def _code_of_user(user: str, row: str) -> pl.Expr:

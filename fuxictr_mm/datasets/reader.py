@@ -165,6 +165,10 @@ class Reader(ABC):
         """Return whether the number of a user is a feature with its own embedding."""
         return False
 
+    def columns_to_compare(self, summary: Summary) -> list[str]:
+        """Return the columns of the items whose similarity of target and history is a feature."""
+        return []
+
     def advice(self, summary: Summary) -> list[str]:
         """Return lines on what in the experiments follows from what was found."""
         return []

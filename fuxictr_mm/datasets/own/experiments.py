@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fuxictr_mm.config.sizes import (
@@ -24,6 +24,9 @@ USER_ROWS = 3
 #: Dim of the factorization of user and item beside ``DIN_MM``, the setting that is worth most where users recur.
 FACTOR_DIM = 17
 
+#: Columns of the items are compared if a value has so many items on average, and at most so many columns.
+ITEMS_OF_A_VALUE, MOST_COMPARED = 5, 4
+
 #: Where embeddings tell what an item is, and so many rows are of items that training does not show, dropout of item ids
 #: gains: planted worlds of ``docs/choosing_settings.md``, which measured no gain with fewer cold rows.
 COLD, COLD_DROPOUT = 0.8, 0.5
@@ -36,6 +39,22 @@ NUMBER_IN_MONITOR, NUMBER_WEIGHT = -0.1, 0.2
 def users_recur(summary: Summary) -> bool:
     """Return whether users have training rows enough for the user to be a feature."""
     return summary.splits["train"].rows >= USER_ROWS * summary.users
+
+
+def columns_to_compare(summary: Summary, columns: Mapping[str, str]) -> list[str]:
+    """Return the columns of ids of the items whose similarity of target and history is a feature, few rows given.
+
+    ``columns`` are the kinds of the columns of the items. From few rows a model does not learn that the target is of a
+    category that the user likes; from many it does, and exports without the feature score candidates faster.
+    """
+    if summary.splits["train"].rows >= FEW_ROWS:
+        return []
+    shared = [
+        name
+        for name, kind in columns.items()
+        if kind in ("categorical", "sequence") and summary.vocab_sizes[name] * ITEMS_OF_A_VALUE <= summary.items
+    ]
+    return shared[:MOST_COMPARED]
 
 
 def first_experiments(
@@ -113,15 +132,22 @@ def _tasks(labels: Mapping[str, bool]) -> dict[str, Any]:
     }
 
 
-def explain(summary: Summary) -> list[str]:
-    """Return a line for each setting that follows from what the data are like, for the summary of ``prepare``."""
+def explain(summary: Summary, compared: Sequence[str] = ()) -> list[str]:
+    """Return a line for each setting that follows from what the data are like, for the summary of ``prepare``.
+
+    ``compared`` are the ``columns_to_compare``.
+    """
     lines = []
     if users_recur(summary):
         rows = summary.splits["train"].rows / summary.users
         lines.append(f"DIN_MM has factor_dim: {FACTOR_DIM}, since users have {rows:.0f} training rows on average")
     if (penalty := _penalty(summary)) != PENALTY.first:
-        reason = f"there are fewer than {FEW_ROWS:,} training rows, and the items have embeddings"
+        reason = f"there are fewer than {FEW_ROWS:,} training rows"
         lines.append(f"DIN and DIN_MM have embedding_regularizer: {penalty}, since {reason}")
+        if compared:
+            lines.append(
+                f"features of type: similarity compare target and history in {', '.join(compared)}, since {reason}"
+            )
     if _are_cold(summary):
         split, part = _newest_cold(summary)
         fix = f"DIN_MM has dropout: {COLD_DROPOUT} of {ITEM_ID}"
@@ -139,7 +165,7 @@ def _newest_cold(summary: Summary) -> tuple[str, float]:
 
 
 def _penalty(summary: Summary) -> float:
-    return penalty_for(summary.splits["train"].rows, bool(summary.coverage)).first
+    return penalty_for(summary.splits["train"].rows).first
 
 
 def _are_cold(summary: Summary) -> bool:
