@@ -38,7 +38,7 @@ class Penalty:
 
 PENALTY = Penalty(first=2e-4, low=1e-6, high=1e-3)
 
-#: With fewer training rows than this, a weak penalty lets the ids of users and items be memorised within two epochs, and
+#: With fewer training rows than this, a weak penalty lets the ids of users and items be memorised within two epochs:
 #: the model ranks worse than a dot product of embeddings, or a count by category (``docs/choosing_settings.md``).
 FEW_ROWS, FEW_ROWS_PENALTY = 20_000, Penalty(first=1e-2, low=1e-4, high=2e-2)
 

@@ -3,7 +3,7 @@
 import pytest
 
 from fuxictr_mm.autopilot.candidates import MODELS
-from fuxictr_mm.datasets.own.experiments import explain, log_experiments, users_recur
+from fuxictr_mm.datasets.own.experiments import columns_to_compare, explain, log_experiments, users_recur
 from fuxictr_mm.datasets.writer import SplitSummary, Summary
 
 
@@ -45,9 +45,9 @@ def test_where_users_recur_the_attention_has_a_factorization():
 
 
 @pytest.mark.parametrize(
-    ("rows", "coverage", "few"), [(12_000, True, True), (12_000, False, False), (80_000, True, False)]
+    ("rows", "coverage", "few"), [(12_000, True, True), (12_000, False, True), (80_000, True, False)]
 )
-def test_few_rows_with_embeddings_have_a_strong_penalty(rows, coverage, few):
+def test_few_rows_have_a_strong_penalty(rows, coverage, few):
     """As ``docs/choosing_settings.md`` has it."""
     splits = {"train": SplitSummary(rows=rows)}
     summary = Summary(9, rows, splits, {"title_emb": 1.0} if coverage else {}, vocab_sizes={"user_id": rows + 1})
@@ -55,6 +55,15 @@ def test_few_rows_with_embeddings_have_a_strong_penalty(rows, coverage, few):
         if name != "LightFM":
             assert entry["embedding_regularizer"] == (1e-2 if few else 2e-4)
     assert ["embedding_regularizer" in line for line in explain(summary)] == [True] * few
+
+
+@pytest.mark.parametrize(("rows", "compared"), [(19_999, ["category", "tags"]), (20_000, [])])
+def test_few_rows_have_the_similarity_of_categories_and_tags(rows, compared):
+    kinds = {"title": "text", "category": "categorical", "price": "numeric", "tags": "sequence", "maker": "categorical"}
+    sizes = {"user_id": 11, "category": 5, "tags": 20, "maker": 21}
+    summary = Summary(100, 10, {"train": SplitSummary(rows=rows)}, vocab_sizes=sizes)
+    assert columns_to_compare(summary, kinds) == compared
+    assert any("category, tags" in line for line in explain(summary, compared)) == bool(compared)
 
 
 @pytest.mark.parametrize(("rows", "penalty"), [(300, 3e-4), (12_000, 2.5e-4), (80_024, 3.7e-5), (10**8, 1e-6)])
