@@ -19,7 +19,7 @@ def test_types_of_columns(shop, prepare_log, values_of):
     assert types == {
         "user_id": "categorical", "item_seq": "meta", "device": "categorical", "basket_scaled": "numeric",
         "age": "categorical", "country": "categorical", "item_id": "categorical", "category": "categorical",
-        "tags": "sequence", "price_scaled": "numeric",
+        "tags": "sequence", "price_scaled": "numeric", "category_match": "similarity", "tags_match": "similarity",
     }  # fmt: skip
     items = pl.read_parquet(folder / "items.parquet")
     raw = pl.read_csv(shop / "items.csv")
