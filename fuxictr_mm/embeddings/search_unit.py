@@ -102,13 +102,14 @@ class SearchUnit(nn.Module):
 
     def forward(self, items: Tensor, batch: NextItemBatch) -> Tensor:
         """Return the logits ``(B, 1 + J)`` of fused items ``(X, D)``."""
-        history = Jagged(items, torch.from_numpy(batch.offsets), torch.from_numpy(batch.history))
-        logits = []
-        for column in torch.from_numpy(batch.candidates).unbind(dim=1):
-            target = items[column]
-            interest = self.attention(target, history)
-            logits.append(self.mlp(torch.cat([target, interest, target * interest], dim=1)))
-        return torch.cat(logits, dim=1)
+        candidates = torch.from_numpy(batch.candidates)
+        # All positions with their first candidate, then all with their second: the history of each comes again.
+        target, columns = items[candidates.t().flatten()], candidates.shape[1]
+        offsets = np.concatenate([[0], np.cumsum(np.tile(np.diff(batch.offsets), columns))])
+        history = Jagged(items, torch.from_numpy(offsets), torch.from_numpy(batch.history).repeat(columns))
+        interest = self.attention(target, history)
+        logits: Tensor = self.mlp(torch.cat([target, interest, target * interest], dim=1))
+        return logits.view(columns, -1).t()
 
 
 def next_item_loss(logits: Tensor, counts: Tensor) -> Tensor:
