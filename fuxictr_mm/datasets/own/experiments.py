@@ -29,7 +29,7 @@ def users_recur(summary: Summary) -> bool:
     return summary.splits["train"].rows >= USER_ROWS * summary.users
 
 
-def first_experiments(
+def din_experiments(
     rows: int, max_len: int, group: str = "user_id", labels: Mapping[str, bool] | None = None
 ) -> dict[str, dict[str, Any]]:
     """Return DIN and DIN_MM with settings for a number of training rows.
@@ -61,8 +61,8 @@ def first_experiments(
 def log_experiments(
     summary: Summary, max_len: int, group: str = "user_id", labels: Mapping[str, bool] | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Return ``first_experiments`` for what was written; with LightFM where the user is a feature."""
-    models = first_experiments(summary.splits["train"].rows, max_len, group, labels)
+    """Return ``din_experiments`` for what was written; with LightFM where the user is a feature."""
+    models = din_experiments(summary.splits["train"].rows, max_len, group, labels)
     for settings in models.values():
         settings["embedding_regularizer"] = _penalty(summary)
     settings = models["DIN_MM"]
