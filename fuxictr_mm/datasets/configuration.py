@@ -55,8 +55,8 @@ def write_files(
 ) -> list[str]:
     """Write ``dataset_config.yaml`` and ``model_config.yaml``; return the ids of the experiments, one of each model.
 
-    Existing files are kept, because they may have been changed. ``models`` are settings besides ``DEFAULT_SETTINGS``, of
-    which None leaves one out; ``advice`` are comments above the experiments.
+    Existing files are kept, because they may have been changed. ``models`` are settings besides
+    ``DEFAULT_SETTINGS``, of which None leaves one out; ``advice`` are comments above the experiments.
     """
     from fuxictr_mm.files import atomic_path
     from fuxictr_mm.yaml_files import dump_yaml
