@@ -19,7 +19,8 @@ import numpy as np
 
 from fuxictr_mm.arguments import run_main
 from fuxictr_mm.errors import DataError
-from fuxictr_mm.evaluation.significance import Difference, Ranking, Side, bootstrap, difference
+from fuxictr_mm.evaluation.intervals import Ranking
+from fuxictr_mm.evaluation.significance import Difference, Side, bootstrap, difference
 from fuxictr_mm.runs import find_runs
 
 #: Runs of each side where sides have several.

@@ -17,8 +17,8 @@ from typing import Any
 import yaml
 
 from fuxictr_mm.data import parquet
-from fuxictr_mm.embeddings.align import AlignOptions, align, write_aligned
-from fuxictr_mm.embeddings.item_files import Source, read_ids
+from fuxictr_mm.embeddings.align import AlignOptions, align
+from fuxictr_mm.embeddings.item_files import Source, read_ids, write_embeddings
 from fuxictr_mm.embeddings.quantize import QuantizeOptions, quantize
 from fuxictr_mm.embeddings.quantize_report import yaml_lines
 from fuxictr_mm.embeddings.reduce import reduce_vectors
@@ -160,7 +160,7 @@ class StrategyFiles:
             found.write(self.folder / "neighbors.parquet")
             alignment, _ = align(self.sources, found, AlignOptions(dim=self.settings.dim))
             alignment.save(self.folder / "aligned.safetensors")
-            write_aligned(self.sources, alignment, out)
+            write_embeddings(self.sources, alignment, out)
         return out, [_vector("item_emb_aligned")]
 
 

@@ -95,7 +95,7 @@ class EmbeddingModel(BaseModel):
         except ValueError as error:
             raise ConfigError(f"{self.model_id}: {error} Its layer does not accept these arguments") from error
         if spread:
-            layers, folder = self.embedding_layer.embedding_layer.embedding_layers, Path(self._settings.model_root)
+            layers, folder = self.embedding_layer.embedding_layer.embedding_layers, Path(self.model_settings.model_root)
             place_tables(layers, spread, feature_map.features, sharded or {}, self.device, folder.absolute())
         check_encoders(self)
         self.similarities = nn.ModuleDict(

@@ -127,8 +127,8 @@ class MultimodalModel(EmbeddingModel):
             model_root=settings.model_root,
             metrics=list(settings.metrics),
         )
-        self._settings = settings
-        # Those that model files and the training loop read; all others are read of _settings.
+        self.model_settings = settings
+        # Those that model files and the training loop read; all others are read of model_settings.
         self.loss_from, self.factor = loss_from, factor
         self.learning_rate, self.precision = settings.learning_rate, settings.precision
         self.max_len, self.plateau_patience = settings.max_len, settings.plateau_patience
@@ -150,7 +150,7 @@ class MultimodalModel(EmbeddingModel):
         self.num_tasks = len(tasks)
         if len(set(tasks)) > 1:
             self.output_activation = MixedActivation(tasks)
-        given, labels = self._settings.task_weights, self.feature_map.labels
+        given, labels = self.model_settings.task_weights, self.feature_map.labels
         self.task_weights = [given.get(name, 1.0) if isinstance(given, dict) else 1.0 for name in labels]
         self.task_uncertainty = None
         if given == "uncertainty":
@@ -175,7 +175,7 @@ class MultimodalModel(EmbeddingModel):
         self.reset_parameters()
         replace_dropout(self)
         self.model_to_device()
-        settings = self._settings
+        settings = self.model_settings
         tables = [m.embedding_layers for m in self.modules() if isinstance(m, FeatureEmbeddingDict)]
         choose_kinds(
             [pair for layer in [*tables, self.item_vectors] for pair in layer.items()],
@@ -298,7 +298,7 @@ class MultimodalModel(EmbeddingModel):
         """Return the loss of a batch, without the regularizers: summed over labels, see ``loss_of_tasks``."""
         is_plain = self.num_tasks == 1 and self.row_weights is None
         labels = [y_true] if is_plain else list(y_true.unbind(dim=1))
-        if self.training and (amount := self._settings.label_smoothing):
+        if self.training and (amount := self.model_settings.label_smoothing):
             labels = [
                 label + amount * (0.5 - label) if task == "binary_classification" else label
                 for label, task in zip(labels, self.label_tasks, strict=True)
@@ -347,7 +347,7 @@ class MultimodalModel(EmbeddingModel):
         Tensor
             The batch's loss, detached and still on the device.
         """
-        steps = self._settings.accumulation_steps
+        steps = self.model_settings.accumulation_steps
         done = self._batch_index % steps
         # The last update of an epoch may accumulate fewer batches.
         count = min(steps, self._steps_per_epoch - (self._batch_index - done))

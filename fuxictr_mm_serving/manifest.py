@@ -346,7 +346,7 @@ class Files:
 
     def check_others(self) -> None:
         """Compare what is not opened, by size and, up to ``check_bytes``, by checksum."""
-        for name in self.manifest.sha256.keys() - self._opened:
+        for name in sorted(self.manifest.sha256.keys() - self._opened):
             if self.manifest.bytes[name] > self._check_bytes:
                 os.close(self._open(name))
             else:

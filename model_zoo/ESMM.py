@@ -66,7 +66,8 @@ class ESMM(DNNModel):
         super().__init__(feature_map, **params)
         if set(self.label_tasks) != {"binary_classification"}:
             raise ConfigError(
-                f"{self.model_id}: task is {self._settings.task}, but ESMM multiplies probabilities; use another model"
+                f"{self.model_id}: task is {self.model_settings.task}, but ESMM multiplies probabilities; "
+                "use another model"
             )
         self.attention = DINAttention(
             self.item_dim, attention_hidden_units, dropout_rate=attention_dropout, use_softmax=din_use_softmax

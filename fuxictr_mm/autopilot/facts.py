@@ -154,7 +154,7 @@ def _embeddings(dataset: DatasetConfig, item_files: Sequence[str]) -> dict[str, 
     ]
     found: dict[str, tuple[int, str]] = {}
     for file in [file for path in item_files for file in part_files(path)]:
-        for name in set(names) & set(schema_of(file).names):
+        for name in sorted(set(names) & set(schema_of(file).names)):
             modality = modality_of(name, "embedding") or name
             _, first = next(read_chunks(file, [name], max_rows=2), (0, None))
             if first is None:  # an empty part

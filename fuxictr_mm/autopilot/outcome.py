@@ -11,7 +11,7 @@ from fuxictr_mm.autopilot.folder import Request
 from fuxictr_mm.autopilot.model_study import ModelStudy, best_of
 from fuxictr_mm.evaluation.calibration import calibrate_run
 from fuxictr_mm.evaluation.ensemble import ensemble
-from fuxictr_mm.evaluation.significance import auc_with_interval
+from fuxictr_mm.evaluation.intervals import auc_with_interval
 from fuxictr_mm.report.report import report
 from fuxictr_mm.runs import Run
 from fuxictr_mm.submission import write_submission

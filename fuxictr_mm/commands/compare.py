@@ -10,7 +10,8 @@ from typing import Any
 from fuxictr_mm.arguments import add_examples, add_output_options, show
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.evaluation.compare import MIN_SAMPLES, Comparison, Pair, compare
-from fuxictr_mm.evaluation.significance import fixed, sampling_error
+from fuxictr_mm.evaluation.intervals import sampling_error
+from fuxictr_mm.evaluation.significance import fixed
 from fuxictr_mm.terminal import format_table
 
 

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from fuxictr_mm.datasets.reader import Reader
     from fuxictr_mm.datasets.writer import Summary
 
-#: Settings of both experiments that are written to begin with.
-FIRST_SETTINGS = {
+#: Settings of the experiments that are written, where a reader gives no others.
+DEFAULT_SETTINGS = {
     "metrics": ["AUC", "logloss"],
     "optimizer": "adam",
     "learning_rate": 1e-3,
@@ -55,15 +55,15 @@ def write_files(
 ) -> list[str]:
     """Write ``dataset_config.yaml`` and ``model_config.yaml``; return the ids of the experiments, one of each model.
 
-    Existing files are kept, because they may have been changed. ``models`` are settings besides ``FIRST_SETTINGS``, of
-    which None leaves one out; ``advice`` are comments above the experiments.
+    Existing files are kept, because they may have been changed. ``models`` are settings besides
+    ``DEFAULT_SETTINGS``, of which None leaves one out; ``advice`` are comments above the experiments.
     """
     from fuxictr_mm.files import atomic_path
     from fuxictr_mm.yaml_files import dump_yaml
 
     experiments = {}
     for model, others in models.items():
-        settings = {key: value for key, value in {**FIRST_SETTINGS, **others}.items() if value is not None}
+        settings = {key: value for key, value in {**DEFAULT_SETTINGS, **others}.items() if value is not None}
         experiments[f"{model}_{dataset_id}"] = {"model": model, "dataset_id": dataset_id, **settings}
     why = "".join(f"# {line}\n" for line in advice)
     texts = {"dataset_config": dump_yaml({dataset_id: dataset}), "model_config": why + dump_yaml(experiments)}

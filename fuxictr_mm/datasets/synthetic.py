@@ -7,7 +7,7 @@ from typing import Any
 
 from fuxictr_mm.data.synthetic.spec import SyntheticSpec
 from fuxictr_mm.datasets.configuration import write_files
-from fuxictr_mm.datasets.own.experiments import first_experiments
+from fuxictr_mm.datasets.own.experiments import din_experiments
 
 
 def write_synthetic_config(folder: Path, spec: SyntheticSpec) -> list[str]:
@@ -16,7 +16,7 @@ def write_synthetic_config(folder: Path, spec: SyntheticSpec) -> list[str]:
     Existing files are kept.
     """
     entry = synthetic_entry(spec)
-    return write_files(folder, folder.resolve().name, entry, first_experiments(spec.train_rows, spec.seq_len))
+    return write_files(folder, folder.resolve().name, entry, din_experiments(spec.train_rows, spec.seq_len))
 
 
 def synthetic_entry(spec: SyntheticSpec) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from fuxictr_mm.data.items import ItemTable
 from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ, ITEM_SOURCE
 from fuxictr_mm.diagnosis.findings import NOTE, PROBLEM, WARNING, Finding, Scale
 from fuxictr_mm.diagnosis.scorer import Cost, Scorer, with_context, with_history
-from fuxictr_mm.evaluation.significance import NORMAL_95
+from fuxictr_mm.evaluation.intervals import NORMAL_95
 from fuxictr_mm.fuxictr_imports import SqueezeExcitation
 from fuxictr_mm.terminal import format_table
 

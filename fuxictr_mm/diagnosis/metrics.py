@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fuxictr_mm.diagnosis.findings import MODEL_AT_CHANCE, PROBLEM, Finding
-from fuxictr_mm.evaluation.significance import with_interval
+from fuxictr_mm.evaluation.intervals import with_interval
 from fuxictr_mm.metric_names import ERRORS
 from fuxictr_mm.metrics import constant_logloss, evaluate_metrics
 

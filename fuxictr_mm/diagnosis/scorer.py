@@ -17,7 +17,7 @@ from torch import Tensor
 from fuxictr_mm.data.interactions import InteractionTable
 from fuxictr_mm.data.loaders import gather, gather_column, take_rows
 from fuxictr_mm.errors import DataError
-from fuxictr_mm.evaluation.significance import NORMAL_95, measured, metric_of, sampling_variance
+from fuxictr_mm.evaluation.intervals import NORMAL_95, measured, metric_of, sampling_variance
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.runs import is_falling
 from fuxictr_mm.runtime import device_of

@@ -17,7 +17,7 @@ from fuxictr_mm.data.schema import ITEM_ID
 from fuxictr_mm.data.vocabulary import Vocabulary
 from fuxictr_mm.diagnosis.findings import NOTE, WARNING, Finding
 from fuxictr_mm.diagnosis.scorer import by_bucket
-from fuxictr_mm.evaluation.significance import with_interval
+from fuxictr_mm.evaluation.intervals import with_interval
 from fuxictr_mm.terminal import format_table
 
 #: Lower bounds of the buckets of clicks; the last bucket is open.

@@ -7,7 +7,6 @@ Shapes: I items, P principal components of all modalities.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -15,10 +14,9 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from fuxictr_mm.checking import Settings
 from fuxictr_mm.embeddings.fit_reducer import split_dim
-from fuxictr_mm.embeddings.item_files import ItemFileWriter, JoinedEmbeddings, Source, embedding_type
+from fuxictr_mm.embeddings.item_files import JoinedEmbeddings, Source
 from fuxictr_mm.embeddings.swing import Neighbors
 from fuxictr_mm.errors import ConfigError
-from fuxictr_mm.files import check_outputs
 
 if TYPE_CHECKING:
     from fuxictr_mm.embeddings.contrastive import Alignment
@@ -126,22 +124,3 @@ def check_dims(available: Mapping[str, int], options: AlignOptions) -> None:
                     f"{available[name]} components (the minimum of its dim, its items minus one, and "
                     f"--components {options.components}); expected a dim of at most {most}"
                 )
-
-
-def write_aligned(
-    sources: Sequence[Source], alignment: Alignment, out: str | os.PathLike[str], overwrite: bool = False
-) -> None:
-    """Write ``item_emb_aligned``, and ``item_emb_aligned_NAME`` of each head, of all items of the sources.
-
-    Raises
-    ------
-    ConfigError, DataError, MissingFileError, UserError
-        Names or dims are not those of the training; embeddings are invalid; the file exists or is not writable.
-    """
-    check_outputs([out], [source.path for source in sources], overwrite)
-    schema = {name: embedding_type(dim) for name, dim in alignment.columns.items()}
-    with JoinedEmbeddings(sources) as joined:
-        alignment.check(joined.dims)
-        with ItemFileWriter(out, schema, overwrite, numbering=joined.numbering) as writer:
-            for ids, x in joined.chunks():
-                writer.write(ids, alignment.transform(x))

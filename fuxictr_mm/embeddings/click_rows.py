@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fuxictr_mm.data import decoding, parquet
 from fuxictr_mm.data.ids import Numbering
-from fuxictr_mm.errors import DataError
+from fuxictr_mm.errors import DataError, nearest
 
 Integers = NDArray[np.int64]
 
@@ -37,6 +37,11 @@ def read_click_rows(path: str | os.PathLike[str], label: str, numbering: Numberi
     names, user_ids = numbering.roles, numbering.users
     columns = [names.user, names.target, names.history, label]
     for file in parquet.part_files(path):
+        if label not in (present := parquet.schema_of(file).names):
+            raise DataError(
+                f"{file}: no column '{label}' of labels{nearest(label, present)} (columns: {', '.join(present)}); "
+                "give the name of the label by --label NAME"
+            )
         for row, batch in parquet.read_chunks(file, columns):
             if user_ids is None:
                 users = decoding.scalars(batch.column(names.user), f"{file}: {names.user}", row)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,7 @@ from fuxictr_mm.reduction.saved import SavedFormat, check_modalities
 
 if TYPE_CHECKING:
     from fuxictr_mm.embeddings.align import AlignOptions
+    from fuxictr_mm.embeddings.item_files import JoinedEmbeddings
     from fuxictr_mm.embeddings.swing import Neighbors
 
 #: The head of all modalities together.
@@ -216,9 +217,14 @@ class Alignment:
         """Name and dim of each column of aligned embeddings."""
         return {_column(name): len(head.start) for name, head in self.heads.items()}
 
-    def check(self, dims: Mapping[str, int]) -> None:
-        """Raise a ConfigError if embeddings of these names and dims are not what the heads were trained on."""
-        check_modalities(dims, {part.name: len(part.mean) for part in self.inputs}, "the head")
+    def apply(self, joined: JoinedEmbeddings) -> Iterator[tuple[NDArray[np.int64], dict[str, NDArray[np.float32]]]]:
+        """Yield ids ``(n,)`` and aligned embeddings ``(n, D)`` by column, of all items.
+
+        Raises a ConfigError if the embeddings do not have the names and dims of those that the heads were trained on.
+        """
+        check_modalities(joined.dims, {part.name: len(part.mean) for part in self.inputs}, "the head")
+        for ids, parts in joined.chunks():
+            yield ids, self.transform(parts)
 
     @torch.no_grad()
     def transform(self, parts: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +25,10 @@ from fuxictr_mm.data.synthetic.writer import open_writer
 from fuxictr_mm.embeddings.item_tables import read_items
 from fuxictr_mm.errors import ConfigError, DataError, UserError
 from fuxictr_mm.files import atomic_path, check_outputs
+
+if TYPE_CHECKING:
+    from fuxictr_mm.embeddings.contrastive import Alignment
+    from fuxictr_mm.embeddings.search_unit import Pretrained
 
 #: Items of a chunk: 8,192 embeddings of 1,024 float32 numbers are 32 MB.
 CHUNK_ROWS = 8192
@@ -365,6 +369,24 @@ class ItemFileWriter:
             return pa.FixedSizeListArray.from_arrays(self.numbering.ids(matrix.ravel()), kind.list_size)
         flat = np.ascontiguousarray(matrix).ravel().astype(kind.value_type.to_pandas_dtype(), casting="same_kind")
         return pa.FixedSizeListArray.from_arrays(pa.array(flat, kind.value_type), kind.list_size)
+
+
+def write_embeddings(
+    sources: Sequence[Source], trained: Alignment | Pretrained, out: str | os.PathLike[str], overwrite: bool = False
+) -> None:
+    """Write the columns of what ``align`` or ``pretrain`` trained, for all items of the sources.
+
+    Raises
+    ------
+    ConfigError, DataError, MissingFileError, UserError
+        Names or dims are not those of the training; embeddings are invalid; the file exists or is not writable.
+    """
+    check_outputs([out], [source.path for source in sources], overwrite)
+    schema = {name: embedding_type(dim) for name, dim in trained.columns.items()}
+    numbering = sources[0].numbering
+    with JoinedEmbeddings(sources) as joined, ItemFileWriter(out, schema, overwrite, numbering=numbering) as writer:
+        for ids, columns in trained.apply(joined):
+            writer.write(ids, columns)
 
 
 def _nothing(kind: pa.DataType) -> Any:

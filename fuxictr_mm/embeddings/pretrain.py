@@ -5,7 +5,6 @@ Shapes: I items, P components of all modalities, D dim.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -13,10 +12,9 @@ import numpy as np
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from fuxictr_mm.checking import Settings
-from fuxictr_mm.embeddings.item_files import ItemFileWriter, JoinedEmbeddings, Source, embedding_type
+from fuxictr_mm.embeddings.item_files import JoinedEmbeddings, Source
 from fuxictr_mm.embeddings.sequences import NextItems, Sequences
 from fuxictr_mm.errors import ConfigError
-from fuxictr_mm.files import check_outputs
 
 if TYPE_CHECKING:
     from fuxictr_mm.embeddings.early_stopping import TrainingResult
@@ -117,24 +115,3 @@ def pretrain(
     numbering = sources[0].numbering
     fields = unit.fields.requires_grad_(False)
     return Pretrained(tuple(parts), fields, numbering.ids(item_ids[trained])), result
-
-
-def write_pretrained(
-    sources: Sequence[Source], pretrained: Pretrained, out: str | os.PathLike[str], overwrite: bool = False
-) -> None:
-    """Write ``item_emb_pretrained``, and ``item_emb_pretrained_NAME`` of ids and modalities, of all items.
-
-    Raises
-    ------
-    ConfigError, DataError, MissingFileError, UserError
-        Names or dims are not those of the training; embeddings are invalid; the file exists or is not writable.
-    """
-    check_outputs([out], [source.path for source in sources], overwrite)
-    schema = {name: embedding_type(dim) for name, dim in pretrained.columns.items()}
-    with JoinedEmbeddings(sources) as joined:
-        pretrained.check(joined.dims)
-        rows, start = pretrained.rows_of(joined.ids, joined.numbering), 0
-        with ItemFileWriter(out, schema, overwrite, numbering=joined.numbering) as writer:
-            for ids, x in joined.chunks():
-                writer.write(ids, pretrained.transform(x, rows[start : start + len(ids)]))
-                start += len(ids)

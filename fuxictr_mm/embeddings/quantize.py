@@ -172,7 +172,7 @@ def quantize(
             "--among NAME=FILE:COLUMN, the items of the fit, needs --apply and --neighbors; without "
             "--apply, the items of the fit itself are searched"
         )
-    for method in {book.method for book in books.values()} or {options.method}:
+    for method in sorted({book.method for book in books.values()}) or [options.method]:
         if neighbors and method != "vq":
             raise ConfigError(f"--neighbors needs --method vq, found {method}; use two commands")
     check_outputs([out, save, report], [*(source.path for source in (*sources, *among)), apply], overwrite)

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +43,7 @@ from fuxictr_mm.layers import MultiHeadTargetAttention, contrast_of_fields
 from fuxictr_mm.reduction.saved import SavedFormat, check_modalities
 
 if TYPE_CHECKING:
+    from fuxictr_mm.embeddings.item_files import JoinedEmbeddings
     from fuxictr_mm.embeddings.pretrain import PretrainOptions
 
 #: The field of the ids.
@@ -101,13 +102,14 @@ class SearchUnit(nn.Module):
 
     def forward(self, items: Tensor, batch: NextItemBatch) -> Tensor:
         """Return the logits ``(B, 1 + J)`` of fused items ``(X, D)``."""
-        history = Jagged(items, torch.from_numpy(batch.offsets), torch.from_numpy(batch.history))
-        logits = []
-        for column in torch.from_numpy(batch.candidates).unbind(dim=1):
-            target = items[column]
-            interest = self.attention(target, history)
-            logits.append(self.mlp(torch.cat([target, interest, target * interest], dim=1)))
-        return torch.cat(logits, dim=1)
+        candidates = torch.from_numpy(batch.candidates)
+        # All positions with their first candidate, then all with their second: the history of each comes again.
+        target, columns = items[candidates.t().flatten()], candidates.shape[1]
+        offsets = np.concatenate([[0], np.cumsum(np.tile(np.diff(batch.offsets), columns))])
+        history = Jagged(items, torch.from_numpy(offsets), torch.from_numpy(batch.history).repeat(columns))
+        interest = self.attention(target, history)
+        logits: Tensor = self.mlp(torch.cat([target, interest, target * interest], dim=1))
+        return logits.view(columns, -1).t()
 
 
 def next_item_loss(logits: Tensor, counts: Tensor) -> Tensor:
@@ -177,9 +179,16 @@ class Pretrained:
         names = ["item_emb_pretrained", *(f"item_emb_pretrained_{name}" for name in self.fields.names)]
         return dict.fromkeys(names, self.fields.ids.embedding_dim)
 
-    def check(self, dims: Mapping[str, int]) -> None:
-        """Raise a ConfigError if embeddings of these names and dims are not what the unit was trained on."""
-        check_modalities(dims, {part.name: len(part.mean) for part in self.inputs}, "the search unit")
+    def apply(self, joined: JoinedEmbeddings) -> Iterator[tuple[NDArray[np.int64], dict[str, NDArray[np.float32]]]]:
+        """Yield ids ``(n,)`` and pretrained embeddings ``(n, D)`` by column, of all items.
+
+        Raises a ConfigError if the embeddings do not have the names and dims of those that the unit was trained on.
+        """
+        check_modalities(joined.dims, {part.name: len(part.mean) for part in self.inputs}, "the search unit")
+        rows, start = self.rows_of(joined.ids, joined.numbering), 0
+        for ids, parts in joined.chunks():
+            yield ids, self.transform(parts, rows[start : start + len(ids)])
+            start += len(ids)
 
     def rows_of(self, items: NDArray[np.int64], numbering: Numbering) -> NDArray[np.int64]:
         """Return the row ``(n,)`` of the embedding of each item's id, 0 where there is none."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from fuxictr_mm.errors import ConfigError, DataError
 from fuxictr_mm.evaluation.calibration import MARGIN, folds
-from fuxictr_mm.evaluation.significance import Ranking
+from fuxictr_mm.evaluation.intervals import Ranking
 from fuxictr_mm.runs import Predictions
 
 #: How predictions are averaged; the first is the default.

@@ -13,17 +13,9 @@ from typing import NamedTuple
 import numpy as np
 
 from fuxictr_mm.errors import ConfigError, DataError, UserError
+from fuxictr_mm.evaluation.intervals import measured, metric_of
 from fuxictr_mm.evaluation.others import is_prediction_file, read_file
-from fuxictr_mm.evaluation.significance import (
-    Difference,
-    Side,
-    bootstrap,
-    conclude,
-    difference,
-    holm,
-    measured,
-    metric_of,
-)
+from fuxictr_mm.evaluation.significance import Difference, Side, bootstrap, conclude, difference, holm
 from fuxictr_mm.runs import (
     TEST_DATA,
     Predictions,

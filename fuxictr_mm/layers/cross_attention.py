@@ -53,20 +53,7 @@ class CrossAttentionLayer(nn.Module):
         self.dropout = nn.Dropout(dropout_rate)
 
     def forward(self, query: Tensor, history: Jagged) -> Tensor:
-        """Attend to the history.
-
-        Parameters
-        ----------
-        query : Tensor
-            ``(B, D)``.
-        history : Jagged
-            Entries of shape ``(.., D)``.
-
-        Returns
-        -------
-        Tensor
-            ``(B, D)``; for an empty history the attention adds nothing to the query.
-        """
+        """Attend with ``(B, D)`` queries to ``(.., D)`` entries: ``(B, D)``; an empty history adds nothing to it."""
         return self._output(query, self.attention(query, history.map(self.norm)))
 
     def keys_and_values(self, history: Tensor) -> tuple[Tensor, Tensor]:

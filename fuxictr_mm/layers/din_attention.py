@@ -89,20 +89,7 @@ class DINAttention(nn.Module):
         self.weights = nn.Identity()
 
     def forward(self, target: Tensor, history: Jagged) -> Tensor:
-        """Return the weighted sum of the history.
-
-        Parameters
-        ----------
-        target : Tensor
-            ``(B, D)``.
-        history : Jagged
-            Entries of shape ``(.., D)``.
-
-        Returns
-        -------
-        Tensor
-            ``(B, D)``, zero for an empty history.
-        """
+        """Sum the entries ``(.., D)`` weighted for targets ``(B, D)``: ``(B, D)``, zero for an empty history."""
         first_layer = self.attention_layer.mlp[0]
         weight_t, weight_s, weight_d, weight_p = first_layer.weight.chunk(4, dim=1)
         target_BA = F.linear(target, weight_t + weight_d, first_layer.bias)

@@ -60,20 +60,7 @@ class HashAttention(nn.Module):
         return (sides.unflatten(-1, (-1, self.powers.numel())) * self.powers).sum(dim=-1)
 
     def forward(self, target: Tensor, history: Jagged) -> Tensor:
-        """Sum the items that collide with the target.
-
-        Parameters
-        ----------
-        target : Tensor
-            ``(B, D)``.
-        history : Jagged
-            Entries of shape ``(.., D)``.
-
-        Returns
-        -------
-        Tensor
-            ``(B, D)``, zero for an empty history and where nothing collides.
-        """
+        """Sum the entries ``(.., D)`` that collide with targets ``(B, D)``: ``(B, D)``, zero where none does."""
         of_target_NG = self.signatures(target).index_select(0, history.rows)
         collides_NG = history.map(self.signatures).values == of_target_NG
         pooled_BGD = weighted_sum(history, collides_NG.to(history.distinct.dtype))

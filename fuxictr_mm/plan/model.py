@@ -82,7 +82,7 @@ def measure_model(experiment: Experiment, features: Sequence[Feature], num_items
             f"plan: {experiment.config.model} reads item features while it is built "
             f"({describe_error(error)}), so its memory cannot be estimated"
         ) from error
-    settings = model._settings
+    settings = model.model_settings
     kinds = {id(p): "touched" for p in touched_parameters(model)}
     kinds |= {id(p): "sharded" for p in sharded_parameters(model)}
     names = {id(p): name for name, p in model.named_parameters()}

@@ -263,7 +263,7 @@ class _Fitting:
 
 def without_effect(model: BaseModel) -> list[str]:
     """Return a line for each training setting that has no effect within the planned steps."""
-    if not isinstance(settings := getattr(model, "_settings", None), ModelSettings):
+    if not isinstance(settings := getattr(model, "model_settings", None), ModelSettings):
         return []
     steps, found = model._planned_steps, []
     if settings.eval_steps is not None and settings.eval_steps > steps:

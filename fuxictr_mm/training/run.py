@@ -272,7 +272,7 @@ class TrainingRun:
 def _group_texts(dataset: Dataset) -> dict[str, Any]:
     """Return the groups of the validation and test rows where they are texts, as a run's folder keeps them."""
     found = {}
-    for split in {"valid", "test"} & dataset.files.keys():
+    for split in sorted({"valid", "test"} & dataset.files.keys()):
         try:
             found[split] = dataset.files[split].group_texts()
         except UserError as error:  # deleted since

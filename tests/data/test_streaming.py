@@ -1,6 +1,5 @@
 """Streaming a file gives what its rows in memory give, in another order and in bounded memory."""
 
-import itertools
 import logging
 import shutil
 import threading
@@ -15,75 +14,21 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fuxictr_mm.data import interleaved, item_columns, parquet, streaming
+from fuxictr_mm.data import item_columns, parquet, streaming
 from fuxictr_mm.data.interaction_files import InteractionFiles
 from fuxictr_mm.data.interactions import InteractionTable, concatenate
 from fuxictr_mm.data.loaders import InMemoryLoader
-from fuxictr_mm.data.schema import Feature
-from fuxictr_mm.data.shards import Shard, default_streams
+from fuxictr_mm.data.shards import Shard
 from fuxictr_mm.data.streaming import StreamingLoader
 from fuxictr_mm.data.summary import summarize
-from fuxictr_mm.errors import ConfigError, DataError
+from fuxictr_mm.errors import DataError
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.training import loop
 from fuxictr_mm.training.resume import TrainingCheckpoint
+from tests.data.streams import FEATURES, KNOWN, epoch, flat, reading_threads, rows_of, write
 from tests.kills import Killed, kill_at_step
 from tests.paths import ROOT, TINY
 from tests.tensors import assert_equal_tensors
-
-FEATURES = [
-    Feature("user_id", "meta"),
-    Feature("level", "categorical", vocab_size=11),
-    Feature("price", "numeric"),
-    Feature("item_id", "categorical", "item"),
-]
-KNOWN = np.ones(10_001, dtype=bool)
-
-
-def write(folder, rows, parts=1, group=10):
-    """Write numbered rows: item_id is the row's number from 1, everything else follows from it."""
-    number = np.arange(rows)
-    histories = [[0] * (i % 2) + [1 + (i + j) % 50 for j in range(i % 4)] for i in range(rows)]
-    table = pa.table(
-        {
-            "user_id": 100 + number,
-            "item_id": 1 + number,
-            "item_seq": pa.array(histories, pa.list_(pa.int64())),
-            "level": number % 11,
-            "price": number / 4,
-            "label": number % 2,
-        }
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("*.parquet"):
-        old.unlink()
-    bounds = np.linspace(0, rows, parts + 1).astype(int)
-    for part, (start, stop) in enumerate(itertools.pairwise(bounds)):
-        pq.write_table(table.slice(start, stop - start), folder / f"{part:02}.parquet", row_group_size=group)
-    return InteractionFiles(folder, FEATURES, KNOWN, group_id="user_id")
-
-
-def epoch(loader):
-    """Items of one epoch, batch by batch."""
-    return [batch.target.tolist() for batch in loader]
-
-
-def flat(batches):
-    return [item for batch in batches for item in batch]
-
-
-def rows_of(loader):
-    """All columns of every row of an epoch, as tuples."""
-    rows = []
-    for batch in loader:
-        history = [values.tolist() for values in batch.history.values.split(batch.history.lengths.tolist())]
-        columns = [batch.target, batch.context["level"], batch.context["price"], batch.label, batch.group]
-        rows += zip(*(column.tolist() for column in columns), map(tuple, history), strict=True)
-    return rows
-
-
-def reading_threads():
-    return [thread for thread in threading.enumerate() if thread.name == "prefetch"]
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -119,136 +64,6 @@ def test_every_row_once_in_batches_as_of_the_resident_loader(
     row = data.draw(st.integers(0, rows))
     other_size.start_at(0, row)
     assert flat(epoch(other_size)) == flat(batches)[row:]
-
-
-def loader_of(files, resident, batch_size, shard, **options):
-    """A loader of the rows that a rank reads, in memory or streamed."""
-    options = {"seed": 3, "shard": shard, "shuffle": True, **options}
-    if resident:
-        options.pop("buffer_rows", None)
-        table = concatenate(files.select(shard.train_rows(len(files))).chunks())
-        return InMemoryLoader(table, batch_size, num_samples=len(files), **options)
-    return (StreamingLoader if shard.streams is None else interleaved.InterleavedLoader)(files, batch_size, **options)
-
-
-def global_batches(files, resident, batch_size, size, streams, start=0, **options):
-    """The rows of every step of all ranks, in the order of their positions, from a position on."""
-    loaders = [loader_of(files, resident, batch_size, Shard(r, size, streams), **options) for r in range(size)]
-    for loader in loaders:
-        loader.start_at(1, start)
-    steps = list(zip(*map(epoch, loaders), strict=True))
-    assert len(steps) == len(loaders[0].sizes(start)), "as many steps on all ranks, known before the epoch"
-    batches, position = [], start
-    for parts in steps:
-        assert max(map(len, parts)) - min(map(len, parts)) <= 1
-        assert min(map(len, parts)) > 0
-        if streams is None:
-            batches.append(flat(parts))
-        else:
-            total = sum(map(len, parts))
-            queues = [list(reversed(part)) for part in parts]
-            batches.append([queues[p % size].pop() for p in range(position, position + total)])
-        position += len(batches[-1])
-    return batches
-
-
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    rows=st.integers(1, 60),
-    batch_size=st.integers(1, 12),
-    buffer_rows=st.integers(1, 80),
-    size=st.integers(1, 4),
-    streams=st.sampled_from([None, 12, 24]),
-    resident=st.booleans(),
-    chunk=st.integers(1, 50),
-    data=st.data(),
-)
-def test_the_global_batches_of_any_number_of_processes_are_the_same(
-    tmp_path, monkeypatch, rows, batch_size, buffer_rows, size, streams, resident, chunk, data
-):
-    monkeypatch.setattr(parquet, "CHUNK_ROWS", 7)
-    monkeypatch.setattr(interleaved, "CHUNK_ROWS", chunk)
-    files = write(tmp_path / "parts", rows, 2, 5)
-    if rows < size:
-        with pytest.raises(ConfigError, match=f"{rows} rows are too few for {size} processes"):
-            loader_of(files, False, batch_size, Shard(0, size, streams))
-        return
-    options = {"buffer_rows": buffer_rows}
-    whole = flat(global_batches(files, resident, rows, 1, streams, **options))
-    assert sorted(whole) == list(range(1, rows + 1))
-    start = data.draw(st.integers(0, rows))
-    found = global_batches(files, resident, batch_size, size, streams, start, **options)
-    assert flat(found) == (whole[start:] if rows - start >= size else [])
-    if size > 1 and found:
-        assert {len(batch) for batch in found[:-1]} <= {batch_size * size}
-    blocks = [files.select([Shard(rank, size).part(rows)]) for rank in range(size)]
-    assert flat(flat(epoch(StreamingLoader(block, batch_size))) for block in blocks) == list(range(1, rows + 1))
-
-
-@pytest.mark.parametrize("rows", [96, 97, 98, 101, 107, 108, 119])
-def test_as_many_steps_of_as_many_rows_for_any_number_of_processes(tmp_path, rows):
-    """Also where the last batch has fewer rows than some of these numbers."""
-    files = write(tmp_path, rows)
-    found = [global_batches(files, True, 24 // size, size, 12) for size in (1, 2, 3, 4, 6, 12)]
-    assert all(batches == found[0] for batches in found)
-    assert len(found[0]) == (4 if rows < 108 else 5)
-    alone = InMemoryLoader(concatenate(files.chunks()), 24, shuffle=True)  # without streams, as ever
-    assert len(alone) == (4 if rows < 98 else 5)
-
-
-def test_one_process_without_streams_has_the_batches_of_before(tmp_path):
-    """Bit for bit: the number is of an order by version 1.0."""
-    files = write(tmp_path, 50, parts=2)
-    loader = InMemoryLoader(concatenate(files.chunks()), 8, shuffle=True, seed=3)
-    order = torch.randperm(50, generator=torch.Generator().manual_seed(3 * 1_000_003))
-    assert flat(epoch(loader)) == (order + 1).tolist()
-    streams = loader_of(files, True, 8, Shard(0, 1, 24))
-    assert epoch(streams) != epoch(loader)
-    assert epoch(streams) != epoch(streams), "another order in every epoch"
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 4])
-@pytest.mark.parametrize("resident", [True, False])
-def test_each_process_opens_its_own_row_groups_only(tmp_path, monkeypatch, size, resident):
-    files = write(tmp_path, 600, parts=3, group=10)
-    opened = []
-    read = pq.ParquetFile.iter_batches
-
-    def counted(self, **options):
-        opened[-1].update((len(opened), footers.index(self.metadata), g) for g in options["row_groups"])
-        return read(self, **options)
-
-    footers = list(files._footers.values())
-    monkeypatch.setattr(pq.ParquetFile, "iter_batches", counted)
-    for rank in range(size):
-        opened.append(set())
-        loader = loader_of(files, resident, 50, Shard(rank, size, 12), buffer_rows=120)
-        assert sum(map(len, epoch(loader))) == 600 // size
-        assert len(opened[-1]) == 60 // size
-    assert len({group[1:] for part in opened for group in part}) == 60, "all, none of them twice"
-
-
-def test_processes_that_do_not_divide_the_streams_are_refused():
-    with pytest.raises(ConfigError, match=r"streams is 8, but there are 3 processes, .* 1, 2, 4, 8 .* streams: 24"):
-        Shard(0, 3, 8)
-    assert [default_streams(size) for size in (2, 3, 5, 8, 16, 24, 25)] == [24, 24, 25, 24, 32, 24, 25]
-
-
-def test_streams_keep_columns_and_histories_and_warn_once_of_large_row_groups(tmp_path, caplog):
-    files = write(tmp_path, 333, parts=3, group=20)
-    with caplog.at_level(logging.WARNING):
-        loader = loader_of(files, False, 7, Shard(0, 1, 6), buffer_rows=60)
-    assert caplog.text.count("a row group of 20 rows is larger than the buffer of each stream") == 1
-    assert sorted(rows_of(loader)) == sorted(rows_of(InMemoryLoader(concatenate(files.chunks()), 7)))
-
-
-def test_leaving_streams_early_ends_their_threads(tmp_path, monkeypatch):
-    monkeypatch.setattr(interleaved, "CHUNK_ROWS", 20)
-    loader = loader_of(write(tmp_path, 500), False, 5, Shard(0, 1, 4), buffer_rows=80)
-    for _ in loader:
-        assert len(reading_threads()) == 4
-        break
-    assert not reading_threads()
 
 
 def test_row_tells_where_the_handed_out_batches_end(tmp_path):

@@ -12,8 +12,8 @@ from fuxictr_mm.data.ids import AS_IS
 from fuxictr_mm.data.synthetic.spec import SyntheticSpec
 from fuxictr_mm.data.synthetic.world import World
 from fuxictr_mm.data.synthetic.writer import generate
-from fuxictr_mm.embeddings.align import AlignOptions, align, write_aligned
-from fuxictr_mm.embeddings.item_files import Source
+from fuxictr_mm.embeddings.align import AlignOptions, align
+from fuxictr_mm.embeddings.item_files import Source, write_embeddings
 from fuxictr_mm.embeddings.swing import Neighbors
 from fuxictr_mm.errors import ConfigError, DataError, UserError
 from tests.errors import raises_naming
@@ -106,7 +106,7 @@ def test_missing_embeddings(world, aligned, tmp_path):
     path = tmp_path / "items.parquet"
     pq.write_table(pa.table({"item_id": [1, 2, 3], "t": text.tolist(), "i": image.tolist()}), path)
     sources = [Source("text", path, "t"), Source("image", path, "i")]
-    write_aligned(sources, Alignment.load(aligned / "head.safetensors"), tmp_path / "out.parquet")
+    write_embeddings(sources, Alignment.load(aligned / "head.safetensors"), tmp_path / "out.parquet")
     joint, text = (read(tmp_path / "out.parquet", column)[1:] for column in (ALIGNED, f"{ALIGNED}_text"))
     np.testing.assert_allclose(np.linalg.norm(joint, axis=1), [0, 8**0.5, 8**0.5], rtol=1e-4)
     np.testing.assert_allclose(np.linalg.norm(text, axis=1), [0, 0, 8**0.5], rtol=1e-4)
@@ -185,5 +185,7 @@ def test_a_source_is_not_overwritten(aligned, tmp_path):
     sources, _ = ring(tmp_path / "items.parquet", text=np.ones((3, 32)), image=np.ones((3, 48)))
     before = (tmp_path / "items.parquet").read_bytes()
     with raises_naming(ConfigError, "items.parquet"):
-        write_aligned(sources, Alignment.load(aligned / "head.safetensors"), tmp_path / "items.parquet", overwrite=True)
+        write_embeddings(
+            sources, Alignment.load(aligned / "head.safetensors"), tmp_path / "items.parquet", overwrite=True
+        )
     assert (tmp_path / "items.parquet").read_bytes() == before

@@ -1,6 +1,7 @@
 """The contrastive loss against its formula, pairs, recall, heads, and saved heads."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -123,7 +124,7 @@ def test_aligned_embeddings_have_the_norm_sqrt_dim_or_are_zero(alignment):
 
 def test_modalities_that_the_head_does_not_know(alignment):
     with raises_naming(ConfigError, "'image'"):
-        alignment.check({"text": 3})
+        next(alignment.apply(SimpleNamespace(dims={"text": 3})))
 
 
 def test_saved_heads(alignment, tmp_path):

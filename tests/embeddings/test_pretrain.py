@@ -111,7 +111,7 @@ def test_a_saved_unit_gives_the_same_embeddings(world, pretrained, tmp_path):
         (["--apply", "U", "--save", "x.safetensors"], ["--save"]),
         (["--apply", "nowhere"], ["nowhere"]),
         (["--train", "nowhere"], ["nowhere"]),
-        (["--train", "T", "--label", "like"], ["'like'"]),
+        (["--train", "T", "--label", "like"], ["'like'", "--label"]),
         (["--train", "T", "--roles", "history=clicked"], ["'clicked'"]),
         (["--train", "T", "--dim", "6", "--num-heads", "4"], ["dim is 6", "4"]),
         (["--train", "T", "--held-out", "1"], ["held_out is 1.0"]),

@@ -9,13 +9,15 @@ from fuxictr_mm.embeddings.search_unit import ItemFields, SearchUnit, next_item_
 from fuxictr_mm.embeddings.sequences import NextItems, Sequences
 from fuxictr_mm.layers import contrast_of_fields
 
-ITEMS, DIM, HEADS = 30, 6, 2
+ITEMS, DIM = 30, 6
 
 
-@pytest.fixture
-def unit():
+@pytest.fixture(params=[1, 2], ids=["one head", "two heads"])
+def unit(request):
     torch.manual_seed(0)
-    unit = SearchUnit(ItemFields({"text": torch.randn(DIM, 5), "image": torch.randn(DIM, 3)}, 20), HEADS).double()
+    unit = SearchUnit(
+        ItemFields({"text": torch.randn(DIM, 5), "image": torch.randn(DIM, 3)}, 20), request.param
+    ).double()
     for parameter in unit.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     torch.nn.init.zeros_(unit.fields.ids.weight[0].detach())
@@ -43,10 +45,10 @@ def dense_fields(unit, inputs, ids):
 
 def attention(layer, target, history):
     """Of one target ``(D,)`` to a history ``(L, D)``."""
-    heads = []
-    for head in range(HEADS):
-        part = slice(head * DIM // HEADS, (head + 1) * DIM // HEADS)
-        scores = (history @ layer.W_k.weight[part].T) @ (layer.W_q.weight[part] @ target) / (DIM / HEADS) ** 0.5
+    heads, dim = [], layer.head_dim
+    for head in range(layer.num_heads):
+        part = slice(head * dim, (head + 1) * dim)
+        scores = (history @ layer.W_k.weight[part].T) @ (layer.W_q.weight[part] @ target) / dim**0.5
         heads.append(torch.softmax(scores, 0) @ (history @ layer.W_v.weight[part].T))
     return layer.W_o.weight @ torch.cat(heads)
 

@@ -13,7 +13,7 @@ from fuxictr_mm.commands.compare import as_dict
 from fuxictr_mm.data.fingerprint import hash_files
 from fuxictr_mm.errors import DataError
 from fuxictr_mm.evaluation.compare import compare, compare_groups
-from fuxictr_mm.evaluation.significance import metric_of
+from fuxictr_mm.evaluation.intervals import metric_of
 from fuxictr_mm.runs import find_runs
 from tests.errors import raises_naming
 from tests.evaluation.conftest import change_data, change_rows, change_settings

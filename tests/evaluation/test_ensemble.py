@@ -15,7 +15,7 @@ from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
 from fuxictr_mm.evaluation.combine import greedy_weights, transform
 from fuxictr_mm.evaluation.compare import compare
 from fuxictr_mm.evaluation.ensemble import describe_ensemble, ensemble
-from fuxictr_mm.evaluation.significance import Ranking
+from fuxictr_mm.evaluation.intervals import Ranking
 from fuxictr_mm.metrics import evaluate_metrics
 from fuxictr_mm.runs import find_runs
 from tests.errors import exits_naming, raises_naming

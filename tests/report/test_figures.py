@@ -5,7 +5,8 @@ import re
 import numpy as np
 
 from fuxictr_mm.evaluation.compare import Comparison, _compare_all
-from fuxictr_mm.evaluation.significance import Ranking, Side, bootstrap
+from fuxictr_mm.evaluation.intervals import Ranking
+from fuxictr_mm.evaluation.significance import Side, bootstrap
 from fuxictr_mm.report import figures
 from fuxictr_mm.report.comparisons import Comparisons
 from fuxictr_mm.report.figures import plot_differences, plot_intervals

@@ -231,7 +231,7 @@ def test_a_single_sample_for_batch_norm_ends_in_one_line(tmp_path):
     ],
 )
 def test_settings_that_a_run_does_not_reach_are_named(settings, named):
-    model = SimpleNamespace(_settings=ModelSettings(**settings), _planned_steps=10)
+    model = SimpleNamespace(model_settings=ModelSettings(**settings), _planned_steps=10)
     assert [line.split()[0] for line in loop.without_effect(model)] == named
     assert loop.without_effect(SimpleNamespace(_planned_steps=10)) == []
 

@@ -106,6 +106,18 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def quick_trials(folder, monkeypatch):
+    """The stand-in that ``studies`` describes, and processes that look often."""
+    from fuxictr_mm.tuning import pruning, runner, study_trials
+    from tests.tuning.studies import SCRIPT as STUDY_SCRIPT
+
+    (folder / "fake_run.py").write_text(STUDY_SCRIPT)
+    monkeypatch.setattr(study_trials, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(pruning, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(runner, "POLL_SECONDS", 0.05)
+
+
+@pytest.fixture
 def forked():
     """Run a function in a process of its own, which begins at once: nothing has to be imported again."""
     started = []

@@ -17,8 +17,8 @@ from fuxictr_mm.commands.embed.options import (
     wrote,
 )
 from fuxictr_mm.data.ids import Numbering
-from fuxictr_mm.embeddings.align import AlignOptions, align, check_dims, write_aligned
-from fuxictr_mm.embeddings.item_files import Source
+from fuxictr_mm.embeddings.align import AlignOptions, align, check_dims
+from fuxictr_mm.embeddings.item_files import Source, write_embeddings
 from fuxictr_mm.embeddings.swing import Clicks, Neighbors, SwingOptions, swing
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.files import check_outputs
@@ -63,7 +63,7 @@ def main_from_args(arguments: argparse.Namespace, numbering: Numbering) -> None:
     verbose = 0 if arguments.quiet else 1
     neighbors = _find_neighbors(arguments, numbering, verbose)
     alignment, trained = align(sources, neighbors, options, verbose)
-    write_aligned(sources, alignment, arguments.out, arguments.overwrite)
+    write_embeddings(sources, alignment, arguments.out, arguments.overwrite)
     if arguments.save is not None:
         alignment.save(arguments.save)
     columns = {
@@ -86,7 +86,7 @@ def _apply(sources: Sequence[Source], arguments: argparse.Namespace) -> None:
     from fuxictr_mm.embeddings.contrastive import Alignment
 
     alignment = Alignment.load(arguments.apply)
-    write_aligned(sources, alignment, arguments.out, arguments.overwrite)
+    write_embeddings(sources, alignment, arguments.out, arguments.overwrite)
     report = {"applied": arguments.apply, "columns": alignment.columns}
     show(arguments, report, f"wrote {arguments.out}: {', '.join(alignment.columns)} by {arguments.apply}")
 

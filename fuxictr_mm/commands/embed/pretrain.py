@@ -16,8 +16,8 @@ from fuxictr_mm.commands.embed.options import (
     wrote,
 )
 from fuxictr_mm.data.ids import Numbering
-from fuxictr_mm.embeddings.item_files import Source
-from fuxictr_mm.embeddings.pretrain import PretrainOptions, check_options, pretrain, write_pretrained
+from fuxictr_mm.embeddings.item_files import Source, write_embeddings
+from fuxictr_mm.embeddings.pretrain import PretrainOptions, check_options, pretrain
 from fuxictr_mm.embeddings.sequences import Sequences
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.files import check_outputs
@@ -58,7 +58,7 @@ def main_from_args(arguments: argparse.Namespace, numbering: Numbering) -> None:
         from fuxictr_mm.embeddings.search_unit import Pretrained
 
         pretrained = Pretrained.load(arguments.apply)
-        write_pretrained(sources, pretrained, arguments.out, arguments.overwrite)
+        write_embeddings(sources, pretrained, arguments.out, arguments.overwrite)
         columns = pretrained.columns
         report = {"applied": arguments.apply, "columns": columns}
         show(arguments, report, f"wrote {arguments.out}: {', '.join(columns)} by {arguments.apply}")
@@ -67,7 +67,7 @@ def main_from_args(arguments: argparse.Namespace, numbering: Numbering) -> None:
     check_options(sources, options)
     sequences = Sequences.read(arguments.train, arguments.label or "label", numbering)
     pretrained, result = pretrain(sources, sequences, options, 0 if arguments.quiet else 1)
-    write_pretrained(sources, pretrained, arguments.out, arguments.overwrite)
+    write_embeddings(sources, pretrained, arguments.out, arguments.overwrite)
     if arguments.save is not None:
         pretrained.save(arguments.save)
     columns = pretrained.columns

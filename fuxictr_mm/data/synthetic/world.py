@@ -13,8 +13,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from fuxictr_mm.data.synthetic.spec import SyntheticSpec
@@ -168,11 +166,11 @@ def _sample_tags(
     """Sample one to five tags per item, (I, T): tag 1 + k + topics * n belongs to topic k, small n being frequent."""
     shape = (spec.items, MAX_TAGS)
     main_topic = np.where(rng.random(shape) < 0.5, text_topic[:, None], spec.topics // 2 + image_topic[:, None])
-    any_topic = _sample_below(rng, spec.topics, spec.items * MAX_TAGS).reshape(shape)
+    any_topic = sample_below(rng, spec.topics, spec.items * MAX_TAGS).reshape(shape)
     topic = np.where(rng.random(shape) < spec.tag_signal, main_topic, any_topic)
     tags_per_topic = (spec.tags - 1) // spec.topics
     tags = 1 + topic + spec.topics * (rng.random(shape) ** 2 * tags_per_topic).astype(np.int64)
-    tags[np.arange(MAX_TAGS) > _sample_below(rng, MAX_TAGS, spec.items)[:, None]] = 0
+    tags[np.arange(MAX_TAGS) > sample_below(rng, MAX_TAGS, spec.items)[:, None]] = 0
     tags.sort(axis=1)  # zeros come first: left padding
     tags[:, 1:][tags[:, 1:] == tags[:, :-1]] = 0
     tags.sort(axis=1)
@@ -192,7 +190,7 @@ def _sample_tastes(spec: SyntheticSpec) -> tuple[Floats, Floats]:
     return tastes[0], tastes[1]
 
 
-def _sample_below(rng: np.random.Generator, bound: int, count: int) -> Integers:
+def sample_below(rng: np.random.Generator, bound: int, count: int) -> Integers:
     """Sample ``count`` integers from 0 to ``bound`` - 1."""
     return (rng.random(count) * bound).astype(np.int64)
 
@@ -304,15 +302,15 @@ def sample_row_chunk(
     """
     spec = world.spec
     rng = generator(spec, SPLITS[split], chunk)
-    users = 1 + _sample_below(rng, spec.users, count)
+    users = 1 + sample_below(rng, spec.users, count)
     warm, cold = np.flatnonzero(~world.cold & shown), np.flatnonzero(world.cold & shown)
     popular = _sample_exposed(rng, exposure, (count,))
-    items = np.where(rng.random(count) < spec.popular_share, popular, warm[_sample_below(rng, len(warm), count)])
+    items = np.where(rng.random(count) < spec.popular_share, popular, warm[sample_below(rng, len(warm), count)])
     lengths = histories.offsets[users + 1] - histories.offsets[users]
     if split == "train":
         lengths = np.ceil(lengths * (0.5 + 0.5 * rng.random(count))).astype(np.int64)
     elif len(cold):
-        items = np.where(rng.random(count) < spec.cold_share, cold[_sample_below(rng, len(cold), count)], items)
+        items = np.where(rng.random(count) < spec.cold_share, cold[sample_below(rng, len(cold), count)], items)
     if spec.taste_share:
         liked = _sample_liked(world, rng, exposure, users)
         if split != "train" and len(cold):
@@ -322,13 +320,13 @@ def sample_row_chunk(
         items = np.where(rng.random(count) < spec.taste_share, liked, items)
     clash = np.flatnonzero(histories.contains(users, items, spec.items))
     while len(clash):  # ends: a history holds at most half as many items as are warm
-        items[clash] = warm[_sample_below(rng, len(warm), len(clash))]
+        items[clash] = warm[sample_below(rng, len(warm), len(clash))]
         clash = clash[histories.contains(users[clash], items[clash], spec.items)]
     probability = sigmoid(world.true_logit(users, items))
     sequences = histories.padded(users, lengths, spec.seq_len)
     if spec.recent_noise:
         recent, warm = sequences[:, -spec.recent_noise :], np.flatnonzero(~world.cold[1:]) + 1
-        random = warm[_sample_below(rng, len(warm), recent.size)].reshape(recent.shape)
+        random = warm[sample_below(rng, len(warm), recent.size)].reshape(recent.shape)
         np.copyto(recent, random, where=(recent > 0) & (random != items[:, None]))
     columns = {
         "user_id": users,
@@ -349,49 +347,3 @@ def sample_row_chunk(
 def sigmoid(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return probabilities, without overflow."""
     return 0.5 + 0.5 * np.tanh(logits / 2)
-
-
-MOODS = ("quiet", "golden", "hidden", "endless", "early", "little", "northern", "restless")
-THEMES = (
-    ("guitar", "chorus", "melody", "rhythm", "ballad", "concert"),
-    ("noodles", "kitchen", "recipe", "spices", "bakery", "supper"),
-    ("harbour", "island", "voyage", "sailors", "lighthouse", "tide"),
-    ("detective", "alibi", "witness", "robbery", "verdict", "riddle"),
-    ("football", "champion", "stadium", "referee", "penalty", "league"),
-    ("planet", "comet", "rocket", "orbit", "galaxy", "astronaut"),
-    ("kitten", "puppy", "parrot", "hamster", "pony", "rabbit"),
-    ("castle", "dragon", "knight", "sorcerer", "throne", "oracle"),
-    ("garden", "orchid", "meadow", "bonsai", "harvest", "seedling"),
-    ("engine", "highway", "motorcycle", "garage", "racetrack", "turbo"),
-    ("wedding", "romance", "letters", "sweetheart", "bouquet", "promise"),
-    ("robot", "circuit", "keyboard", "software", "laboratory", "gadget"),
-    ("mountain", "glacier", "summit", "campfire", "trail", "avalanche"),
-    ("fashion", "runway", "lipstick", "wardrobe", "perfume", "silk"),
-    ("empire", "soldier", "treaty", "museum", "dynasty", "chronicle"),
-    ("comedy", "clown", "prank", "parody", "stage", "laughter"),
-)
-
-
-def sample_titles(rng: np.random.Generator, topics: NDArray) -> pa.Array:
-    """Sample a title per item (I,), such as "quiet harbour voyage and guitar".
-
-    The two largest of its ``topics`` (I, K) give the nouns. Topics beyond the 16 themes share their nouns and differ in
-    the mood.
-    """
-    ranked = np.argsort(-topics, axis=1, kind="stable")
-    main, second = ranked[:, 0], ranked[:, 1]
-    count, themes, nouns = len(topics), len(THEMES), len(THEMES[0])
-    index = _sample_below(rng, nouns, count)
-    step = 1 + _sample_below(rng, nouns - 1, count)
-    other = _sample_below(rng, nouns, count)
-    words = pa.array([word for theme in THEMES for word in theme])
-
-    def noun(topic: NDArray, which: NDArray) -> pa.Array:
-        return words.take(pa.array(topic % themes * nouns + which % nouns))
-
-    sharing = -(-topics.shape[1] // themes)  # topics per theme, each with moods of its own while there are enough
-    mood_index = _sample_below(rng, max(len(MOODS) // sharing, 1), count) * sharing + main // themes
-    mood = pa.array(MOODS).take(pa.array(mood_index % len(MOODS)))
-    return pc.binary_join_element_wise(
-        mood, noun(main, index), noun(main, index + step), "and", noun(second, other), " "
-    )

@@ -14,6 +14,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from tqdm import tqdm
 
 from fuxictr_mm.data.synthetic.spec import SyntheticSpec
+from fuxictr_mm.data.synthetic.titles import sample_titles
 from fuxictr_mm.data.synthetic.world import (
     MAX_TAGS,
     SPLITS,
@@ -25,7 +26,6 @@ from fuxictr_mm.data.synthetic.world import (
     generator,
     sample_history_chunk,
     sample_row_chunk,
-    sample_titles,
 )
 from fuxictr_mm.errors import ConfigError, DataError
 from fuxictr_mm.files import write_folder

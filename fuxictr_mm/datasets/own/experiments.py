@@ -57,7 +57,7 @@ def columns_to_compare(summary: Summary, columns: Mapping[str, str]) -> list[str
     return shared[:MOST_COMPARED]
 
 
-def first_experiments(
+def din_experiments(
     rows: int, max_len: int, group: str = "user_id", labels: Mapping[str, bool] | None = None
 ) -> dict[str, dict[str, Any]]:
     """Return DIN and DIN_MM with settings for a number of training rows.
@@ -89,8 +89,8 @@ def first_experiments(
 def log_experiments(
     summary: Summary, max_len: int, group: str = "user_id", labels: Mapping[str, bool] | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Return ``first_experiments`` for what was written; with LightFM where the user is a feature."""
-    models = first_experiments(summary.splits["train"].rows, max_len, group, labels)
+    """Return ``din_experiments`` for what was written; with LightFM where the user is a feature."""
+    models = din_experiments(summary.splits["train"].rows, max_len, group, labels)
     for settings in models.values():
         settings["embedding_regularizer"] = _penalty(summary)
     settings = models["DIN_MM"]

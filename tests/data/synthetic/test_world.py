@@ -47,15 +47,6 @@ def test_histories_carry_the_taste_of_both_halves(folder, world, column):
     assert roc_auc_score(label, score) > 0.79  # what a model that sees histories and topics can reach
 
 
-def test_titles_name_the_main_text_topic(folder, world, column):
-    titles = column(folder / "item_feature.parquet", "item_title")
-    topics = world.text_topics[1:].argmax(axis=1)
-    second_words = [{title.split()[1] for title in titles[topics == topic]} for topic in range(TINY.topics // 2)]
-    for number, words in enumerate(second_words):
-        assert len(words) > 1
-        assert all(words.isdisjoint(others) for others in second_words[number + 1 :])
-
-
 def test_tags_are_left_padded_and_distinct(folder, column):
     tags = column(folder / "item_feature.parquet", "item_tags")
     assert (tags > 0).any(axis=1).all()
