@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from fuxictr_mm.runs import find_runs as find_runs
     from fuxictr_mm.runs import load_run as load_run
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Before torch is imported.
 set_wait_policy()

@@ -12,7 +12,7 @@ from fuxictr_mm_serving.errors import ServingError
 if TYPE_CHECKING:
     from fuxictr_mm_serving.export import Export
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Export", "ServingError"]
 
 
