@@ -169,24 +169,18 @@ def _infer_num_items(parts: Sequence[Part]) -> int:
     return largest + 1
 
 
-def decode_ids(
-    feature: Feature,
-    parts: Sequence[Part],
-    vocabularies: Vocabularies,
-    items_of: Vocabulary | None,
-    num_trained: int | None,
-) -> None:
+def decode_ids(feature: Feature, parts: Sequence[Part], vocabularies: Vocabularies, numbers_of: ItemNumbers) -> None:
     """Decode a column of texts or of ids of other items, after the items have been numbered.
 
-    Its vocabulary, if it has one, is added to ``vocabularies``; ``items_of`` is that of the items. Items from
-    ``num_trained`` on have no embedding, and become 0.
+    Its vocabulary, if it has one, is added to ``vocabularies``. Items that training did not have have no embedding, and
+    become 0.
     """
     chunks = [(part, row, values) for part in parts for row, values in part.of_ids.get(feature.name, ())]
     if not chunks:
         return
     where = f"{chunks[0][0].path}: {feature.name}"
-    of_items = feature.share_embedding == ITEM_ID and items_of is not None
-    vocabulary = items_of
+    vocabulary = numbers_of.vocabulary
+    of_items = feature.share_embedding == ITEM_ID and vocabulary is not None
     if not of_items:
         vocabulary = None
         if feature.name in vocabularies or any(is_text(values.type) for _, _, values in chunks):
@@ -208,7 +202,7 @@ def decode_ids(
                 f"{row + int(np.searchsorted(np.cumsum(lengths), bad, side='right'))}, which no item file has; add the "
                 "item or remove the id"
             )
-        numbers[(numbers == UNKNOWN) | (numbers >= (num_trained if of_items and num_trained else np.inf))] = 0
+        numbers[(numbers == UNKNOWN) | (numbers >= ((of_items and numbers_of.num_trained) or np.inf))] = 0
         if feature.type == "sequence":
             numbers = left_pad(numbers, lengths, feature.max_len, where, row)
         decoded[part.path].append(numbers.astype(np.int32))

@@ -140,7 +140,7 @@ class ItemTable(nn.Module):
         for part in read:
             known[part.ids] = True
         for name, feature in wanted.items():
-            decode_ids(feature, found[name], vocabularies, numbers.vocabulary, numbers.num_trained)
+            decode_ids(feature, found[name], vocabularies, numbers)
         columns = {n: _assemble(f, found[n], known, numbers, vocabularies) for n, f in wanted.items()}
         scales = {name: wanted[name].scale for name, column in columns.items() if column.dtype == torch.int8}
         return cls(columns, torch.from_numpy(known), numbers.num_trained, numbers.vocabulary, scales)

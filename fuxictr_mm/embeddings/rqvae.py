@@ -21,6 +21,9 @@ from fuxictr_mm.terminal import progress_bar
 #: Fraction of the steps, at the end, in which unused codes are not reset, so that every code has time to converge.
 _FINAL_STEPS = 0.25
 
+#: The factor beta of the loss.
+_BETA = 0.25
+
 
 class RQVAE(nn.Module):
     r"""Encoder, residual codebooks and decoder.
@@ -50,19 +53,14 @@ class RQVAE(nn.Module):
         W.
     levels, codes : int
         L and C.
-    commitment : float
-        beta.
     """
 
-    def __init__(
-        self, dim: int, hidden_units: Sequence[int], latent_dim: int, levels: int, codes: int, commitment: float = 0.25
-    ) -> None:
+    def __init__(self, dim: int, hidden_units: Sequence[int], latent_dim: int, levels: int, codes: int) -> None:
         super().__init__()
         dims = [dim, *hidden_units, latent_dim]
         self.encoder = _mlp(dims)
         self.decoder = _mlp(dims[::-1])
         self.codebooks = nn.Parameter(torch.zeros(levels, codes, latent_dim))
-        self.commitment = commitment
 
     def quantize(self, latent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Quantize latents ``(B, W)``; no gradient flows between levels.
@@ -94,7 +92,7 @@ class RQVAE(nn.Module):
         reconstruction = F.mse_loss(decoded, x)
         codebook = (residuals.detach() - chosen).square().mean(dim=(0, 2)).sum()
         commitment = (residuals - chosen.detach()).square().mean(dim=(0, 2)).sum()
-        return reconstruction + codebook + self.commitment * commitment, codes, residuals.detach()
+        return reconstruction + codebook + _BETA * commitment, codes, residuals.detach()
 
     @torch.no_grad()
     def initialize_codebooks(self, x: Tensor, seed: int) -> None:
