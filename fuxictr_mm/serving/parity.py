@@ -113,7 +113,7 @@ def check(
     if not largest <= tolerance:
         raise UserError(
             f"{expid}: scores of the export differ by {largest:.2g} from those of the model, "
-            f"expected {tolerance:g} or less (--tolerance); nothing is written"
+            f"expected {tolerance:g} or less (--tolerance, or --auc-loss in its place); nothing is written"
         )
     return tolerance
 
