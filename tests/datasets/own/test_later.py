@@ -251,7 +251,7 @@ def test_what_does_not_go_on(prepare, tmp_path, capsys):
             prepare(new_source, "later", base, **{option: value})
     with raises_naming(ConfigError, "--like", tmp_path / "new"):
         prepare(new_source, "later", tmp_path / "new")
-    with raises_naming(DataError, base, "later than"):
+    with raises_naming(DataError, base, "later than", "--all_rows"):
         prepare(write_source(tmp_path / "late", old, items, users), "later", base)
     with raises_naming(ConfigError, "device", base):
         prepare(write_source(tmp_path / "few", new.drop("device"), items, users), "later", base)
