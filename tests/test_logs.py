@@ -34,7 +34,8 @@ def test_lines_before_and_after_opening_are_written_and_handlers_are_removed(tmp
     assert len((tmp_path / "y.log").read_text().splitlines()) == len(lines) + 1
 
 
-def test_a_program_that_shows_warnings_only_goes_on_doing_so(tmp_path):
+def test_a_program_that_shows_warnings_only_goes_on_doing_so(tmp_path, caplog):
+    caplog.set_level(logging.WARNING)  # whatever level other tests have left
     shown = io.StringIO()
     handler = logging.StreamHandler(shown)
     logging.getLogger().addHandler(handler)
