@@ -83,6 +83,9 @@ class CodesEntry(_Entry):
     file: File
     columns: dict[str, int]
     vocab_sizes: dict[str, int] = {}
+    #: Columns of which a new item may have fewer, and those that hold ids of items.
+    lists: list[str] = []
+    of_items: list[str] = []
 
 
 class Scaling(_Entry):

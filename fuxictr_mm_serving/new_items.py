@@ -13,8 +13,8 @@ import numpy as np
 
 from fuxictr_mm_serving.errors import ServingError
 from fuxictr_mm_serving.features import ContextField, Items
-from fuxictr_mm_serving.manifest import ContentEntry, Files, IdsEntry, ItemsEntry, NumberEntry
-from fuxictr_mm_serving.tables import Ids, check_shape
+from fuxictr_mm_serving.manifest import CodesEntry, ContentEntry, Files, IdsEntry, ItemsEntry, NumberEntry
+from fuxictr_mm_serving.tables import Ids, check_shape, integers
 
 #: Length below which an embedding is zero.
 SMALLEST = 1e-12
@@ -144,7 +144,7 @@ class IdField:
     def write(self, row: np.ndarray, what: str, ids: Sequence[Any]) -> None:
         """Write the pooled embeddings of ids into a row of the item table ``(D,)``."""
         if not 0 < len(ids) <= self.max_len:
-            raise ServingError(f"{what} has {len(ids)} ids, expected 1 to {self.max_len}")
+            raise ServingError(f"{what} has {len(ids)} ids, expected {'1 to ' * (self.max_len > 1)}{self.max_len}")
         padded = [*[None] * (self.max_len - len(ids)), *ids]  # as in the item files: null is number 0
         found = self.embed(padded, what)
         count = (found.sum(axis=1) != 0).sum() if self.pooling == "mean" else 1
@@ -161,19 +161,22 @@ class NewItems:
     vocab_sizes: Mapping[str, int] = field(default_factory=dict)
     ids: Mapping[str, IdField] = field(default_factory=dict)
     #: Columns whose codes are given as the owner has them: texts, or what ``fuxictr-mm prepare`` wrote numbers of.
-    words: Mapping[str, Ids] = field(default_factory=dict)
+    #: Returns the numbers of codes; also takes what they are, for errors.
+    words: Mapping[str, Callable[[Sequence[Any], str], np.ndarray]] = field(default_factory=dict)
     numbers: Mapping[str, Number] = field(default_factory=dict)
+    lists: Sequence[str] = ()  #: Columns of which an item may have fewer codes.
 
     @classmethod
     def of(cls, files: Files, entry: ItemsEntry, items: Items, ids: Mapping[str, Ids]) -> NewItems:
         """Return those of the manifest's entry of the items, by the vocabularies of columns of texts."""
         row_dim = items.table.values.shape[1]
         contents = {name: Content.of(files, content, row_dim) for name, content in entry.contents.items()}
-        columns, sizes = (entry.codes.columns, entry.codes.vocab_sizes) if entry.codes else ({}, {})
+        codes = entry.codes or CodesEntry(file="none", columns={})
         fields = {e.name: IdField.of(files, e, items, ids.get(e.name)) for e in entry.ids}
-        words = {name: ids[name] for name in columns if name in ids}
+        words = {name: ids[name].encode for name in codes.columns if name in ids}
+        words |= dict.fromkeys(codes.of_items, items.numbers)
         numbers = {name: Number.of(files, number, row_dim) for name, number in entry.numbers.items()}
-        return cls(contents, columns, sizes, fields, words, numbers)
+        return cls(contents, codes.columns, codes.vocab_sizes, fields, words, numbers, codes.lists)
 
     def rows(self, items: Sequence[NewItem], unseen: ItemRows) -> ItemRows:
         """Return rows of the items; what is not given is that of an item that training has not seen."""
@@ -192,22 +195,26 @@ class NewItems:
             for name, given in item.codes.items():
                 what = f"new_items.{number}: '{name}'"
                 _check(name, f"{what} is not a list of codes", {**self.code_counts, **self.ids})
-                count = self.code_counts.get(name, 0)
                 if name in self.ids:
                     self.ids[name].write(values[number], what, given)
-                if not count:
-                    continue
-                assert codes is not None
-                if name in self.words:
-                    given = np.maximum(self.words[name].encode(given, what), 0).tolist()
-                if name in self.ids:
-                    given = [*[0] * (count - len(given)), *given]  # as in the item files
-                limit = self.vocab_sizes.get(name, 2**31)
-                if len(given) != count or not all(isinstance(c, int) and 0 <= c < limit for c in given):
-                    expected = f"{count} codes from 0 to {limit - 1}"
-                    raise ServingError(f"{what} is not {expected}")
-                codes[number, starts[name] : starts[name] + len(given)] = given
+                if name in self.code_counts:
+                    assert codes is not None
+                    found = self._codes_of(name, given, what)
+                    codes[number, starts[name] : starts[name] + len(found)] = found
         return ItemRows(values, codes)
+
+    def _codes_of(self, name: str, given: Sequence[Any], what: str) -> np.ndarray:
+        """Return the codes ``(K,)`` of a column; fewer are padded as in the item files."""
+        count, takes_fewer = self.code_counts[name], name in self.lists or name in self.ids
+        if not (0 < len(given) <= count if takes_fewer else len(given) == count):
+            raise ServingError(f"{what} has {len(given)} ids, expected {'1 to ' * (takes_fewer and count > 1)}{count}")
+        if name in self.words:
+            found = np.maximum(self.words[name](given, what), 0)
+        else:
+            found, limit = integers(given, what), self.vocab_sizes.get(name, 2**31)
+            if (wrong := found[(found < 0) | (found >= limit)]).size:
+                raise ServingError(f"{what} holds {wrong[0]}, expected 0 to {limit - 1}")
+        return np.pad(found, (count - len(given), 0))
 
 
 def _check(name: str, what: str, known: Mapping[str, Any]) -> None:

@@ -107,7 +107,7 @@ def parse_features(columns: Columns) -> list[Feature]:
         features.append(_named_by_role(feature, columns.roles))
     if columns.has_items:
         features = _with_histories(features, columns.roles.histories)
-    return features + _compared_columns(features, columns.by_name)
+    return features + _compared_columns(features, columns)
 
 
 def _with_histories(features: Sequence[Feature], names: Sequence[str]) -> list[Feature]:
@@ -126,9 +126,10 @@ def _named_by_role(feature: Feature, roles: Roles) -> Feature:
     return replace(feature, name=name, on_disk=on_disk, share_embedding=shared)
 
 
-def _compared_columns(features: Sequence[Feature], columns: Mapping[str, FeatureConfig]) -> list[Feature]:
+def _compared_columns(features: Sequence[Feature], columns: Columns) -> list[Feature]:
     """Return the columns that only similarities read."""
-    compared = [_feature(columns[str(f.of)], f.has_items) for f in features if f.type == "similarity"]
+    entries = [(columns.by_name[str(f.of)], f.has_items) for f in features if f.type == "similarity"]
+    compared = [_named_by_role(_feature(entry, has_items), columns.roles) for entry, has_items in entries]
     names = [f.name for f in features]
     return list({f.name: replace(f, embedded=False) for f in compared if f.name not in names}.values())
 

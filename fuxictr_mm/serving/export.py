@@ -156,7 +156,7 @@ def _read_source(
     given = [entry["name"] for entry, _ in parts.ids]
     sizes = _sizes(dataset, [*parts.context, *parts.code_columns, *given])
     prepared = Prepared.of(dataset, experiment.config.dataset.item_files, sizes) if of_owner else None
-    columns = [name for name in (*parts.code_columns, *given) if name in sizes]
+    columns = [name for name in dict.fromkeys((*parts.code_columns, *given)) if name in sizes]
     return _Source(experiment, model, dataset, parts, expected, prepared, columns, items)
 
 
@@ -247,9 +247,11 @@ def _with_items(experiment: Experiment, folder: Path) -> Experiment:
 
 
 def _sizes(dataset: Dataset, names: list[str]) -> dict[str, int]:
-    """Return the number of ids of each column of ids; codes that no field embeds have none."""
-    specs = {name: dataset.feature_map.features.get(name, {}) for name in names}
-    return {n: spec["vocab_size"] for n, spec in specs.items() if spec.get("type") in ("categorical", "sequence")}
+    """Return the number of ids of each column of ids, also of one that only a similarity or the model reads."""
+    of_items = [f for f in dataset.features if f.is_item]
+    specs: dict[str, Any] = {f.name: {"type": f.type, "vocab_size": f.vocab_size} for f in of_items}
+    specs |= dataset.feature_map.features
+    return {n: specs[n]["vocab_size"] for n in names if specs.get(n, {}).get("type") in ("categorical", "sequence")}
 
 
 def _choose_parts(experiment: Experiment, format: str, precision: str) -> Callable[..., Parts]:

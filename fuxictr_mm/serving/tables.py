@@ -25,6 +25,7 @@ from fuxictr_mm.fuxictr_imports import MaskedAveragePooling, MaskedSumPooling
 from fuxictr_mm.serving.graphs import (
     Traced,
     code_columns,
+    compared_ids,
     content_columns,
     given_fields,
     graphs_of,
@@ -70,6 +71,7 @@ class Parts:
     contents: Mapping[str, Content]
     code_columns: Mapping[str, int]
     codes: Tensor | None
+    code_lists: Sequence[str] = ()
     fields: Mapping[str, int] = field(default_factory=dict)
     context_tables: Mapping[str, nn.Module] = field(default_factory=dict)
     weights: Mapping[str, Tensor] = field(default_factory=dict)
@@ -81,12 +83,22 @@ def zoo_parts(model: Any, dataset: Dataset, experiment: Experiment) -> Parts:
     fields = {name: model.field_dims[name] for name in model.item_fields}
     codes_of = code_columns(model)
     codes = stored_codes(model) if codes_of else None
+    lists = [name for name in compared_ids(model) if name not in model.per_item_codes]
     kinds = {name: model.feature_map.features[name]["type"] for name in given_fields(model)}
     layers = model.embedding_layer.embedding_layer.embedding_layers
     tables = {name: layers[name] for name, kind in kinds.items() if kind in ("categorical", "sequence")}
     rows, contents = partial(item_rows, model), _zoo_contents(model, fields)
     return Parts(
-        graphs_of(model), [*kinds], rows, contents, codes_of, codes, fields, tables, ids=_zoo_ids(model, fields)
+        graphs_of(model),
+        [*kinds],
+        rows,
+        contents,
+        codes_of,
+        codes,
+        lists,
+        fields,
+        tables,
+        ids=_zoo_ids(model, fields),
     )
 
 
@@ -149,7 +161,9 @@ def write_tables(parts: Parts, dataset: Dataset, folder: Path, manifest: dict[st
     if parts.codes is not None:
         np.save(folder / "item_codes.npy", parts.codes.numpy())
         sizes = {f.name: f.vocab_size for f in dataset.features if f.name in parts.code_columns and f.vocab_size}
+        of_items = [f.name for f in dataset.features if f.name in parts.code_columns and f.share_embedding == ITEM_ID]
         entry["codes"] = {"file": "item_codes.npy", "columns": parts.code_columns, "vocab_sizes": sizes}
+        entry["codes"] |= {"lists": [*parts.code_lists], "of_items": of_items}
     for given in manifest["context"]:
         if given["name"] in parts.context_tables:
             layer, file = parts.context_tables[given["name"]], f"context_{given['name']}"

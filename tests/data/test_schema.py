@@ -269,6 +269,13 @@ def test_a_compared_embedding_that_is_not_used_is_read_but_not_embedded():
     assert feature_map_of(given).features["similarity"]["pretrain_dim"] == 2
 
 
+def test_a_compared_column_that_is_not_used_holds_ids_of_the_target():
+    columns = [{**column, "name": "shown"} if column["name"] == "item_id" else column for column in CHALLENGE]
+    columns += [{**CHALLENGE[5], "name": "similar", "share_embedding": "shown"}, {**SIMILARITY, "of": "similar"}]
+    given = params(columns, use_features=["shown", "similarity"], roles={"target": "shown"})
+    assert {f.name: f.share_embedding for f in features_of(given) if not f.embedded} == {"similar": "item_id"}
+
+
 def test_a_column_for_a_setting_of_the_model_is_read_but_not_embedded():
     given = params(feature_specs=[{"name": VECTOR, "embedded": False}])
     assert [f.name for f in features_of(given) if not f.embedded] == [VECTOR]

@@ -9,9 +9,10 @@ import torch
 
 from fuxictr_mm.data.items import ItemTable
 from fuxictr_mm.experiment import Experiment
-from fuxictr_mm.serving.export import export
+from fuxictr_mm.serving.export import _sizes, export
 from fuxictr_mm_serving import Export, ServingError
 from fuxictr_mm_serving.new_items import ItemRows, NewItem, NewItems
+from fuxictr_mm_serving.tables import Ids
 from tests.errors import raises_naming
 from tests.paths import ROOT, TINY
 from tests.serving.scores import NOISE, eager, load_model
@@ -26,6 +27,30 @@ def test_codes_beyond_their_vocabulary_are_refused():
     for code in (17, -1, 2**40):
         with raises_naming(ServingError, "'a'", "16"):
             items.rows([NewItem({}, {"a": [code]})], unseen)
+
+
+def test_columns_that_only_similarities_read_take_what_the_owner_has():
+    """Texts, ids of items, integers written as texts, and fewer than an item has at most."""
+    known = Ids(["red", "blue"], is_integer=False)
+    words = {"tags": known.encode, "similar": lambda ids, what: np.array([7 if i == "x" else -1 for i in ids])}
+    counts = {"tags": 3, "similar": 2, "numbers": 2}
+    items = NewItems({}, counts, {"numbers": 9}, words=words, lists=["tags", "similar", "numbers"])
+    unseen = ItemRows(np.zeros((1, 3), np.float32), np.zeros((1, 7), np.int64))
+    given = {"tags": ["blue", "new"], "similar": ["x"], "numbers": ["8"]}
+    assert items.rows([NewItem({}, given)], unseen).codes.tolist() == [[0, 2, 0, 0, 7, 0, 8]]
+    for name, wrong, found in (("tags", ["red"] * 4, "4"), ("tags", [], "0"), ("numbers", ["9"], "9")):
+        with raises_naming(ServingError, f"'{name}'", found):
+            items.rows([NewItem({}, {name: wrong})], unseen)
+
+
+def test_a_column_that_only_a_similarity_reads_has_the_words_of_its_owner():
+    of = {"name": "near", "type": "similarity", "of": "item_tags", "statistics": ["mean"]}
+    experiment = Experiment.load("DIN_MM_tiny", ROOT, verbose=0)
+    columns = [*experiment.config.dataset.feature_cols, of]
+    settings = {"feature_cols": columns, "use_features": ["item_id", "near"]}
+    dataset = Experiment.load("DIN_MM_tiny", ROOT, verbose=0, **settings).load_dataset({"valid": True})
+    assert "item_tags" not in dataset.feature_map.features
+    assert _sizes(dataset, ["item_tags"]) == {"item_tags": 193}
 
 
 def test_a_new_item_by_its_ids(exported):
