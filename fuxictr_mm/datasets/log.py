@@ -6,6 +6,7 @@ or bars), Parquet or JSON lines. A history holds the items of the user's positiv
 strictly earlier times. The newest rows are test, those before them valid (``own.splits``). Columns become features by
 what they hold (``own.columns``); numbers, of labels too, are standardised by training rows, and by the items and users
 that these show.
+Labels may be values of a column, and of a log of events those that follow a row (``own.events``).
 Rows without any label are not written. Items of the log that ``--items`` does not have are written without features. A
 log of only positive events gets negatives: items that the user has no event of in splits up to that of the row, drawn
 as often as they occur in its split, or other items by ``--negatives_from`` (``negatives``).
@@ -29,6 +30,7 @@ from fuxictr_mm.datasets.histories import histories_before, history_ranges, part
 from fuxictr_mm.datasets.negatives import sample_negatives, sample_repeats
 from fuxictr_mm.datasets.own.base import Notes
 from fuxictr_mm.datasets.own.columns import LogColumn, free_name, moments_of, split_lists
+from fuxictr_mm.datasets.own.events import Counts
 from fuxictr_mm.datasets.own.experiments import columns_to_compare, explain, log_experiments, users_recur
 from fuxictr_mm.datasets.own.instants import as_instants
 from fuxictr_mm.datasets.own.options import LogOptions
@@ -36,7 +38,14 @@ from fuxictr_mm.datasets.own.source import WRITTEN, LogSource, find_files
 from fuxictr_mm.datasets.own.splits import bounds_of_all, bounds_of_users, split_of
 from fuxictr_mm.datasets.own.tables import Table
 from fuxictr_mm.datasets.own.vectors import read_array, read_vectors, vector_columns
-from fuxictr_mm.datasets.own.warnings import warn_of_leaks, warn_of_repeats, warn_of_short_histories, warn_of_weights
+from fuxictr_mm.datasets.own.warnings import (
+    warn_of_events,
+    warn_of_leaks,
+    warn_of_repeats,
+    warn_of_short_histories,
+    warn_of_unassigned,
+    warn_of_weights,
+)
 from fuxictr_mm.datasets.reader import SPLITS, Embeddings, Kind, Reader, Rows
 from fuxictr_mm.datasets.writer import Summary
 from fuxictr_mm.errors import DataError
@@ -169,9 +178,17 @@ class Log(Reader):
         for batch in pq.ParquetFile(self._source.path).iter_batches(READ_ROWS):
             yield pl.DataFrame(batch).with_columns(HASH_OF_ROW)
 
+    @cached_property
+    def _assigned(self) -> dict[int, Counts]:
+        """How many events were assigned to impressions, by file of users."""
+        return {}
+
     def _unsorted(self, number: int) -> pl.DataFrame:
         """Return the events of a file of users, and which enter later histories."""
-        return pl.read_parquet(self._buckets[number]).with_columns(self._source.is_positive.alias(":positive"))
+        events = pl.read_parquet(self._buckets[number])
+        if self._source.events is not None and not self.asked.negatives:
+            events, self._assigned[number] = self._source.events.with_labels(events, self._source.longest)
+        return events.with_columns(self._source.is_positive.alias(":positive"))
 
     def _bucket(self, number: int) -> pl.DataFrame:
         """Return the events of a chunk of users, sorted by user and time; events without a label have no split."""
@@ -227,12 +244,14 @@ class Log(Reader):
             if number == 0:
                 features = [column for column in columns if column.kind != "group"]
                 warn_of_leaks(self._source, train, features)
+                warn_of_events(self._source, train)
                 warn_of_weights(self._source, features)
                 warn_of_repeats(self._source, train)
                 warn_of_short_histories(self._source, rows, self.max_len)
             for series in train.select(":item", ":user", *categories):
                 before = kept.get(series.name, [])
                 kept[series.name] = [pl.concat([*before, series.unique()]).unique()]
+        warn_of_unassigned(self._source, list(self._assigned.values()))
         values = {name: parts[0].sort() for name, parts in kept.items()}
         return Training(values, moments, self._find_unknown(columns, later, values))
 

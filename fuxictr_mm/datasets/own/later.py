@@ -23,7 +23,7 @@ from fuxictr_mm.datasets.log import HASH, Log
 from fuxictr_mm.datasets.own.base import Base
 from fuxictr_mm.datasets.own.columns import LogColumn, split_lists
 from fuxictr_mm.datasets.own.instants import as_instants
-from fuxictr_mm.datasets.own.options import LogOptions
+from fuxictr_mm.datasets.own.options import LogOptions, Value
 from fuxictr_mm.datasets.own.source import LogSource
 from fuxictr_mm.datasets.own.tables import Table
 from fuxictr_mm.datasets.reader import Embeddings
@@ -81,9 +81,17 @@ class LaterSource(LogSource):
         types = {column.source: column.kind for column in columns if column.kind != "group"}
         return replace(table, types={**table.types, **types}, as_integers=as_integers)
 
+    def _find_values(self) -> dict[str, Value]:
+        named = zip(self.asked.labels, self.base.notes.labels, strict=False)
+        found = {name: value for word, name in named if word != name and (value := Value.of(word)) is not None}
+        return {name: value for name, value in found.items() if value.column in self.log.schema}
+
+    def _check_value(self, value: Value, option: str) -> None:
+        """Take a value that no row has: a day may be without purchases."""
+
     def _find_labels(self) -> list[str]:
         """Return the labels that the log has; it may have none."""
-        return [name for name in self.base.notes.labels if name in self.log.schema]
+        return [name for name in self.base.notes.labels if name in self.log.schema or name in self.values]
 
     def _find_numeric(self) -> list[str]:
         return list(self.base.numeric_labels)
@@ -94,6 +102,8 @@ class LaterSource(LogSource):
     @property
     def is_labelled(self) -> pl.Expr:
         """Whether a row has a label, or is a click of a log of only clicks."""
+        if self.events is not None:
+            return self.events.is_impression
         if not self.base.notes.labels:
             return pl.lit(True)
         return pl.any_horizontal(pl.col(name).is_not_null() for name in self.labels) if self.labels else pl.lit(False)
@@ -106,6 +116,8 @@ class LaterSource(LogSource):
             return self.is_labelled & is_later
         if self.history_label not in self.labels:
             return pl.lit(False)
+        if self.events is not None:
+            return (pl.col(":kind") == self.events.labels[self.history_label]) & is_later
         return (pl.col(self.history_label) == 1).fill_null(False) & is_later
 
     @cached_property
@@ -203,6 +215,8 @@ class LaterLog(Log):
                 f"--all_rows: {self.base.folder} is itself of a later log and has not all clicks; give --like "
                 f"{self.base.trained}"
             )
+        if self._all_rows and self.base.asked.impressions:
+            raise ConfigError(f"--all_rows: {self.base.folder} is of a log of events (--impressions); leave it out")
         files = {name: given[name] for name in FILES if name in given}
         if "embeddings" in files:
             files["embeddings"] = tuple(files["embeddings"])
@@ -256,6 +270,8 @@ class LaterLog(Log):
 
     def _splits_of(self, frame: pl.DataFrame) -> pl.DataFrame:
         new = frame.filter(pl.col(":source_row").is_not_null())
+        if self._source.events is not None:
+            new = new.filter(self._source.events.is_impression)
         return new.select(":row", pl.lit("test").alias(":split"))
 
     # Numbers, of the earlier log

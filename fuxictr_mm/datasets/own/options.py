@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -19,8 +20,27 @@ NEGATIVES_FROM = ("new", "any", "matched")
 #: Names of the options as ``argparse`` has them.
 NAMES = (
     "labels", "interactions", "items", "users", "embeddings", "roles", "types", "split", "split_by", "negatives",
-    "negatives_from", "positive_from", "history_from", "like", "all_rows",
+    "negatives_from", "positive_from", "history_from", "impressions", "within", "like", "all_rows",
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Value:
+    """A value of a column, as ``--labels`` and ``--impressions`` name it: ``COLUMN=VALUE``."""
+
+    column: str
+    text: str
+
+    @classmethod
+    def of(cls, word: str) -> Value | None:
+        """Return what a word names, None if it is none of this form."""
+        column, _, text = word.partition("=")
+        return cls(column, text) if column and text else None
+
+    def label(self, columns: Container[str]) -> str:
+        """Return the name of its label: the value, after the name of its column where a column is called so."""
+        name = re.sub(r"\W+", "_", self.text)
+        return f"{self.column}_{name}" if name in columns or not name.strip("_") else name
 
 
 @dataclass(frozen=True)
@@ -44,7 +64,9 @@ class LogOptions:
     weight: str | None = None  #: Column of the weights of rows.
     #: The type of columns by name, of ``TYPES``. A label that is ``numeric`` is a number to predict.
     types: Mapping[str, str] = field(default_factory=dict)
-    labels: tuple[str, ...] = ()  #: Columns of labels; by default ``label`` or ``click``.
+    #: Columns of labels, or ``COLUMN=VALUE``, a label of whether the column has the value; by default ``label`` or
+    #: ``click``.
+    labels: tuple[str, ...] = ()
     split: tuple[float, float, float] = (0.8, 0.1, 0.1)  #: Fractions of train, valid and test.
     #: Whether they are fractions of all rows or of the rows of each user, the last ones for test ("time", "user").
     split_by: str = "time"
@@ -52,8 +74,11 @@ class LogOptions:
     negatives_from: str = "new"  #: Which items these can be, of ``NEGATIVES_FROM``.
     #: Labels are 1 from this number on and 0 below, as of ratings; by default they hold 0 and 1.
     positive_from: float | None = None
-    #: The label whose positive events enter histories; by default the first one that is not a number.
+    #: The label whose positive events enter histories; by default the first one that is not a number, of a log of
+    #: events the impressions.
     history_from: str | None = None
+    impressions: tuple[str, ...] = ()  #: ``COLUMN=VALUE``: the events that are the rows, of a log of events.
+    within: str | None = None  #: Longest time from an impression to an event that is a label of it.
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> LogOptions:
@@ -79,7 +104,7 @@ class LogOptions:
         if values["history"] is not None and values["history"] == values["group"]:
             raise ConfigError(f"--roles history={values['history']}: is the column of the group as well; name another")
         values["types"] = _parse_types(given.get("types") or ())
-        for name in ("labels", "embeddings", "split"):
+        for name in ("labels", "embeddings", "split", "impressions"):
             if name in values:
                 values[name] = tuple(values[name])
         options = cls(**values)
@@ -107,6 +132,15 @@ class LogOptions:
             raise ConfigError(
                 f"--negatives: is for a log of only positive events; remove --{others[0]}, or --negatives"
             )
+        columns = set()
+        for word in options.impressions:
+            if (value := Value.of(word)) is None:
+                raise ConfigError(f"--impressions {word}: expected COLUMN=VALUE, such as event=view")
+            columns.add(value.column)
+        if len(columns) > 1:
+            raise ConfigError(f"--impressions: names the columns {' and '.join(sorted(columns))}, expected one column")
+        if options.within is not None and not options.impressions:
+            raise ConfigError(f"--within {options.within}: is of --impressions, which is missing; add it")
         return options
 
     @classmethod
@@ -181,6 +215,16 @@ def add_log_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--history_from", metavar="LABEL", help="log: the label whose positives are the histories (default: the first)"
+    )
+    group.add_argument(
+        "--impressions",
+        nargs="+",
+        metavar="COLUMN=VALUE",
+        help="log: of a log of events, those that are the rows, such as event=view; --labels event=purchase then "
+        "labels a row by what follows it",
+    )
+    group.add_argument(
+        "--within", metavar="TIME", help="log: longest time from a row to the event that labels it, such as 30m or 7d"
     )
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import polars as pl
 
 from fuxictr_mm.datasets.own.columns import LogColumn, choose_columns, free_name
+from fuxictr_mm.datasets.own.events import EventLog, check_value, is_held, parse_within, text_of
 from fuxictr_mm.datasets.own.instants import Unit, read_times, unit_of
-from fuxictr_mm.datasets.own.options import LogOptions
+from fuxictr_mm.datasets.own.options import LogOptions, Value
 from fuxictr_mm.datasets.own.tables import Table
 from fuxictr_mm.encoding.text_files import form_of, unpacked_name
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, nearest
@@ -78,6 +79,8 @@ class LogSource:
         self.log = log
         self.items = self._table("items", asked.items, {"target": asked.item})
         self.users = self._table("users", asked.users, {"user": asked.user})
+        #: Labels that are values of a column.
+        self.values = self._find_values()
         self.labels = self._find_labels()
         if asked.weight in self.labels:
             raise ConfigError(f"--roles weight={asked.weight}: is a label; name another column")
@@ -85,6 +88,8 @@ class LogSource:
         self.numeric_labels = self._find_numeric()
         #: The label whose positive events enter histories; None: all events that have a label.
         self.history_label = self._find_history_label(self.labels)
+        #: What the events are, of a log of events.
+        self.events = self._find_events()
 
     def _table(self, option: str, pattern: str | None, ids: dict[str, str]) -> Table | None:
         paths = find_files(self.source, option, pattern)
@@ -97,12 +102,40 @@ class LogSource:
             table.check(column, f"--roles {role}={column}")
         return table
 
+    def _find_values(self) -> dict[str, Value]:
+        """Return the labels that are named as ``COLUMN=VALUE``, by their names."""
+        found: dict[str, Value] = {}
+        for word in self.asked.labels:
+            value = None if word in self.log.schema else Value.of(word)
+            if value is None:
+                continue
+            self.log.check(value.column, f"--labels {word}")
+            found[value.label([*self.log.schema, *found])] = value
+        return found
+
+    def _find_events(self) -> EventLog | None:
+        """Return what the events of ``--impressions`` are."""
+        impressions = [value for word in self.asked.impressions if (value := Value.of(word)) is not None]
+        if not impressions:
+            return None
+        column, given = impressions[0].column, " ".join(self.asked.impressions)
+        self.log.check(column, f"--impressions {given}")
+        for name in self.labels if not self.asked.negatives else []:
+            if name not in self.values or self.values[name].column != column:
+                raise ConfigError(
+                    f"--labels {name}: is no event of the column {column} of --impressions {given}; name events, such "
+                    f"as --labels {column}=purchase"
+                )
+        return EventLog(column, [v.text for v in impressions], {name: v.text for name, v in self.values.items()})
+
     def _find_labels(self) -> list[str]:
         """Return the labels' columns; where ``--negatives`` makes it, ``label``."""
         file = self.log.paths[0]
-        for name in self.asked.labels:
-            self.log.check(name, f"--labels {name}")
-        labels = list(self.asked.labels) or [name for name in LABELS if name in self.log.schema][:1]
+        labels = [self._names.get(word, word) for word in self.asked.labels]
+        for name in labels:
+            if name not in self.values:
+                self.log.check(name, f"--labels {name}")
+        labels = labels or [name for name in LABELS if name in self.log.schema][:1]
         if labels and self.asked.negatives:
             raise ConfigError(f"--negatives: {file} has the label '{labels[0]}'; leave out --negatives")
         if not labels and not self.asked.negatives:
@@ -111,6 +144,14 @@ class LogSource:
                 "--labels, or add --negatives 1 if every row is a click, to sample an item without one for each"
             )
         return labels or ["label"]
+
+    @property
+    def _names(self) -> dict[str, str]:
+        """The names of labels that are named as ``COLUMN=VALUE``."""
+        return {f"{value.column}={value.text}": name for name, value in self.values.items()}
+
+    def _check_value(self, value: Value, option: str) -> None:
+        check_value(self.log, value, option)
 
     def _find_numeric(self) -> list[str]:
         """Return the labels that ``--types`` declares to be numbers."""
@@ -128,7 +169,9 @@ class LogSource:
         return numeric
 
     def _find_history_label(self, labels: Sequence[str]) -> str | None:
-        name = self.asked.history_from
+        name = self._names.get(self.asked.history_from or "", self.asked.history_from)
+        if name is None and self.asked.impressions:
+            return None
         if name is None:
             return next(iter(self._classes_of(labels)), None)
         if name not in labels:
@@ -149,7 +192,8 @@ class LogSource:
         return self._classes_of(self.labels)
 
     def written_label(self, name: str) -> str:
-        """Return the name that a label is written with: numbers are standardised."""
+        """Return the name that a label of ``--labels`` is written with: numbers are standardised."""
+        name = self._names.get(name, name)
         return name + SCALED if name in self.numeric_labels else name
 
     @property
@@ -160,6 +204,8 @@ class LogSource:
     @property
     def is_labelled(self) -> pl.Expr:
         """Whether a row of the log has a label."""
+        if self.events is not None:
+            return self.events.is_impression
         if self.asked.negatives:
             return pl.lit(True)
         return pl.any_horizontal(pl.col(name).is_not_null() for name in self.labels)
@@ -169,6 +215,8 @@ class LogSource:
         """Whether a row of the log enters histories."""
         if self.history_label is None:
             return self.is_labelled
+        if self.events is not None:
+            return pl.col(":kind") == self.events.labels[self.history_label]
         return pl.lit(True) if self.asked.negatives else (pl.col(self.history_label) == 1).fill_null(False)
 
     # Columns: names that two tables have go to the log, then to the users.
@@ -179,6 +227,7 @@ class LogSource:
         taken = {*WRITTEN, *self.labels, *map(self.written_label, self.labels)}
         roles = {self.asked.user, self.asked.item, self.asked.time, *self.labels}
         roles |= {column for column in (self.asked.group, self.asked.history, self.asked.weight) if column}
+        roles |= {value.column for value in self.values.values()} | ({self.events.column} if self.events else set())
         types, found = self.asked.types, {}
         for table, without, prefix in (
             (self.log, roles, "context_"),
@@ -226,8 +275,14 @@ class LogSource:
         return path
 
     def _events(self) -> pl.LazyFrame:
-        labels = [] if self.asked.negatives else [self._read_label(name) for name in self.labels]
-        return self.log.frame.with_row_index(":source_row").select(
+        of_rows = self.labels if self.events is None and not self.asked.negatives else []
+        labels = [self._read_label(name) for name in of_rows]
+        if self.events is not None:
+            for option, kinds in (("impressions", self.events.impressions), ("labels", self.events.labels.values())):
+                for kind in kinds:
+                    self._check_value(Value(self.events.column, kind), option)
+            labels = [text_of(self.events.column).alias(":kind")]
+        rows = self.log.frame.with_row_index(":source_row").select(
             pl.col(":source_row").cast(pl.Int64),
             self.ids(self.log, "user").alias(":user"),
             self.ids(self.log, "target").alias(":item"),
@@ -237,10 +292,11 @@ class LogSource:
             *([] if self.asked.weight is None else [self._read_weight(self.asked.weight).alias(":weight")]),
             *(column.source for column in self.written("interactions")),
         )
+        return rows if self.events is None else rows.filter(pl.col(":kind").is_in(self.events.kinds))
 
     def _check_events(self, path: Path) -> None:
         rows = pl.scan_parquet(path).select((~self.is_labelled).sum()).collect().item()
-        if rows:
+        if rows and self.events is None:
             later = " (to score a file of such rows, prepare it after the others, with --like)"
             logger.warning(
                 f"{self.log.paths[0]}: {rows} rows have no label; they are dropped"
@@ -262,6 +318,11 @@ class LogSource:
             f"{self.log.where(row)}: {self.asked.user} has no value, as in {anonymous} of {rows} rows; these have the "
             "user 0 and no history, and are in no history"
         )
+
+    @cached_property
+    def longest(self) -> float | None:
+        """``--within`` in the unit of times."""
+        return None if self.asked.within is None else parse_within(self.asked.within, self.time_unit)
 
     @cached_property
     def time_unit(self) -> Unit:
@@ -322,6 +383,11 @@ class LogSource:
         return frame
 
     def _read_label(self, column: str) -> pl.Expr:
+        if column in self.values:
+            self._check_value(self.values[column], "labels")
+            number = is_held(self.values[column]).cast(pl.Float32)
+            self._check_both(column, number)
+            return number.alias(column)
         table, label, bound = self.log, pl.col(column), self.asked.positive_from
         is_class = column not in self.numeric_labels
         if table.frame.collect_schema()[column] == pl.String:
@@ -333,8 +399,8 @@ class LogSource:
         if is_class and bound is None:
             is_known = number.is_in([0.0, 1.0])
             expected = (
-                "0, 1 or null; for ratings, add --positive_from 4 or another threshold; to predict the number itself, "
-                f"add --types {column}=numeric"
+                f"0, 1 or null; for one of its values, name it: --labels {column}=VALUE; for ratings, add "
+                f"--positive_from 4 or another threshold; to predict the number itself, add --types {column}=numeric"
             )
         wrong = label.is_not_null() & ~is_known.fill_null(False) & (label.cast(pl.String) != "NaN")
         table.refuse(wrong, column, expected)

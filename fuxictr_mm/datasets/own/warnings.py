@@ -9,8 +9,10 @@ import polars as pl
 
 from fuxictr_mm.datasets.histories import lengths_before
 from fuxictr_mm.datasets.own.columns import LogColumn
+from fuxictr_mm.datasets.own.events import Counts
 from fuxictr_mm.datasets.own.leaks import find_leaks, find_ranking, of_items
 from fuxictr_mm.datasets.own.source import LogSource
+from fuxictr_mm.errors import DataError
 
 logger = logging.getLogger(__name__)
 
@@ -19,6 +21,12 @@ SHORT = 2
 
 #: Where negatives are sampled, more rows of an item that the user has met are warned of.
 REPEATED = 0.1
+
+#: Events that label no row are warned of from this fraction of the events of a label on.
+UNASSIGNED = 0.2
+
+#: Rows with a label that follow one without it, of the same user and item, are warned of from this fraction on.
+FOLLOWING = 0.3
 
 #: Names of columns that are meant as weights of rows.
 WEIGHTS = ("weight", "weights", "sample_weight", "sample_weights")
@@ -68,10 +76,42 @@ def warn_of_repeats(source: LogSource, train: pl.DataFrame) -> None:
         )
 
 
+def warn_of_events(source: LogSource, train: pl.DataFrame) -> None:
+    """Warn where a label by the value of a column is that of a log of events, in which a view precedes a purchase."""
+    if source.events is not None:
+        return
+    pairs = train.drop_nulls(":user").sort(":user", ":item", ":time", maintain_order=True)
+    for name, value in source.values.items():
+        is_after = (pl.col(name) == 0).cum_max().over(":user", ":item")
+        after = pairs.select(is_after.filter(pl.col(name) == 1).mean()).item() or 0.0
+        if after >= FOLLOWING:
+            logger.warning(
+                f"{source.log.paths[0]}: {after:.0%} of the rows with {value.column} {value.text} follow another row "
+                "of the same user and item, which has the label 0; if the rows are events, name those that are to be "
+                f"predicted, such as --impressions {value.column}=view"
+            )
+
+
+def warn_of_unassigned(source: LogSource, counts: Sequence[Counts]) -> None:
+    """Warn of events that follow no impression; refuse a label that no impression has."""
+    if (events := source.events) is None or not counts:
+        return
+    where, within = source.log.paths[0], f" within {source.asked.within}" if source.asked.within else ""
+    for name, kind in events.labels.items():
+        assigned, total = (sum(of[name][at] for of in counts) for at in (0, 1))
+        what = f"{' or '.join(events.impressions)} of the same user and item{within}"
+        if not assigned:
+            raise DataError(f"{where}: none of {total} events {kind} follows {what}; expected events of the same items")
+        if total - assigned >= UNASSIGNED * total:
+            logger.warning(
+                f"{where}: {total - assigned} of {total} events {kind} do not follow {what}; they label no row"
+            )
+
+
 def warn_of_short_histories(source: LogSource, rows: pl.DataFrame, max_len: int) -> None:
     """Warn where histories of the first label are short, and those of another one are longer."""
     labels, is_train = source.class_labels, (rows[":split"] == "train").fill_null(False).to_numpy()
-    is_given = source.asked.history is not None or source.asked.history_from is not None
+    is_given = source.asked.history is not None or source.asked.history_from is not None or source.events is not None
     if is_given or len(labels) < 2 or not is_train.any():
         return
     users, times = rows[":code"].to_numpy(), rows[":time"].to_numpy()
