@@ -436,7 +436,8 @@ class Log(Reader):
             taken |= {*self._source.labels, *self.item_columns, *found}
             if of_rows is not None:
                 column = free_name(path.stem.replace(".", "_"), taken, "item_")
-                found[column] = Embeddings(partial(read_array, path, of_rows, item, self.scratch, ids))
+                read = partial(read_array, path, of_rows, item, self.scratch, ids, self._source.encoding)
+                found[column] = Embeddings(read)
                 continue
             for column in vector_columns(path, item, taken):
                 found[column] = Embeddings(lambda path=path, column=column: read_vectors(path, item, column, ids))  # type: ignore[misc]

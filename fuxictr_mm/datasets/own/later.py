@@ -31,8 +31,8 @@ from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
 
 logger = logging.getLogger(__name__)
 
-#: Options that a later log may have of its own: the names of its files.
-FILES = ("interactions", "items", "users", "embeddings")
+#: Options that a later log may have of its own: the names of its files, and how they are encoded.
+FILES = ("interactions", "items", "users", "embeddings", "encoding")
 
 #: Rows with values that the earlier log does not have are warned of from this fraction on.
 MANY_UNKNOWN = 0.5

@@ -19,7 +19,7 @@ NEGATIVES_FROM = ("new", "any", "matched")
 #: Names of the options as ``argparse`` has them.
 NAMES = (
     "labels", "interactions", "items", "users", "embeddings", "roles", "types", "split", "split_by", "negatives",
-    "negatives_from", "positive_from", "history_from", "like", "all_rows",
+    "negatives_from", "positive_from", "history_from", "encoding", "like", "all_rows",
 )  # fmt: skip
 
 
@@ -54,6 +54,7 @@ class LogOptions:
     positive_from: float | None = None
     #: The label whose positive events enter histories; by default the first one that is not a number.
     history_from: str | None = None
+    encoding: str | None = None  #: Of files of text; by default UTF-8, or what a byte order mark says.
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> LogOptions:
@@ -139,6 +140,12 @@ def add_log_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--interactions", metavar="FILE", help="log: file or pattern (default: interactions.*)")
     group.add_argument("--items", metavar="FILE", help="log: one row per item (default: items.*, if it exists)")
     group.add_argument("--users", metavar="FILE", help="log: one row per user (default: users.*, if it exists)")
+    group.add_argument(
+        "--encoding",
+        metavar="NAME",
+        help="log: encoding of CSV files and JSON lines, such as cp1252 or gb18030 (default: utf-8, or that of a byte "
+        "order mark)",
+    )
     group.add_argument(
         "--embeddings",
         nargs="+",

@@ -13,7 +13,7 @@ from fuxictr_mm.datasets.own.columns import LogColumn, choose_columns, free_name
 from fuxictr_mm.datasets.own.instants import Unit, read_times, unit_of
 from fuxictr_mm.datasets.own.options import LogOptions
 from fuxictr_mm.datasets.own.tables import Table
-from fuxictr_mm.encoding.text_files import form_of, unpacked_name
+from fuxictr_mm.encoding.text_files import Encoding, form_of, unpacked_name
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, nearest
 from fuxictr_mm_serving.prepared import ROW_SOURCES, SCALED
 
@@ -86,13 +86,19 @@ class LogSource:
         #: The label whose positive events enter histories; None: all events that have a label.
         self.history_label = self._find_history_label(self.labels)
 
+    @property
+    def encoding(self) -> Encoding:
+        """How files of text are encoded."""
+        return Encoding(self.asked.encoding, "--encoding")
+
     def _table(self, option: str, pattern: str | None, ids: dict[str, str]) -> Table | None:
         paths = find_files(self.source, option, pattern)
         if not paths:
             return None
         history = () if self.asked.history is None else (self.asked.history,)
         group = {} if self.asked.group is None else {self.asked.group: "categorical"}
-        table = Table(paths, self.scratch, option, (*ids.values(), *history), {**self.asked.types, **group})
+        types = {**self.asked.types, **group}
+        table = Table(paths, self.scratch, option, (*ids.values(), *history), types, encoding=self.encoding)
         for role, column in ids.items():
             table.check(column, f"--roles {role}={column}")
         return table
