@@ -116,7 +116,8 @@ class Log(Reader):
         """Return the files of interactions, items, users and embeddings."""
         self._set_labels()
         of_vectors = [path for pair in self._vector_files for path in pair if path is not None]
-        return list(dict.fromkeys([*(path for table in self._source.tables for path in table.paths), *of_vectors]))
+        tables = [*self._source.tables, *(positives.table for positives in self._source.positives.values())]
+        return list(dict.fromkeys([*(path for table in tables for path in table.paths), *of_vectors]))
 
     @property
     def _vector_files(self) -> list[tuple[Path, Path | None]]:

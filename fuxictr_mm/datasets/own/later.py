@@ -23,8 +23,9 @@ from fuxictr_mm.datasets.log import HASH, Log
 from fuxictr_mm.datasets.own.base import Base
 from fuxictr_mm.datasets.own.columns import LogColumn, split_lists
 from fuxictr_mm.datasets.own.instants import as_instants
-from fuxictr_mm.datasets.own.options import LogOptions
-from fuxictr_mm.datasets.own.source import LogSource
+from fuxictr_mm.datasets.own.options import LogOptions, parse_positives
+from fuxictr_mm.datasets.own.positives import Positives
+from fuxictr_mm.datasets.own.source import LogSource, find_files
 from fuxictr_mm.datasets.own.tables import Table
 from fuxictr_mm.datasets.reader import Embeddings
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
@@ -32,7 +33,7 @@ from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
 logger = logging.getLogger(__name__)
 
 #: Options that a later log may have of its own: the names of its files, and how they are encoded.
-FILES = ("interactions", "items", "users", "embeddings", "encoding")
+FILES = ("interactions", "items", "users", "embeddings", "encoding", "positives")
 
 #: Rows with values that the earlier log does not have are warned of from this fraction on.
 MANY_UNKNOWN = 0.5
@@ -83,7 +84,20 @@ class LaterSource(LogSource):
 
     def _find_labels(self) -> list[str]:
         """Return the labels that the log has; it may have none."""
-        return [name for name in self.base.notes.labels if name in self.log.schema]
+        return [name for name in self.base.notes.labels if name in self.log.schema or name in self.positives]
+
+    def _find_positives(self, label: str) -> Positives | None:
+        """Return the file of positive rows of a label; there may be none, or the log may have the label."""
+        file = self.asked.positives[label].partition(":")[0]
+        if label not in self._given.get("positives", {}):
+            try:
+                find_files(self.source, "positives", file)
+            except MissingFileError:
+                return None
+        return super()._find_positives(label)
+
+    def _check_flags(self, label: str, flags: np.ndarray) -> None:
+        """Take a label that is the same in all rows: nothing is learned of it."""
 
     def _find_numeric(self) -> list[str]:
         return list(self.base.numeric_labels)
@@ -204,15 +218,29 @@ class LaterLog(Log):
                 f"{self.base.trained}"
             )
         files = {name: given[name] for name in FILES if name in given}
+        if "positives" in files:
+            files["positives"] = self._positives_of(parse_positives(files["positives"]))
         if "embeddings" in files:
             files["embeddings"] = tuple(files["embeddings"])
         self._given = files
-        self.asked = replace(self.base.asked, negatives=0, weight=None, **files)
+        positives = {**self.base.asked.positives, **files.get("positives", {})}
+        self.asked = replace(self.base.asked, negatives=0, weight=None, **{**files, "positives": positives})
         self.max_len = self.base.max_len
         self.known_items, self.earlier_items = self.base.known_items, self.base.earlier_items
         listed = {name: list(value) if isinstance(value, tuple) else value for name, value in files.items()}
         self.options = {"like": self.base.digest, **listed, **({"all_rows": True} if self._all_rows else {})}
         self._set_labels()
+
+    def _positives_of(self, files: dict[str, str]) -> dict[str, str]:
+        """Return files of positive rows, which are of labels that have such files in the earlier log."""
+        known = self.base.asked.positives
+        other = next((label for label in files if label not in known), None)
+        if other is not None:
+            raise ConfigError(
+                f"--positives {other}={files[other]}: {self.base.folder} has no label of a file with this name (it "
+                f"has: {', '.join(known) or 'none'}); leave it out"
+            )
+        return files
 
     def _set_labels(self) -> None:
         numbers = self.base.numeric_labels

@@ -19,7 +19,8 @@ NEGATIVES_FROM = ("new", "any", "matched")
 #: Names of the options as ``argparse`` has them.
 NAMES = (
     "labels", "interactions", "items", "users", "embeddings", "roles", "types", "split", "split_by", "negatives",
-    "negatives_from", "positive_from", "history_from", "encoding", "like", "all_rows",
+    "negatives_from", "positive_from", "history_from", "encoding", "positives",
+    "positives_on", "positives_within", "like", "all_rows",
 )  # fmt: skip
 
 
@@ -55,6 +56,10 @@ class LogOptions:
     #: The label whose positive events enter histories; by default the first one that is not a number.
     history_from: str | None = None
     encoding: str | None = None  #: Of files of text; by default UTF-8, or what a byte order mark says.
+    #: Files with the positive rows of labels, each with the column of its times if it is named (``FILE:TIME``).
+    positives: Mapping[str, str] = field(default_factory=dict)
+    positives_on: tuple[str, ...] = ()  #: Columns by which they belong to rows of the log; by default user and item.
+    positives_within: float | None = None  #: Seconds after the row of the log; by default any.
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> LogOptions:
@@ -80,9 +85,12 @@ class LogOptions:
         if values["history"] is not None and values["history"] == values["group"]:
             raise ConfigError(f"--roles history={values['history']}: is the column of the group as well; name another")
         values["types"] = _parse_types(given.get("types") or ())
-        for name in ("labels", "embeddings", "split"):
+        for name in ("labels", "embeddings", "split", "positives_on"):
             if name in values:
                 values[name] = tuple(values[name])
+        if "positives" in values:
+            values["positives"] = parse_positives(values["positives"])
+        _check_positives(values)
         options = cls(**values)
         train, valid, test = options.split
         if not (train > 0 and valid > 0 and test >= 0 and abs(train + valid + test - 1) < 1e-6):
@@ -140,6 +148,25 @@ def add_log_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--interactions", metavar="FILE", help="log: file or pattern (default: interactions.*)")
     group.add_argument("--items", metavar="FILE", help="log: one row per item (default: items.*, if it exists)")
     group.add_argument("--users", metavar="FILE", help="log: one row per user (default: users.*, if it exists)")
+    group.add_argument(
+        "--positives",
+        nargs="+",
+        metavar="LABEL=FILE",
+        help="log: files of the clicks or purchases of the rows, each a label; LABEL=FILE:TIME names its times",
+    )
+    group.add_argument(
+        "--positives_on",
+        nargs="+",
+        metavar="COLUMN",
+        help="log: columns that these files share with the log, such as an impression id (default: user and target, "
+        "and the latest row before the positive)",
+    )
+    group.add_argument(
+        "--positives_within",
+        type=float,
+        metavar="SECONDS",
+        help="log: a positive belongs to a row at most so much earlier (of times that are integers, in their unit)",
+    )
     group.add_argument(
         "--encoding",
         metavar="NAME",
@@ -207,6 +234,42 @@ def _parse_column(words: Sequence[str], taken: Mapping[str, Any], what: str) -> 
         default = ", which metrics group by without it; leave it out" if is_default else "; name another column"
         raise ConfigError(f"--roles {words[0]}: is the column of the {role}{default}")
     return column
+
+
+def parse_positives(words: Sequence[str]) -> dict[str, str]:
+    """Return the file of each label, with the column of its times if it is named."""
+    files: dict[str, str] = {}
+    for word in words:
+        label, _, file = word.partition("=")
+        if not label or not file.partition(":")[0]:
+            raise ConfigError(f"--positives {word}: expected LABEL=FILE or LABEL=FILE:TIME, such as click=clicks.csv")
+        if label in files:
+            raise ConfigError(f"--positives {word}: {label} has the file {files[label]} as well; name one")
+        files[label] = file
+    return files
+
+
+def _check_positives(values: Mapping[str, Any]) -> None:
+    """Refuse options that do not go together with files of positive rows."""
+    files = values.get("positives")
+    if not files:
+        given = next((name for name in ("positives_on", "positives_within") if values.get(name)), None)
+        if given is not None:
+            raise ConfigError(f"--{given}: is of --positives, which is missing; add it")
+        return
+    if values.get("negatives"):
+        raise ConfigError("--negatives: the rows without a positive are the negatives (--positives); leave out one")
+    labels = values.get("labels")
+    unused = next((name for name in files if labels and name not in labels), None)
+    if unused is not None:
+        raise ConfigError(
+            f"--positives {unused}={files[unused]}: is not one of --labels; add it there, or leave it out"
+        )
+    typed = next((name for name in files if name in values["types"]), None)
+    if typed is not None:
+        raise ConfigError(f"--types {typed}: is a label of 0 and 1 (--positives); leave it out")
+    if values.get("positives_within") is not None and not values["positives_within"] > 0:
+        raise ConfigError(f"--positives_within {values['positives_within']:g}: expected more than 0")
 
 
 def _parse_types(words: Sequence[str]) -> dict[str, str]:

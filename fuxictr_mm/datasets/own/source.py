@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from fuxictr_mm.datasets.own.columns import LogColumn, choose_columns, free_name
 from fuxictr_mm.datasets.own.instants import Unit, read_times, unit_of
 from fuxictr_mm.datasets.own.options import LogOptions
+from fuxictr_mm.datasets.own.positives import Positives
 from fuxictr_mm.datasets.own.tables import Table
 from fuxictr_mm.encoding.text_files import Encoding, form_of, unpacked_name
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, nearest
@@ -76,8 +78,13 @@ class LogSource:
             if (column := getattr(asked, role)) is not None:
                 log.check(column, f"--roles {role}={column}")
         self.log = log
+        for column in asked.positives_on:
+            log.check(column, f"--positives_on {column}")
         self.items = self._table("items", asked.items, {"target": asked.item})
         self.users = self._table("users", asked.users, {"user": asked.user})
+        #: Files of the positive rows of labels.
+        self.positives = {name: found for name in asked.positives if (found := self._find_positives(name)) is not None}
+        self._flags: dict[str, np.ndarray] = {}
         self.labels = self._find_labels()
         if asked.weight in self.labels:
             raise ConfigError(f"--roles weight={asked.weight}: is a label; name another column")
@@ -98,23 +105,48 @@ class LogSource:
         history = () if self.asked.history is None else (self.asked.history,)
         group = {} if self.asked.group is None else {self.asked.group: "categorical"}
         types = {**self.asked.types, **group}
-        table = Table(paths, self.scratch, option, (*ids.values(), *history), types, encoding=self.encoding)
+        texts = (*ids.values(), *history, *self.asked.positives_on)
+        table = Table(paths, self.scratch, option, texts, types, encoding=self.encoding)
         for role, column in ids.items():
             table.check(column, f"--roles {role}={column}")
         return table
+
+    def _find_positives(self, label: str) -> Positives | None:
+        """Return the file of positive rows of a label."""
+        asked, what = self.asked, f"--positives {label}={self.asked.positives[label]}"
+        file, _, time = asked.positives[label].partition(":")
+        if label in self.log.schema or label in set(WRITTEN) - {"label"}:
+            raise ConfigError(f"{what}: {self.log.paths[0]} has the column '{label}' as well; name the label otherwise")
+        paths, on = find_files(self.source, "positives", file), asked.positives_on or (asked.user, asked.item)
+        table = Table(paths, self.scratch / f"positives-{label}", "positives", on, encoding=self.encoding)
+        if not time and asked.time in table.schema and (not asked.positives_on or asked.positives_within is not None):
+            time = asked.time
+        if not time and asked.positives_within is not None:
+            raise ConfigError(
+                f"--positives_within: {paths[0]} has no column '{asked.time}' (it has: {', '.join(table.schema)}); "
+                f"name that of its times: --positives {label}={file}:TIME"
+            )
+        positives = Positives(label, table, on, time or None, asked.positives_within)
+        positives.check()
+        return positives
 
     def _find_labels(self) -> list[str]:
         """Return the labels' columns; where ``--negatives`` makes it, ``label``."""
         file = self.log.paths[0]
         for name in self.asked.labels:
-            self.log.check(name, f"--labels {name}")
-        labels = list(self.asked.labels) or [name for name in LABELS if name in self.log.schema][:1]
+            if name not in self.positives:
+                self.log.check(name, f"--labels {name}")
+        labels = list(self.asked.labels) or list(self.positives)
+        labels = labels or [name for name in LABELS if name in self.log.schema][:1]
+        if self.asked.positive_from is not None and labels and set(labels) <= set(self.positives):
+            raise ConfigError("--positive_from: all labels are of --positives, which are 0 and 1; leave it out")
         if labels and self.asked.negatives:
             raise ConfigError(f"--negatives: {file} has the label '{labels[0]}'; leave out --negatives")
         if not labels and not self.asked.negatives:
             raise ConfigError(
                 f"{file}: has no column {' or '.join(LABELS)}; name the label (1 for a click, 0 for none) with "
-                "--labels, or add --negatives 1 if every row is a click, to sample an item without one for each"
+                "--labels, or its file with --positives click=clicks.csv, or add --negatives 1 if every row is a "
+                "click, to sample an item without one for each"
             )
         return labels or ["label"]
 
@@ -327,7 +359,30 @@ class LogSource:
             raise DataError(f"{table.where(row)}: {column} is {frame[column][row]!r} again, expected once; drop a row")
         return frame
 
+    def _read_positives(self, label: str) -> pl.Expr:
+        """Return 1 for each row of the log that a row of the file of the label belongs to, and otherwise 0."""
+        if label not in self._flags:
+            self._flags[label] = self.positives[label].find(self.log, self.asked.time)
+            self._check_flags(label, self._flags[label])
+        flags = self._flags[label].astype(np.float32)
+        rows = pl.col(":source_row")
+        return rows.map_batches(
+            lambda numbers: pl.Series(flags[numbers.to_numpy()]), return_dtype=pl.Float32, is_elementwise=True
+        ).alias(label)
+
+    def _check_flags(self, label: str, flags: np.ndarray) -> None:
+        """Refuse a label of ``--positives`` that is the same in all rows."""
+        if flags.all() or not flags.any():
+            path, log = self.positives[label].table.paths[0], self.log.paths[0]
+            found = f"all rows of {log} have a positive" if flags.all() else f"no row belongs to one of {log}"
+            raise DataError(
+                f"{path}: {found}, expected some as {label}; check that both files have the same ids and times, and "
+                "--positives_on"
+            )
+
     def _read_label(self, column: str) -> pl.Expr:
+        if column in self.positives:
+            return self._read_positives(column)
         table, label, bound = self.log, pl.col(column), self.asked.positive_from
         is_class = column not in self.numeric_labels
         if table.frame.collect_schema()[column] == pl.String:

@@ -209,8 +209,9 @@ def test_all_rows_of_dates_with_times(unit, prepare, tmp_path):
     assert rows["item_seq"].list.len().to_list() == [min(length, 5) for length in lengths]
 
 
+@pytest.mark.slow
 def test_a_later_log_has_its_own_encoding(tmp_path, prepare):
-    log, items, _ = make_log(seed=3)
+    log, items, _ = make_log(3, rows=80)
     items = items.with_columns(pl.col("category").replace("tea", "thé"))
     whole = write_source(tmp_path / "whole", log, items)
     base = prepare(whole, "base")
