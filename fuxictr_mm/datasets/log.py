@@ -24,6 +24,7 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 
+from fuxictr_mm.data.lists import EMPTY_AS_NULL
 from fuxictr_mm.data.numbers import Moments
 from fuxictr_mm.datasets.histories import histories_before, history_ranges, partition_by_user
 from fuxictr_mm.datasets.negatives import sample_negatives, sample_repeats
@@ -394,7 +395,7 @@ class Log(Reader):
         targets = self._scan().select(":item").unique(maintain_order=True).collect(engine="streaming")[":item"]
         if self.asked.history is None:
             return targets
-        entries = self._scan().select(pl.col(":history").explode().alias(":item")).drop_nulls()
+        entries = self._scan().select(pl.col(":history").explode(**EMPTY_AS_NULL).alias(":item")).drop_nulls()
         others = entries.unique().sort(":item").collect(engine="streaming")[":item"]
         # 0 and an empty text pad histories, unless they are items.
         padding = pl.Series(["", "0"]) if others.dtype == pl.String else pl.Series([0], dtype=others.dtype)

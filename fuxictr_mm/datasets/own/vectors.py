@@ -10,6 +10,7 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from fuxictr_mm.data import parquet
+from fuxictr_mm.data.lists import EMPTY_AS_NULL
 from fuxictr_mm.datasets.own.tables import Table
 from fuxictr_mm.encoding.text_files import Encoding
 from fuxictr_mm.errors import ConfigError, DataError, first_line
@@ -60,7 +61,7 @@ def read_vectors(path: Path, item: str, column: str, ids: pl.DataType) -> Iterat
         if not len(frame):
             continue
         numbers = frame[item].str.strip_chars() if frame[item].dtype == pl.String else frame[item]
-        yield numbers.cast(ids), lists.explode().to_numpy().reshape(-1, width)
+        yield numbers.cast(ids), lists.explode(**EMPTY_AS_NULL).to_numpy().reshape(-1, width)
 
 
 def read_array(

@@ -35,20 +35,16 @@ def warn_of_leaks(source: LogSource, train: pl.DataFrame, columns: Sequence[LogC
                 f"--types {column.source}=none"
             )
         return
-    labels = source.class_labels
-    if not labels:
-        return
     told = set()
-    for column, rows, value, only in find_leaks(train, columns, labels[0]):
-        told.add(column.name)
-        logger.warning(
-            f"{source.log.paths[0]}: all {rows} training rows with {column.source} {value} have "
-            f"{labels[0]} {only}; if the value is known only after the click, exclude the column: --types "
-            f"{column.source}=none"
-        )
-    for name in labels:
-        others = [column for column in columns if column.name not in told]
-        for column, auc in find_ranking(train, others, name):
+    for name in source.class_labels:
+        for column, rows, value, only in find_leaks(train, [c for c in columns if c.name not in told], name):
+            told.add(column.name)
+            logger.warning(
+                f"{source.log.paths[0]}: all {rows} training rows with {column.source} {value} have "
+                f"{name} {only}; if the value is known only after the click, exclude the column: --types "
+                f"{column.source}=none"
+            )
+        for column, auc in find_ranking(train, [c for c in columns if c.name not in told], name):
             told.add(column.name)
             logger.warning(
                 f"{source.log.paths[0]}: {column.source} alone has an AUC of {auc:.2f} for {name} in the training "
