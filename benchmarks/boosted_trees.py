@@ -17,6 +17,7 @@ from sklearn.metrics import roc_auc_score
 
 from benchmarks.seeds import mean_and_deviation
 from fuxictr_mm.arguments import run_main
+from fuxictr_mm.data.lists import EMPTY_AS_NULL
 from fuxictr_mm.errors import UserError
 from fuxictr_mm.jagged import Jagged
 from fuxictr_mm.layers import HistorySimilarity
@@ -70,7 +71,7 @@ def make_features(folder: Path, embeddings: list[str]) -> tuple[dict[str, pl.Dat
         pl.read_parquet(folder / "item_feature.parquet").drop("item_tags"), on="item_id", how="left"
     )
     tables = {name: _table(items, name) for name in embeddings}
-    tags = items.select("item_id", "item_tags").explode("item_tags").filter(pl.col("item_tags") > 0)
+    tags = items.select("item_id", "item_tags").explode("item_tags", **EMPTY_AS_NULL).filter(pl.col("item_tags") > 0)
     fold = np.random.default_rng(0).integers(0, FOLDS, len(splits["train"]))
     features = {}
     for name, rows in splits.items():
@@ -101,7 +102,12 @@ def _table(items: pl.DataFrame, column: str) -> torch.Tensor:
 
 def _histories(rows: pl.DataFrame) -> Jagged:
     """Return the histories without padding."""
-    values = rows.with_row_index().select("index", "item_seq").explode("item_seq").filter(pl.col("item_seq") > 0)
+    values = (
+        rows.with_row_index()
+        .select("index", "item_seq")
+        .explode("item_seq", **EMPTY_AS_NULL)
+        .filter(pl.col("item_seq") > 0)
+    )
     lengths = np.bincount(values["index"].to_numpy(), minlength=len(rows))
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), torch.tensor(lengths).cumsum(0)])
     return Jagged(torch.tensor(values["item_seq"].to_numpy()), offsets)

@@ -122,8 +122,10 @@ def check_numbering(export: Export, file: Path, *columns: str) -> None:
 
 
 def how_to_score_new_items(file: Path) -> str:
-    """Return what to do where a file holds items that the export does not; nothing unless it is of a later log."""
-    return f"; {_export_with_items(file)}" if ALL_ITEMS in _digests(file) else ""
+    """Return what to do where a file holds items that the export does not, such as one of a later log."""
+    if ALL_ITEMS in _digests(file):
+        return f"; {_export_with_items(file)}"
+    return "; add them to the item files and export again, or drop the rows"
 
 
 def _export_with_items(file: Path) -> str:

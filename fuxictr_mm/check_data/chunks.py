@@ -16,6 +16,7 @@ from fuxictr_mm.check_data.arrays import as_id, to_series
 from fuxictr_mm.check_data.checks import ERROR, WARNING, Action, Fault, check
 from fuxictr_mm.check_data.files import DataFile
 from fuxictr_mm.check_data.translation import LABEL, USER_ID
+from fuxictr_mm.data.lists import EMPTY_AS_NULL
 from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ
 
 
@@ -78,7 +79,7 @@ class Chunk:
             click=as_id(LABEL) if LABEL in names else none,
             value=value,
         ).with_row_index("row", row)
-        entries = rows.select("row", "value").filter(pl.col("value").list.len() > 0).explode("value")
+        entries = rows.select("row", "value").filter(pl.col("value").list.len() > 0).explode("value", **EMPTY_AS_NULL)
         entries = (
             entries.with_row_index("position").filter(pl.col("value").ne_missing(0)).with_columns(item=as_id("value"))
         )

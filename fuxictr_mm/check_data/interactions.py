@@ -61,7 +61,8 @@ def cold_targets(interactions: Interactions) -> Iterator[Fault]:
     for name, fraction in fractions.items():
         text = f"{fraction:.1%} of the targets are in no row of train"
         if fraction > COLD_MOST:
-            yield Fault(interactions.splits[name].file, ITEM_ID, found=text)
+            fix = "their ids are not trained: add embeddings (fuxictr-mm embed encode), see docs/choosing_settings.md"
+            yield Fault(interactions.splits[name].file, ITEM_ID, found=f"{text}; {fix}")
         if name == "test" and abs(fraction - fractions.get("valid", fraction)) > COLD_DIFFERENCE:
             yield Fault(interactions.splits[name].file, ITEM_ID, found=f"{text}, in valid {fractions['valid']:.1%}")
 

@@ -18,6 +18,7 @@ from fuxictr_mm.check_data.layout import RARE
 from fuxictr_mm.check_data.translation import USER_ID
 from fuxictr_mm.data.arrow_types import is_list
 from fuxictr_mm.data.decoding import MAX_IDS
+from fuxictr_mm.data.lists import EMPTY_AS_NULL
 from fuxictr_mm.data.numbers import Moments
 from fuxictr_mm.data.schema import ITEM_ID
 
@@ -142,7 +143,7 @@ class NumberColumn:
             ids = self.ids.slice(row, len(values))
             chunk = pl.DataFrame({self.id_name: ids, "value": values}).with_row_index("row", row)
             if self.in_lists:
-                chunk = chunk.filter(pl.col("value").list.len() > 0).explode("value")
+                chunk = chunk.filter(pl.col("value").list.len() > 0).explode("value", **EMPTY_AS_NULL)
             yield chunk.with_columns(number=pl.col("value").cast(pl.Float64))
 
     @cached_property

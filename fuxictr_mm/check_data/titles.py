@@ -27,6 +27,7 @@ from fuxictr_mm.check_data.files import DataFile
 from fuxictr_mm.check_data.layout import ItemFile, Layout
 from fuxictr_mm.check_data.title_faults import find_fault
 from fuxictr_mm.data.arrow_types import is_bytes
+from fuxictr_mm.data.lists import EMPTY_AS_NULL
 from fuxictr_mm.data.schema import ITEM_ID
 from fuxictr_mm.errors import UserError
 
@@ -216,7 +217,7 @@ def duplicate_title(titles: Titles) -> Iterator[Fault]:
         (True, WARNING, ""),
         (False, INFO, "items that share only a title"),
     ):
-        shared = groups.filter(pl.col("suspicious") == suspicious).explode("row", ITEM_ID, "value")
+        shared = groups.filter(pl.col("suspicious") == suspicious).explode("row", ITEM_ID, "value", **EMPTY_AS_NULL)
         yield Fault(
             titles.item.file, titles.column, shared.select("row", ITEM_ID, "value"), severity=severity, found=found
         )

@@ -373,6 +373,9 @@ OF_FUXICTR = {
     "TWIN": ("Kc_cross_features", "short_seq_len", "topk"),
 }  # fmt: skip
 
+#: Those of them that name the target or the history, which here are roles of the dataset, whatever the model.
+FIELDS_OF_FUXICTR = {key for keys in OF_FUXICTR.values() for key in keys if key.endswith("_field")}
+
 
 def load_config(
     folder: str | os.PathLike[str], expid: str, *, data_root: str | os.PathLike[str] | None = None
@@ -396,7 +399,7 @@ def _check_signature(
         if key not in known:
             sentence = where + unknown_key(key, known)
             if is_multimodal(model_class):
-                is_theirs = key in OF_FUXICTR.get(model_class.__name__, ())
+                is_theirs = key in OF_FUXICTR.get(model_class.__name__, ()) or key in FIELDS_OF_FUXICTR
                 problems[key] = where + (_of_fuxictr(key, model_class.__name__) if is_theirs else sentence)
             else:
                 doubts.append(sentence)
@@ -411,8 +414,11 @@ def _check_signature(
 
 
 def _of_fuxictr(key: str, model: str) -> str:
-    """Return a sentence about a setting that only the model of FuxiCTR with the same name has."""
+    """Return a sentence about a setting that only a model of FuxiCTR has, of the same name or another."""
     roles = ", target and history are roles of the dataset" if key.endswith("_field") else ""
+    if key not in OF_FUXICTR.get(model, ()):
+        theirs = next(name for name, keys in OF_FUXICTR.items() if key in keys)
+        return f"'{key}' is a key of FuxiCTR's {theirs}, which {model} does not have; leave it out{roles}"
     return (
         f"'{key}' is a key of FuxiCTR's {model}, and this is the library's; leave it out{roles}, or give a checkout of "
         "FuxiCTR for its own: --model_zoo FuxiCTR/model_zoo"

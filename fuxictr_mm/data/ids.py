@@ -93,7 +93,10 @@ class Numbering:
             found[found == UNKNOWN] = 0
         if (found == UNKNOWN).any():
             bad = int(np.flatnonzero(found == UNKNOWN)[0])
-            raise DataError(f"{where}: row {row + bad} holds {array[bad].as_py()!r}, which no item file has")
+            raise DataError(
+                f"{where}: row {row + bad} holds {array[bad].as_py()!r}, which no item file has; add the item or "
+                "drop the row"
+            )
         return found
 
     def lists(self, array: pa.Array, where: str, row: int, known: bool = True) -> tuple[np.ndarray, np.ndarray]:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import polars as pl
 
+from fuxictr_mm.data.lists import EMPTY_AS_NULL
 from fuxictr_mm.datasets.reader import Kind, Reader, Rows
 
 #: Rows read at a time.
@@ -51,7 +52,7 @@ class AmazonElectronics(Reader):
             frame = self._scan(split)
             parts.append(frame.select("item_id", "cate_id").unique())
             pairs = frame.select(_ids("item_history").alias("item_id"), _ids("cate_history").alias("cate_id"))
-            parts.append(pairs.unique().explode("item_id", "cate_id").drop_nulls().unique())
+            parts.append(pairs.unique().explode("item_id", "cate_id", **EMPTY_AS_NULL).drop_nulls().unique())
         items = pl.concat(parts).collect(engine="streaming")
         return items.sort("item_id", "cate_id").unique("item_id", keep="first", maintain_order=True)
 

@@ -25,12 +25,12 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 
+from fuxictr_mm.data.lists import EMPTY_AS_NULL
 from fuxictr_mm.data.numbers import Moments
 from fuxictr_mm.datasets.histories import histories_before, history_ranges, partition_by_user
 from fuxictr_mm.datasets.negatives import sample_negatives, sample_repeats
 from fuxictr_mm.datasets.own.base import Notes
 from fuxictr_mm.datasets.own.columns import LogColumn, free_name, moments_of, split_lists
-from fuxictr_mm.datasets.own.events import Counts
 from fuxictr_mm.datasets.own.experiments import columns_to_compare, explain, log_experiments, users_recur
 from fuxictr_mm.datasets.own.instants import as_instants
 from fuxictr_mm.datasets.own.options import LogOptions
@@ -43,7 +43,6 @@ from fuxictr_mm.datasets.own.warnings import (
     warn_of_leaks,
     warn_of_repeats,
     warn_of_short_histories,
-    warn_of_unassigned,
     warn_of_weights,
 )
 from fuxictr_mm.datasets.reader import SPLITS, Embeddings, Kind, Reader, Rows
@@ -125,7 +124,8 @@ class Log(Reader):
         """Return the files of interactions, items, users and embeddings."""
         self._set_labels()
         of_vectors = [path for pair in self._vector_files for path in pair if path is not None]
-        return list(dict.fromkeys([*(path for table in self._source.tables for path in table.paths), *of_vectors]))
+        tables = [*self._source.tables, *(positives.table for positives in self._source.positives.values())]
+        return list(dict.fromkeys([*(path for table in tables for path in table.paths), *of_vectors]))
 
     @property
     def _vector_files(self) -> list[tuple[Path, Path | None]]:
@@ -178,17 +178,9 @@ class Log(Reader):
         for batch in pq.ParquetFile(self._source.path).iter_batches(READ_ROWS):
             yield pl.DataFrame(batch).with_columns(HASH_OF_ROW)
 
-    @cached_property
-    def _assigned(self) -> dict[int, Counts]:
-        """How many events were assigned to impressions, by file of users."""
-        return {}
-
     def _unsorted(self, number: int) -> pl.DataFrame:
         """Return the events of a file of users, and which enter later histories."""
-        events = pl.read_parquet(self._buckets[number])
-        if self._source.events is not None and not self.asked.negatives:
-            events, self._assigned[number] = self._source.events.with_labels(events, self._source.longest)
-        return events.with_columns(self._source.is_positive.alias(":positive"))
+        return pl.read_parquet(self._buckets[number]).with_columns(self._source.is_positive.alias(":positive"))
 
     def _bucket(self, number: int) -> pl.DataFrame:
         """Return the events of a chunk of users, sorted by user and time; events without a label have no split."""
@@ -251,7 +243,6 @@ class Log(Reader):
             for series in train.select(":item", ":user", *categories):
                 before = kept.get(series.name, [])
                 kept[series.name] = [pl.concat([*before, series.unique()]).unique()]
-        warn_of_unassigned(self._source, list(self._assigned.values()))
         values = {name: parts[0].sort() for name, parts in kept.items()}
         return Training(values, moments, self._find_unknown(columns, later, values))
 
@@ -412,7 +403,7 @@ class Log(Reader):
         targets = self._scan().select(":item").unique(maintain_order=True).collect(engine="streaming")[":item"]
         if self.asked.history is None:
             return targets
-        entries = self._scan().select(pl.col(":history").explode().alias(":item")).drop_nulls()
+        entries = self._scan().select(pl.col(":history").explode(**EMPTY_AS_NULL).alias(":item")).drop_nulls()
         others = entries.unique().sort(":item").collect(engine="streaming")[":item"]
         # 0 and an empty text pad histories, unless they are items.
         padding = pl.Series(["", "0"]) if others.dtype == pl.String else pl.Series([0], dtype=others.dtype)
@@ -455,7 +446,8 @@ class Log(Reader):
             taken |= {*self._source.labels, *self.item_columns, *found}
             if of_rows is not None:
                 column = free_name(path.stem.replace(".", "_"), taken, "item_")
-                found[column] = Embeddings(partial(read_array, path, of_rows, item, self.scratch, ids))
+                read = partial(read_array, path, of_rows, item, self.scratch, ids, self._source.encoding)
+                found[column] = Embeddings(read)
                 continue
             for column in vector_columns(path, item, taken):
                 found[column] = Embeddings(lambda path=path, column=column: read_vectors(path, item, column, ids))  # type: ignore[misc]

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import polars as pl
 
+from fuxictr_mm.data.lists import EMPTY_AS_NULL
 from fuxictr_mm.datasets.reader import Kind, Reader, Rows
 from fuxictr_mm.errors import DataError, MissingFileError
 
@@ -112,7 +113,7 @@ class Mind(Reader):
             frame.with_row_index("which")
             .with_columns(self._splits(kind).alias("split"), pl.col("time").dt.hour().cast(pl.String).alias("hour"))
             .select("which", "split", "user_id", "hour", pl.col("shown").str.split(" "))
-            .explode("shown")
+            .explode("shown", **EMPTY_AS_NULL)
             .filter(pl.col("shown") != "")  # of two spaces, or of an impression of nothing
             .with_columns(pl.col("shown").str.extract_groups(r"^(?<item_id>.+?)(?:-(?<label>[01]))?$").alias("parts"))
             .unnest("parts")

@@ -21,6 +21,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from fuxictr_mm.data.lists import EMPTY_AS_NULL
 from fuxictr_mm.data.numbering import digest_of, to_later_metadata, to_metadata
 from fuxictr_mm.data.vocabulary import Vocabulary
 from fuxictr_mm.datasets.folder import VERSION, PreparedFolder
@@ -197,7 +198,9 @@ class Writer:
         if kind == "categorical":
             return pa.array(_codes(vocabulary, column))
         values, offsets = _parts(column.to_arrow())
-        return pa.LargeListArray.from_arrays(offsets, pa.array(_codes(vocabulary, values)))
+        codes = _codes(vocabulary, values)
+        known = codes > 0  # of a later log, an entry that is new; 0 would be padding
+        return pa.LargeListArray.from_arrays(np.r_[0, np.cumsum(known)][offsets], pa.array(codes[known]))
 
     def _write_embeddings(self, name: str, embeddings: Embeddings) -> float:
         """Write the embeddings of known items; return the fraction of the items that have one."""
@@ -239,7 +242,7 @@ class Writer:
                 values = given
             elif name in self.reader.item_columns:
                 values = self._item_frame[name]
-                values = values.explode() if values.dtype == pl.List else values
+                values = values.explode(**EMPTY_AS_NULL) if values.dtype == pl.List else values
             else:
                 values = self.reader.values(name)
             self._vocabularies[name] = _build(values)

@@ -16,6 +16,7 @@ import polars as pl
 import pyarrow as pa
 
 from fuxictr_mm.config import Roles
+from fuxictr_mm.data.lists import EMPTY_AS_NULL
 from fuxictr_mm.data.vocabulary import Vocabularies, Vocabulary
 from fuxictr_mm.encoding.columns import TYPES, RawColumn
 from fuxictr_mm.encoding.files import RawFiles
@@ -74,9 +75,8 @@ class RawSplit:
 
     def counts(self, column: RawColumn) -> pl.DataFrame:
         """Return the columns ``value`` and ``len``: every value or entry with its count."""
-        values = self.frame.select(
-            (self.entries(column).explode() if column.type == "sequence" else pl.col(column.name)).alias("value")
-        )
+        entries = pl.col(column.name) if column.type != "sequence" else self.entries(column).explode(**EMPTY_AS_NULL)
+        values = self.frame.select(entries.alias("value"))
         return self.collect(values.group_by("value").len())
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import errno
-import gzip
 import io
 import logging
 import re
@@ -17,18 +16,15 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import polars as pl
-import pyarrow as pa
 
 from fuxictr_mm.data.parquet import SEPARATORS
 from fuxictr_mm.encoding.csv_files import blank_rows, count_short_rows, find_long_row, find_stray_quote, scan_csv
+from fuxictr_mm.encoding.text_encodings import PACKED, UTF8, Encoding, convert, opened
 from fuxictr_mm.errors import DataError, first_line
 
 logger = logging.getLogger(__name__)
 
 CSV, LINES = (".csv", ".tsv", ".txt"), (".jsonl", ".ndjson", ".json")
-
-#: Endings of compressed files.
-PACKED = (".gz", ".zst")
 
 
 def form_of(path: Path) -> str:
@@ -58,19 +54,25 @@ def separator_of(header: str) -> str:
     return "\t" if "\t" in header else max(SEPARATORS, key=header.count)
 
 
-def separator_in(path: Path) -> str:
+def separator_in(path: Path, encoding: Encoding = UTF8) -> str:
     """Return what separates the columns of a CSV file, by its first line."""
-    return separator_of(_header(path))
+    return separator_of(_header(path, encoding.of(path)))
 
 
-def schema_of(path: Path) -> dict[str, pl.DataType]:
+def schema_of(path: Path, encoding: Encoding = UTF8) -> dict[str, pl.DataType]:
     """Return the columns of a file and their types; those of a CSV file are texts."""
-    with _named_errors(path):
+    with _named_errors(path, encoding=encoding):
         if form_of(path) in LINES:
-            return dict(pl.scan_ndjson(path, infer_schema_length=None).collect_schema())
-        header = _header(path)  # of a compressed file, polars would unpack all into memory
+            if encoding.of(path) is None:  # which polars unpacks
+                return dict(pl.scan_ndjson(path, infer_schema_length=None).collect_schema())
+            with _plain(path, None, encoding) as plain:
+                return dict(pl.scan_ndjson(plain, infer_schema_length=None).collect_schema())
+        header = _header(path, encoding.of(path))  # of a compressed file, polars would unpack all into memory
         if "\0" in header:
-            raise DataError(f"{path}: is not a text file in UTF-8, perhaps in UTF-16; convert the file to UTF-8")
+            found = f"is not a text file in {encoding.name or 'UTF-8'}, perhaps in UTF-16 without a byte order mark"
+            raise DataError(f"{path}: {found}; {encoding.advice}")
+        if "\ufffd" in header:
+            raise DataError(f"{path}: its first line is not text in {encoding.name or 'UTF-8'}; {encoding.advice}")
         if "\r" in re.sub(r'"[^"]*"', "", header).rstrip("\r\n"):
             raise DataError(f"{path}: its lines end in CR, expected LF or CR LF; convert the file")
         schema = pl.read_csv(io.BytesIO(header.encode()), separator=separator_of(header), infer_schema=False).schema
@@ -81,38 +83,52 @@ def schema_of(path: Path) -> dict[str, pl.DataType]:
 
 
 @contextmanager
-def scanned(path: Path, folder: Path | None = None, warn: bool = False) -> Iterator[pl.LazyFrame]:
+def scanned(
+    path: Path, folder: Path | None = None, warn: bool = False, encoding: Encoding = UTF8
+) -> Iterator[pl.LazyFrame]:
     """Yield the rows of a file, lazily; its types are those of ``schema_of``, and blank lines are skipped.
 
-    A compressed file is unpacked temporarily, into ``folder`` or the folder of temporary files. ``warn`` logs rows of
-    fewer fields than the header, whose last columns are missing values.
+    A compressed file is unpacked temporarily, and one that is not in UTF-8 converted, into ``folder`` or the folder of
+    temporary files. ``warn`` logs rows of fewer fields than the header, whose last columns are missing values.
 
     Raises
     ------
     DataError
         The file cannot be read; of a CSV file with the row.
     """
-    with TemporaryDirectory(prefix=".unpacked-", dir=folder) as unpacked:
-        plain = path
-        if path.suffix in PACKED:
-            plain = Path(unpacked) / path.stem
-            with _named_errors(path), _opened(path) as stream, plain.open("wb") as copy:
-                shutil.copyfileobj(stream, copy)
-        with _named_errors(path, plain):
-            if form_of(path) in LINES:
-                yield pl.scan_ndjson(plain, infer_schema_length=None)
-                return
-            separator = separator_in(plain)
-            count, row = count_short_rows(plain, separator) if warn else (0, 0)
-            if count:
-                logger.warning(f"{path}: {count} rows have fewer fields than the header, first row {row}")
-            # Always true; polars finds rows of too many fields only if it reads all columns.
-            is_read = pl.sum_horizontal(pl.all().is_null()) >= 0
-            yield scan_csv(plain, separator, blank_rows(plain, separator)).filter(is_read)
+    with _plain(path, folder, encoding) as plain, _named_errors(path, plain, encoding):
+        if form_of(path) in LINES:
+            yield pl.scan_ndjson(plain, infer_schema_length=None)
+            return
+        separator = separator_in(plain)
+        count, row = count_short_rows(plain, separator) if warn else (0, 0)
+        if count:
+            logger.warning(f"{path}: {count} rows have fewer fields than the header, first row {row}")
+        # Always true; polars finds rows of too many fields only if it reads all columns.
+        is_read = pl.sum_horizontal(pl.all().is_null()) >= 0
+        yield scan_csv(plain, separator, blank_rows(plain, separator)).filter(is_read)
 
 
 @contextmanager
-def _named_errors(path: Path, plain: Path | None = None) -> Iterator[None]:
+def _plain(path: Path, folder: Path | None, encoding: Encoding) -> Iterator[Path]:
+    """Yield a file that is not compressed and is in UTF-8: the file itself, or a temporary copy in ``folder``."""
+    with _named_errors(path):
+        codec = encoding.of(path)
+    if path.suffix not in PACKED and codec is None:
+        yield path
+        return
+    with TemporaryDirectory(prefix=".unpacked-", dir=folder) as unpacked:
+        plain = Path(unpacked) / unpacked_name(path).name
+        with _named_errors(path), opened(path) as stream, plain.open("wb") as copy:
+            if codec is None:
+                shutil.copyfileobj(stream, copy)
+            else:
+                convert(stream, copy, codec, path, encoding)
+        yield plain
+
+
+@contextmanager
+def _named_errors(path: Path, plain: Path | None = None, encoding: Encoding = UTF8) -> Iterator[None]:
     try:
         yield
     except (pl.exceptions.PolarsError, OSError, EOFError, zlib.error) as error:
@@ -120,10 +136,12 @@ def _named_errors(path: Path, plain: Path | None = None) -> Iterator[None]:
         is_of_system = isinstance(error, OSError) and error.errno is not None and not isinstance(error, PermissionError)
         if is_of_system or isinstance(error, FileNotFoundError) or is_disk_full(error):
             raise
-        where = _find_damage(plain) if plain is not None and form_of(path) in CSV else ""
-        raise DataError(
-            f"{path}: cannot be read ({where or first_line(error)}); correct it, or write it as Parquet"
-        ) from None
+        where, fix = "", "correct it, or write it as Parquet"
+        if wrong := _find_other_encoding(path if plain is None else plain):
+            where, fix = wrong, encoding.advice
+        elif plain is not None and form_of(path) in CSV:
+            where = _find_damage(plain)
+        raise DataError(f"{path}: cannot be read ({where or first_line(error)}); {fix}") from None
 
 
 def is_disk_full(error: BaseException) -> bool:
@@ -131,17 +149,11 @@ def is_disk_full(error: BaseException) -> bool:
     return f"os error {errno.ENOSPC}" in str(error)
 
 
-def _header(path: Path) -> str:
+def _header(path: Path, codec: str | None = None) -> str:
     """Return the first line that is not empty; polars takes one of spaces as well."""
-    with _opened(path) as stream, io.TextIOWrapper(stream, "utf-8-sig", errors="replace", newline="\n") as lines:
-        return next((line for line in lines if line.strip("\r\n")), "")
-
-
-def _opened(path: Path) -> Any:
-    """Return the bytes of a file, unpacked."""
-    if path.suffix == ".zst":
-        return pa.input_stream(path, compression="zstd")
-    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+    name = codec or "utf-8-sig"
+    with opened(path) as stream, io.TextIOWrapper(stream, name, errors="replace", newline="\n") as lines:
+        return next((line for line in lines if line.strip("\r\n")), "").removeprefix("\ufeff")
 
 
 def _find_damage(path: Path) -> str:
@@ -151,11 +163,23 @@ def _find_damage(path: Path) -> str:
         return f"line {line} has a quote that is not closed, or one inside a text"
     if found := find_long_row(path, separator):
         return "row {} has {} fields, expected {}".format(*found)
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream, suppress(csv.Error):
-        for number, row in enumerate(csv.DictReader(stream, delimiter=separator)):
-            wrong = next(
-                (name for name, text in row.items() if any("\udc80" <= c <= "\udcff" for c in text or "")), None
-            )
-            if wrong is not None:
-                return f"row {number}: {wrong} is not text in UTF-8; convert the file to UTF-8"
     return ""
+
+
+def _find_other_encoding(path: Path) -> str:
+    """Return where a file is not in UTF-8: of a CSV file row and column, of JSON lines the line."""
+    options: dict[str, Any] = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": ""}
+    with suppress(csv.Error, OSError, EOFError, zlib.error), opened(path) as stream:
+        lines = io.TextIOWrapper(stream, **options)
+        if form_of(path) in LINES:
+            number = next((number for number, line in enumerate(lines, 1) if _is_not_text(line)), 0)
+            return f"line {number} is not text in UTF-8" if number else ""
+        for number, row in enumerate(csv.DictReader(lines, delimiter=separator_in(path))):
+            wrong = next((name for name, text in row.items() if _is_not_text(text)), None)
+            if wrong is not None:
+                return f"row {number}: {wrong} is not text in UTF-8"
+    return ""
+
+
+def _is_not_text(text: str | None) -> bool:
+    return any("\udc80" <= c <= "\udcff" for c in text or "")

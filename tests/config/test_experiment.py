@@ -492,6 +492,12 @@ def test_a_key_of_the_fuxictr_model_of_the_same_name_says_so(folder):
     assert "did you mean" not in message
 
 
+def test_a_field_of_a_fuxictr_model_is_a_role_of_every_model(folder):
+    change(folder / "model_config.yaml", "model: X", "model: DIN_MM")
+    add(folder, "din_target_field: item_id")
+    check_names(refused(folder, find_model=load_model_class), "din_target_field", "DIN_MM", "FuxiCTR's DIN,", "roles")
+
+
 def test_paths_of_a_linked_dataset_config_are_relative_to_the_file_that_it_links_to(tmp_path):
     data, look = tmp_path / "data", tmp_path / "look"
     data.mkdir()

@@ -114,7 +114,7 @@ NOT_RUN = {
     r"^(eval|source) ": "tests/test_cli.py runs these scripts",
     r"--config config/example4_config ": "needs a checkout of FuxiCTR; the options have to be those of the script",
     r"--model_zoo FuxiCTR/": "needs FuxiCTR's repository",
-    r"^fuxictr-mm prepare (?!log (?:.*target=asin time=time |--source (?:tomorrow|contest|events) ))": "needs other files",
+    r"^fuxictr-mm prepare (?!log (?:.*target=asin time=time |--source (?:tomorrow|contest|events) ))": "of other files",
     r"--config data/kuairand": "needs what prepare would have written",
     r"benchmarks\.threads ": "starts processes in the checkout; tests/benchmarks/test_threads.py runs it",
     r"benchmarks\.ranks ": "starts processes in the checkout; tests/benchmarks/test_ranks.py runs it",

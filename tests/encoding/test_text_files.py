@@ -51,7 +51,7 @@ def test_every_form_is_read(ending, separator, packed, tmp_path):
         (b"id,title\n7,tea\n30,cup, red\n", ["row 1", "3"]),
         (b"id,title\n7,th\xe9\n", ["row 0", "title", "UTF-8"]),
         (b"id,title,id\n7,tea,8\n", ["'id'"]),
-        ("id,title\n7,tea\n".encode("utf-16"), ["UTF-16"]),
+        ("id,title\n7,tea\n".encode("utf-16-le"), ["UTF-16"]),
         (b"id,title\r7,tea\r", ["CR"]),
         (b"  \nid,title\n7,tea\n", ["'id'"]),
         (packed_by(".gz", b"id,title\n" + b"7,tea\n" * 10_000)[:-9], ["items.csv"]),

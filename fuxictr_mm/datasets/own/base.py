@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 
+from fuxictr_mm.data.lists import EMPTY_AS_NULL
 from fuxictr_mm.data.numbering import all_items_in, earlier_items_in, known_items
 from fuxictr_mm.data.parquet import metadata_of
 from fuxictr_mm.datasets.own.columns import LogColumn
@@ -187,5 +188,10 @@ class Base:
         """Return ``:user`` and ``:item`` of the newest clicks of some users, in the order of time."""
         histories = pl.scan_parquet(self.folder / HISTORIES / "*.parquet").rename({SOURCE_USER: ":user"})
         # Not exploded in the scan: of lists, only those of the users wanted are kept in memory.
-        clicks = histories.filter(is_wanted).collect(engine="streaming").explode("item_seq").drop_nulls("item_seq")
+        clicks = (
+            histories.filter(is_wanted)
+            .collect(engine="streaming")
+            .explode("item_seq", **EMPTY_AS_NULL)
+            .drop_nulls("item_seq")
+        )
         return clicks.select(":user", self.item_ids.gather(clicks["item_seq"] - 1).alias(":item"))

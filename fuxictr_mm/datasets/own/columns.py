@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from fuxictr_mm.data.lists import EMPTY_AS_NULL
 from fuxictr_mm.data.numbers import Moments
 from fuxictr_mm.data.schema import why_no_layers
 from fuxictr_mm.datasets.own.tables import Table
@@ -132,7 +133,7 @@ def split_lists(frame: pl.DataFrame, columns: Sequence[LogColumn]) -> pl.DataFra
     """Return a table in which texts such as ``a|b|c`` of sequences are lists, and lists of lists are flat."""
     kinds = frame.schema
     nested = [column.source for column in columns if column.kind == "sequence" and _is_nested(kinds[column.source])]
-    flat = pl.element().explode().drop_nulls().unique(maintain_order=True)
+    flat = pl.element().explode(**EMPTY_AS_NULL).drop_nulls().unique(maintain_order=True)
     frame = frame.with_columns(pl.col(nested).list.eval(flat)) if nested else frame
     texts = [column for column in columns if column.kind == "sequence" and kinds[column.source] == pl.String]
     entry = pl.element().str.strip_chars()

@@ -31,6 +31,9 @@ ITEMS_OF_A_VALUE, MOST_COMPARED = 5, 4
 #: gains: planted worlds of ``docs/choosing_settings.md``, which measured no gain with fewer cold rows.
 COLD, COLD_DROPOUT = 0.8, 0.5
 
+#: Items without embeddings are known by their ids alone: from this fraction of cold rows on, the summary advises them.
+SOME_COLD = 0.2
+
 #: Beside a classification, a standardised number: in the monitored sum, and in the loss, whose gradient at the start is
 #: about four times that of a cross-entropy.
 NUMBER_IN_MONITOR, NUMBER_WEIGHT = -0.1, 0.2
@@ -148,8 +151,8 @@ def explain(summary: Summary, compared: Sequence[str] = ()) -> list[str]:
             lines.append(
                 f"features of type: similarity compare target and history in {', '.join(compared)}, since {reason}"
             )
-    if _are_cold(summary):
-        split, part = _newest_cold(summary)
+    split, part = _newest_cold(summary)
+    if _are_cold(summary) or (part >= SOME_COLD and not summary.coverage):
         fix = f"DIN_MM has dropout: {COLD_DROPOUT} of {ITEM_ID}"
         if not summary.coverage:
             fix = "their ids are not trained; add embeddings of titles or images: fuxictr-mm embed encode"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 import polars as pl
@@ -81,3 +82,26 @@ def unit_of(table: Table, column: str) -> Unit:
 def as_instants(times: pl.Expr, unit: Unit) -> pl.Expr:
     """Return numbers of ``read_times`` as they are, or as points in time in UTC."""
     return times if unit == "number" else pl.from_epoch(times, unit).dt.replace_time_zone("UTC")
+
+
+#: Seconds of the units of durations.
+SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def parse_duration(word: str, unit: Unit, option: str) -> int | float:
+    """Return a duration such as 30m in the unit of times, or a number that is in it already.
+
+    Raises
+    ------
+    ConfigError
+        It is no duration, or has a unit where times are numbers, whose unit is not known.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", word)
+    if found is None or not float(found[1]):
+        raise ConfigError(f"{option} {word}: expected a duration such as 30m or 7d, or a number in the unit of times")
+    number, suffix = float(found[1]), found[2]
+    if unit != "number":
+        return int(number * SECONDS[suffix] * (10**9 if unit == "ns" else 10**6))
+    if suffix:
+        raise ConfigError(f"{option} {word}: times are numbers; expected a number in their unit, without a letter")
+    return int(number) if number.is_integer() else number

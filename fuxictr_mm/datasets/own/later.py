@@ -23,16 +23,17 @@ from fuxictr_mm.datasets.log import HASH, Log
 from fuxictr_mm.datasets.own.base import Base
 from fuxictr_mm.datasets.own.columns import LogColumn, split_lists
 from fuxictr_mm.datasets.own.instants import as_instants
-from fuxictr_mm.datasets.own.options import LogOptions, Value
-from fuxictr_mm.datasets.own.source import LogSource
+from fuxictr_mm.datasets.own.options import LogOptions, Value, parse_positives
+from fuxictr_mm.datasets.own.positives import Positives
+from fuxictr_mm.datasets.own.source import LogSource, find_files
 from fuxictr_mm.datasets.own.tables import Table
 from fuxictr_mm.datasets.reader import Embeddings
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
 
 logger = logging.getLogger(__name__)
 
-#: Options that a later log may have of its own: the names of its files.
-FILES = ("interactions", "items", "users", "embeddings")
+#: Options that a later log may have of its own: the names of its files, and how they are encoded.
+FILES = ("interactions", "items", "users", "embeddings", "encoding", "positives")
 
 #: Rows with values that the earlier log does not have are warned of from this fraction on.
 MANY_UNKNOWN = 0.5
@@ -91,7 +92,21 @@ class LaterSource(LogSource):
 
     def _find_labels(self) -> list[str]:
         """Return the labels that the log has; it may have none."""
-        return [name for name in self.base.notes.labels if name in self.log.schema or name in self.values]
+        is_there = {*self.log.schema, *self.values, *self.positives}
+        return [name for name in self.base.notes.labels if name in is_there]
+
+    def _find_positives(self, label: str) -> Positives | None:
+        """Return the file of positive rows of a label; there may be none, or the log may have the label."""
+        file = self.asked.positives[label].partition(":")[0]
+        if label not in self._given.get("positives", {}):
+            try:
+                find_files(self.source, "positives", file)
+            except MissingFileError:
+                return None
+        return super()._find_positives(label)
+
+    def _check_flags(self, label: str, flags: np.ndarray) -> None:
+        """Take a label that is the same in all rows: nothing is learned of it."""
 
     def _find_numeric(self) -> list[str]:
         return list(self.base.numeric_labels)
@@ -103,7 +118,7 @@ class LaterSource(LogSource):
     def is_labelled(self) -> pl.Expr:
         """Whether a row has a label, or is a click of a log of only clicks."""
         if self.events is not None:
-            return self.events.is_impression
+            return self.events.is_impression(pl.col(":kind"))
         if not self.base.notes.labels:
             return pl.lit(True)
         return pl.any_horizontal(pl.col(name).is_not_null() for name in self.labels) if self.labels else pl.lit(False)
@@ -116,7 +131,7 @@ class LaterSource(LogSource):
             return self.is_labelled & is_later
         if self.history_label not in self.labels:
             return pl.lit(False)
-        if self.events is not None:
+        if self.events is not None and self.history_label in self.events.labels:
             return (pl.col(":kind") == self.events.labels[self.history_label]) & is_later
         return (pl.col(self.history_label) == 1).fill_null(False) & is_later
 
@@ -218,15 +233,29 @@ class LaterLog(Log):
         if self._all_rows and self.base.asked.impressions:
             raise ConfigError(f"--all_rows: {self.base.folder} is of a log of events (--impressions); leave it out")
         files = {name: given[name] for name in FILES if name in given}
+        if "positives" in files:
+            files["positives"] = self._positives_of(parse_positives(files["positives"]))
         if "embeddings" in files:
             files["embeddings"] = tuple(files["embeddings"])
         self._given = files
-        self.asked = replace(self.base.asked, negatives=0, weight=None, **files)
+        positives = {**self.base.asked.positives, **files.get("positives", {})}
+        self.asked = replace(self.base.asked, negatives=0, weight=None, **{**files, "positives": positives})
         self.max_len = self.base.max_len
         self.known_items, self.earlier_items = self.base.known_items, self.base.earlier_items
         listed = {name: list(value) if isinstance(value, tuple) else value for name, value in files.items()}
         self.options = {"like": self.base.digest, **listed, **({"all_rows": True} if self._all_rows else {})}
         self._set_labels()
+
+    def _positives_of(self, files: dict[str, str]) -> dict[str, str]:
+        """Return files of positive rows, which are of labels that have such files in the earlier log."""
+        known = self.base.asked.positives
+        other = next((label for label in files if label not in known), None)
+        if other is not None:
+            raise ConfigError(
+                f"--positives {other}={files[other]}: {self.base.folder} has no label of a file with this name (it "
+                f"has: {', '.join(known) or 'none'}); leave it out"
+            )
+        return files
 
     def _set_labels(self) -> None:
         numbers = self.base.numeric_labels
@@ -271,7 +300,7 @@ class LaterLog(Log):
     def _splits_of(self, frame: pl.DataFrame) -> pl.DataFrame:
         new = frame.filter(pl.col(":source_row").is_not_null())
         if self._source.events is not None:
-            new = new.filter(self._source.events.is_impression)
+            new = new.filter(self._source.events.is_impression(pl.col(":kind")))
         return new.select(":row", pl.lit("test").alias(":split"))
 
     # Numbers, of the earlier log

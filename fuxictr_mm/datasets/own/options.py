@@ -20,7 +20,8 @@ NEGATIVES_FROM = ("new", "any", "matched")
 #: Names of the options as ``argparse`` has them.
 NAMES = (
     "labels", "interactions", "items", "users", "embeddings", "roles", "types", "split", "split_by", "negatives",
-    "negatives_from", "positive_from", "history_from", "impressions", "within", "like", "all_rows",
+    "negatives_from", "positive_from", "history_from", "encoding", "impressions", "positives",
+    "match_on", "match_within", "like", "all_rows",
 )  # fmt: skip
 
 
@@ -77,8 +78,13 @@ class LogOptions:
     #: The label whose positive events enter histories; by default the first one that is not a number, of a log of
     #: events the impressions.
     history_from: str | None = None
+    encoding: str | None = None  #: Of files of text; by default UTF-8, or what a byte order mark says.
     impressions: tuple[str, ...] = ()  #: ``COLUMN=VALUE``: the events that are the rows, of a log of events.
-    within: str | None = None  #: Longest time from an impression to an event that is a label of it.
+    #: Files with the positive rows of labels, each with the column of its times if it is named (``FILE:TIME``).
+    positives: Mapping[str, str] = field(default_factory=dict)
+    #: Columns by which positive rows or events belong to rows of the log; by default user and item.
+    match_on: tuple[str, ...] = ()
+    match_within: str | None = None  #: Longest time from a row to the positive row or event that labels it.
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> LogOptions:
@@ -104,9 +110,12 @@ class LogOptions:
         if values["history"] is not None and values["history"] == values["group"]:
             raise ConfigError(f"--roles history={values['history']}: is the column of the group as well; name another")
         values["types"] = _parse_types(given.get("types") or ())
-        for name in ("labels", "embeddings", "split", "impressions"):
+        for name in ("labels", "embeddings", "split", "impressions", "match_on"):
             if name in values:
                 values[name] = tuple(values[name])
+        if "positives" in values:
+            values["positives"] = parse_positives(values["positives"])
+        _check_positives(values)
         options = cls(**values)
         train, valid, test = options.split
         if not (train > 0 and valid > 0 and test >= 0 and abs(train + valid + test - 1) < 1e-6):
@@ -139,8 +148,6 @@ class LogOptions:
             columns.add(value.column)
         if len(columns) > 1:
             raise ConfigError(f"--impressions: names the columns {' and '.join(sorted(columns))}, expected one column")
-        if options.within is not None and not options.impressions:
-            raise ConfigError(f"--within {options.within}: is of --impressions, which is missing; add it")
         return options
 
     @classmethod
@@ -173,6 +180,37 @@ def add_log_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--interactions", metavar="FILE", help="log: file or pattern (default: interactions.*)")
     group.add_argument("--items", metavar="FILE", help="log: one row per item (default: items.*, if it exists)")
     group.add_argument("--users", metavar="FILE", help="log: one row per user (default: users.*, if it exists)")
+    group.add_argument(
+        "--positives",
+        nargs="+",
+        metavar="LABEL=FILE",
+        help="log: files of the clicks or purchases of the rows, each a label; LABEL=FILE:TIME names its times",
+    )
+    group.add_argument(
+        "--impressions",
+        nargs="+",
+        metavar="COLUMN=VALUE",
+        help="log: of a log of events, those that are the rows, such as event=view; --labels event=purchase then "
+        "labels a row by what follows it",
+    )
+    group.add_argument(
+        "--match_on",
+        nargs="+",
+        metavar="COLUMN",
+        help="log: columns by which positives and events belong to rows, such as an impression id (default: user and "
+        "target)",
+    )
+    group.add_argument(
+        "--match_within",
+        metavar="TIME",
+        help="log: longest time from a row to the positive or event that labels it, such as 30m or 7d",
+    )
+    group.add_argument(
+        "--encoding",
+        metavar="NAME",
+        help="log: encoding of CSV files and JSON lines, such as cp1252 or gb18030 (default: utf-8, or that of a byte "
+        "order mark)",
+    )
     group.add_argument(
         "--embeddings",
         nargs="+",
@@ -216,16 +254,6 @@ def add_log_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--history_from", metavar="LABEL", help="log: the label whose positives are the histories (default: the first)"
     )
-    group.add_argument(
-        "--impressions",
-        nargs="+",
-        metavar="COLUMN=VALUE",
-        help="log: of a log of events, those that are the rows, such as event=view; --labels event=purchase then "
-        "labels a row by what follows it",
-    )
-    group.add_argument(
-        "--within", metavar="TIME", help="log: longest time from a row to the event that labels it, such as 30m or 7d"
-    )
 
 
 def given_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -244,6 +272,41 @@ def _parse_column(words: Sequence[str], taken: Mapping[str, Any], what: str) -> 
         default = ", which metrics group by without it; leave it out" if is_default else "; name another column"
         raise ConfigError(f"--roles {words[0]}: is the column of the {role}{default}")
     return column
+
+
+def parse_positives(words: Sequence[str]) -> dict[str, str]:
+    """Return the file of each label, with the column of its times if it is named."""
+    files: dict[str, str] = {}
+    for word in words:
+        label, _, file = word.partition("=")
+        if not label or not file.partition(":")[0]:
+            raise ConfigError(f"--positives {word}: expected LABEL=FILE or LABEL=FILE:TIME, such as click=clicks.csv")
+        if label in files:
+            raise ConfigError(f"--positives {word}: {label} has the file {files[label]} as well; name one")
+        files[label] = file
+    return files
+
+
+def _check_positives(values: Mapping[str, Any]) -> None:
+    """Refuse options that do not go together with files of positive rows."""
+    files = values.get("positives")
+    if not files and not values.get("impressions"):
+        given = next((name for name in ("match_on", "match_within") if values.get(name)), None)
+        if given is not None:
+            raise ConfigError(f"--{given}: is of --positives or --impressions, which are missing; add one")
+    if not files:
+        return
+    if values.get("negatives"):
+        raise ConfigError("--negatives: the rows without a positive are the negatives (--positives); leave out one")
+    labels = values.get("labels")
+    unused = next((name for name in files if labels and name not in labels), None)
+    if unused is not None:
+        raise ConfigError(
+            f"--positives {unused}={files[unused]}: is not one of --labels; add it there, or leave it out"
+        )
+    typed = next((name for name in files if name in values["types"]), None)
+    if typed is not None:
+        raise ConfigError(f"--types {typed}: is a label of 0 and 1 (--positives); leave it out")
 
 
 def _parse_types(words: Sequence[str]) -> dict[str, str]:

@@ -7,14 +7,16 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from fuxictr_mm.datasets.own.columns import LogColumn, choose_columns, free_name
-from fuxictr_mm.datasets.own.events import EventLog, check_value, is_held, parse_within, text_of
+from fuxictr_mm.datasets.own.events import EventLog, check_value, is_held, text_of
 from fuxictr_mm.datasets.own.instants import Unit, read_times, unit_of
 from fuxictr_mm.datasets.own.options import LogOptions, Value
+from fuxictr_mm.datasets.own.positives import Positives
 from fuxictr_mm.datasets.own.tables import Table
-from fuxictr_mm.encoding.text_files import form_of, unpacked_name
+from fuxictr_mm.encoding.text_files import Encoding, form_of, unpacked_name
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, nearest
 from fuxictr_mm_serving.prepared import ROW_SOURCES, SCALED
 
@@ -77,10 +79,15 @@ class LogSource:
             if (column := getattr(asked, role)) is not None:
                 log.check(column, f"--roles {role}={column}")
         self.log = log
+        for column in asked.match_on:
+            log.check(column, f"--match_on {column}")
         self.items = self._table("items", asked.items, {"target": asked.item})
         self.users = self._table("users", asked.users, {"user": asked.user})
         #: Labels that are values of a column.
         self.values = self._find_values()
+        #: Files of the positive rows of labels.
+        self.positives = {name: found for name in asked.positives if (found := self._find_positives(name)) is not None}
+        self._flags: dict[str, np.ndarray] = {}
         self.labels = self._find_labels()
         if asked.weight in self.labels:
             raise ConfigError(f"--roles weight={asked.weight}: is a label; name another column")
@@ -90,6 +97,13 @@ class LogSource:
         self.history_label = self._find_history_label(self.labels)
         #: What the events are, of a log of events.
         self.events = self._find_events()
+        if self.events is not None:
+            self.positives |= {name: self._positives_of(self.events, name) for name in self.values}
+
+    @property
+    def encoding(self) -> Encoding:
+        """How files of text are encoded."""
+        return Encoding(self.asked.encoding, "--encoding")
 
     def _table(self, option: str, pattern: str | None, ids: dict[str, str]) -> Table | None:
         paths = find_files(self.source, option, pattern)
@@ -97,7 +111,9 @@ class LogSource:
             return None
         history = () if self.asked.history is None else (self.asked.history,)
         group = {} if self.asked.group is None else {self.asked.group: "categorical"}
-        table = Table(paths, self.scratch, option, (*ids.values(), *history), {**self.asked.types, **group})
+        types = {**self.asked.types, **group}
+        texts = (*ids.values(), *history, *self.asked.match_on)
+        table = Table(paths, self.scratch, option, texts, types, encoding=self.encoding)
         for role, column in ids.items():
             table.check(column, f"--roles {role}={column}")
         return table
@@ -121,27 +137,56 @@ class LogSource:
         column, given = impressions[0].column, " ".join(self.asked.impressions)
         self.log.check(column, f"--impressions {given}")
         for name in self.labels if not self.asked.negatives else []:
-            if name not in self.values or self.values[name].column != column:
-                raise ConfigError(
-                    f"--labels {name}: is no event of the column {column} of --impressions {given}; name events, such "
-                    f"as --labels {column}=purchase"
-                )
+            if name in self.positives or (name in self.values and self.values[name].column == column):
+                continue
+            raise ConfigError(
+                f"--labels {name}: is no event of the column {column} of --impressions {given}; name events, such as "
+                f"--labels {column}=purchase"
+            )
         return EventLog(column, [v.text for v in impressions], {name: v.text for name, v in self.values.items()})
+
+    def _positives_of(self, events: EventLog, label: str) -> Positives:
+        """Return the events of a label of a log of events."""
+        on = self.asked.match_on or (self.asked.user, self.asked.item)
+        value = Value(events.column, events.labels[label])
+        return Positives(label, self.log, on, self.asked.time, self.asked.match_within, value)
+
+    def _find_positives(self, label: str) -> Positives | None:
+        """Return the file of positive rows of a label."""
+        asked, what = self.asked, f"--positives {label}={self.asked.positives[label]}"
+        file, _, time = asked.positives[label].partition(":")
+        if label in self.log.schema or label in set(WRITTEN) - {"label"}:
+            raise ConfigError(f"{what}: {self.log.paths[0]} has the column '{label}' as well; name the label otherwise")
+        paths, on = find_files(self.source, "positives", file), asked.match_on or (asked.user, asked.item)
+        table = Table(paths, self.scratch / f"positives-{label}", "positives", on, encoding=self.encoding)
+        if not time and asked.time in table.schema and (not asked.match_on or asked.match_within is not None):
+            time = asked.time
+        if not time and asked.match_within is not None:
+            raise ConfigError(
+                f"--match_within: {paths[0]} has no column '{asked.time}' (it has: {', '.join(table.schema)}); "
+                f"name that of its times: --positives {label}={file}:TIME"
+            )
+        positives = Positives(label, table, on, time or None, asked.match_within)
+        positives.check()
+        return positives
 
     def _find_labels(self) -> list[str]:
         """Return the labels' columns; where ``--negatives`` makes it, ``label``."""
         file = self.log.paths[0]
-        labels = [self._names.get(word, word) for word in self.asked.labels]
+        labels = [self._names.get(word, word) for word in self.asked.labels] or list(self.positives)
         for name in labels:
-            if name not in self.values:
+            if name not in self.values and name not in self.positives:
                 self.log.check(name, f"--labels {name}")
         labels = labels or [name for name in LABELS if name in self.log.schema][:1]
+        if self.asked.positive_from is not None and labels and set(labels) <= set(self.positives):
+            raise ConfigError("--positive_from: all labels are of --positives, which are 0 and 1; leave it out")
         if labels and self.asked.negatives:
             raise ConfigError(f"--negatives: {file} has the label '{labels[0]}'; leave out --negatives")
         if not labels and not self.asked.negatives:
             raise ConfigError(
                 f"{file}: has no column {' or '.join(LABELS)}; name the label (1 for a click, 0 for none) with "
-                "--labels, or add --negatives 1 if every row is a click, to sample an item without one for each"
+                "--labels, or its file with --positives click=clicks.csv, or add --negatives 1 if every row is a "
+                "click, to sample an item without one for each"
             )
         return labels or ["label"]
 
@@ -205,7 +250,7 @@ class LogSource:
     def is_labelled(self) -> pl.Expr:
         """Whether a row of the log has a label."""
         if self.events is not None:
-            return self.events.is_impression
+            return self.events.is_impression(pl.col(":kind"))
         if self.asked.negatives:
             return pl.lit(True)
         return pl.any_horizontal(pl.col(name).is_not_null() for name in self.labels)
@@ -215,7 +260,7 @@ class LogSource:
         """Whether a row of the log enters histories."""
         if self.history_label is None:
             return self.is_labelled
-        if self.events is not None:
+        if self.events is not None and self.history_label in self.events.labels:
             return pl.col(":kind") == self.events.labels[self.history_label]
         return pl.lit(True) if self.asked.negatives else (pl.col(self.history_label) == 1).fill_null(False)
 
@@ -275,13 +320,13 @@ class LogSource:
         return path
 
     def _events(self) -> pl.LazyFrame:
-        of_rows = self.labels if self.events is None and not self.asked.negatives else []
-        labels = [self._read_label(name) for name in of_rows]
-        if self.events is not None:
-            for option, kinds in (("impressions", self.events.impressions), ("labels", self.events.labels.values())):
-                for kind in kinds:
-                    self._check_value(Value(self.events.column, kind), option)
-            labels = [text_of(self.events.column).alias(":kind")]
+        events = self.events
+        for option, value in [] if events is None else events.values:
+            self._check_value(value, option)
+        labels = [] if self.asked.negatives else [self._read_label(name) for name in self.labels]
+        if events is not None:
+            kind = text_of(events.column)
+            labels = [pl.when(events.is_impression(kind)).then(label) for label in labels] + [kind.alias(":kind")]
         rows = self.log.frame.with_row_index(":source_row").select(
             pl.col(":source_row").cast(pl.Int64),
             self.ids(self.log, "user").alias(":user"),
@@ -292,7 +337,7 @@ class LogSource:
             *([] if self.asked.weight is None else [self._read_weight(self.asked.weight).alias(":weight")]),
             *(column.source for column in self.written("interactions")),
         )
-        return rows if self.events is None else rows.filter(pl.col(":kind").is_in(self.events.kinds))
+        return rows if events is None else rows.filter(events.is_read(pl.col(":kind")))
 
     def _check_events(self, path: Path) -> None:
         rows = pl.scan_parquet(path).select((~self.is_labelled).sum()).collect().item()
@@ -318,11 +363,6 @@ class LogSource:
             f"{self.log.where(row)}: {self.asked.user} has no value, as in {anonymous} of {rows} rows; these have the "
             "user 0 and no history, and are in no history"
         )
-
-    @cached_property
-    def longest(self) -> float | None:
-        """``--within`` in the unit of times."""
-        return None if self.asked.within is None else parse_within(self.asked.within, self.time_unit)
 
     @cached_property
     def time_unit(self) -> Unit:
@@ -382,7 +422,31 @@ class LogSource:
             raise DataError(f"{table.where(row)}: {column} is {frame[column][row]!r} again, expected once; drop a row")
         return frame
 
+    def _read_positives(self, label: str) -> pl.Expr:
+        """Return 1 for each row of the log that a row of the file of the label belongs to, and otherwise 0."""
+        if label not in self._flags:
+            is_row = None if self.events is None else self.events.is_impression(text_of(self.events.column))
+            self._flags[label] = self.positives[label].find(self.log, self.asked.time, is_row)
+            self._check_flags(label, self._flags[label])
+        flags = self._flags[label].astype(np.float32)
+        rows = pl.col(":source_row")
+        return rows.map_batches(
+            lambda numbers: pl.Series(flags[numbers.to_numpy()]), return_dtype=pl.Float32, is_elementwise=True
+        ).alias(label)
+
+    def _check_flags(self, label: str, flags: np.ndarray) -> None:
+        """Refuse a label of ``--positives`` that is the same in all rows."""
+        if (flags.all() and self.events is None) or not flags.any():
+            path, log = self.positives[label].table.paths[0], self.log.paths[0]
+            found = f"all rows of {log} have a positive" if flags.all() else f"no row belongs to one of {log}"
+            raise DataError(
+                f"{path}: {found}, expected some as {label}; check that both files have the same ids and times, and "
+                "--match_on"
+            )
+
     def _read_label(self, column: str) -> pl.Expr:
+        if column in self.positives:
+            return self._read_positives(column)
         if column in self.values:
             self._check_value(self.values[column], "labels")
             number = is_held(self.values[column]).cast(pl.Float32)

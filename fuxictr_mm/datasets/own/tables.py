@@ -13,7 +13,7 @@ import polars as pl
 
 from fuxictr_mm.data import parquet
 from fuxictr_mm.encoding.csv_files import with_partitions
-from fuxictr_mm.encoding.text_files import CSV, form_of, is_text, scanned, schema_of, separator_in
+from fuxictr_mm.encoding.text_files import CSV, UTF8, Encoding, form_of, is_text, scanned, schema_of, separator_in
 from fuxictr_mm.errors import ConfigError, DataError, first_line, nearest
 
 logger = logging.getLogger(__name__)
@@ -43,6 +43,7 @@ class Table:
     #: Whether floats that are integers in all rows are read as integers, by the column. By default they are if values
     #: are missing.
     as_integers: Mapping[str, bool] = field(default_factory=dict)
+    encoding: Encoding = UTF8  #: Of files of text.
 
     def __post_init__(self) -> None:
         for path in self.paths:
@@ -58,7 +59,7 @@ class Table:
         schema: dict[str, pl.DataType] = {}
         for path in self.paths:
             try:
-                held = schema_of(path) if is_text(path) else pl.read_parquet_schema(path)
+                held = schema_of(path, self.encoding) if is_text(path) else pl.read_parquet_schema(path)
                 found = dict(with_partitions(pl.LazyFrame(schema=held), path.absolute()).collect_schema())
             except (pl.exceptions.PolarsError, OSError) as error:
                 raise DataError(f"{path}: cannot be read ({first_line(error)})") from None
@@ -82,7 +83,8 @@ class Table:
 
     @cached_property
     def _parts(self) -> list[Path]:
-        return [_as_parquet(path, self.scratch / f"{self.option}-{n}.parquet") for n, path in enumerate(self.paths)]
+        targets = [self.scratch / f"{self.option}-{number}.parquet" for number in range(len(self.paths))]
+        return [_as_parquet(path, to, self.encoding) for path, to in zip(self.paths, targets, strict=True)]
 
     @cached_property
     def frame(self) -> pl.LazyFrame:
@@ -121,7 +123,7 @@ class Table:
         if not any(form_of(path) in CSV for path in self.paths):
             return []
         # 12,5 is a number where commas separate no columns; of a category, it may be two ids.
-        has_commas = all(form_of(path) in CSV and separator_in(path) != "," for path in self.paths)
+        has_commas = all(form_of(path) in CSV and separator_in(path, self.encoding) != "," for path in self.paths)
         schema = frame.collect_schema().items()
         names = [name for name, kind in schema if kind == pl.String and name not in self.texts]
         names = [name for name in names if self.types.get(name) not in ("sequence", "text")]
@@ -181,13 +183,13 @@ def _fields(schema: Mapping[str, pl.DataType], path: Path) -> Iterator[tuple[str
         columns = [*inner, *columns]  # type: ignore[list-item]
 
 
-def _as_parquet(path: Path, target: Path) -> Path:
+def _as_parquet(path: Path, target: Path, encoding: Encoding) -> Path:
     """Return a file as Parquet: itself, or what it is converted to, once."""
     if not is_text(path) or target.exists():
         return target if is_text(path) else path
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_suffix(".partial")
-    with scanned(path, target.parent, warn=True) as rows:
+    with scanned(path, target.parent, warn=True, encoding=encoding) as rows:
         rows.sink_parquet(partial)
     partial.rename(target)
     return target

@@ -10,7 +10,9 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from fuxictr_mm.data import parquet
+from fuxictr_mm.data.lists import EMPTY_AS_NULL
 from fuxictr_mm.datasets.own.tables import Table
+from fuxictr_mm.encoding.text_files import Encoding
 from fuxictr_mm.errors import ConfigError, DataError, first_line
 
 #: Embeddings read at a time.
@@ -59,11 +61,11 @@ def read_vectors(path: Path, item: str, column: str, ids: pl.DataType) -> Iterat
         if not len(frame):
             continue
         numbers = frame[item].str.strip_chars() if frame[item].dtype == pl.String else frame[item]
-        yield numbers.cast(ids), lists.explode().to_numpy().reshape(-1, width)
+        yield numbers.cast(ids), lists.explode(**EMPTY_AS_NULL).to_numpy().reshape(-1, width)
 
 
 def read_array(
-    path: Path, of_rows: Path, item: str, scratch: Path, ids: pl.DataType
+    path: Path, of_rows: Path, item: str, scratch: Path, ids: pl.DataType, encoding: Encoding
 ) -> Iterator[tuple[pl.Series, np.ndarray]]:
     """Yield item ids and their embeddings, of an array ``(items, dims)`` in a ``.npy`` file and the ids of its rows.
 
@@ -77,7 +79,7 @@ def read_array(
             raise DataError(f"{of_rows}: holds {array.dtype} of shape {array.shape}, expected the ids of the rows")
         found = pl.Series(array)
     else:
-        table = Table([of_rows], scratch, f"{path.stem}-ids", (item,))
+        table = Table([of_rows], scratch, f"{path.stem}-ids", (item,), encoding=encoding)
         table.check(item, f"--roles target={item}")
         found = table.frame.select(item).collect().to_series()
     if values.ndim != 2 or len(values) != len(found) or values.dtype.kind not in "fiu":

@@ -9,10 +9,8 @@ import polars as pl
 
 from fuxictr_mm.datasets.histories import lengths_before
 from fuxictr_mm.datasets.own.columns import LogColumn
-from fuxictr_mm.datasets.own.events import Counts
 from fuxictr_mm.datasets.own.leaks import find_leaks, find_ranking, of_items
 from fuxictr_mm.datasets.own.source import LogSource
-from fuxictr_mm.errors import DataError
 
 logger = logging.getLogger(__name__)
 
@@ -21,9 +19,6 @@ SHORT = 2
 
 #: Where negatives are sampled, more rows of an item that the user has met are warned of.
 REPEATED = 0.1
-
-#: Events that label no row are warned of from this fraction of the events of a label on.
-UNASSIGNED = 0.2
 
 #: Rows with a label that follow one without it, of the same user and item, are warned of from this fraction on.
 FOLLOWING = 0.3
@@ -43,20 +38,16 @@ def warn_of_leaks(source: LogSource, train: pl.DataFrame, columns: Sequence[LogC
                 f"--types {column.source}=none"
             )
         return
-    labels = source.class_labels
-    if not labels:
-        return
     told = set()
-    for column, rows, value, only in find_leaks(train, columns, labels[0]):
-        told.add(column.name)
-        logger.warning(
-            f"{source.log.paths[0]}: all {rows} training rows with {column.source} {value} have "
-            f"{labels[0]} {only}; if the value is known only after the click, exclude the column: --types "
-            f"{column.source}=none"
-        )
-    for name in labels:
-        others = [column for column in columns if column.name not in told]
-        for column, auc in find_ranking(train, others, name):
+    for name in source.class_labels:
+        for column, rows, value, only in find_leaks(train, [c for c in columns if c.name not in told], name):
+            told.add(column.name)
+            logger.warning(
+                f"{source.log.paths[0]}: all {rows} training rows with {column.source} {value} have "
+                f"{name} {only}; if the value is known only after the click, exclude the column: --types "
+                f"{column.source}=none"
+            )
+        for column, auc in find_ranking(train, [c for c in columns if c.name not in told], name):
             told.add(column.name)
             logger.warning(
                 f"{source.log.paths[0]}: {column.source} alone has an AUC of {auc:.2f} for {name} in the training "
@@ -89,22 +80,6 @@ def warn_of_events(source: LogSource, train: pl.DataFrame) -> None:
                 f"{source.log.paths[0]}: {after:.0%} of the rows with {value.column} {value.text} follow another row "
                 "of the same user and item, which has the label 0; if the rows are events, name those that are to be "
                 f"predicted, such as --impressions {value.column}=view"
-            )
-
-
-def warn_of_unassigned(source: LogSource, counts: Sequence[Counts]) -> None:
-    """Warn of events that follow no impression; refuse a label that no impression has."""
-    if (events := source.events) is None or not counts:
-        return
-    where, within = source.log.paths[0], f" within {source.asked.within}" if source.asked.within else ""
-    for name, kind in events.labels.items():
-        assigned, total = (sum(of[name][at] for of in counts) for at in (0, 1))
-        what = f"{' or '.join(events.impressions)} of the same user and item{within}"
-        if not assigned:
-            raise DataError(f"{where}: none of {total} events {kind} follows {what}; expected events of the same items")
-        if total - assigned >= UNASSIGNED * total:
-            logger.warning(
-                f"{where}: {total - assigned} of {total} events {kind} do not follow {what}; they label no row"
             )
 
 

@@ -5,7 +5,7 @@ import polars as pl
 import pytest
 
 from fuxictr_mm.datasets import log as log_module
-from fuxictr_mm.datasets.own.events import parse_within
+from fuxictr_mm.datasets.own.instants import parse_duration
 from fuxictr_mm.datasets.own.options import LogOptions
 from fuxictr_mm.errors import ConfigError, DataError
 from tests.datasets.logs import START
@@ -66,7 +66,7 @@ def labels_of(events, within=None):
 @pytest.mark.parametrize(("within", "history_from"), [(None, None), (9, "cart"), (9, "event=purchase")])
 def test_rows_are_those_of_a_plain_reading(within, history_from, write, prepare_log, read_split):
     events = make_events(int(within or 0))
-    options = {"within": None if within is None else str(within), "history_from": history_from}
+    options = {"match_within": None if within is None else str(within), "history_from": history_from}
     given = {**OPTIONS, **{name: value for name, value in options.items() if value is not None}}
     folder, summary, _ = prepare_log(write(events), **given)
     expected, rows = labels_of(events, within), events.rows(named=True)
@@ -137,8 +137,8 @@ def test_a_later_day_continues_a_log_of_events(write, prepare):
         ({"labels": ["event=cart"], "impressions": ["event=show"]}, ["--impressions event=show", "view"]),
         ({"labels": ["event=cart"], "impressions": ["kind=show"]}, ["--impressions kind=show", "event"]),
         ({"labels": ["page=home"], "impressions": ["event=view"]}, ["--labels", "home", "--impressions event=view"]),
-        ({**OPTIONS, "within": "7d"}, ["--within 7d"]),
-        ({**OPTIONS, "within": "soon"}, ["--within soon"]),
+        ({**OPTIONS, "match_within": "7d"}, ["--match_within 7d"]),
+        ({**OPTIONS, "match_within": "soon"}, ["--match_within soon"]),
         ({"labels": ["event"]}, ["row 0", "event", "--labels event=VALUE"]),
     ],
 )
@@ -152,7 +152,6 @@ def test_values_that_do_not_fit_are_refused(options, named, write, prepare_log):
     [
         ({"impressions": ["view"]}, ["--impressions view"]),
         ({"impressions": ["event=view", "kind=ad"]}, ["--impressions", "event", "kind"]),
-        ({"labels": ["event=cart"], "within": "7d"}, ["--within 7d", "--impressions"]),
     ],
 )
 def test_options_that_do_not_fit_are_refused(given, named):
@@ -163,15 +162,16 @@ def test_options_that_do_not_fit_are_refused(given, named):
 def test_events_that_follow_nothing_are_told(write, prepare_log, caplog):
     events = make_events(5)
     apart = events.with_columns(asin=pl.when(pl.col("event") == "cart").then(pl.lit("C") + "asin").otherwise("asin"))
-    with raises_naming(DataError, "cart", "view or ad"):
-        prepare_log(write(apart, "apart"), "none", labels=["event=cart"], impressions=OPTIONS["impressions"])
+    given = {"labels": ["event=cart"], "impressions": OPTIONS["impressions"]}
+    with raises_naming(DataError, "cart"):
+        prepare_log(write(apart, "apart"), "none", **given)
     is_apart = (pl.col("event") == "cart") & (pl.int_range(pl.len()) % 2 == 0)
     half = events.with_columns(asin=pl.when(is_apart).then(pl.lit("C")).otherwise("asin"))
-    prepare_log(write(half, "half"), "half_out", labels=["event=cart"], impressions=OPTIONS["impressions"])
-    assert any("do not follow view or ad" in record.message for record in caplog.records)
+    prepare_log(write(half, "half"), "half_out", **given)
+    assert any("events cart belong to impressions" in record.message for record in caplog.records)
 
 
 def test_a_duration_has_the_unit_of_times():
-    assert parse_within("2h", "us") == 7_200_000_000
-    assert parse_within("90", "ns") == 90_000_000_000
-    assert parse_within("90", "number") == 90
+    assert parse_duration("2h", "us", "--x") == 7_200_000_000
+    assert parse_duration("90", "ns", "--x") == 90_000_000_000
+    assert parse_duration("90", "number", "--x") == 90

@@ -26,14 +26,16 @@ def test_a_high_learning_rate_comes_with_the_average_of_the_weights():
                 assert rate == MODELS[name].first["learning_rate"]
 
 
-@pytest.mark.parametrize(("cold", "coverage", "dropout"), [(85, True, 0.5), (85, False, None), (40, True, None)])
+@pytest.mark.parametrize(
+    ("cold", "coverage", "dropout"), [(85, True, 0.5), (85, False, None), (40, True, None), (40, False, None)]
+)
 def test_item_ids_are_dropped_where_targets_are_cold_and_embeddings_tell_the_item(cold, coverage, dropout):
     splits = {"train": SplitSummary(rows=300), "test": SplitSummary(rows=100, cold=cold)}
     summary = Summary(9, 200, splits, {"title_emb": 1.0} if coverage else {}, vocab_sizes={"user_id": 201})
     entry = log_experiments(summary, 20)["DIN_MM"]
     assert entry.get("feature_specs") == (dropout and [{"name": "item_id", "dropout": dropout}])
     assert "factor_dim" not in entry
-    assert sum(f"{cold}%" in line for line in explain(summary)) == (cold > 80)
+    assert sum(f"{cold}%" in line for line in explain(summary)) == (cold > 80 or not coverage)
 
 
 def test_where_users_recur_the_attention_has_a_factorization():

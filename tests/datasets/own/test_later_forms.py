@@ -75,7 +75,7 @@ def test_lists_of_later_items_are_separated_as_before(prepare, tmp_path):
     later = prepare(write_source(tmp_path / "new", log, items, users), "later", base)
     tags = values(later, "tags")
     rows = pl.read_parquet(later / "items.parquet").filter(pl.col("source_id") == items["asin"][0])
-    assert [tags[tag] for tag in rows["tags"][0]] == [None, "red"]  # training knows red
+    assert [tags[tag] for tag in rows["tags"][0]] == ["red"]  # training knows red; what it does not know is left out
 
 
 def test_a_log_of_clicks_goes_on_without_negatives(prepare, tmp_path):
@@ -207,3 +207,21 @@ def test_all_rows_of_dates_with_times(unit, prepare, tmp_path):
     before = log[::2].filter(pl.col("click") == 1)
     lengths = [len(before.filter(pl.col("user") == u, pl.col("time") < t)) for u, t in test[["user", "time"]].rows()]
     assert rows["item_seq"].list.len().to_list() == [min(length, 5) for length in lengths]
+
+
+@pytest.mark.slow
+def test_a_later_log_has_its_own_encoding(tmp_path, prepare):
+    log, items, _ = make_log(3, rows=80)
+    items = items.with_columns(pl.col("category").replace("tea", "thé"))
+    whole = write_source(tmp_path / "whole", log, items)
+    base = prepare(whole, "base")
+    for name, codec in (("first", "cp1252"), ("later", "utf-16-le")):
+        folder = write_source(tmp_path / name, log.with_columns(pl.col("time") + 1000 * (name == "later")), items)
+        for path in folder.iterdir():
+            path.write_bytes(path.read_text("utf-8").encode(codec))
+    first = prepare(tmp_path / "first", "first", encoding="cp1252")
+    assert pl.read_parquet(first / "items.parquet").equals(pl.read_parquet(base / "items.parquet"))
+    later = prepare(tmp_path / "later", "later", like=first, encoding="utf-16-le")
+    assert pl.read_parquet(later / "items.parquet").equals(pl.read_parquet(base / "items.parquet"))
+    with raises_naming(DataError, "interactions", "--encoding"):
+        prepare(tmp_path / "later", "wrong", like=first, encoding="utf-8")

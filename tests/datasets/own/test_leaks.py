@@ -104,3 +104,16 @@ def test_a_number_that_alone_ranks_the_rows_is_warned_of(tmp_path, prepare_log, 
         prepare_log(tmp_path, labels=["click", "like"])
     warned = {name for name in ("seconds", "left", "place") if f"--types {name}=none" in caplog.text}
     assert warned == {"seconds", "left"}
+
+
+def test_a_value_of_one_label_is_warned_of_whichever_label_it_is(shop, prepare_log, caplog):
+    log = pl.read_csv(shop / "interactions.csv").sort("time").with_row_index("n")
+    late = (pl.col("n") * 7) % 3 == 0
+    log = log.with_columns(
+        buy=late.cast(pl.Int8), receipt=pl.when(late).then(pl.lit("paper")).otherwise(pl.lit("none"))
+    )
+    log.drop("n").write_csv(shop / "interactions.csv")
+    with caplog.at_level("WARNING"):
+        prepare_log(shop, labels=["click", "buy"])
+    assert [record.message for record in caplog.records if "receipt" in record.message and "buy" in record.message]
+    assert sum("--types receipt=none" in record.message for record in caplog.records) == 1
