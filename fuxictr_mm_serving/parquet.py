@@ -216,20 +216,34 @@ def read_part(
             missing = [name for name in columns if name not in {*present, *named}]
             if missing:
                 raise ServingError(f"{part.file}: has no column '{missing[0]}', which the model reads")
-            skipped, left = part.skipped, part.rows
-            for batch in reader.iter_batches(batch_rows, row_groups=list(part.groups), columns=present):
-                if skipped >= batch.num_rows:
-                    skipped -= batch.num_rows
-                    continue
-                batch = batch.slice(skipped, left)
-                skipped, left = 0, left - batch.num_rows
+            for batch in _batches(reader, part, present, batch_rows):
                 found = {name: to_column(batch.column(name)) for name in present}
                 same = {name: to_column(pa.repeat(value, batch.num_rows)) for name, value in named.items()}
                 yield {name: found[name] if name in found else same[name] for name in columns}
-                if not left:
-                    break
     except (OSError, pa.ArrowException) as error:
         raise ServingError(f"{part.file}: is damaged ({error})") from None
+
+
+def part_batches(part: Part, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """Yield some columns of a part, as Arrow has them."""
+    try:
+        with pq.ParquetFile(part.file) as reader:
+            yield from _batches(reader, part, columns, 2**16)
+    except (OSError, pa.ArrowException) as error:
+        raise ServingError(f"{part.file}: is damaged ({error})") from None
+
+
+def _batches(reader: pq.ParquetFile, part: Part, columns: list[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
+    skipped, left = part.skipped, part.rows
+    for batch in reader.iter_batches(batch_rows, row_groups=list(part.groups), columns=columns):
+        if skipped >= batch.num_rows:
+            skipped -= batch.num_rows
+            continue
+        batch = batch.slice(skipped, left)
+        skipped, left = 0, left - batch.num_rows
+        yield batch
+        if not left:
+            break
 
 
 def to_column(array: pa.Array) -> Column:

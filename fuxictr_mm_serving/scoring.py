@@ -22,8 +22,12 @@ from fuxictr_mm_serving.export import Export
 from fuxictr_mm_serving.manifest import MANIFEST, checksum, read_manifest
 from fuxictr_mm_serving.parquet import Part, for_file, how_to_score_new_items, pa, pq, read_part, split
 from fuxictr_mm_serving.processes import end_with_parent, reason_of, start
+from fuxictr_mm_serving.row_ids import RowIds, as_schema
 
 logger = logging.getLogger("fuxictr_mm_serving")
+
+#: What the metadata of a file of scores says.
+SCORED = {b"fuxictr_mm.table": b"scores"}
 
 #: Rows of a part.
 PART_ROWS = 131072
@@ -46,7 +50,8 @@ def score_file(
 ) -> int:
     """Score a file of rows into a Parquet file, in the order of the rows.
 
-    Its column is ``score``; of several labels it has a column ``score_LABEL`` for each.
+    Its column is ``score``; of several labels it has a column ``score_LABEL`` for each. Before it are the ids of the
+    rows (``RowIds``).
     Parts are kept in ``.OUT.parts`` until the file is complete: a run that was stopped is resumed.
 
     Parameters
@@ -105,15 +110,30 @@ def score_file(
                 count += length
                 progress(count, total, earlier)
             temporary = scratch / "scores.parquet"
-            with pq.ParquetWriter(temporary, pa.schema([(name, pa.float32()) for name in names])) as writer:
-                for file in files:
-                    scores = np.load(file, allow_pickle=False).reshape(-1, len(names))
-                    writer.write_table(pa.table(list(np.ascontiguousarray(scores.T)), names))
+            _write_scores(temporary, parts, files, names, read_manifest(folder).items.target)
             temporary.replace(out)
             _remove(scratch)
     except OSError as error:
         raise ServingError(f"{out}: could not be written ({error.strerror or error})") from error
     return count
+
+
+def _write_scores(out: Path, parts: list[Part], files: list[Path], names: list[str], target: str) -> None:
+    """Write the scores of all parts with the ids of their rows, a part at a time."""
+    ids, writer, first = RowIds(parts, target), None, 0
+    try:
+        for part, file in zip(parts, files, strict=True):
+            scores = np.load(file, allow_pickle=False).reshape(-1, len(names))
+            table = ids.of(part, first)
+            for name, values in zip(names, np.ascontiguousarray(scores.T), strict=True):
+                table = table.append_column(name, pa.array(values))
+            table = table.replace_schema_metadata(SCORED)
+            writer = writer or pq.ParquetWriter(out, table.schema)
+            writer.write_table(as_schema(table, writer.schema, part.file))
+            first += part.rows
+    finally:
+        if writer is not None:
+            writer.close()
 
 
 @contextmanager
@@ -153,16 +173,18 @@ def _remove(scratch: Path) -> None:
 
 
 def _check_replaceable(out: Path) -> None:
-    """Refuse to replace a file that has other columns than scores."""
+    """Refuse to replace a file that is not of scores: one of an earlier version has only their columns."""
     if not out.exists() or (out.is_file() and not out.stat().st_size):
         return
     if out.is_dir():
         raise ServingError(f"{out}: is a folder, expected a file to write")
     try:
-        found = pq.read_schema(out).names
+        schema = pq.read_schema(out)
     except (OSError, pa.ArrowException):
-        found = []
-    if not found or not all(name == "score" or name.startswith("score_") for name in found):
+        schema = pa.schema([])
+    is_scored = (schema.metadata or {}).items() >= SCORED.items()
+    of_scores = [name == "score" or name.startswith("score_") for name in schema.names]
+    if not is_scored and not (of_scores and all(of_scores)):
         raise ServingError(f"{out}: already exists and is not a file of scores; give another file, or delete it")
 
 

@@ -20,7 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("export", type=Path, metavar="DIR", help="folder written by fuxictr-mm export")
     parser.add_argument("rows", type=Path, help="a Parquet file, or a folder of part files")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="Parquet file to write, column score")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="Parquet file to write: user, item, row and score"
+    )
     parser.add_argument(
         "--processes", type=int, default=1, metavar="N", help="number of scoring processes (default: 1)"
     )

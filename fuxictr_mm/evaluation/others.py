@@ -71,6 +71,8 @@ def read_file(name: str | os.PathLike[str], like: Run, split: str = "valid", tas
     label_name = task or _label_name(like)
     known = label == label
     others = [n for n in table.column_names if n not in (column, label_name) and n.lower() not in INDEXES]
+    if _has_owners_ids(table, like, split):
+        others = [name for name in others if name not in ("user_id", "item_id")]
     keys = _keys_of(path, table.select(others), like, split, label_name, label) if others else {}
     table = _with_types_of(path, table, keys)
     order, how = _order(path, table, column, len(label), keys)
@@ -98,6 +100,20 @@ def read_file(name: str | os.PathLike[str], like: Run, split: str = "valid", tas
         finished=True,
         rows=Predictions(label, score, group).of_known_labels,
     )
+
+
+def _has_owners_ids(table: pa.Table, like: Run, split: str) -> bool:
+    """Whether ``predict --out`` or ``score`` wrote a table of rows of ``prepare``, whose ids are numbers."""
+    from fuxictr_mm.data.parquet import part_files
+    from fuxictr_mm_serving.parquet import is_numbered
+    from fuxictr_mm_serving.prepared import SOURCE_ROW
+
+    if not (data := like.config.get(f"{split}_data")) or not {SOURCE_ROW, "row"} & set(table.column_names):
+        return False
+    try:
+        return like.config.get("data_format") != "csv" and is_numbered(part_files(data)[0])
+    except UserError:
+        return False
 
 
 def _same_labels(found: np.ndarray, label: np.ndarray) -> bool:

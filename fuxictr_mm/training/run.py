@@ -226,6 +226,8 @@ class TrainingRun:
         if best_epoch_was_last(history, config.to_dict()):
             logger.info(f"The best epoch was the last allowed one, {config.epochs}: more epochs may be better")
         logger.info("Validation")
+        if (weight := config.dataset.sample_weight) is not None:
+            logger.info(f"Metrics count every row once: {weight} (sample_weight) weights the loss alone")
         scored = loop.score(model, valid)
         of_valid = loop.measure(scored, config.metrics)
         of_test, scored_test = dict[str, float](), None

@@ -48,6 +48,17 @@ def test_rows_in_order_and_by_number(run, frame, tmp_path):
         np.testing.assert_array_equal(group, expected[2])
 
 
+def test_tables_of_prepared_rows_have_the_ids_of_the_owner(run, frame, tmp_path, monkeypatch):
+    path = tmp_path / "scores.parquet"
+    texts = frame.drop(columns="label").assign(user_id="u" + frame["user_id"].astype(str), item_id="i7")
+    texts.assign(row=range(len(frame))).sample(frac=1, random_state=1).to_parquet(path, index=False)
+    with raises_naming(DataError, "scores.parquet", "_id"):  # other rows are joined by them
+        read_file(path, run, "test")
+    monkeypatch.setattr("fuxictr_mm_serving.parquet.is_numbered", lambda file: True)
+    found = read_file(path, run, "test").predictions("test")[1]
+    np.testing.assert_allclose(found, run.predictions("test")[1], atol=1e-7)
+
+
 @pytest.fixture
 def unique_keys(run, frame, tmp_path):
     """The run with a test file where user and item occur once."""
