@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import errno
 import io
@@ -9,7 +10,7 @@ import logging
 import re
 import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,7 +25,12 @@ from fuxictr_mm.errors import DataError, first_line
 
 logger = logging.getLogger(__name__)
 
-CSV, LINES = (".csv", ".tsv", ".txt"), (".jsonl", ".ndjson", ".json")
+#: Endings of tables whose columns are separated by a character, or by two colons; of JSON lines.
+CSV = (".csv", ".tsv", ".txt", ".dat", ".data", ".inter", ".item", ".user")
+LINES = (".jsonl", ".ndjson", ".json")
+
+#: What separates columns in files of MovieLens; in copies it is a tab.
+COLONS = "::"
 
 
 def form_of(path: Path) -> str:
@@ -55,19 +61,22 @@ def separator_of(header: str) -> str:
 
 
 def separator_in(path: Path, encoding: Encoding = UTF8) -> str:
-    """Return what separates the columns of a CSV file, by its first line."""
+    """Return what separates the columns of a CSV file, by its first line; a tab in place of two colons."""
     return separator_of(_header(path, encoding.of(path)))
 
 
-def schema_of(path: Path, encoding: Encoding = UTF8) -> dict[str, pl.DataType]:
-    """Return the columns of a file and their types; those of a CSV file are texts."""
+def schema_of(path: Path, encoding: Encoding = UTF8, names: Sequence[str] = ()) -> dict[str, pl.DataType]:
+    """Return the columns of a file and their types; those of a CSV file are texts.
+
+    ``names`` are those of the columns of a CSV file without a header.
+    """
     with _named_errors(path, encoding=encoding):
         if form_of(path) in LINES:
             if encoding.of(path) is None:  # which polars unpacks
                 return dict(pl.scan_ndjson(path, infer_schema_length=None).collect_schema())
             with _plain(path, None, encoding) as plain:
                 return dict(pl.scan_ndjson(plain, infer_schema_length=None).collect_schema())
-        header = _header(path, encoding.of(path))  # of a compressed file, polars would unpack all into memory
+        header = _header(path, encoding.of(path), names)  # of a compressed file, polars would unpack all into memory
         if "\0" in header:
             found = f"is not a text file in {encoding.name or 'UTF-8'}, perhaps in UTF-16 without a byte order mark"
             raise DataError(f"{path}: {found}; {encoding.advice}")
@@ -84,19 +93,24 @@ def schema_of(path: Path, encoding: Encoding = UTF8) -> dict[str, pl.DataType]:
 
 @contextmanager
 def scanned(
-    path: Path, folder: Path | None = None, warn: bool = False, encoding: Encoding = UTF8
+    path: Path,
+    folder: Path | None = None,
+    warn: bool = False,
+    encoding: Encoding = UTF8,
+    names: Sequence[str] = (),
 ) -> Iterator[pl.LazyFrame]:
     """Yield the rows of a file, lazily; its types are those of ``schema_of``, and blank lines are skipped.
 
-    A compressed file is unpacked temporarily, and one that is not in UTF-8 converted, into ``folder`` or the folder of
-    temporary files. ``warn`` logs rows of fewer fields than the header, whose last columns are missing values.
+    A compressed file is unpacked temporarily, and one that is not in UTF-8, has no header or has two colons between
+    columns is converted, into ``folder`` or the folder of temporary files. ``warn`` logs rows of fewer fields than the
+    header, whose last columns are missing values.
 
     Raises
     ------
     DataError
         The file cannot be read; of a CSV file with the row.
     """
-    with _plain(path, folder, encoding) as plain, _named_errors(path, plain, encoding):
+    with _plain(path, folder, encoding, names) as plain, _named_errors(path, plain, encoding):
         if form_of(path) in LINES:
             yield pl.scan_ndjson(plain, infer_schema_length=None)
             return
@@ -110,21 +124,47 @@ def scanned(
 
 
 @contextmanager
-def _plain(path: Path, folder: Path | None, encoding: Encoding) -> Iterator[Path]:
-    """Yield a file that is not compressed and is in UTF-8: the file itself, or a temporary copy in ``folder``."""
+def _plain(path: Path, folder: Path | None, encoding: Encoding, names: Sequence[str] = ()) -> Iterator[Path]:
+    """Yield a file that polars reads: the file itself, or a temporary copy in ``folder``.
+
+    It is not compressed and in UTF-8, and a CSV file has a header and one character between columns.
+    """
     with _named_errors(path):
         codec = encoding.of(path)
-    if path.suffix not in PACKED and codec is None:
+        has_colons = form_of(path) in CSV and _has_colons(_first_line(path, codec))
+        header = f"{_header(path, codec, names)}\n" if names else ""
+    if path.suffix not in PACKED and codec is None and not has_colons and not header:
         yield path
         return
     with TemporaryDirectory(prefix=".unpacked-", dir=folder) as unpacked:
         plain = Path(unpacked) / unpacked_name(path).name
         with _named_errors(path), opened(path) as stream, plain.open("wb") as copy:
+            copy.write(header.encode())
+            target = _WithTabs(copy) if has_colons else copy
             if codec is None:
-                shutil.copyfileobj(stream, copy)
+                target.write(stream.read(len(codecs.BOM_UTF8)).removeprefix(codecs.BOM_UTF8))
+                shutil.copyfileobj(stream, target)
             else:
-                convert(stream, copy, codec, path, encoding)
+                convert(stream, target, codec, path, encoding)
+            if has_colons:
+                target.close()
         yield plain
+
+
+class _WithTabs:
+    """A stream of bytes in which two colons become a tab."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream, self._rest = stream, b""
+
+    def write(self, content: bytes) -> None:
+        content = (self._rest + content).replace(b"::", b"\t")
+        end = len(content) - content.endswith(b":")  # the other one may follow
+        self._stream.write(content[:end])
+        self._rest = content[end:]
+
+    def close(self) -> None:
+        self._stream.write(self._rest)
 
 
 @contextmanager
@@ -149,11 +189,37 @@ def is_disk_full(error: BaseException) -> bool:
     return f"os error {errno.ENOSPC}" in str(error)
 
 
-def _header(path: Path, codec: str | None = None) -> str:
+def _first_line(path: Path, codec: str | None = None) -> str:
     """Return the first line that is not empty; polars takes one of spaces as well."""
     name = codec or "utf-8-sig"
     with opened(path) as stream, io.TextIOWrapper(stream, name, errors="replace", newline="\n") as lines:
         return next((line for line in lines if line.strip("\r\n")), "").removeprefix("\ufeff")
+
+
+def _has_colons(line: str) -> bool:
+    """Whether two colons separate columns, three or more: no character does so more often."""
+    return line.count(COLONS) >= max(2, *map(line.count, ("\t", *SEPARATORS)))
+
+
+def _header(path: Path, codec: str | None = None, names: Sequence[str] = ()) -> str:
+    """Return the first line with a tab in place of two colons, or the names of the columns of a file without one.
+
+    Raises
+    ------
+    DataError
+        The first line has another number of values than there are names.
+    """
+    first = _first_line(path, codec)
+    first = first.replace(COLONS, "\t") if _has_colons(first) else first
+    if not names:
+        return first
+    separator = separator_of(first)
+    values = next(csv.reader([first], delimiter=separator))
+    if len(values) != len(names):
+        raise DataError(
+            f"{path}: --header has {len(names)} names, but the first line {len(values)} values ({first.strip()[:80]})"
+        )
+    return separator.join(names)
 
 
 def _find_damage(path: Path) -> str:

@@ -382,7 +382,7 @@ def test_metrics_group_by_the_column_with_the_role(shop, prepare_log, tmp_path):
             {"embeddings": ["img.npy"]},
             ["--embeddings", "img.npy:ids.csv", "asin"],
         ),
-        (without_header, {}, ["interactions.csv", "first line", "'user'"]),
+        (without_header, {}, ["interactions.csv", "first line", "--header interactions=", "user"]),
         (
             with_value("time", 0, "11/9/2019 12:03:29 AM"),
             {},

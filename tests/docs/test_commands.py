@@ -32,6 +32,7 @@ from fuxictr_mm import cli
 from fuxictr_mm.config import list_experiments
 from tests.docs.fences import PAGES, Command, commands, fences, is_shell
 from tests.docs.models import CHALLENGE_MODEL, save_image_model, save_text_model
+from tests.docs.public_logs import write_public_logs
 from tests.paths import ROOT
 
 pytestmark = pytest.mark.slow
@@ -114,7 +115,9 @@ NOT_RUN = {
     r"^(eval|source) ": "tests/test_cli.py runs these scripts",
     r"--config config/example4_config ": "needs a checkout of FuxiCTR; the options have to be those of the script",
     r"--model_zoo FuxiCTR/": "needs FuxiCTR's repository",
-    r"^fuxictr-mm prepare (?!log (?:.*target=asin time=time |--source (?:tomorrow|contest|events) ))": "of other files",
+    r"^fuxictr-mm prepare (?!log (?:.*target=asin time=time |--source (?:tomorrow|contest|events|public/\S+) ))": (
+        "needs other files"
+    ),
     r"--config data/kuairand": "needs what prepare would have written",
     r"benchmarks\.threads ": "starts processes in the checkout; tests/benchmarks/test_threads.py runs it",
     r"benchmarks\.ranks ": "starts processes in the checkout; tests/benchmarks/test_ranks.py runs it",
@@ -373,6 +376,8 @@ def prepare(page: str, patch: pytest.MonkeyPatch) -> None:
         first = next(filter(is_shell, fences("docs/your_data.md")))
         for command in commands(first, small(first.text)):
             run(command, patch)
+    if page == "docs/your_data/public_logs.md":
+        write_public_logs(Path("public"))
     if page == "docs/drop_in.md":
         Path("my_config").mkdir()
         for name in ("model_config.yaml", "dataset_config.yaml"):

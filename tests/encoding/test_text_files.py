@@ -1,10 +1,12 @@
 import gzip
+import shutil
 
 import polars as pl
 import pyarrow as pa
 import pytest
 
 from fuxictr_mm.embeddings.item_tables import names_of, read_table, table_files
+from fuxictr_mm.encoding.text_encodings import Encoding
 from fuxictr_mm.encoding.text_files import scanned, schema_of
 from fuxictr_mm.errors import DataError
 from tests.errors import raises_naming
@@ -71,3 +73,27 @@ def test_short_rows_are_warned_of(tmp_path, caplog):
         assert rows.collect()["title"].to_list() == ["tea", None, "cup"]
     assert "items.csv: 2 rows" in caplog.text
     assert "row 1" in caplog.text
+
+
+@pytest.mark.parametrize("packed", ["", ".gz"])
+@pytest.mark.parametrize("encoding", [Encoding(), Encoding("cp1252", "--encoding")])
+@pytest.mark.parametrize(("separator", "ending"), [("::", "dat"), ("|", "user"), ("\t", "data"), (",", "csv")])
+def test_a_file_without_a_header_has_the_names_given(separator, ending, encoding, packed, tmp_path, monkeypatch):
+    rows = [("1", "Café: 1", "a|b:" if separator == "::" else "a"), ("2", "x: y", ""), ("3", "tea", "c")]
+    content = "".join(separator.join(row) + "\r\n" for row in rows).encode(encoding.name or "utf-8")
+    path = tmp_path / f"items.{ending}{packed}"
+    path.write_bytes(gzip.compress(content) if packed else content)
+    monkeypatch.setattr(shutil, "COPY_BUFSIZE", 8)  # two colons may be in two parts
+    names = ["id", "title", "tags"]
+    assert list(schema_of(path, encoding, names)) == names
+    with scanned(path, tmp_path, encoding=encoding, names=names) as found:
+        assert found.collect().rows() == [tuple(text or None for text in row) for row in rows]
+    with raises_naming(DataError, path.name, "3", "2"):
+        schema_of(path, encoding, names[:2])
+
+
+def test_two_colons_inside_a_name_separate_nothing(tmp_path):
+    path = tmp_path / "items.csv"
+    path.write_text("id,item::title\n7,a::b\n")
+    with scanned(path, tmp_path) as rows:
+        assert rows.collect().rows() == [("7", "a::b")]

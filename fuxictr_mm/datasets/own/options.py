@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,7 +21,7 @@ NEGATIVES_FROM = ("new", "any", "matched")
 #: Names of the options as ``argparse`` has them.
 NAMES = (
     "labels", "interactions", "items", "users", "embeddings", "roles", "types", "split", "split_by", "negatives",
-    "negatives_from", "positive_from", "history_from", "encoding", "impressions", "positives",
+    "negatives_from", "positive_from", "history_from", "encoding", "header", "impressions", "positives",
     "match_on", "match_within", "like", "all_rows",
 )  # fmt: skip
 
@@ -78,6 +79,9 @@ class LogOptions:
     #: The label whose positive events enter histories; by default the first one that is not a number, of a log of
     #: events the impressions.
     history_from: str | None = None
+    #: Names of the columns of CSV files without a header, by ``interactions``, ``items``, ``users`` or a label of
+    #: ``positives``.
+    header: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     encoding: str | None = None  #: Of files of text; by default UTF-8, or what a byte order mark says.
     impressions: tuple[str, ...] = ()  #: ``COLUMN=VALUE``: the events that are the rows, of a log of events.
     #: Files with the positive rows of labels, each with the column of its times if it is named (``FILE:TIME``).
@@ -113,6 +117,7 @@ class LogOptions:
         for name in ("labels", "embeddings", "split", "impressions", "match_on"):
             if name in values:
                 values[name] = tuple(values[name])
+        values["header"] = _parse_header(given.get("header") or (), values.get("positives") or ())
         if "positives" in values:
             values["positives"] = parse_positives(values["positives"])
         _check_positives(values)
@@ -154,12 +159,12 @@ class LogOptions:
     def of_json(cls, changed: Mapping[str, Any]) -> LogOptions:
         """Return the options of what ``changed`` returned."""
         values: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in changed.items()}
+        values["header"] = {table: tuple(names) for table, names in values.get("header", {}).items()}
         return cls(**values)
 
     def changed(self) -> dict[str, Any]:
         """Return the options that are not the default, in the types of JSON."""
-        plain = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
-        default = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(LogOptions()).items()}
+        plain, default = (json.loads(json.dumps(asdict(options))) for options in (self, LogOptions()))
         return {name: value for name, value in plain.items() if value != default[name]}
 
 
@@ -204,6 +209,12 @@ def add_log_options(parser: argparse.ArgumentParser) -> None:
         "--match_within",
         metavar="TIME",
         help="log: longest time from a row to the positive or event that labels it, such as 30m or 7d",
+    )
+    group.add_argument(
+        "--header",
+        nargs="+",
+        metavar="TABLE=NAMES",
+        help="log: names of the columns of CSV files without a header, such as interactions=user,item,rating,time",
     )
     group.add_argument(
         "--encoding",
@@ -272,6 +283,23 @@ def _parse_column(words: Sequence[str], taken: Mapping[str, Any], what: str) -> 
         default = ", which metrics group by without it; leave it out" if is_default else "; name another column"
         raise ConfigError(f"--roles {words[0]}: is the column of the {role}{default}")
     return column
+
+
+def _parse_header(words: Sequence[str], positives: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Return the names of columns by table."""
+    tables = ("interactions", "items", "users", *parse_positives(positives))
+    found: dict[str, tuple[str, ...]] = {}
+    for word in words:
+        table, _, names = word.partition("=")
+        listed = tuple(name.strip() for name in names.split(","))
+        if table not in tables or table in found or not all(listed):
+            raise ConfigError(
+                f"--header {word}: expected TABLE=NAME,NAME,... once per table (tables are: {', '.join(tables)})"
+            )
+        if twice := next((name for name in listed if listed.count(name) > 1), None):
+            raise ConfigError(f"--header {word}: has {twice} twice; name each column once")
+        found[table] = listed
+    return found
 
 
 def parse_positives(words: Sequence[str]) -> dict[str, str]:

@@ -113,7 +113,8 @@ class LogSource:
         group = {} if self.asked.group is None else {self.asked.group: "categorical"}
         types = {**self.asked.types, **group}
         texts = (*ids.values(), *history, *self.asked.match_on)
-        table = Table(paths, self.scratch, option, texts, types, encoding=self.encoding)
+        header = self.asked.header.get(option, ())
+        table = Table(paths, self.scratch, option, texts, types, encoding=self.encoding, header=header)
         for role, column in ids.items():
             table.check(column, f"--roles {role}={column}")
         return table
@@ -158,7 +159,9 @@ class LogSource:
         if label in self.log.schema or label in set(WRITTEN) - {"label"}:
             raise ConfigError(f"{what}: {self.log.paths[0]} has the column '{label}' as well; name the label otherwise")
         paths, on = find_files(self.source, "positives", file), asked.match_on or (asked.user, asked.item)
-        table = Table(paths, self.scratch / f"positives-{label}", "positives", on, encoding=self.encoding)
+        header = asked.header.get(label, ())
+        scratch = self.scratch / f"positives-{label}"
+        table = Table(paths, scratch, "positives", on, encoding=self.encoding, header=header)
         if not time and asked.time in table.schema and (not asked.match_on or asked.match_within is not None):
             time = asked.time
         if not time and asked.match_within is not None:

@@ -44,14 +44,17 @@ class Table:
     #: are missing.
     as_integers: Mapping[str, bool] = field(default_factory=dict)
     encoding: Encoding = UTF8  #: Of files of text.
+    header: Sequence[str] = ()  #: Names of the columns of CSV files without a header.
 
     def __post_init__(self) -> None:
         for path in self.paths:
             if not (is_text(path) or form_of(path) in parquet.SUFFIXES):
                 raise ConfigError(
-                    f"--{self.option} {path}: expected a name that ends in .csv, .tsv, .txt or .jsonl, with or without "
+                    f"--{self.option} {path}: expected a name that ends in {', '.join(CSV)} or .jsonl, with or without "
                     ".gz or .zst, or in .parquet"
                 )
+            if self.header and form_of(path) not in CSV:
+                raise ConfigError(f"--header {self.option}: {path} has names of its own; leave it out")
 
     @cached_property
     def schema(self) -> dict[str, pl.DataType]:
@@ -59,7 +62,7 @@ class Table:
         schema: dict[str, pl.DataType] = {}
         for path in self.paths:
             try:
-                held = schema_of(path, self.encoding) if is_text(path) else pl.read_parquet_schema(path)
+                held = schema_of(path, self.encoding, self.header) if is_text(path) else pl.read_parquet_schema(path)
                 found = dict(with_partitions(pl.LazyFrame(schema=held), path.absolute()).collect_schema())
             except (pl.exceptions.PolarsError, OSError) as error:
                 raise DataError(f"{path}: cannot be read ({first_line(error)})") from None
@@ -72,7 +75,8 @@ class Table:
             if form_of(self.paths[0]) in CSV and any(re.match(FLOAT, name) for name in self.schema):
                 raise ConfigError(
                     f"{what}: the first line of {self.paths[0]} holds values ({', '.join(self.schema)}), expected "
-                    f"names of columns; insert a line of {len(self.schema)} names before it, one of them '{column}'"
+                    f"names of columns; name them: --header {self.option}=NAME,NAME,... with {len(self.schema)} names, "
+                    f"one of them {column}"
                 )
             is_key = self.option != "interactions" and what.startswith("--roles ")
             raise ConfigError(
@@ -84,7 +88,18 @@ class Table:
     @cached_property
     def _parts(self) -> list[Path]:
         targets = [self.scratch / f"{self.option}-{number}.parquet" for number in range(len(self.paths))]
-        return [_as_parquet(path, to, self.encoding) for path, to in zip(self.paths, targets, strict=True)]
+        return [self._as_parquet(path, to) for path, to in zip(self.paths, targets, strict=True)]
+
+    def _as_parquet(self, path: Path, target: Path) -> Path:
+        """Return a file as Parquet: itself, or what it is converted to, once."""
+        if not is_text(path) or target.exists():
+            return target if is_text(path) else path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_suffix(".partial")
+        with scanned(path, target.parent, warn=True, encoding=self.encoding, names=self.header) as rows:
+            rows.sink_parquet(partial)
+        partial.rename(target)
+        return target
 
     @cached_property
     def frame(self) -> pl.LazyFrame:
@@ -181,15 +196,3 @@ def _fields(schema: Mapping[str, pl.DataType], path: Path) -> Iterator[tuple[str
             )
         taken.update(field[0] for field in inner)
         columns = [*inner, *columns]  # type: ignore[list-item]
-
-
-def _as_parquet(path: Path, target: Path, encoding: Encoding) -> Path:
-    """Return a file as Parquet: itself, or what it is converted to, once."""
-    if not is_text(path) or target.exists():
-        return target if is_text(path) else path
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_suffix(".partial")
-    with scanned(path, target.parent, warn=True, encoding=encoding) as rows:
-        rows.sink_parquet(partial)
-    partial.rename(target)
-    return target
