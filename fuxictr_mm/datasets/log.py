@@ -37,7 +37,13 @@ from fuxictr_mm.datasets.own.source import WRITTEN, LogSource, find_files
 from fuxictr_mm.datasets.own.splits import bounds_of_all, bounds_of_users, split_of
 from fuxictr_mm.datasets.own.tables import Table
 from fuxictr_mm.datasets.own.vectors import read_array, read_vectors, vector_columns
-from fuxictr_mm.datasets.own.warnings import warn_of_leaks, warn_of_repeats, warn_of_short_histories, warn_of_weights
+from fuxictr_mm.datasets.own.warnings import (
+    warn_of_duplicates,
+    warn_of_leaks,
+    warn_of_repeats,
+    warn_of_short_histories,
+    warn_of_weights,
+)
 from fuxictr_mm.datasets.reader import SPLITS, Embeddings, Kind, Reader, Rows
 from fuxictr_mm.datasets.writer import Summary
 from fuxictr_mm.errors import DataError
@@ -231,6 +237,7 @@ class Log(Reader):
                 warn_of_leaks(self._source, train, features)
                 warn_of_weights(self._source, features)
                 warn_of_repeats(self._source, train)
+                warn_of_duplicates(self._source, train)
                 warn_of_short_histories(self._source, rows, self.max_len)
             for series in train.select(":item", ":user", *categories):
                 before = kept.get(series.name, [])
@@ -275,7 +282,8 @@ class Log(Reader):
             count = f"{len(missing)} of {len(seen)} {what} of the log"
             found = f"{table.paths[0]}: {count} are missing, such as {missing[0]!r}"
             if len(missing) == len(seen):
-                raise DataError(f"{found}; {column} must hold the same ids in both")
+                there = f", but it has {rows[column][0]!r}" if len(rows) else ", it has no rows"
+                raise DataError(f"{found}{there}; {column} must hold the same ids in both")
             logger.warning(f"{found}; they are written without features")
         return missing
 

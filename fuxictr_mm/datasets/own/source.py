@@ -394,8 +394,8 @@ class LogSource:
         if is_class and bound is None:
             is_known = number.is_in([0.0, 1.0])
             expected = (
-                "0, 1 or null; for ratings, add --positive_from 4 or another threshold; to predict the number itself, "
-                f"add --types {column}=numeric"
+                "0, 1, yes, no, true, false or null; for ratings, add --positive_from 4 or another threshold; to "
+                f"predict the number itself, add --types {column}=numeric"
             )
         wrong = label.is_not_null() & ~is_known.fill_null(False) & (label.cast(pl.String) != "NaN")
         table.refuse(wrong, column, expected)

@@ -20,6 +20,9 @@ SHORT = 2
 #: Where negatives are sampled, more rows of an item that the user has met are warned of.
 REPEATED = 0.1
 
+#: Training rows that are equal to one before are warned of from this fraction on.
+DUPLICATES = 0.005
+
 #: Names of columns that are meant as weights of rows.
 WEIGHTS = ("weight", "weights", "sample_weight", "sample_weights")
 
@@ -61,6 +64,19 @@ def warn_of_repeats(source: LogSource, train: pl.DataFrame) -> None:
             f"negative is; this alone gives an AUC of about {0.5 + again / 2:.2f}; --negatives_from matched samples "
             "negatives of these rows from the user's history; to predict new items, keep the first row of each user "
             "and item"
+        )
+
+
+def warn_of_duplicates(source: LogSource, train: pl.DataFrame) -> None:
+    """Warn of rows that are equal in all columns that are read, as of a file that was exported twice."""
+    read = [name for name in train.columns if name not in (":source_row", ":row")]
+    again = ~train.select(pl.struct(read).is_first_distinct()).to_series()
+    fraction = again.sum() / max(len(train), 1)
+    if fraction >= DUPLICATES:
+        row = int(train[":source_row"].filter(again).min())  # type: ignore[arg-type]
+        logger.warning(
+            f"{source.log.where(row)}: is equal to an earlier row, as are {fraction:.1%} of the training rows; they "
+            "count twice: if a file was exported twice, drop them"
         )
 
 
