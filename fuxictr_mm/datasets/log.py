@@ -39,6 +39,7 @@ from fuxictr_mm.datasets.own.splits import bounds_of_all, bounds_of_users, split
 from fuxictr_mm.datasets.own.tables import Table
 from fuxictr_mm.datasets.own.vectors import read_array, read_vectors, vector_columns
 from fuxictr_mm.datasets.own.warnings import (
+    warn_of_duplicates,
     warn_of_events,
     warn_of_leaks,
     warn_of_repeats,
@@ -239,6 +240,7 @@ class Log(Reader):
                 warn_of_events(self._source, train)
                 warn_of_weights(self._source, features)
                 warn_of_repeats(self._source, train)
+                warn_of_duplicates(self._source, train)
                 warn_of_short_histories(self._source, rows, self.max_len)
             for series in train.select(":item", ":user", *categories):
                 before = kept.get(series.name, [])
@@ -283,7 +285,8 @@ class Log(Reader):
             count = f"{len(missing)} of {len(seen)} {what} of the log"
             found = f"{table.paths[0]}: {count} are missing, such as {missing[0]!r}"
             if len(missing) == len(seen):
-                raise DataError(f"{found}; {column} must hold the same ids in both")
+                there = f", but it has {rows[column][0]!r}" if len(rows) else ", it has no rows"
+                raise DataError(f"{found}{there}; {column} must hold the same ids in both")
             logger.warning(f"{found}; they are written without features")
         return missing
 

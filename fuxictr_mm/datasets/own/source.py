@@ -466,8 +466,9 @@ class LogSource:
         if is_class and bound is None:
             is_known = number.is_in([0.0, 1.0])
             expected = (
-                f"0, 1 or null; for one of its values, name it: --labels {column}=VALUE; for ratings, add "
-                f"--positive_from 4 or another threshold; to predict the number itself, add --types {column}=numeric"
+                "0, 1, yes, no, true, false or null; for one of its values, name it: "
+                f"--labels {column}=VALUE; for ratings, add --positive_from 4 or another threshold; to predict the "
+                f"number itself, add --types {column}=numeric"
             )
         wrong = label.is_not_null() & ~is_known.fill_null(False) & (label.cast(pl.String) != "NaN")
         table.refuse(wrong, column, expected)

@@ -25,6 +25,9 @@ MISSING = ("", "-", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")
 INTEGER = r"^-?(?:0|[1-9]\d*)$"
 FLOAT = r"^[+-]?(?:(?:0|[1-9]\d*)(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?$"
 
+#: Numbers with separators of thousands, such as 1.234,50 where commas separate no columns.
+GROUPED = r"^[+-]?(?:\d{1,3}(?:\.\d{3})+|\d+)(?:,\d+)?$"
+
 
 def is_integer(text: pl.Expr) -> pl.Expr:
     """Whether a text is an integer of 64 bits."""
@@ -147,12 +150,19 @@ class Table:
             is_missing, digits = text.is_null() | text.is_in(MISSING), text.str.contains(INTEGER)
             if has_commas and self.types.get(name, "numeric") == "numeric":
                 texts[name] = text.str.replace(",", ".", literal=True)
+                is_grouped = (is_missing | text.str.contains(GROUPED)).all() & text.str.contains(r"\..*,").any()
+                tests.append(is_grouped.alias(f"grouped {name}"))
             kinds = {"integer": is_integer(text), "digits": digits, "float": texts[name].str.contains(FLOAT)}
             tests += [(is_missing | test).all().alias(f"{kind} {name}") for kind, test in kinds.items()]
             tests.append(text.filter(text.str.contains(",", literal=True)).first().alias(f"comma {name}"))
         found = frame.select(tests).collect(engine="streaming").row(0, named=True) if tests else {}
+        grouped = [name for name in names if found.get(f"grouped {name}")]
+        for name in grouped:
+            plain = pl.col(name).str.strip_chars().str.replace_all(".", "", literal=True)
+            texts[name] = plain.str.replace(",", ".", literal=True)
         # Digits alone that are not integers of 64 bits are ids, of which a float would take two for one.
-        numbers = [n for n in names if found[f"float {n}"] and found[f"digits {n}"] == found[f"integer {n}"]]
+        floats = [name for name in names if found[f"float {name}"] or name in grouped]
+        numbers = [name for name in floats if found[f"digits {name}"] == found[f"integer {name}"]]
         for name in numbers:
             if found[f"comma {name}"] is not None and name not in self.types:
                 logger.info(

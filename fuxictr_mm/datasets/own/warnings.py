@@ -23,6 +23,9 @@ REPEATED = 0.1
 #: Rows with a label that follow one without it, of the same user and item, are warned of from this fraction on.
 FOLLOWING = 0.3
 
+#: Training rows that are equal to one before are warned of from this fraction on.
+DUPLICATES = 0.005
+
 #: Names of columns that are meant as weights of rows.
 WEIGHTS = ("weight", "weights", "sample_weight", "sample_weights")
 
@@ -81,6 +84,19 @@ def warn_of_events(source: LogSource, train: pl.DataFrame) -> None:
                 "of the same user and item, which has the label 0; if the rows are events, name those that are to be "
                 f"predicted, such as --impressions {value.column}=view"
             )
+
+
+def warn_of_duplicates(source: LogSource, train: pl.DataFrame) -> None:
+    """Warn of rows that are equal in all columns that are read, as of a file that was exported twice."""
+    read = [name for name in train.columns if name not in (":source_row", ":row")]
+    again = ~train.select(pl.struct(read).is_first_distinct()).to_series()
+    fraction = again.sum() / max(len(train), 1)
+    if fraction >= DUPLICATES:
+        row = int(train[":source_row"].filter(again).min())  # type: ignore[arg-type]
+        logger.warning(
+            f"{source.log.where(row)}: is equal to an earlier row, as are {fraction:.1%} of the training rows; they "
+            "count twice: if a file was exported twice, drop them"
+        )
 
 
 def warn_of_short_histories(source: LogSource, rows: pl.DataFrame, max_len: int) -> None:

@@ -4,6 +4,7 @@ import polars as pl
 import pytest
 
 from fuxictr_mm.datasets.own.later import LaterLog
+from fuxictr_mm.datasets.own.tables import Table
 from fuxictr_mm.datasets.writer import Writer
 from fuxictr_mm.errors import DataError
 from tests.datasets.shop import without_time, write_form
@@ -138,3 +139,27 @@ def test_a_later_log_has_categories_as_the_earlier_one(tmp_path, prepare_log, re
     Writer(reader, "log", out, verbose=0).write()
     pairs = values_of(first, "pair")
     assert {pairs.get(row["pair"]) for row in read_split(out, "test")} == {"0,7", "1,7", "2,7"}
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        (["1.234,50", "12,5", "-", "7", "1.000.000"], [1234.5, 12.5, None, 7.0, 1e6]),
+        (["1.234", "12,5"], [1.234, 12.5]),  # without both in a number, a point is decimal
+        (["1.234,50", "12,5 EUR"], ["1.234,50", "12,5 EUR"]),
+        (["1.23,50", "1.234,5"], ["1.23,50", "1.234,5"]),
+    ],
+)
+def test_separators_of_thousands(texts, expected, tmp_path):
+    (tmp_path / "items.csv").write_text("asin;price\n" + "\n".join(f"{n};{text}" for n, text in enumerate(texts)))
+    frame = Table([tmp_path / "items.csv"], tmp_path / "scratch", "items", ["asin"]).frame
+    assert frame.collect()["price"].to_list() == expected
+
+
+def test_rows_that_are_there_twice_are_warned_of(shop, prepare_log, caplog):
+    log = pl.read_csv(shop / "interactions.csv").unique(maintain_order=True)
+    for rows, is_warned in ((log, False), (pl.concat([log, log[:20]]), True)):
+        caplog.clear()
+        rows.write_csv(shop / "interactions.csv")
+        prepare_log(shop, folder=f"warned-{is_warned}")
+        assert any("row 300" in record.message for record in caplog.records) == is_warned, len(log)
