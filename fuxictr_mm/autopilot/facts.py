@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from fuxictr_mm.config import DatasetConfig, ExperimentConfig
+from fuxictr_mm.config.columns import split_entries
 from fuxictr_mm.data.arrow_types import numbers
 from fuxictr_mm.data.decoding import list_entries
 from fuxictr_mm.data.labels import decode_label
@@ -146,12 +147,7 @@ def _embeddings(dataset: DatasetConfig, item_files: Sequence[str]) -> dict[str, 
 
     Unless both are known, columns whose names tell neither count as well, each under its own name.
     """
-    names = [
-        n
-        for c in dataset.feature_cols or ()
-        if c.type == "embedding"
-        for n in ([c.name] if isinstance(c.name, str) else c.name)
-    ]
+    names = [str(c.name) for c in split_entries(dataset.feature_cols or ()) if c.type == "embedding"]
     found: dict[str, tuple[int, str]] = {}
     for file in [file for path in item_files for file in part_files(path)]:
         for name in sorted(set(names) & set(schema_of(file).names)):

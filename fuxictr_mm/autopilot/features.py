@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fuxictr_mm.config import DatasetConfig
+from fuxictr_mm.config.columns import split_entries
 from fuxictr_mm.data.schema import ITEM_ID
 
 #: What is tried of the dim of a factorization; the first is that of the first trial.
@@ -35,11 +36,10 @@ class Features:
         """Return the features of a dataset."""
         types: dict[str, str] = {}
         active: list[str] = []
-        for column in dataset.feature_cols or ():
-            for name in [column.name] if isinstance(column.name, str) else column.name:
-                if column.type != "meta":
-                    types[name] = str(column.type)
-                    active += [name] if column.active else []
+        for column in split_entries(dataset.feature_cols or ()):
+            if column.type != "meta":
+                types[str(column.name)] = str(column.type)
+                active += [str(column.name)] if column.active else []
         return cls(types, active, embeddings, dataset.roles.user, dataset.roles.target, bool(dataset.item_files))
 
     @property

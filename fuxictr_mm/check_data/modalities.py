@@ -26,6 +26,7 @@ from fuxictr_mm.check_data.checks import WARNING, Fault, Measure, Report, check
 from fuxictr_mm.check_data.layout import ItemFile, Layout
 from fuxictr_mm.check_data.vectors import EmbeddingColumn, read_rows
 from fuxictr_mm.errors import ConfigError
+from fuxictr_mm.reduction.pca import Moments
 
 #: Components, folds, items and limit of z of the cross-modal fit.
 COMPONENTS, FOLDS, LEAST_ITEMS, MOST_DEVIATIONS = 64, 5, 100, 6.0
@@ -97,24 +98,13 @@ def _reduce(pair: Modalities, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 
 def _fit_pca(pair: Modalities, rows: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return mean ``(D,)`` and components ``(D, K)`` of text and image, from covariances summed over chunks."""
-    shifts: list[np.ndarray] = []
-    dims = (pair.text.dim, pair.image.dim)
-    sums, products = [np.zeros(d) for d in dims], [np.zeros((d, d)) for d in dims]
+    """Return mean ``(D,)`` and components ``(D, K)`` of text and image, float32."""
+    sides = [Moments(pair.text.dim), Moments(pair.image.dim)]
     for vectors in pair.read(rows):
-        # The sums are of differences from the first embeddings, so that a large mean costs no digits.
-        shifts = shifts or [v.mean(axis=0, dtype=np.float64).astype(np.float32) for v in vectors]
-        for side, shift in enumerate(shifts):
-            centred = vectors[side] - shift
-            sums[side] += centred.sum(axis=0, dtype=np.float64)
-            products[side] += centred.T @ centred
-    bases = []
-    for total, product, shift in zip(sums, products, shifts, strict=True):
-        mean = total / len(rows)
-        components = np.linalg.eigh(product / len(rows) - np.outer(mean, mean))[1][:, ::-1]
-        kept = min(COMPONENTS, len(mean), len(rows) // 20)
-        bases.append(((shift + mean).astype(np.float32), components[:, :kept].astype(np.float32)))
-    return bases
+        for moments, chunk in zip(sides, vectors, strict=True):
+            moments.update(chunk)
+    found = [moments.components().keep(min(COMPONENTS, len(rows) // 20)) for moments in sides]
+    return [(pca.mean.astype(np.float32), pca.components.T.astype(np.float32)) for pca in found]
 
 
 def _outlyingness(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, float]:

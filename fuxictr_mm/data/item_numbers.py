@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -38,16 +38,15 @@ class ItemNumbers(NamedTuple):
 
 def number_items(
     parts: Sequence[Part],
-    found: Mapping[str, Sequence[Part]],
     limit: int | None,
     ids: str,
     vocabularies: Vocabularies,
     zero_is_padding: Callable[[], bool],
 ) -> ItemNumbers:
     """Give the rows of all parts their numbers: their ids, or those of a vocabulary, to which new items are added."""
-    reason = _why_vocabulary(parts, found, limit, ids, vocabularies, zero_is_padding)
+    reason = _why_vocabulary(parts, limit, ids, vocabularies, zero_is_padding)
     if reason is not None:
-        build = partial(_build_vocabulary, parts, found, ids, reason)
+        build = partial(_build_vocabulary, parts, ids, reason)
         remedy = "; if the run took them as they are, set ids: as_is" if ids == "auto" else ""
         trained = vocabularies.of(ITEM_ID, build, parts[0].key, remedy)
         items_of = _place_by_vocabulary(parts, trained)
@@ -60,7 +59,7 @@ def number_items(
     if known_items is None:
         _place_by_id(parts, limit)
         num_items = limit or _infer_num_items(parts)
-        _warn_of_item_zero(found)
+        _warn_of_item_zero(parts)
         return ItemNumbers(num_items)
     _place_by_id(parts, None)
     num_items = max(limit or 0, _infer_num_items(parts))
@@ -71,7 +70,6 @@ def number_items(
 
 def _why_vocabulary(
     parts: Sequence[Part],
-    found: Mapping[str, Sequence[Part]],
     limit: int | None,
     ids: str,
     vocabularies: Vocabularies,
@@ -85,12 +83,12 @@ def _why_vocabulary(
     count, highest = sum(len(part.keys) for part in parts), max(int(arrow_types.numbers(p.keys).max()) for p in parts)
     if limit is None and highest >= MANY_ITEMS and highest >= MAX_GAP * count:
         return f"the id {highest} of {count} items"
-    return "the id 0 with features" if _item_zero(found) and not zero_is_padding() else None
+    return "the id 0 with features" if _item_zero(parts) and not zero_is_padding() else None
 
 
-def _build_vocabulary(parts: Sequence[Part], found: Mapping[str, Sequence[Part]], ids: str, reason: str) -> Vocabulary:
+def _build_vocabulary(parts: Sequence[Part], ids: str, reason: str) -> Vocabulary:
     """Return the vocabulary of the items, in the order of the files."""
-    with_zero = ids == "vocabulary" or _item_zero(found) is not None
+    with_zero = ids == "vocabulary" or _item_zero(parts) is not None
     vocabulary = number_ids((part.keys for part in parts), parts[0].where, with_zero)
     if not len(vocabulary):
         raise DataError(f"{parts[0].path}: only padding, expected one row per item")
@@ -135,21 +133,21 @@ def _place_by_id(parts: Sequence[Part], limit: int | None) -> None:
         part.set_ids(ids)
 
 
-def _item_zero(found: Mapping[str, Sequence[Part]]) -> tuple[Part, str] | None:
+def _item_zero(parts: Sequence[Part]) -> tuple[Part, str] | None:
     """Return a part and a column in which item 0 has a value that is neither zero nor missing."""
-    for name, parts in found.items():
-        for part in parts:
-            if not pa.types.is_integer(part.keys.type):
-                continue
-            rows = np.flatnonzero(arrow_types.numbers(part.keys) == 0)
-            if rows.size and part.has_values(name, int(rows[0])):
-                return part, name
+    for part in parts:
+        if not pa.types.is_integer(part.keys.type):
+            continue
+        for row in np.flatnonzero(arrow_types.numbers(part.keys) == 0)[:1].tolist():
+            for name in (*part.columns, *part.of_ids):
+                if part.has_values(name, row):
+                    return part, name
     return None
 
 
-def _warn_of_item_zero(found: Mapping[str, Sequence[Part]]) -> None:
+def _warn_of_item_zero(parts: Sequence[Part]) -> None:
     """Warn if item 0 has features: ids that begin at 0 lose an item, because 0 is padding."""
-    if where := _item_zero(found):
+    if where := _item_zero(parts):
         part, name = where
         logger.warning(
             f"{part.path}: {part.key} 0 has a '{name}', but id 0 is padding, so its features are set to "

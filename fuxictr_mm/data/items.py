@@ -134,7 +134,7 @@ class ItemTable(nn.Module):
         wanted = {f.name: f for f in features if (f.is_item or f.in_item_dict) and f.name != ITEM_ID}
         limit = next((f.vocab_size for f in features if f.name == ITEM_ID), None)
         read, found = _read_parts(paths, wanted, target)
-        numbers = number_items(read, found, limit, ids, vocabularies, zero_is_padding)
+        numbers = number_items(read, limit, ids, vocabularies, zero_is_padding)
         known = np.zeros(numbers.num_items, dtype=bool)
         known[0] = True
         for part in read:

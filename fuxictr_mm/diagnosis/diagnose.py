@@ -179,6 +179,7 @@ def diagnose(
     DataError
         A class has fewer than two examples, or predictions are not finite.
     """
+    from fuxictr_mm.data.ids import Numbering
     from fuxictr_mm.diagnosis import calibration, importance, metrics, slices, vectors
 
     started = time.perf_counter()
@@ -204,7 +205,7 @@ def diagnose(
             clicks,
             items.known.cpu().numpy(),
             experiment.config.dataset.item_files,
-            vectors.ItemNames(experiment.config.dataset.roles.target, items.vocabulary),
+            Numbering(experiment.config.dataset.roles, items.vocabulary),
         ),
         **slices.measure(label, prediction, lengths, target, popularity, scorer.metric),
     }

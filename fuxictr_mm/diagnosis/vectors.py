@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import logging
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from fuxictr_mm.data import decoding, parquet
-from fuxictr_mm.data.schema import ITEM_ID
-from fuxictr_mm.data.vocabulary import Vocabulary, as_text
+from fuxictr_mm.data import parquet
+from fuxictr_mm.data.ids import AS_IS, Numbering
 from fuxictr_mm.diagnosis.findings import WARNING, Finding
 from fuxictr_mm.errors import UserError
 from fuxictr_mm.reduction.pca import Moments
@@ -42,44 +39,25 @@ MISSING_EMBEDDINGS = 0.05
 COLLAPSED_RANK = 2.0
 
 
-@dataclass(frozen=True)
-class ItemNames:
-    """How items are named in the item files: the key, and the vocabulary if ids are not numbers of items."""
-
-    key: str = ITEM_ID
-    vocabulary: Vocabulary | None = None
-
-    def ids(self, items: Iterable[int]) -> list[Any]:
-        """Return the ids of items in the files."""
-        numbers = list(items)
-        if self.vocabulary is None:
-            return numbers
-        return [as_text(value) for value in self.vocabulary.decode(np.array(numbers, dtype=np.int64)).to_pylist()]
-
-    def numbers(self, ids: pa.Array, where: str, row: int) -> np.ndarray:
-        """Return the numbers ``(I,)`` of ids in the files; ``where`` and ``row`` are for errors."""
-        return decoding.scalars(ids, where, row) if self.vocabulary is None else self.vocabulary.encode(ids, where)
-
-
 def measure(
     columns: Sequence[str],
     read: Callable[[str], np.ndarray],
     clicks: np.ndarray,
     known: np.ndarray,
     item_files: Sequence[str],
-    names: ItemNames | None = None,
+    numbering: Numbering = AS_IS,
 ) -> dict[str, Any]:
     """Return the sections ``vectors`` and ``neighbours``, described in ``docs/diagnosis.md``; none without columns.
 
     ``read`` returns a column of embeddings ``(I, D)`` by item id, row 0 is padding: one is in memory at a time.
     ``clicks`` and ``known`` (bool, items of the item files) are ``(I,)``. Titles and reducers are looked for in
-    ``item_files``. Without ``names``, items have their numbers.
+    ``item_files``, whose ids ``numbering`` numbers.
     """
     if not columns:
         return {}
     ids = np.flatnonzero(known[1:]) + 1
     described = [{**describe(name, read(name), ids), "reduction": find_reduction(name, item_files)} for name in columns]
-    return {"vectors": described, "neighbours": find_neighbours(columns, read, clicks, ids, item_files, names)}
+    return {"vectors": described, "neighbours": find_neighbours(columns, read, clicks, ids, item_files, numbering)}
 
 
 def describe(column: str, vectors: np.ndarray, ids: np.ndarray) -> dict[str, Any]:
@@ -181,17 +159,18 @@ def find_neighbours(
     clicks: np.ndarray,
     ids: np.ndarray,
     item_files: Sequence[str],
-    names: ItemNames | None = None,
+    numbering: Numbering = AS_IS,
     num_items: int = 5,
     number: int = 5,
 ) -> list[dict[str, Any]]:
     """Return the K nearest neighbours of the most clicked items of ``ids`` by each embedding column."""
     most_clicked = ids[np.lexsort((ids, -clicks[ids]))[:num_items]].tolist()
     found = {column: nearest_by_cosine(read(column), most_clicked, ids, number) for column in columns}
-    mentioned = {item for near in found.values() for pairs in near.values() for item, _ in pairs} | {*most_clicked}
-    names = names or ItemNames()
-    titles = read_titles(item_files, mentioned, names)
-    ids_of = dict(zip(mentioned, names.ids(mentioned), strict=True))
+    mentioned = sorted(
+        {item for near in found.values() for pairs in near.values() for item, _ in pairs} | {*most_clicked}
+    )
+    titles = read_titles(item_files, mentioned, numbering)
+    ids_of = dict(zip(mentioned, numbering.shown(np.array(mentioned, dtype=np.int64)), strict=True))
     return [
         {
             "item_id": ids_of[item],
@@ -230,19 +209,17 @@ def nearest_by_cosine(
     return found
 
 
-def read_titles(item_files: Sequence[str], ids: Iterable[int], names: ItemNames | None = None) -> dict[int, str]:
+def read_titles(item_files: Sequence[str], items: Sequence[int], numbering: Numbering) -> dict[int, str]:
     """Return the titles of some items, from the item files that have ``item_title``; the first title counts."""
-    names = names or ItemNames()
-    wanted = np.array(sorted(ids), dtype=np.int64)
     titles: dict[int, str] = {}
     for file in (file for path in item_files for file in _part_files(path)):
         present = parquet.schema_of(file).names
-        key = names.key if names.key in present else ITEM_ID
+        key = numbering.key(present)
         if not {key, TITLE} <= set(present):
             continue
         for row, batch in parquet.read_chunks(file, [key, TITLE]):
-            found = names.numbers(batch.column(key), f"{file}: {key}", row)
-            for index in np.flatnonzero(np.isin(found, wanted)):
+            found = numbering.numbers(batch.column(key), f"{file}: {key}", row, known=False)
+            for index in np.flatnonzero(np.isin(found, items)):
                 title = batch.column(TITLE)[int(index)].as_py()
                 if title is not None:
                     titles.setdefault(int(found[index]), str(title))

@@ -21,14 +21,9 @@ import numpy as np
 from fuxictr_mm.config import check_id
 from fuxictr_mm.data.fingerprint import data_hashes
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
-from fuxictr_mm.evaluation.combine import (
-    AVERAGES,
-    averaged,
-    combine,
-    import_lightgbm,
-)
+from fuxictr_mm.evaluation.combine import AVERAGES, averaged, combine, import_lightgbm
 from fuxictr_mm.evaluation.compare import runs_of_one_configuration
-from fuxictr_mm.files import write_json
+from fuxictr_mm.files import read_json, write_json
 from fuxictr_mm.runs import (
     DATA,
     ENSEMBLE,
@@ -41,11 +36,12 @@ from fuxictr_mm.runs import (
     RunPaths,
     different_files,
     find_runs,
+    is_falling,
     read_run,
     resolve_one,
     runs_of,
 )
-from fuxictr_mm.runs.evaluations import is_falling
+from fuxictr_mm.terminal import format_table
 
 logger = logging.getLogger(__name__)
 
@@ -388,9 +384,6 @@ def describe_ensemble(run: Run) -> list[str]:
     UserError
         Files of its runs are missing.
     """
-    from fuxictr_mm.files import read_json
-    from fuxictr_mm.terminal import format_table
-
     if run.model != ENSEMBLE:
         return []
     members = [read_run(path) for path in run.config["members"]]

@@ -25,9 +25,9 @@ class HistorySimilarity(nn.Module):
     .. math:: c_n = \frac{t_b \cdot s_n}{\|t_b\| \|s_n\|}, \qquad n \in b
 
     Nothing is learned and no gradient flows. The column is read from the item table where it is, which is not copied;
-    only the inverse length of each row is kept. Ids count as vectors of zeros and ones with a dim for each id: of one
-    id, the cosine is 1 if both items have it, and the mean is the fraction of the history that has the target's. An
-    item without an embedding or ids has cosine 0, an empty history zeros.
+    only the inverse length of each row is kept. Ids are compared as vectors of counts, with a dim for each id: an id
+    that an item has twice counts twice. Of one id, the cosine is 1 if both items have it, and the mean is the fraction
+    of the history that has the target's. An item without an embedding or ids has cosine 0, an empty history zeros.
 
     Parameters
     ----------
@@ -91,7 +91,7 @@ def has_ids(table: Tensor) -> bool:
 
 
 def inverse_lengths(rows: Tensor) -> Tensor:
-    """Return one over the length of embeddings ``(N, D)``, or of ids ``(N, K)`` as vectors; 0 for a length of 0."""
+    """Return one over the length of embeddings ``(N, D)``, or of counts of ids ``(N, K)``; 0 for a length of 0."""
     lengths = products_of(rows, rows).sqrt() if has_ids(rows) else torch.linalg.vector_norm(_floating(rows), dim=1)
     return torch.where(lengths > 0, lengths.reciprocal(), 0)
 

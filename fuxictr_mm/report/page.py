@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fuxictr_mm import __version__, terminal
-from fuxictr_mm.errors import ConfigError, UserError
+from fuxictr_mm.errors import UserError
 from fuxictr_mm.report import figures, settings
 from fuxictr_mm.report.comparisons import Comparisons, compare_experiments
 from fuxictr_mm.report.diagnosis_figures import findings_of, neighbours_of, plot_diagnosis, severities
@@ -122,18 +122,10 @@ def describe_dataset(
 
 
 def render(sections: Sequence[DatasetSection], title: str, intro: Sequence[str] = ()) -> str:
-    """Return the HTML page; ``intro`` is a list of sentences at its beginning.
+    """Return the HTML page; ``intro`` is a list of sentences at its beginning."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup, escape
 
-    Raises
-    ------
-    ConfigError
-        Jinja2 is not installed.
-    """
-    try:
-        from jinja2 import Environment, FileSystemLoader, StrictUndefined
-        from markupsafe import Markup, escape
-    except ImportError as error:
-        raise missing(error) from error
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -156,11 +148,6 @@ def render(sections: Sequence[DatasetSection], title: str, intro: Sequence[str] 
         version=__version__,
         made_at=datetime.now().strftime("%Y-%m-%d %H:%M"),
     )
-
-
-def missing(error: ImportError) -> UserError:
-    """Return an error that names the package to install."""
-    return ConfigError(f'report needs {error.name}, which is not installed: pip install "fuxictr-mm[report]"')
 
 
 def _diagnosed(order: Sequence[ExperimentRuns], notes: list[str]) -> list[Diagnosed]:

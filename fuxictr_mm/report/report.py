@@ -11,7 +11,7 @@ from pathlib import Path
 from fuxictr_mm.errors import ConfigError, MissingFileError, nearest
 from fuxictr_mm.files import write_beside
 from fuxictr_mm.report.experiments import gather, of_label
-from fuxictr_mm.report.page import DatasetSection, describe_dataset, missing, render
+from fuxictr_mm.report.page import DatasetSection, describe_dataset, render
 from fuxictr_mm.runs import RUN_NAME, Run, find_runs, resolve
 from fuxictr_mm.terminal import listed, progress_bar
 
@@ -70,7 +70,9 @@ def check_packages() -> None:
         import jinja2  # noqa: F401
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise missing(error) from error
+        raise ConfigError(
+            f'report needs {error.name}, which is not installed: pip install "fuxictr-mm[report]"'
+        ) from error
 
 
 def _with_label(runs: Sequence[Run], label: str) -> list[Run]:

@@ -99,15 +99,13 @@ class _Variants(Trials):
             Trial(expid, one, number=number, arguments=given, name=f"{expid}.{name}")
             for number, (name, (one, given)) in enumerate(variants.items())
         ]
-        experiments = [one for one, _ in variants.values()]
-        self._experiments = experiments
-        self._before = [{run.run for run in one.finished_runs()} for one in experiments]
-        if resume:
-            self._before = [set() for _ in experiments]
+        self._experiments = [one for one, _ in variants.values()]
+        # Runs that do not count.
+        self._before = [{run.run for run in one.finished_runs() if not resume} for one in self._experiments]
         self._errors: dict[int, str] = {}
         self._waiting = [t for t in self._trials if self._run_of(t) is None]
         self._skipped = {t.number for t in self._trials} - {t.number for t in self._waiting}
-        self.total = len(experiments)
+        self.total = len(variants)
 
     @property
     def done(self) -> bool:

@@ -13,7 +13,7 @@ import pytest
 
 from fuxictr_mm.check_data.check import check_folder
 from fuxictr_mm.check_data.checks import CHECKS
-from fuxictr_mm.check_data.files import DataFile
+from fuxictr_mm.check_data.files import SPLITS, DataFile
 from fuxictr_mm.errors import DataError
 from tests.errors import raises_naming
 
@@ -92,13 +92,21 @@ def folder(tmp_path):
     return Path(shutil.copytree(Path(__file__).parents[2] / "data" / "tiny_mm", tmp_path / "data"))
 
 
+@pytest.fixture
+def few_rows(folder):
+    """The folder with a few rows of each file."""
+    for path in folder.glob("*.parquet"):
+        pq.write_table(pq.read_table(path).slice(0, 200), path)
+    return folder
+
+
 @pytest.mark.parametrize("file", ["train", "valid", "test", "item_info", "item_feature", "item_emb"])
 @pytest.mark.parametrize(
     ("damage", "check"),
     [("text", "column-type"), ("null", "column-type"), ("dropped", "missing-column"), ("no rows", "empty-file")],
 )
-def test_columns_that_no_check_can_do_without(folder, file, damage, check):
-    path = folder / f"{file}.parquet"
+def test_columns_that_no_check_can_do_without(few_rows, file, damage, check):
+    path = few_rows / f"{file}.parquet"
     table = pq.read_table(path)
     index = table.schema.get_field_index("item_id")
     changed = {
@@ -108,7 +116,7 @@ def test_columns_that_no_check_can_do_without(folder, file, damage, check):
         "no rows": lambda: table.slice(0, 0),
     }
     pq.write_table(changed[damage](), path)
-    report, _ = check_folder(folder, set(CHECKS) - {"foreign-title", "modalities-disagree", "near-duplicate-vector"})
+    report, _ = check_folder(few_rows, set(CHECKS) - {"foreign-title", "modalities-disagree", "near-duplicate-vector"})
     assert (check, path.name) in {(f.check, f.file) for f in report.findings() if f.severity == "error"}
 
 
@@ -164,8 +172,8 @@ def test_lists_of_half_precision_are_read_as_they_are(tmp_path):
 def prepared(copy, tmp_path):
     """What ``prepare`` writes: another name of the label, ids of the source beside the items, a configuration."""
     folder = copy.write(tmp_path / "shop")
-    for path in [folder / f"{split}.parquet" for split in ("train", "valid", "test")]:
-        rows = pl.read_parquet(path).rename({"label": "clicked"}, strict=False)
+    for path in [folder / f"{split}.parquet" for split in SPLITS]:
+        rows = pl.read_parquet(path).head(500).rename({"label": "clicked"}, strict=False)
         rows.with_columns(impression_id=1_000 * pl.int_range(pl.len())).write_parquet(path)
     items = folder / "items.parquet"
     (folder / "item_info.parquet").rename(items)
@@ -184,7 +192,7 @@ def test_what_prepare_writes_is_checked_as_its_configuration_says(ids, prepared)
     items.with_columns(source_id=numbers if ids == "integers" else numbers.cast(pl.String)).write_parquet(
         prepared / "items.parquet"
     )
-    for path in [prepared / f"{split}.parquet" for split in ("train", "valid", "test")]:
+    for path in [prepared / f"{split}.parquet" for split in SPLITS]:
         sources = {"source_user": pl.lit("u"), "source_time": 10**9 * pl.int_range(pl.len())}
         sources |= {"w": 10.0 ** (pl.int_range(pl.len()) % 9)} if path.stem == "train" else {}
         rows = pl.concat([pl.read_parquet(path).with_columns(**sources)] * 2)

@@ -48,7 +48,7 @@ def global_batches(files, resident, batch_size, size, streams, start=0, **option
     return batches
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     rows=st.integers(1, 60),
     batch_size=st.integers(1, 12),

@@ -40,10 +40,14 @@ def load(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def trained(load, tiny_dataset):
-    """Give an experiment, its trained model and its dataset; the model is shared, so leave it as it is."""
+    """Give an experiment, its trained model and its dataset; the model is shared, so leave it as it is.
+
+    It was trained in smaller batches than the examples are scored in, all at once.
+    """
     experiment = load("DIN_MM_tiny", seed=1)
     dataset = tiny_dataset(experiment.config.to_dict())
-    return experiment, train_model(experiment, dataset), dataset
+    model = train_model(experiment, dataset)
+    return experiment.with_settings(batch_size=4096), model, dataset
 
 
 @pytest.fixture

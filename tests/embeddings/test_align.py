@@ -118,6 +118,7 @@ def test_missing_embeddings(world, aligned, tmp_path):
         ([], "--train"),
         (["--apply", "head.safetensors", "--dim", 8], "--dim"),
         (["--apply", "head.safetensors", "--seed", 8], "--seed"),
+        (["--apply", "head.safetensors", "--label", "like"], "--label"),
         (["--neighbors", "neighbors.parquet", "--alpha", 2], "--alpha"),
         (["--train", "T", "--neighbors", "neighbors.parquet"], r"neighbors\.parquet"),  # exists
         (["--train", "T", "--temperature", 0], r"temperature is 0\.0"),

@@ -116,9 +116,16 @@ def equals_dense(build, make_batch, float64):
 
 
 @pytest.mark.parametrize(
-    ("history_mask", "width"), [("corrected", 20), ("corrected", 21), ("corrected", 40), ("published", MAX_LEN)]
+    ("name", "history_mask", "width"),
+    [
+        ("Transformer_DCN", "corrected", 20),
+        ("Transformer_DCN", "corrected", 21),
+        ("Transformer_DCN", "corrected", 40),
+        ("Transformer_DCN", "published", MAX_LEN),
+        ("Transformer_DCN_Quant", "corrected", 21),  # which has other fields of the items
+        ("Transformer_DCN_Quant", "published", MAX_LEN),
+    ],
 )
-@pytest.mark.parametrize("name", ["Transformer_DCN", "Transformer_DCN_Quant"])
 def test_equals_the_dense_model(equals_dense, name, history_mask, width):
     equals_dense(width=width, name=name, mask=history_mask)
 

@@ -19,12 +19,20 @@ from fuxictr_mm.commands.report import as_dict
 from fuxictr_mm.data.fingerprint import hash_files
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.evaluation.compare import compare
+from fuxictr_mm.report import drawing
 from fuxictr_mm.report.comparisons import compare_experiments
 from fuxictr_mm.report.experiments import gather
 from fuxictr_mm.report.report import report
 from fuxictr_mm.runs import find_runs
 from tests.report.conftest import auc_of, rows_of
 from tests.report.pages import Page, three_name, write
+
+
+@pytest.fixture(autouse=True)
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plots take most of the time of a page; these tests look at the rest of it."""
+    svg = f'<svg id="{drawing.MARK}"/>'
+    monkeypatch.setattr(drawing, "draw", lambda title, caption, height, paint: drawing.Plot(title, caption, svg))
 
 
 def test_intervals_and_verdicts_are_those_of_compare(written: Any) -> None:

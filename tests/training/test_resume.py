@@ -44,13 +44,27 @@ def train(parts, resume=False):
     return model.state_dict(), history
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """Give weights and evaluations of a training with these settings that nothing ends; trained once."""
+    found = {}
+
+    def give(**settings):
+        key = json.dumps(settings, sort_keys=True)
+        if key not in found:
+            found[key] = train(prepare(tmp_path_factory.mktemp("whole"), **settings))
+        return found[key]
+
+    return give
+
+
 @pytest.mark.parametrize(
     ("settings", "step"),
     [({}, 1), ({}, 9), ({}, 16), ({}, 17)]
     + [({"accumulation_steps": 3, "eval_steps": 5}, step) for step in (2, 16, 31)],
 )
-def test_the_same_weights_after_a_kill(tmp_path, settings, step):
-    expected, history = train(prepare(tmp_path / "whole", **settings))
+def test_the_same_weights_after_a_kill(undisturbed, tmp_path, settings, step):
+    expected, history = undisturbed(**settings)
     parts = prepare(tmp_path / "killed", **settings)
     kill_at_step(parts[0], step)
     with pytest.raises(Killed):
@@ -93,13 +107,13 @@ TOUCHED = {
     ],
     ids=["plateau", "cosine", "touched", "touched, row-wise"],
 )
-def test_settings_with_a_state_of_their_own_resume(tmp_path, settings):
-    test_the_same_weights_after_a_kill(tmp_path, settings, 19)
+def test_settings_with_a_state_of_their_own_resume(undisturbed, tmp_path, settings):
+    test_the_same_weights_after_a_kill(undisturbed, tmp_path, settings, 19)
 
 
 @pytest.mark.slow
-def test_killed_again_and_again(tmp_path):
-    expected, history = train(prepare(tmp_path / "whole"))
+def test_killed_again_and_again(undisturbed, tmp_path):
+    expected, history = undisturbed()
     for step in (3, 1, 7, 20):
         parts = prepare(tmp_path / "killed")
         kill_at_step(parts[0], step)
@@ -110,8 +124,8 @@ def test_killed_again_and_again(tmp_path):
     assert_equal_tensors(found, expected)
 
 
-def test_a_signal_ends_the_run_after_the_step(tmp_path):
-    expected, _ = train(prepare(tmp_path / "whole"))
+def test_a_signal_ends_the_run_after_the_step(undisturbed, tmp_path):
+    expected, _ = undisturbed()
     parts = prepare(tmp_path / "stopped")
     inner = parts[0].train_step
 
@@ -128,12 +142,12 @@ def test_a_signal_ends_the_run_after_the_step(tmp_path):
     assert_equal_tensors(found, expected)
 
 
-def test_without_resume_a_run_starts_again(tmp_path):
+def test_without_resume_a_run_starts_again(undisturbed, tmp_path):
     parts = prepare(tmp_path / "killed")
     kill_at_step(parts[0], 3)
     with pytest.raises(Killed):
         train(parts)
-    expected, _ = train(prepare(tmp_path / "whole"))
+    expected, _ = undisturbed()
     found, _ = train(prepare(tmp_path / "killed"))
     assert_equal_tensors(found, expected)
 

@@ -11,6 +11,7 @@ import pytest
 
 from fuxictr_mm.arguments import run_main
 from tests.paths import ROOT, TINY
+from tests.tuning.stand_in import START
 
 MODEL = """
 from collections.abc import Sequence
@@ -22,22 +23,11 @@ class Fake(nn.Module):
         pass
 """
 
-SCRIPT = """
-import argparse, json, os, sys, time
-from pathlib import Path
-from fuxictr_mm.config import config_hash, load_config
-
-parser = argparse.ArgumentParser()
-for flag in ("--config", "--expid", "--gpu", "--model_zoo"):
-    parser.add_argument(flag)
-parser.add_argument("--resume", action="store_true")
-args = parser.parse_args()
-if args.resume:
-    with open("resumed.txt", "a") as stream:
-        stream.write(f"{args.expid}\\n")
-params = load_config(args.config, args.expid)
-with open("runs.txt", "a") as stream:
-    stream.write(f"{args.expid} {args.gpu} {os.getpid()}\\n")
+SCRIPT = (
+    START
+    + """if args.resume:
+    note(args.expid, "resumed.txt")
+note(f"{args.expid} {args.gpu} {os.getpid()}")
 width = params.get("width", 1)
 print("width", width)
 if width == 13:
@@ -49,14 +39,10 @@ while width == 99 and Path("slow").exists():
 if width == 50:  # ends once two trials run at the same time
     while len(Path("runs.txt").read_text().splitlines()) < 2:
         time.sleep(0.05)
-record = Path(params["model_root"]) / params["dataset_id"] / f"{args.expid}.json"
-record.parent.mkdir(parents=True, exist_ok=True)
 valid = {"AUC": 0.5 + width / 1000 - params["learning_rate"], "logloss": 1 - width / 1000}
-record.write_text(json.dumps({
-    "expid": args.expid, "config_hash": config_hash(params), "valid": valid, "test": {"AUC": 0.75},
-    "seconds": 1.5, "finished_at": "2025-01-01T00:00:00",
-}))
+write_result(valid, {"AUC": 0.75})
 """
+)
 
 BASE = """
 Base:

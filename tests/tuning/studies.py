@@ -7,32 +7,16 @@ from fuxictr_mm import tuning
 from fuxictr_mm.tuning import run_study, run_tuner
 from tests.tuning.grids import HEAD
 from tests.tuning.points import draw_all
+from tests.tuning.stand_in import START
 
-SCRIPT = """
-import argparse, json, os, signal, sys, time
-from pathlib import Path
-from fuxictr_mm.config import config_hash, load_config
-
-parser = argparse.ArgumentParser()
-for flag in ("--config", "--expid", "--gpu", "--model_zoo"):
-    parser.add_argument(flag)
-parser.add_argument("--resume", action="store_true")
-args = parser.parse_args()
-params = load_config(args.config, args.expid)
-width = params["width"]
-folder = Path(params["model_root"]) / params["dataset_id"]
+SCRIPT = (
+    START
+    + """width = params["width"]
 run = folder / args.expid / "20250101-000000-seed1"
 run.mkdir(parents=True, exist_ok=True)
 if Path("stubborn").exists():
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def note(what):
-    with open("runs.txt", "a") as stream:
-        stream.write(f"{what} {args.expid} {os.getpid()}\\n")
-
-
-note("begin")
+note(f"begin {args.expid} {os.getpid()}")
 if Path(f"broken{width}").exists():
     sys.exit(f"ValueError: width {width}")
 auc = 0.5 + width / 1000 - params["learning_rate"]
@@ -49,12 +33,10 @@ with (run / "metrics.jsonl").open("w") as stream:
             time.sleep(2)
         if epoch == 3 and Path(f"endless{width}").exists() and len(list(folder.glob("*.json"))) >= 5:
             time.sleep(100)
-(folder / f"{args.expid}.json").write_text(json.dumps({
-    "expid": args.expid, "config_hash": config_hash(params), "valid": {"AUC": auc, "logloss": 1.0}, "test": None,
-    "seconds": 1.5, "finished_at": "2025-01-01T00:00:00",
-}))
-note("end")
+write_result({"AUC": auc, "logloss": 1.0}, None)
+note(f"end {args.expid} {os.getpid()}")
 """
+)
 
 SPACE = "width: {low: 1, high: 60}\nlearning_rate: {low: 1.e-4, high: 1.e-2, log: True}\nepochs: 2\nmax_len: [5, 9]"
 

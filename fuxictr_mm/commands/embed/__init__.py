@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import argparse
 import importlib
-from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+from typing import Any
 
-from fuxictr_mm.arguments import Parser, add_debug, add_output_options, add_roles
+from fuxictr_mm.arguments import Parser, add_debug, add_roles
 from fuxictr_mm.errors import ConfigError
-
-if TYPE_CHECKING:
-    from fuxictr_mm.checking import Settings
 
 #: Stage, one line of help. The module of its name has its ``add_arguments`` and ``main_from_args``.
 STAGES = {

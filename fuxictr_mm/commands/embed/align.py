@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from dataclasses import asdict
 
 from fuxictr_mm.arguments import add_examples, show
 from fuxictr_mm.commands.embed.options import (
-    add_output,
     add_settings,
-    add_sources,
+    add_training,
+    apply_saved,
     embedding_entries,
     flag,
     given_settings,
@@ -33,16 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "fuxictr-mm embed align text=new_items.parquet:txt_emb_BERT image=new_items.parquet:img_emb_CLIPRN50 \\",
         "    --apply aligned.safetensors --out new_item_emb_aligned.parquet",
     )
-    add_sources(parser)
-    parser.add_argument("--out", required=True, metavar="FILE", help="item file to write")
-    parser.add_argument("--train", metavar="FILE", help="training split, from which Swing takes the clicks")
-    parser.add_argument("--label", default="label", metavar="NAME", help="column of the label (default: label)")
+    add_training(parser, "head", train="training split, from which Swing takes the clicks")
     parser.add_argument(
         "--neighbors", metavar="FILE", help="file of Swing neighbors: written with --train, otherwise read"
     )
-    parser.add_argument("--save", metavar="FILE", help="write the trained head, a safetensors file")
-    parser.add_argument("--apply", metavar="FILE", help="apply this saved head to new items instead of training one")
-    add_output(parser)
     add_settings(parser.add_argument_group("Swing, with --train"), SwingOptions, without=["seed"])
     add_settings(parser.add_argument_group("heads and training"), AlignOptions)
 
@@ -55,7 +48,9 @@ def main_from_args(arguments: argparse.Namespace, numbering: Numbering) -> None:
     inputs = [*(source.path for source in sources), arguments.train, arguments.apply, read]
     check_outputs([arguments.out, arguments.save, computed], inputs, arguments.overwrite)
     if arguments.apply is not None:
-        _apply(sources, arguments)
+        from fuxictr_mm.embeddings.contrastive import Alignment
+
+        apply_saved(Alignment.load(arguments.apply), sources, arguments)
         return
     options = AlignOptions.read(given_settings(arguments, AlignOptions), "align")
     # Before minutes of Swing; the number of items counts as well, after it.
@@ -82,20 +77,11 @@ def main_from_args(arguments: argparse.Namespace, numbering: Numbering) -> None:
     show(arguments, report, "\n".join(lines))
 
 
-def _apply(sources: Sequence[Source], arguments: argparse.Namespace) -> None:
-    from fuxictr_mm.embeddings.contrastive import Alignment
-
-    alignment = Alignment.load(arguments.apply)
-    write_embeddings(sources, alignment, arguments.out, arguments.overwrite)
-    report = {"applied": arguments.apply, "columns": alignment.columns}
-    show(arguments, report, f"wrote {arguments.out}: {', '.join(alignment.columns)} by {arguments.apply}")
-
-
 def _find_neighbors(arguments: argparse.Namespace, numbering: Numbering, verbose: int) -> Neighbors:
     if arguments.train is None:
         return Neighbors.read(arguments.neighbors, numbering)
     options = SwingOptions.read(given_settings(arguments, SwingOptions), "swing")
-    neighbors = swing(Clicks.read(arguments.train, arguments.label, numbering), options, verbose)
+    neighbors = swing(Clicks.read(arguments.train, arguments.label or "label", numbering), options, verbose)
     if arguments.neighbors is not None:
         neighbors.write(arguments.neighbors, numbering)
     return neighbors
@@ -106,7 +92,7 @@ def _check_useless(arguments: argparse.Namespace) -> None:
     useless, reason = given_settings(arguments, SwingOptions), "without --train"
     useless.pop("seed", None)
     if arguments.apply is not None:
-        files = {name: getattr(arguments, name) for name in ("train", "neighbors", "save")}
+        files = {name: getattr(arguments, name) for name in ("train", "label", "neighbors", "save")}
         useless |= {name: path for name, path in files.items() if path is not None}
         useless |= given_settings(arguments, AlignOptions)
         reason = "with --apply, which trains nothing"

@@ -6,10 +6,13 @@ import argparse
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
-from fuxictr_mm.arguments import add_output_options
+from fuxictr_mm.arguments import add_output_options, show
+from fuxictr_mm.embeddings.item_files import Source, write_embeddings
 
 if TYPE_CHECKING:
     from fuxictr_mm.checking import Settings
+    from fuxictr_mm.embeddings.contrastive import Alignment
+    from fuxictr_mm.embeddings.search_unit import Pretrained
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:
@@ -60,6 +63,24 @@ def _argument(annotation: Any) -> dict[str, Any]:
 def given_settings(arguments: argparse.Namespace, settings: type[Settings]) -> dict[str, Any]:
     """Return the fields of a group of settings that are given on the command line."""
     return {name: value for name in settings.model_fields if (value := getattr(arguments, name)) is not None}
+
+
+def add_training(parser: argparse.ArgumentParser, what: str, train: str) -> None:
+    """Add the options of a stage that trains ``what`` on embeddings and clicks, or applies it; ``train`` is a help."""
+    add_sources(parser)
+    parser.add_argument("--out", required=True, metavar="FILE", help="item file to write")
+    parser.add_argument("--train", metavar="FILE", help=train)
+    parser.add_argument("--label", metavar="NAME", help="column of the label (default: label)")
+    parser.add_argument("--save", metavar="FILE", help=f"write the trained {what}, a safetensors file")
+    parser.add_argument("--apply", metavar="FILE", help=f"apply this saved {what} to new items instead of training one")
+    add_output(parser)
+
+
+def apply_saved(trained: Alignment | Pretrained, sources: Sequence[Source], arguments: argparse.Namespace) -> None:
+    """Write the embeddings that ``trained``, the file of ``--apply``, gives the items of the sources."""
+    write_embeddings(sources, trained, arguments.out, arguments.overwrite)
+    report = {"applied": arguments.apply, "columns": trained.columns}
+    show(arguments, report, f"wrote {arguments.out}: {', '.join(trained.columns)} by {arguments.apply}")
 
 
 def wrote(path: str, features: Iterable[str]) -> list[str]:

@@ -7,9 +7,9 @@ from dataclasses import asdict
 
 from fuxictr_mm.arguments import add_examples, show
 from fuxictr_mm.commands.embed.options import (
-    add_output,
     add_settings,
-    add_sources,
+    add_training,
+    apply_saved,
     embedding_entries,
     flag,
     given_settings,
@@ -33,13 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "fuxictr-mm embed pretrain text=new_items.parquet:txt_emb_BERT image=new_items.parquet:img_emb_CLIPRN50 \\",
         "    --apply pretrained.safetensors --out new_item_emb_pretrained.parquet",
     )
-    add_sources(parser)
-    parser.add_argument("--out", required=True, metavar="FILE", help="item file to write")
-    parser.add_argument("--train", metavar="FILE", help="training split, whose users' clicks are the sequences")
-    parser.add_argument("--label", metavar="NAME", help="column of the label (default: label)")
-    parser.add_argument("--save", metavar="FILE", help="write the trained search unit, a safetensors file")
-    parser.add_argument("--apply", metavar="FILE", help="apply this saved search unit instead of training one")
-    add_output(parser)
+    add_training(parser, "search unit", train="training split, whose users' clicks are the sequences")
     add_settings(parser, PretrainOptions)
 
 
@@ -57,11 +51,7 @@ def main_from_args(arguments: argparse.Namespace, numbering: Numbering) -> None:
     if arguments.apply is not None:
         from fuxictr_mm.embeddings.search_unit import Pretrained
 
-        pretrained = Pretrained.load(arguments.apply)
-        write_embeddings(sources, pretrained, arguments.out, arguments.overwrite)
-        columns = pretrained.columns
-        report = {"applied": arguments.apply, "columns": columns}
-        show(arguments, report, f"wrote {arguments.out}: {', '.join(columns)} by {arguments.apply}")
+        apply_saved(Pretrained.load(arguments.apply), sources, arguments)
         return
     options = PretrainOptions.read(given, "pretrain")
     check_options(sources, options)
