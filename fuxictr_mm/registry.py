@@ -23,7 +23,8 @@ from fuxictr_mm.errors import ConfigError, MissingFileError, nearest
 
 ENTRY_POINTS = "fuxictr_mm.models"
 
-#: Where the files of models are in a folder: ours, and those of a checkout of FuxiCTR (DIN/src/DIN.py, in DIN and above it).
+#: Where the files of models are in a folder: ours, and those of a checkout of FuxiCTR (DIN/src/DIN.py), seen from any
+#: folder above them.
 FILES = ("*.py", "src/*.py", "*/src/*.py", "*/*/src/*.py")
 
 _registered: dict[str, type] = {}
@@ -73,7 +74,7 @@ def models(model_zoo: str | Path | None = None) -> list[str]:
 
 
 def names_a_model(name: str, where: Path | str) -> bool:
-    """Return whether a name of ``list_models`` is to be shown: a script beside the models defines nothing of its name."""
+    """Return whether a name of ``list_models`` is a model's: a script beside models defines nothing of its name."""
     if isinstance(where, str):
         return True
     defines = rf"^(class +{name}\b|{name} *=|(from|import) .*\b{name}\b)"

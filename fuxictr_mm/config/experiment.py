@@ -397,7 +397,7 @@ def _check_signature(
             sentence = where + unknown_key(key, known)
             if is_multimodal(model_class):
                 is_theirs = key in OF_FUXICTR.get(model_class.__name__, ())
-                problems[key] = where + (_of_fuxictr(key, model_class.__name__) if is_theirs else sentence)
+                problems[key] = where + _of_fuxictr(key, model_class.__name__) if is_theirs else sentence
             else:
                 doubts.append(sentence)
         else:
