@@ -389,17 +389,20 @@ def _check_signature(
     known = {*schema, *EXPERIMENT_KEYS, *DATASET_KEYS, "model_id"}
     problems: dict[str, str] = {}
     doubts: list[str] = []
+    theirs = 0
     where = f"model {model_class.__name__}: "
     for key, value in values.items():
         if key in known_problems:
             continue
         if key not in known:
-            sentence = where + unknown_key(key, known)
-            if is_multimodal(model_class):
-                is_theirs = key in OF_FUXICTR.get(model_class.__name__, ())
-                problems[key] = where + _of_fuxictr(key, model_class.__name__) if is_theirs else sentence
+            if is_multimodal(model_class) and key in OF_FUXICTR.get(model_class.__name__, ()):
+                # The advice is the same for all: once.
+                problems[key] = where + (f"'{key}' too" if theirs else _of_fuxictr(key, model_class.__name__))
+                theirs += 1
+            elif is_multimodal(model_class):
+                problems[key] = where + unknown_key(key, known)
             else:
-                doubts.append(sentence)
+                doubts.append(where + unknown_key(key, known))
         else:
             for annotation in (schema.get(key, Any), _usual(key, value)):
                 try:
@@ -412,7 +415,8 @@ def _check_signature(
 
 def _of_fuxictr(key: str, model: str) -> str:
     """Return a sentence about a setting that only the model of FuxiCTR with the same name has."""
-    roles = ", target and history are roles of the dataset" if key.endswith("_field") else ""
+    has_roles = f"{model.lower()}_target_field" in OF_FUXICTR[model]
+    roles = ", target and history are roles of the dataset" if has_roles else ""
     return (
         f"'{key}' is a key of FuxiCTR's {model}, and this is the library's; leave it out{roles}, or give a checkout of "
         "FuxiCTR for its own: --model_zoo FuxiCTR/model_zoo"
