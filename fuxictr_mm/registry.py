@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import inspect
 import os
+import re
 import sys
 import threading
 from collections.abc import Iterable
@@ -22,8 +23,9 @@ from fuxictr_mm.errors import ConfigError, MissingFileError, nearest
 
 ENTRY_POINTS = "fuxictr_mm.models"
 
-#: Where the files of models are in a folder: ours, and those of a checkout of FuxiCTR (DIN/src/DIN.py).
-FILES = ("*.py", "*/src/*.py", "*/*/src/*.py")
+#: Where the files of models are in a folder: ours, and those of a checkout of FuxiCTR (DIN/src/DIN.py), seen from any
+#: folder above them.
+FILES = ("*.py", "src/*.py", "*/src/*.py", "*/*/src/*.py")
 
 _registered: dict[str, type] = {}
 
@@ -68,7 +70,15 @@ def models(model_zoo: str | Path | None = None) -> list[str]:
     model_zoo : path, optional
         A folder of model files to search first.
     """
-    return sorted(list_models(model_zoo))
+    return sorted(name for name, where in list_models(model_zoo).items() if names_a_model(name, where))
+
+
+def names_a_model(name: str, where: Path | str) -> bool:
+    """Return whether a name of ``list_models`` is a model's: a script beside models defines nothing of its name."""
+    if isinstance(where, str):
+        return True
+    defines = rf"^(class +{name}\b|{name} *=|(from|import) .*\b{name}\b)"
+    return re.search(defines, where.read_text(encoding="utf-8", errors="replace"), re.MULTILINE) is not None
 
 
 def search_folders(model_zoo: str | Path | None = None) -> list[Path]:
@@ -93,7 +103,9 @@ def list_models(model_zoo: str | Path | None = None) -> dict[str, Path | str]:
     """Return every model name with its file, or with the entry point that declares it."""
     found: dict[str, Path | str] = {name: f"{cls.__module__}:{name}" for name, cls in _registered.items()}
     for folder in search_folders(model_zoo):
-        for path in [file for pattern in FILES for file in sorted(folder.glob(pattern))]:
+        files = [file for pattern in FILES for file in sorted(folder.glob(pattern))]
+        files += [file for file in sorted(folder.glob("*/*.py")) if file.stem == file.parent.name]  # FuxiCTR's LongCTR
+        for path in files:
             is_tensorflow = any(part.endswith("_tf") for part in path.parts)
             if path.stem.isidentifier() and not path.stem.startswith("_") and not is_tensorflow:
                 found.setdefault(path.stem, path)
@@ -120,7 +132,7 @@ def load_model_class(name: str, model_zoo: str | Path | None = None) -> type:
     known = list_models(model_zoo)
     if name not in known:
         hint = nearest(name, known) or _stem_of(name, known)
-        names = ", ".join(sorted(known))
+        names = ", ".join(models(model_zoo))
         raise ConfigError(f"model: there is no '{name}'{hint} (there are: {names}; --model_zoo FOLDER searches more)")
     where = known[name]
     if isinstance(where, str):

@@ -49,6 +49,30 @@ def test_a_dropped_file_is_found_and_alone_imported(zoo):
     assert {"Dropped", "NotAskedFor", "DIN", "DIN_MM"} <= set(list_models())
 
 
+@pytest.mark.parametrize("given", ["Model/src", "Model", "."])
+def test_the_folder_of_a_checkout_of_fuxictr_may_be_any_above_the_file(tmp_path, given):
+    (tmp_path / "Model").mkdir()
+    drop(tmp_path / "Model" / "src", "Model")
+    assert list_models(tmp_path / given)["Model"] == tmp_path / "Model" / "src" / "Model.py"
+
+
+def test_the_folder_of_longctr_holds_a_folder_for_each_model(tmp_path):
+    drop(tmp_path / "Model", "Model")
+    drop(tmp_path / "Model", "NotAModel")
+    found = list_models(tmp_path)
+    assert found["Model"] == tmp_path / "Model" / "Model.py"
+    assert "NotAModel" not in found
+
+
+def test_scripts_beside_the_models_are_not_shown_as_models(zoo):
+    drop(zoo, "Dropped")
+    (zoo / "run_expid.py").write_text("print('not a model')\n")
+    (zoo / "Renamed.py").write_text("from fuxictr_mm.model import DNNModel\n\nRenamed = DNNModel\n")
+    assert {"Dropped", "Renamed", "DIN"} <= set(registry.models())
+    assert "run_expid" not in registry.models()
+    assert "run_expid" not in refused("Missing")
+
+
 @pytest.mark.parametrize(
     ("before", "found"),
     [

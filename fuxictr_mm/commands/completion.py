@@ -51,7 +51,7 @@ def complete_value(prefix: str, action: argparse.Action, parsed_args: argparse.N
     from argcomplete.completers import FilesCompleter
 
     from fuxictr_mm.config import list_datasets, list_experiments
-    from fuxictr_mm.registry import list_models
+    from fuxictr_mm.registry import models
 
     folder = getattr(parsed_args, "config", None) or "."
     try:
@@ -60,7 +60,7 @@ def complete_value(prefix: str, action: argparse.Action, parsed_args: argparse.N
         if action.dest in DATASETS:
             return list(list_datasets(folder))
         if action.dest in MODELS and parsed_args.command == "runs":
-            return list(list_models())
+            return models()
     except UserError:
         return []  # an error cannot be shown
     return list(FilesCompleter()(prefix))

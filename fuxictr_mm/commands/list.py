@@ -34,10 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main_from_args(args: argparse.Namespace) -> None:
     """Print the list."""
     from fuxictr_mm.config import list_datasets, list_experiments
-    from fuxictr_mm.registry import list_models
+    from fuxictr_mm.registry import list_models, names_a_model
 
     if args.what == "models":
-        rows = {name: _first_line(where) for name, where in list_models(args.model_zoo).items()}
+        found = list_models(args.model_zoo)
+        rows = {name: _first_line(where) for name, where in found.items() if names_a_model(name, where)}
     elif args.what == "experiments":
         rows = {name: _description(entry) for name, entry in list_experiments(args.config).items()}
     else:

@@ -392,17 +392,21 @@ def _check_signature(
     known = {*schema, *EXPERIMENT_KEYS, *DATASET_KEYS, "model_id"}
     problems: dict[str, str] = {}
     doubts: list[str] = []
+    theirs = 0
     where = f"model {model_class.__name__}: "
     for key, value in values.items():
         if key in known_problems:
             continue
         if key not in known:
-            sentence = where + unknown_key(key, known)
-            if is_multimodal(model_class):
-                is_theirs = key in OF_FUXICTR.get(model_class.__name__, ()) or key in FIELDS_OF_FUXICTR
-                problems[key] = where + (_of_fuxictr(key, model_class.__name__) if is_theirs else sentence)
+            is_ours = is_multimodal(model_class)
+            if is_ours and (key in OF_FUXICTR.get(model_class.__name__, ()) or key in FIELDS_OF_FUXICTR):
+                # The advice is the same for all: once.
+                problems[key] = where + (f"'{key}' too" if theirs else _of_fuxictr(key, model_class.__name__))
+                theirs += 1
+            elif is_ours:
+                problems[key] = where + unknown_key(key, known)
             else:
-                doubts.append(sentence)
+                doubts.append(where + unknown_key(key, known))
         else:
             for annotation in (schema.get(key, Any), _usual(key, value)):
                 try:
@@ -415,7 +419,8 @@ def _check_signature(
 
 def _of_fuxictr(key: str, model: str) -> str:
     """Return a sentence about a setting that only a model of FuxiCTR has, of the same name or another."""
-    roles = ", target and history are roles of the dataset" if key.endswith("_field") else ""
+    has_roles = key.endswith("_field") or f"{model.lower()}_target_field" in OF_FUXICTR.get(model, ())
+    roles = ", target and history are roles of the dataset" if has_roles else ""
     if key not in OF_FUXICTR.get(model, ()):
         theirs = next(name for name, keys in OF_FUXICTR.items() if key in keys)
         return f"'{key}' is a key of FuxiCTR's {theirs}, which {model} does not have; leave it out{roles}"

@@ -56,7 +56,8 @@ def write_files(
     """Write ``dataset_config.yaml`` and ``model_config.yaml``; return the ids of the experiments, one of each model.
 
     Existing files are kept, because they may have been changed. ``models`` are settings besides
-    ``DEFAULT_SETTINGS``, of which None leaves one out; ``advice`` are comments above the experiments.
+    ``DEFAULT_SETTINGS``, of which None leaves one out; ``advice`` are comments above the experiments. gAUC is left out
+    where the validation rows do not define it: a training would refuse it.
     """
     from fuxictr_mm.files import atomic_path
     from fuxictr_mm.yaml_files import dump_yaml
@@ -64,6 +65,10 @@ def write_files(
     experiments = {}
     for model, others in models.items():
         settings = {key: value for key, value in {**DEFAULT_SETTINGS, **others}.items() if value is not None}
+        if "gAUC" in settings["metrics"] and not _has_mixed_groups(folder, dataset, settings["group_id"]):
+            settings["metrics"] = [metric for metric in settings["metrics"] if metric != "gAUC"]
+            reason = f"gAUC is left out: no {settings['group_id']} of valid has rows of both classes"
+            advice = advice if reason in advice else [*advice, reason]
         experiments[f"{model}_{dataset_id}"] = {"model": model, "dataset_id": dataset_id, **settings}
     why = "".join(f"# {line}\n" for line in advice)
     texts = {"dataset_config": dump_yaml({dataset_id: dataset}), "model_config": why + dump_yaml(experiments)}
@@ -73,6 +78,20 @@ def write_files(
             with atomic_path(path) as temporary:
                 temporary.write_text(text, encoding="utf-8")
     return list(experiments)
+
+
+def _has_mixed_groups(folder: Path, dataset: dict[str, Any], group: str) -> bool:
+    """Return whether a group of the validation rows has two values of each label, which the AUC of groups needs."""
+    import polars as pl
+
+    valid = folder / dataset.get("valid_data", "")
+    if "valid_data" not in dataset or not valid.exists():
+        return True
+    columns = dataset["label_col"] if isinstance(dataset["label_col"], list) else [dataset["label_col"]]
+    labels = [column["name"] for column in columns]
+    ranges = [(pl.col(name).max() > pl.col(name).min()).alias(name) for name in labels]
+    mixed = pl.scan_parquet(valid).group_by(group).agg(ranges).select(pl.col(labels).any()).collect()
+    return all(mixed.row(0))
 
 
 def dataset_entry(reader: Reader, summary: Summary, labels: Sequence[str] = ()) -> dict[str, Any]:

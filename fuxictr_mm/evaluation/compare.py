@@ -61,7 +61,7 @@ class Pair:
         return replace(self, first=self.second, second=self.first, found=self.found.reversed())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """Groups of runs and their differences on the same examples."""
 
@@ -79,6 +79,14 @@ class Comparison:
     def metric(self) -> str:
         """``AUC``; of a regression ``RMSE`` or ``MAE``."""
         return self.sides[0].metric
+
+    def __str__(self) -> str:
+        """Return what ``print`` and a notebook show: the mean of each side, conclusions of the first one, and notes."""
+        means = [f"{side.name}: {self.metric} {side.mean:.4f} (runs: {len(side.runs)})" for side in self.sides]
+        conclusions = [pair.conclusion for pair in self.pairs if pair.first is self.sides[0]]
+        return "\n".join([*means, *(f"{line}." for line in conclusions), *(f"Note: {note}." for note in self.notes)])
+
+    __repr__ = __str__  # that of the fields holds the bootstrap samples
 
 
 def compare(

@@ -78,3 +78,9 @@ def test_a_configuration_that_exists_is_kept(tmp_path, capsys):
     synthesize("--out", str(tmp_path / "data"), "--overwrite", "--seed=8", "--json")
     assert json.loads(capsys.readouterr().out)["kept"] == list(CONFIGURATION)
     assert path.read_text("utf-8") == "{}"
+
+
+@pytest.mark.parametrize(("valid_rows", "metrics"), [(2, ["AUC", "logloss"]), (400, ["AUC", "gAUC", "logloss"])])
+def test_experiments_have_gauc_only_if_the_validation_rows_define_it(tmp_path, valid_rows, metrics):
+    synthesize(f"--out={tmp_path / 'few'}", "--quiet", f"--valid-rows={valid_rows}")
+    assert Experiment.load("DIN_few", config=tmp_path / "few").config.metrics == metrics

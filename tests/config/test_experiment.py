@@ -498,6 +498,15 @@ def test_a_field_of_a_fuxictr_model_is_a_role_of_every_model(folder):
     check_names(refused(folder, find_model=load_model_class), "din_target_field", "DIN_MM", "FuxiCTR's DIN,", "roles")
 
 
+def test_the_advice_on_keys_of_the_fuxictr_model_and_the_name_of_the_model_come_once(folder):
+    change(folder / "model_config.yaml", "model: X", "model: DIN")
+    add(folder, "din_target_field: item_id", "din_sequence_field: item_seq", "hoads: 2")
+    message = refused(folder, find_model=load_model_class)
+    check_names(message, "din_target_field", "din_sequence_field", "hoads")
+    assert message.count("--model_zoo") == 1
+    assert "model DIN: model DIN" not in message
+
+
 def test_paths_of_a_linked_dataset_config_are_relative_to_the_file_that_it_links_to(tmp_path):
     data, look = tmp_path / "data", tmp_path / "look"
     data.mkdir()

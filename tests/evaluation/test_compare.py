@@ -57,6 +57,15 @@ def test_seeds_of_an_experiment_are_grouped(runs_root, capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_a_comparison_is_shown_by_its_conclusions(runs_root):
+    comparison = compare(NAMES, runs_root, samples=100)
+    shown = repr(comparison)
+    assert shown == str(comparison)
+    parts = [*NAMES, *comparison.notes, comparison.pairs[0].conclusion, f"{comparison.sides[0].mean:.4f}"]
+    assert all(part in shown for part in parts)
+    assert "array" not in shown
+
+
 def test_single_seeds_are_judged_by_the_others(copy):
     one, two = sorted(find_runs(copy, expid="DIN_tiny"), key=lambda run: run.seed)[:2]
     (pair,) = compared(copy, one.run, two.run)["pairs"]
