@@ -19,7 +19,7 @@ NEGATIVES_FROM = ("new", "any", "matched")
 #: Names of the options as ``argparse`` has them.
 NAMES = (
     "labels", "interactions", "items", "users", "embeddings", "roles", "types", "split", "split_by", "negatives",
-    "negatives_from", "positive_from", "history_from", "like", "all_rows",
+    "negatives_from", "positive_from", "history_from", "like", "all_rows", "extend",
 )  # fmt: skip
 
 
@@ -55,6 +55,13 @@ class LogOptions:
     #: The label whose positive events enter histories; by default the first one that is not a number.
     history_from: str | None = None
 
+    def __post_init__(self) -> None:
+        train, valid, test = self.split
+        if not (train > 0 and valid > 0 and test >= 0 and abs(train + valid + test - 1) < 1e-6):
+            raise ConfigError(
+                f"--split {train:g} {valid:g} {test:g}: expected fractions that add up to 1, train and valid above 0"
+            )
+
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> LogOptions:
         """Return the options of a command line, those that were not given left out."""
@@ -64,7 +71,9 @@ class LogOptions:
             raise ConfigError(
                 "--all_rows: is of --like, which is missing; without --like all labelled rows are written"
             )
-        values = {name: value for name, value in given.items() if name not in ("roles", "types", "all_rows")}
+        if given.get("extend"):
+            raise ConfigError("--extend: is of --like, which is missing; add --like with the folder of an earlier log")
+        values = {n: value for n, value in given.items() if n not in ("roles", "types", "all_rows", "extend")}
         words = list(given.get("roles") or ())
         groups = [word for word in words if word.startswith("group=") and word != "group="]
         weights = [word for word in words if word.startswith("weight=") and word != "weight="]
@@ -83,11 +92,6 @@ class LogOptions:
             if name in values:
                 values[name] = tuple(values[name])
         options = cls(**values)
-        train, valid, test = options.split
-        if not (train > 0 and valid > 0 and test >= 0 and abs(train + valid + test - 1) < 1e-6):
-            raise ConfigError(
-                f"--split {train:g} {valid:g} {test:g}: expected fractions that add up to 1, train and valid above 0"
-            )
         if options.negatives < 0:
             raise ConfigError(f"--negatives is {options.negatives}, expected 1 or more")
         if options.negatives_from != cls.negatives_from and not options.negatives:
@@ -135,6 +139,12 @@ def add_log_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         default=None,
         help="for --like: also rows that are not later, such as a test file of random rows; histories end before each",
+    )
+    group.add_argument(
+        "--extend",
+        action="store_true",
+        default=None,
+        help="for --like: rows to continue training with, split by time; new users, items and values get new numbers",
     )
     group.add_argument("--interactions", metavar="FILE", help="log: file or pattern (default: interactions.*)")
     group.add_argument("--items", metavar="FILE", help="log: one row per item (default: items.*, if it exists)")
