@@ -95,7 +95,7 @@ def load_known_rows(model: nn.Module, path: Path, known_rows: Callable[[str, int
     own = model.state_dict()
     state = dict(read_state_dict(path, own))
     parts = {}
-    for name in own.keys() & state.keys():
+    for name in [name for name in own if name in state]:
         found, wanted = state[name], own[name]
         if found.dim() and found.shape[1:] == wanted.shape[1:]:
             rows = known_rows(name, len(found))
