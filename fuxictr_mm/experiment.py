@@ -42,6 +42,7 @@ from fuxictr_mm.runs import (
     Result,
     Run,
     RunPaths,
+    file_of_weights,
     is_present,
     outdated,
     present_first,
@@ -283,6 +284,30 @@ class Experiment:
         """
         return predict(self, data, self.find_weights(weights), [self.paths.log])
 
+    @property
+    def initial_weights(self) -> Path | None:
+        """The file of the weights that training starts from, None where they are random.
+
+        Raises
+        ------
+        MissingFileError, ConfigError
+            It does not exist, or is the file that training writes.
+        """
+        if self.config.initial_weights is None:
+            return None
+        path = file_of_weights(Path(self.config.initial_weights))
+        if not path.is_file():
+            raise MissingFileError(
+                f"initial_weights: {path}: no such weights; expected a file of weights, or the folder of a run or of "
+                "fuxictr-mm export-hub"
+            )
+        if path.resolve() == RunPaths.of(self.config).weights.resolve():
+            raise ConfigError(
+                f"initial_weights: {path}: this run would replace the file; give the folder of the run that wrote it, "
+                f"below {self.paths.runs}, or a copy"
+            )
+        return path
+
     def find_weights(self, weights: StrPath | None = None) -> Path:
         """Return the file of weights, by default those of the newest run; a warning names settings or data that differ.
 
@@ -357,7 +382,8 @@ class Experiment:
         splits : mapping of str to bool or None
             Whether each split must have labels; None: they are not read.
         weights : path, optional
-            Trained weights, whose vocabularies number the ids; by default vocabularies are built from the data.
+            Trained weights, whose vocabularies number the ids; by default vocabularies are built from the data, after
+            those of ``initial_weights``.
         shard : Shard, optional
             The part of the rows that this process reads; ``make_shard`` by default.
 
@@ -366,7 +392,12 @@ class Experiment:
         ConfigError, DataError, MissingFileError
             The data or the file of the vocabularies is invalid.
         """
-        vocabularies = None if weights is None else Vocabularies.load(vocabulary_of_weights(Path(weights)))
+        if weights is not None:
+            vocabularies = Vocabularies.load(vocabulary_of_weights(Path(weights)))
+        else:
+            vocabularies = Vocabularies()
+            if self.initial_weights is not None:
+                vocabularies.earlier = Vocabularies.load(vocabulary_of_weights(self.initial_weights))
         shard = self.make_shard() if shard is None else shard
         fold, options = self.config.fold, dict[str, Any](flat=self.is_flat, shard=shard)
         if fold is None or not {"train", "valid"} & splits.keys():

@@ -14,6 +14,7 @@ from fuxictr_mm.datasets.configuration import choose_labels, write_config
 from fuxictr_mm.errors import ConfigError
 
 if TYPE_CHECKING:
+    from fuxictr_mm.datasets.own.later import LaterLog
     from fuxictr_mm.datasets.writer import Summary
 
 
@@ -91,6 +92,7 @@ def main_from_args(args: argparse.Namespace) -> None:
 
 def _write_later(args: argparse.Namespace) -> None:
     """Write a log that continues an earlier one, and print a summary."""
+    from fuxictr_mm.datasets.own.extended import ExtendedLog
     from fuxictr_mm.datasets.own.later import LaterLog
     from fuxictr_mm.datasets.own.options import given_options
     from fuxictr_mm.datasets.writer import Writer
@@ -100,9 +102,11 @@ def _write_later(args: argparse.Namespace) -> None:
         raise ConfigError(f"--max_len: with --like it is that of {like}; leave it out")
     if like.resolve() in (out.resolve(), *out.resolve().parents) or out.resolve() in like.resolve().parents:
         raise ConfigError(f"--out {out}: is inside --like {like} or contains it; give another folder")
-    reader = LaterLog(args.source, out / ".scratch", LaterLog.history_len)
+    reader = (ExtendedLog if args.extend else LaterLog)(args.source, out / ".scratch", LaterLog.history_len)
     reader.configure(given_options(args))
     summary = Writer(reader, "log", out, verbose=0 if args.quiet or args.json else 1).write(args.overwrite)
+    if args.extend:
+        return _show_extended(args, reader, summary)
     new_items = summary.items - reader.base.known_items
     document = {"folder": str(out), "like": str(like), "new_items": new_items, **asdict(summary)}
     lines = [_format_splits(summary, "new item"), "", f"{new_items} new items"]
@@ -111,6 +115,24 @@ def _write_later(args: argparse.Namespace) -> None:
         f"fuxictr-mm predict --config {quote(str(reader.base.trained))} --expid EXPID --data {quote(str(out / 'test'))}"
     )
     show(args, document, "\n".join([*lines, f"  {score} --out predictions.parquet"]))
+
+
+def _show_extended(args: argparse.Namespace, reader: LaterLog, summary: Summary) -> None:
+    """Write the configuration of a log that extends an earlier one, and print a summary."""
+    from fuxictr_mm.datasets.configuration import copy_config
+
+    base, out = reader.base, args.out
+    growth = summary.splits["train"].rows / base.num_training_rows
+    experiments = copy_config(out, out.resolve().name, base.folder, summary, growth)
+    new = {"items": summary.items - len(base.item_ids), "users": summary.users - len(base.vocabulary("user_id"))}
+    document = {"folder": str(out), "like": str(base.folder), "experiments": list(experiments)}
+    document |= {f"new_{what}": count for what, count in new.items()} | asdict(summary)
+    lines = [_format_splits(summary, "cold target"), "", f"{new['items']} new items, {new['users']} new users"]
+    lines += ["", f"{out}: configuration written. To continue training:"]
+    for expid, before in experiments.items():
+        weights = quote(f"checkpoints/{base.folder.resolve().name}/{before}.model")
+        lines.append(f"  fuxictr-mm train --config {quote(str(out))} --expid {expid} --initial_weights {weights}")
+    show(args, document, "\n".join(lines))
 
 
 def format_summary(summary: Summary, folder: Path, experiments: list[str], advice: Sequence[str] = ()) -> str:

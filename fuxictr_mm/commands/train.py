@@ -46,6 +46,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="for --seeds and --folds: parallel processes (default: one per core, on a GPU one)",
     )
+    parser.add_argument(
+        "--initial_weights",
+        metavar="PATH",
+        help="start with these weights, a file or the folder of a run; tables may have rows of new ids",
+    )
     parser.add_argument("--fold", help=argparse.SUPPRESS)
     parser.add_argument("--beside", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--resume", action="store_true", help="continue an interrupted run of this experiment")
@@ -62,7 +67,8 @@ def main_from_args(args: argparse.Namespace) -> None:
     if not args.quiet:
         set_up_logging()
     config = find_config(args.config, script_folder(args))
-    experiment = load_experiment(args, config, seed=args.seed, verbose=0 if args.quiet else None)
+    settings = {"seed": args.seed, "verbose": 0 if args.quiet else None, "initial_weights": args.initial_weights}
+    experiment = load_experiment(args, config, **settings)
     if args.seeds:
         _train_seeds(experiment, config, args)
         return
@@ -116,7 +122,8 @@ def _processes(args: argparse.Namespace, config: Path) -> "Processes":
     from fuxictr_mm.tuning.source import Source
 
     seed = [] if args.seed is None else ["--seed", str(args.seed)]
-    given = [*Source(args.data_root, args.model_zoo).arguments, *seed]
+    initial = [] if args.initial_weights is None else ["--initial_weights", args.initial_weights]
+    given = [*Source(args.data_root, args.model_zoo).arguments, *seed, *initial]
     return Processes(config, script_of(args), args.jobs, args.resume, given, args.quiet)
 
 

@@ -10,7 +10,9 @@ from fuxictr_mm.config.dataset import PATH_KEYS
 from fuxictr_mm.config.fingerprints import VOLATILE_KEYS, as_json
 
 #: Settings that are paths, or do not change what a model computes.
-LOCAL_KEYS = frozenset({*PATH_KEYS, *VOLATILE_KEYS, "data_root", "model_root", "resident", "buffer_rows", "streams"})
+LOCAL_KEYS = frozenset(
+    {*PATH_KEYS, *VOLATILE_KEYS, "data_root", "model_root", "initial_weights", "resident", "buffer_rows", "streams"}
+)
 
 #: The value of a setting on a side that does not have it.
 NOT_SET: Final = object()

@@ -96,6 +96,11 @@ class ExperimentConfig(ModelSettings):
     tensorboard: bool | None = Field(
         None, description="Write TensorBoard logs; null: only if TensorBoard is installed."
     )
+    initial_weights: str | None = Field(
+        None,
+        description="Weights that training starts from, a file or the folder of a run; set by `--initial_weights`. See "
+        "[Later logs](your_data/later_logs.md#continue-training).",
+    )
     record: bool = Field(True, description="Write the folder of the run.")
     checkpoint_minutes: float = Field(
         5.0, gt=0, description="Minutes between two training checkpoints; every evaluation also writes one."
@@ -124,6 +129,11 @@ class ExperimentConfig(ModelSettings):
             f"group_id is {columns}, but groups are taken from one column; name one (group_id: user_id), or add a "
             "column that combines them"
         )
+
+    @field_validator("initial_weights", mode="before")
+    @classmethod
+    def _take_path(cls, path: Any) -> Any:
+        return os.fspath(path) if isinstance(path, os.PathLike) else path
 
     @field_validator("model_settings")
     @classmethod
@@ -207,6 +217,10 @@ class ExperimentConfig(ModelSettings):
             values["data_root"] = os.path.expanduser(os.path.expandvars(values["data_root"]))
             if not Path(values["data_root"]).exists() and (home / values["data_root"]).exists():
                 values["data_root"] = str(home / values["data_root"])
+        try:
+            values |= {k: resolve_paths(values[k], folder, None, None) for k in ("initial_weights",) if k in values}
+        except ConfigError as error:
+            problems["initial_weights"] = f"initial_weights: {error}"
         values.update(overrides or {})
         values.pop("model_id", None)
         config, found = cls._check(expid, values)

@@ -10,7 +10,7 @@ fingerprint                 of all settings but                      kept as, an
                                                                      the names of a tuner's experiments and datasets; of
                                                                      the base experiment, in a study.
 ``config_hash(values,       the above, ``PATH_KEYS``, the roots      ``settings_hash`` in ``EXPID.json``: the same for
-with_paths=False)``         and ``seed``                             every seed, wherever the files are
+with_paths=False)``         ``initial_weights`` and ``seed``         every seed, wherever the files are
 ``checkpoint_hash``         as ``config_hash(values)``, with         ``config_hash`` in a training checkpoint: where the
                             ``resident`` as it turned out            rows are decides their order, and ``auto`` may
                                                                      turn out otherwise in the process that resumes
@@ -64,7 +64,7 @@ def as_json(value: Any) -> Any:
 
 def config_hash(values: Mapping[str, Any], *, with_paths: bool = True) -> str:
     """Return the hash of all settings that decide a result; without paths, the same for every seed."""
-    paths = () if with_paths else (*PATH_KEYS, "data_root", "model_root", "seed")
+    paths = () if with_paths else (*PATH_KEYS, "data_root", "model_root", "initial_weights", "seed")
     kept = {k: v for k, v in values.items() if k not in VOLATILE_KEYS and k not in paths}
     for key in ("feature_cols", "feature_specs"):
         if isinstance(columns := kept.get(key), list):

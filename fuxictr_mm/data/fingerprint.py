@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from fuxictr_mm.data.parquet import part_files
@@ -87,3 +88,7 @@ def data_paths(params: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for column in params.get("feature_cols") or ():
         if column.get("pretrained_emb"):
             yield f"pretrained_emb of {column['name']}", column["pretrained_emb"]
+    if params.get("initial_weights"):
+        from fuxictr_mm.runs.paths import file_of_weights  # a package that imports this module
+
+        yield "initial_weights", str(file_of_weights(Path(params["initial_weights"])))

@@ -22,6 +22,10 @@ from fuxictr_mm.data.vocabulary import Vocabularies, Vocabulary
 from fuxictr_mm.errors import DataError, MissingFileError
 from fuxictr_mm_serving.prepared import ALL_ITEMS, EARLIER_ITEMS, ITEM_FILE, NUMBERING
 
+#: Key in the metadata of files of a log that extends another: by column, the digest and the number of values of each
+#: numbering that its own begins with.
+EXTENDS = "fuxictr_mm.extends"
+
 #: Key in the metadata of files of a later log: how many of its items were numbered before, the digest of which it has.
 KNOWN_ITEMS = "fuxictr_mm.known_items"
 
@@ -38,9 +42,32 @@ def digest_of(vocabulary: Vocabulary) -> str:
     return digest.hexdigest()
 
 
-def to_metadata(digests: Mapping[str, str]) -> dict[bytes, bytes]:
-    """Return the metadata of a file whose columns hold numbers by vocabularies of these digests."""
-    return {NUMBERING.encode(): json.dumps(dict(digests)).encode()}
+def to_metadata(
+    digests: Mapping[str, str], extends: Mapping[str, Mapping[str, int]] | None = None
+) -> dict[bytes, bytes]:
+    """Return the metadata of a file whose columns hold numbers by vocabularies of these digests.
+
+    ``extends`` has by column the digests and sizes of the numberings that these vocabularies begin with.
+    """
+    metadata = {NUMBERING.encode(): json.dumps(dict(digests)).encode()}
+    begun = {name: dict(extends[name]) for name in digests if extends and name in extends}
+    return metadata | ({EXTENDS.encode(): json.dumps(begun).encode()} if begun else {})
+
+
+def extended_in(metadata: Mapping[bytes, bytes]) -> dict[str, dict[str, int]]:
+    """Return by column the digests and sizes of the numberings that those of a file begin with."""
+    extended: dict[str, dict[str, int]] = json.loads(metadata.get(EXTENDS.encode(), b"{}"))
+    return extended
+
+
+def extended_by(
+    item_files: str | Sequence[str], row_files: Iterable[tuple[Path, Mapping[bytes, bytes]]]
+) -> dict[str, dict[str, int]]:
+    """Return ``extended_in`` of all files of a dataset, whose numberings ``check_numbering`` has compared."""
+    found: dict[str, dict[str, int]] = {}
+    for _, metadata in (*_item_metadata(item_files), *row_files):
+        found |= extended_in(metadata)
+    return found
 
 
 def digests_in(metadata: Mapping[bytes, bytes]) -> dict[str, str]:

@@ -141,7 +141,8 @@ def scale_of(feature: Feature, vocabularies: Vocabularies, build: Callable[[], M
                 "the file with the weights, or train again; weights of an earlier version, which ignored normalizer, "
                 "are used without it"
             )
-        shift, scale = build().scale(str(feature.normalizer), where)
+        earlier = {} if vocabularies.earlier is None else scales_of(vocabularies.earlier)
+        shift, scale = earlier.get(feature.name) or build().scale(str(feature.normalizer), where)
         vocabularies.settings.setdefault(SCALES, {})[feature.name] = [shift, scale]
     return scales_of(vocabularies)[feature.name]
 

@@ -168,6 +168,8 @@ class Vocabularies(dict[str, Vocabulary]):
         self.path = path
         #: What else decides how columns are read, as JSON holds it; see ``fuxictr_mm.encoding`` and ``data.numbers``.
         self.settings: dict[str, Any] = {}
+        #: Those of initial weights, with which vocabularies that are built begin.
+        self.earlier: Vocabularies | None = None
 
     def __bool__(self) -> bool:
         return bool(len(self) or self.settings)
@@ -186,6 +188,8 @@ class Vocabularies(dict[str, Vocabulary]):
                     f"weights, or train again{remedy}"
                 )
             self[name] = build()
+            if self.earlier is not None and name in self.earlier:
+                self[name] = Vocabulary.build([self.earlier[name].values, self[name].values], column or name)
         return self[name]
 
     def save(self, path: str | Path) -> None:

@@ -59,9 +59,6 @@ def write_files(
     ``DEFAULT_SETTINGS``, of which None leaves one out; ``advice`` are comments above the experiments. gAUC is left out
     where the validation rows do not define it: a training would refuse it.
     """
-    from fuxictr_mm.files import atomic_path
-    from fuxictr_mm.yaml_files import dump_yaml
-
     experiments = {}
     for model, others in models.items():
         settings = {key: value for key, value in {**DEFAULT_SETTINGS, **others}.items() if value is not None}
@@ -70,14 +67,57 @@ def write_files(
             reason = f"gAUC is left out: no {settings['group_id']} of valid has rows of both classes"
             advice = advice if reason in advice else [*advice, reason]
         experiments[f"{model}_{dataset_id}"] = {"model": model, "dataset_id": dataset_id, **settings}
-    why = "".join(f"# {line}\n" for line in advice)
-    texts = {"dataset_config": dump_yaml({dataset_id: dataset}), "model_config": why + dump_yaml(experiments)}
-    for stem, text in texts.items():
+    _write_texts(folder, {"dataset_config": {dataset_id: dataset}, "model_config": experiments}, advice)
+    return list(experiments)
+
+
+def _write_texts(folder: Path, contents: dict[str, dict[str, Any]], advice: Sequence[str] = ()) -> None:
+    from fuxictr_mm.files import atomic_path
+    from fuxictr_mm.yaml_files import dump_yaml
+
+    comments = {"model_config": "".join(f"# {line}\n" for line in advice)}
+    for stem, content in contents.items():
         path = folder / f"{stem}.yaml"
         if not path.exists():
             with atomic_path(path) as temporary:
-                temporary.write_text(text, encoding="utf-8")
-    return list(experiments)
+                temporary.write_text(comments.get(stem, "") + dump_yaml(content), encoding="utf-8")
+
+
+def copy_config(folder: Path, dataset_id: str, like: Path, summary: Summary, growth: float) -> dict[str, str]:
+    """Write the configuration of a folder that extends another; return its experiments, each with that of the other.
+
+    Settings are the same, but ``vocab_size`` follows the new numbers, and ``swa_start``, a number of updates, is
+    multiplied by ``growth``, the number of training rows per one of the other folder.
+    """
+    from fuxictr_mm.config import list_datasets, list_experiments, load_dataset_config, load_model_config
+
+    known = list(list_datasets(like))
+    of = like.resolve().name if like.resolve().name in known or len(known) > 1 else known[0]
+    entry, experiments, names = load_dataset_config(like, of), {}, {}
+    splits = {f"{split}_data": f"./{split}" for split in summary.splits}
+    files = entry.get("item_info") or []
+    files = [f"./{Path(path).name}" for path in ([files] if isinstance(files, str) else files)]
+    sizes = {**summary.vocab_sizes, "item_id": summary.items + 1}
+    columns = [
+        {**column, "vocab_size": max(column["vocab_size"], sizes[column["name"]])}
+        if "vocab_size" in column and column.get("name") in sizes
+        else column
+        for column in entry["feature_cols"]
+    ]
+    none = dict.fromkeys(f"{split}_data" for split in ("train", "valid", "test"))
+    entry |= {**none, "data_root": "./", **splits, "item_info": files, "feature_cols": columns}
+    entry = {key: value for key, value in entry.items() if value is not None}
+    for expid in list_experiments(like):
+        settings = load_model_config(like, expid)
+        if settings["dataset_id"] != of:
+            continue
+        name = f"{expid.removesuffix(f'_{of}')}_{dataset_id}"
+        if settings.get("swa_start"):
+            settings["swa_start"] = max(1, round(settings["swa_start"] * growth))
+        settings.pop("initial_weights", None)
+        names[name], experiments[name] = expid, {**settings, "dataset_id": dataset_id}
+    _write_texts(folder, {"dataset_config": {dataset_id: entry}, "model_config": experiments})
+    return names
 
 
 def _has_mixed_groups(folder: Path, dataset: dict[str, Any], group: str) -> bool:

@@ -82,6 +82,8 @@ class Reader(ABC):
     known_items: int | None = None
     #: Digests of all items of the later logs that this one continues: see ``fuxictr_mm.data.numbering``.
     earlier_items: Sequence[str] = ()
+    #: Of a log that extends another: by column, the digests and sizes of the numberings that its own begin with.
+    extends: Mapping[str, Mapping[str, int]] = {}
     #: Default of ``max_len``.
     history_len: ClassVar[int] = 100
 

@@ -184,7 +184,7 @@ class Writer:
         digests = {name: digest_of(self._vocabulary(name)) for name in names}
         known = self.reader.known_items
         if known is None:
-            return to_metadata({"item_id": self._item_digest, **digests})
+            return to_metadata({"item_id": self._item_digest, **digests}, self.reader.extends)
         digests = {"item_id": self._known_digest, **digests}
         return to_later_metadata(digests, known, self._item_digest, self.reader.earlier_items)
 
@@ -366,7 +366,8 @@ class Writer:
     def _count_cold(self, splits: dict[str, SplitSummary]) -> None:
         """Count the rows of each split whose target is not a target in training, or of a later log a new item."""
         seen = np.zeros(len(self._items) + 1, dtype=bool)
-        seen[: 1 + (self.reader.known_items or 0)] = True
+        before = self.reader.known_items or max(self.reader.extends.get("item_id", {}).values(), default=0)
+        seen[: 1 + before] = True
         for split in splits:
             splits[split].cold = 0
             for path in sorted((self.folder / split).glob("part-*.parquet")):

@@ -31,6 +31,7 @@ from fuxictr_mm.runs.paths import (
     WEIGHTS,
     RunPaths,
     config_of_weights,
+    file_of_weights,
     unwritable,
     vocabulary_of_weights,
 )  # fmt: skip

@@ -146,6 +146,11 @@ def unwritable(path: Path, error: OSError) -> ConfigError:
     return ConfigError(f"{path}: cannot be written ({error.strerror}); set model_root to a writable folder")
 
 
+def file_of_weights(path: Path) -> Path:
+    """Return the file of weights at a path, which may be the folder of a run or of an export to the Hub."""
+    return next((path / name for name in (WEIGHTS, HUB_WEIGHTS) if (path / name).is_file()), path)
+
+
 def vocabulary_of_weights(weights: Path) -> Path:
     """Return the file of the vocabularies of weights; it does not exist if ids are used as they are."""
     if weights.is_dir():

@@ -198,13 +198,17 @@ class ShardedTable(nn.Module):
 
     @torch.no_grad()
     def copy_own(self, part: Tensor, whole: Any) -> None:
-        """Copy this process's part of a tensor ``(R, K)``, which may be spread over processes as the table is."""
+        """Copy this process's part of a tensor ``(R, K)``, which may be spread over processes as the table is.
+
+        A tensor with fewer rows, which is whole, leaves the others as they are.
+        """
         if not len(part):
             return
         if is_distributed(whole):
             part.copy_(whole.to_local().local_shards()[0])
         else:
-            part.copy_(whole[_slices(self.part, whole.shape[1] < self.embedding_dim)])
+            rows = whole[_slices(self.part, whole.shape[1] < self.embedding_dim)]
+            part[: len(rows)].copy_(rows)
 
     @torch.no_grad()
     def gather(self, part: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import os
 import pickle
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,12 +72,8 @@ def load_state_dict(model: nn.Module, path: str | os.PathLike[str]) -> None:
         path = hub_weights(path)
     if path.name == HUB_WEIGHTS and (path.parent / HUB_FEATURES).is_file():
         check_features(path.parent, getattr(model, "feature_map", None))
-    if not path.is_file():
-        raise _no_such_weights(path)
     own = model.state_dict()
-    spread = any(map(is_distributed, own.values()))  # a sharded table, of which some rows are read
-    state = read_safetensors(path) if path.suffix == ".safetensors" else read_tensors(path, mmap=spread)
-    state = _without_prefixes(path, _state_dict_in(path, state), own)
+    state = read_state_dict(path, own)
     if problems := _tensor_differences(state, own):
         problems += _setting_differences(path, getattr(model, "settings", None))
         raise UserError(
@@ -85,6 +81,47 @@ def load_state_dict(model: nn.Module, path: str | os.PathLike[str]) -> None:
             "use the configuration that they were trained with"
         )
     model.load_state_dict(state)
+
+
+def load_known_rows(model: nn.Module, path: Path, known_rows: Callable[[str, int], int]) -> None:
+    """Read weights into a model as ``load_state_dict`` does, of tables their first rows.
+
+    ``known_rows`` returns, by the name of a parameter and the number of its rows in the file, how many of them the
+    model has as its first ones. The others of the model keep their values. A table of the same shape, of which all rows
+    are known, is copied as a whole.
+    """
+    if path.name == HUB_WEIGHTS and (path.parent / HUB_FEATURES).is_file():
+        check_features(path.parent, getattr(model, "feature_map", None), sizes=False)
+    own = model.state_dict()
+    state = dict(read_state_dict(path, own))
+    parts = {}
+    for name in [name for name in own if name in state]:
+        found, wanted = state[name], own[name]
+        if found.dim() and found.shape[1:] == wanted.shape[1:]:
+            rows = known_rows(name, len(found))
+            # Not a table of which some rows are numbers of something else, such as those of clusters after the items.
+            if rows == len(found) <= len(wanted) or rows < len(found) == len(wanted):
+                parts[name] = found[:rows]
+                state[name] = wanted
+    if problems := _tensor_differences(state, own):
+        problems += _setting_differences(path, getattr(model, "settings", None))
+        raise UserError(f"initial_weights: {path}: not the weights of this model: {'; '.join(problems)}")
+    for name, rows in parts.items():
+        if is_distributed(own[name]):
+            state[name] = rows  # of which the table takes its own
+        else:
+            state[name] = own[name].clone()
+            state[name][: len(rows)] = rows
+    model.load_state_dict(state)
+
+
+def read_state_dict(path: Path, own: Mapping[str, Tensor]) -> Mapping[Any, Tensor]:
+    """Return the weights of a file, with the names that a model's own state dict has."""
+    if not path.is_file():
+        raise _no_such_weights(path)
+    spread = any(map(is_distributed, own.values()))  # a sharded table, of which some rows are read
+    state = read_safetensors(path) if path.suffix == ".safetensors" else read_tensors(path, mmap=spread)
+    return _without_prefixes(path, _state_dict_in(path, state), own)
 
 
 def _state_dict_in(path: Path, content: Any) -> Mapping[Any, Tensor]:
@@ -265,8 +302,10 @@ def describe_features(feature_map: FeatureMap) -> dict[str, Any]:
     }
 
 
-def check_features(folder: Path, feature_map: FeatureMap | None) -> None:
+def check_features(folder: Path, feature_map: FeatureMap | None, sizes: bool = True) -> None:
     """Check that weights are of the model's features: in another order they would load and give wrong scores.
+
+    ``sizes`` says whether their vocabularies must have the same sizes.
 
     Raises
     ------
@@ -279,8 +318,9 @@ def check_features(folder: Path, feature_map: FeatureMap | None) -> None:
         raise UserError(f"{path}: its 'features' are not a list of {{name: settings}}; export the folder again")
     if feature_map is None:
         return
-    theirs = _layer_settings({name: spec for entry in entries for name, spec in entry.items()})
-    ours = _layer_settings(json.loads(json.dumps(feature_map.features)))
+    without = () if sizes else ("vocab_size",)
+    theirs = _layer_settings({name: spec for entry in entries for name, spec in entry.items()}, without)
+    ours = _layer_settings(json.loads(json.dumps(feature_map.features)), without)
     problems = [f"'{name}' is only in the folder" for name in theirs if name not in ours]
     problems += [f"'{name}' is only here" for name in ours if name not in theirs]
     both = [{name: side[name] for name in theirs if name in ours} for side in (theirs, ours)]
@@ -291,13 +331,13 @@ def check_features(folder: Path, feature_map: FeatureMap | None) -> None:
         raise UserError(f"{path}: not the features of this experiment: {'; '.join(problems)}")
 
 
-def _layer_settings(features: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _layer_settings(features: Mapping[str, Any], without: Collection[str] = ()) -> dict[str, dict[str, Any]]:
     """Return the embedded features, with the settings that decide what their layers compute."""
     kept = {
         name: {
             k: v
             for k, v in spec.items()
-            if v is not None and k not in ("max_len", "freeze_emb", "dropout", "table", "sharding")
+            if v is not None and k not in ("max_len", "freeze_emb", "dropout", "table", "sharding", *without)
         }
         for name, spec in features.items()
         if isinstance(spec, dict)

@@ -40,6 +40,7 @@ from fuxictr_mm.runtime import is_main
 from fuxictr_mm.training import distributed, loop
 from fuxictr_mm.training.baselines import warn_of_baselines
 from fuxictr_mm.training.callbacks import Callback, RunWriter, TensorBoardLogger, is_installed
+from fuxictr_mm.training.initial_weights import load_initial_weights
 from fuxictr_mm.training.metric_checks import check_metrics_of_valid, metrics_of_test
 from fuxictr_mm.training.resume import (
     TrainingCheckpoint,
@@ -92,6 +93,8 @@ class TrainingRun:
             check_metrics_of_valid(config, dataset)
             _warn_of_unscaled(dataset, config.dataset)
             model = experiment.build_model(dataset)
+            if newest is None and (initial := experiment.initial_weights) is not None:
+                load_initial_weights(model, initial, dataset, config.dataset.item_files)
             if self.results_csv is not None:
                 _check_writable(self.results_csv)
             writer = None

@@ -14,7 +14,7 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from fuxictr_mm.data.lists import EMPTY_AS_NULL
-from fuxictr_mm.data.numbering import all_items_in, earlier_items_in, known_items
+from fuxictr_mm.data.numbering import all_items_in, digests_in, earlier_items_in, extended_in, known_items
 from fuxictr_mm.data.parquet import metadata_of
 from fuxictr_mm.datasets.own.columns import LogColumn
 from fuxictr_mm.datasets.own.instants import Unit, as_instants
@@ -48,6 +48,8 @@ class Notes:
     embeddings: list[str]  #: Columns of embeddings that were written.
     #: Of a later log, the folder that the first one was prepared into, whose configuration has the experiments.
     trained: str | None = None
+    #: Of a log that extends another, the folder of that one.
+    extends: str | None = None
 
 
 class Base:
@@ -119,6 +121,28 @@ class Base:
     def earlier_items(self) -> list[str]:
         """Digests of all items of the later logs up to this one, whose numbers those of a log after it continue."""
         return [*earlier_items_in(self.folder), *all_items_in(self.folder).values()]
+
+    @property
+    def is_to_score(self) -> bool:
+        """Whether this is a later log, of which nothing is trained."""
+        return self.notes.trained is not None
+
+    @cached_property
+    def numberings(self) -> dict[str, dict[str, int]]:
+        """By column, the digests and sizes of its numbering and of those that this one begins with."""
+        found: dict[str, dict[str, int]] = {}
+        rows = next(path for split in SPLITS for path in sorted((self.folder / split).glob("*.parquet")))
+        for metadata in map(metadata_of, (self.folder / ITEM_FILE, rows)):
+            before = extended_in(metadata)
+            for name, digest in digests_in(metadata).items():
+                size = len(self._item_file) if name == "item_id" else len(self.vocabulary(name))
+                found[name] = {**before.get(name, {}), digest: size}
+        return found
+
+    @cached_property
+    def num_training_rows(self) -> int:
+        """Rows of train."""
+        return pl.scan_parquet(self.folder / "train" / "*.parquet").select(pl.len()).collect().item()
 
     @cached_property
     def items(self) -> pl.DataFrame:

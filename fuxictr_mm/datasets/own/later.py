@@ -188,13 +188,17 @@ class LaterSource(LogSource):
         time = pl.select(as_instants(pl.lit(self.since), self.time_unit)).item()
         newest = f"the newest row of {self.base.folder} ({self.asked.time} {time})"
         if not kept:
-            raise DataError(f"{self.log.paths[0]}: none of {rows} rows is later than {newest}; --all_rows keeps them")
+            raise DataError(f"{self.log.paths[0]}: none of {rows} rows is later than {newest}{self._remedy}")
         if kept < rows:
+            remedy = self._remedy and f"{self._remedy}, such as those of a test file of random rows"
             logger.warning(
                 f"{self.log.paths[0]}: {rows - kept} of {rows} rows are not later than {newest}; they are dropped"
-                f"{self._of_the_same_time()}; --all_rows keeps them, such as those of a test file of random rows"
+                f"{self._of_the_same_time()}{remedy}"
             )
         self._check_users(path)
+
+    #: What to do with rows that are not later.
+    _remedy = "; --all_rows keeps them"
 
     def _of_the_same_time(self) -> str:
         """Return the number of rows at the newest time, where there are more of them than in the earlier log.
@@ -225,10 +229,9 @@ class LaterLog(Log):
             if name not in ("like", "all_rows", *FILES):
                 raise ConfigError(f"--{name}: with --like it is that of {self.base.folder}; leave it out")
         self._all_rows = bool(given.get("all_rows"))
-        if self._all_rows and self.base.notes.trained is not None:
+        if self._all_rows and (first := self.base.notes.trained or self.base.notes.extends) is not None:
             raise ConfigError(
-                f"--all_rows: {self.base.folder} is itself of a later log and has not all clicks; give --like "
-                f"{self.base.trained}"
+                f"--all_rows: {self.base.folder} is itself of a later log and has not all clicks; give --like {first}"
             )
         if self._all_rows and self.base.asked.impressions:
             raise ConfigError(f"--all_rows: {self.base.folder} is of a log of events (--impressions); leave it out")

@@ -22,7 +22,7 @@ NEGATIVES_FROM = ("new", "any", "matched")
 NAMES = (
     "labels", "interactions", "items", "users", "embeddings", "roles", "types", "split", "split_by", "negatives",
     "negatives_from", "positive_from", "history_from", "encoding", "header", "impressions", "positives",
-    "match_on", "match_within", "like", "all_rows",
+    "match_on", "match_within", "like", "all_rows", "extend",
 )  # fmt: skip
 
 
@@ -90,6 +90,13 @@ class LogOptions:
     match_on: tuple[str, ...] = ()
     match_within: str | None = None  #: Longest time from a row to the positive row or event that labels it.
 
+    def __post_init__(self) -> None:
+        train, valid, test = self.split
+        if not (train > 0 and valid > 0 and test >= 0 and abs(train + valid + test - 1) < 1e-6):
+            raise ConfigError(
+                f"--split {train:g} {valid:g} {test:g}: expected fractions that add up to 1, train and valid above 0"
+            )
+
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> LogOptions:
         """Return the options of a command line, those that were not given left out."""
@@ -99,7 +106,9 @@ class LogOptions:
             raise ConfigError(
                 "--all_rows: is of --like, which is missing; without --like all labelled rows are written"
             )
-        values = {name: value for name, value in given.items() if name not in ("roles", "types", "all_rows")}
+        if given.get("extend"):
+            raise ConfigError("--extend: is of --like, which is missing; add --like with the folder of an earlier log")
+        values = {n: value for n, value in given.items() if n not in ("roles", "types", "all_rows", "extend")}
         words = list(given.get("roles") or ())
         groups = [word for word in words if word.startswith("group=") and word != "group="]
         weights = [word for word in words if word.startswith("weight=") and word != "weight="]
@@ -122,11 +131,6 @@ class LogOptions:
             values["positives"] = parse_positives(values["positives"])
         _check_positives(values)
         options = cls(**values)
-        train, valid, test = options.split
-        if not (train > 0 and valid > 0 and test >= 0 and abs(train + valid + test - 1) < 1e-6):
-            raise ConfigError(
-                f"--split {train:g} {valid:g} {test:g}: expected fractions that add up to 1, train and valid above 0"
-            )
         if options.negatives < 0:
             raise ConfigError(f"--negatives is {options.negatives}, expected 1 or more")
         if options.negatives_from != cls.negatives_from and not options.negatives:
@@ -181,6 +185,12 @@ def add_log_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         default=None,
         help="for --like: also rows that are not later, such as a test file of random rows; histories end before each",
+    )
+    group.add_argument(
+        "--extend",
+        action="store_true",
+        default=None,
+        help="for --like: rows to continue training with, split by time; new users, items and values get new numbers",
     )
     group.add_argument("--interactions", metavar="FILE", help="log: file or pattern (default: interactions.*)")
     group.add_argument("--items", metavar="FILE", help="log: one row per item (default: items.*, if it exists)")

@@ -3,6 +3,7 @@
 import pytest
 
 from fuxictr_mm.datasets import log as log_module
+from fuxictr_mm.datasets.own.extended import ExtendedLog
 from fuxictr_mm.datasets.own.later import LaterLog
 from fuxictr_mm.datasets.reader import load_reader
 from fuxictr_mm.datasets.writer import Writer
@@ -17,7 +18,8 @@ def prepare(tmp_path, monkeypatch):
 
     def write(source, name, like=None, max_len=5, overwrite=False, **options):
         out = tmp_path / "prepared" / name
-        reader = (load_reader("log") if like is None else LaterLog)(source, out / ".scratch", max_len)
+        later = ExtendedLog if options.get("extend") else LaterLog
+        reader = (load_reader("log") if like is None else later)(source, out / ".scratch", max_len)
         own = {"roles": ROLES, "labels": ["click"]} if like is None else {"like": like}
         given = {"interactions": "interactions*", **own, **options}
         reader.configure({name: value for name, value in given.items() if value is not None})

@@ -1,0 +1,106 @@
+"""Weights that training starts with: by the values of vocabularies, where files number ids anew."""
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+import torch
+
+from fuxictr_mm.data.fingerprint import data_hashes
+from fuxictr_mm.errors import UserError
+from fuxictr_mm.experiment import Experiment
+from fuxictr_mm.runs import vocabulary_of_weights
+from fuxictr_mm.training.checkpoints import load_known_rows, save_state_dict
+from fuxictr_mm.training.initial_weights import load_initial_weights
+from tests import ids
+from tests.errors import raises_naming
+
+ITEM_TABLE = "embedding_layer.embedding_layer.embedding_layers.item_id.weight"
+
+
+class TwoTables(torch.nn.Module):
+    """A table, a table of other ids, and a layer."""
+
+    def __init__(self, rows, others=3, dim=2):
+        super().__init__()
+        self.table, self.other = torch.nn.Embedding(rows, dim), torch.nn.Embedding(others, dim)
+        self.norm = torch.nn.BatchNorm1d(dim)
+
+
+@pytest.mark.parametrize(
+    ("rows", "known", "copied"),
+    [(4, 4, 4), (6, 4, 4), (4, 2, 2), (6, 3, None), (6, 0, None), (3, 4, None)],
+    ids=["same", "longer", "of the same size, some rows known", "other rows in between", "unknown", "shorter"],
+)
+def test_known_rows_are_copied_and_others_stay(tmp_path, rows, known, copied):
+    before, model = TwoTables(4), TwoTables(rows)
+    save_state_dict(before.state_dict(), tmp_path / "a.model")
+    initial = {name: value.clone() for name, value in model.state_dict().items()}
+
+    def known_rows(name, found):
+        return known if name == "table.weight" else found
+
+    if copied is None:
+        with raises_naming(UserError, tmp_path / "a.model", "table.weight"):
+            load_known_rows(model, tmp_path / "a.model", known_rows)
+        assert all(torch.equal(value, initial[name]) for name, value in model.state_dict().items())
+        return
+    load_known_rows(model, tmp_path / "a.model", known_rows)
+    assert torch.equal(model.table.weight[:copied], before.table.weight[:copied])
+    assert torch.equal(model.table.weight[copied:], initial["table.weight"][copied:])
+    assert torch.equal(model.other.weight, before.other.weight)
+
+
+def without(found, late):
+    """Return tables without the items from ``late`` on, in their rows, histories and item file."""
+    kept = dict(found)
+    for name, table in found.items():
+        kept[name] = table.filter(pc.less(table["item_id"], late))
+        if name != "items":
+            rows = [[item for item in row if item < late] for row in kept[name]["item_seq"].to_pylist()]
+            kept[name] = ids.put(kept[name], "item_seq", pa.array(rows, pa.list_(pa.int64())))
+    return kept
+
+
+@pytest.mark.slow
+def test_rows_of_texts_are_found_by_their_values(tmp_path):
+    """The later item file has another order, and more items, and lacks one of the earlier ones."""
+    found = ids.tables()
+    first = ids.write(tmp_path / "first", ids.with_ids(without(found, 800), ids.KINDS["text"]))
+    backwards = {**found, "items": found["items"].take(pa.array(range(found["items"].num_rows - 1, -1, -1)))}
+    second = ids.write(tmp_path / "second", ids.with_ids(backwards, ids.KINDS["text"]))
+    path = tmp_path / "a.model"
+
+    def build(folder, **settings):
+        experiment = Experiment.load("X", folder, threads=1, **settings)
+        dataset = experiment.load_dataset({"train": True, "valid": True})
+        return experiment, dataset, experiment.build_model(dataset)
+
+    _, old, before = build(first)
+    save_state_dict(before.state_dict(), path)
+    old.vocabularies.save(vocabulary_of_weights(path))
+    experiment, new, model = build(second, initial_weights=path)
+    initial = model.state_dict()[ITEM_TABLE].clone()
+    load_initial_weights(model, path, new, experiment.config.dataset.item_files)
+    numbers = new.vocabularies["item_id"].encode(old.vocabularies["item_id"].values)
+    table = model.state_dict()[ITEM_TABLE]
+    assert torch.equal(table[numbers], before.state_dict()[ITEM_TABLE][1:])
+    others = sorted(set(range(1, len(table))) - set(numbers.tolist()))
+    assert len(others) > 100
+    assert torch.equal(table[others], initial[others])
+    # Without the vocabularies of the weights nothing tells which row is of which item.
+    vocabulary_of_weights(path).unlink()
+    experiment, new, model = build(second, initial_weights=path)
+    with raises_naming(UserError, "a.vocabulary", "item_id"):
+        load_initial_weights(model, path, new, experiment.config.dataset.item_files)
+
+
+def test_the_content_of_the_file_is_of_the_identity_of_a_run(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "best.model").write_bytes(b"one")
+    (run / "valid_predictions.parquet").write_bytes(b"x")
+    of_file, of_folder = (data_hashes({"initial_weights": str(path)}) for path in (run / "best.model", run))
+    assert of_file == of_folder
+    (run / "best.model").write_bytes(b"other")
+    assert data_hashes({"initial_weights": str(run)}) != of_file
+    assert data_hashes({"initial_weights": str(tmp_path / "none")}) == {}
