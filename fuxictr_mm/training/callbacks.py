@@ -65,6 +65,7 @@ class Callback(Protocol):
         """Receive an evaluation of the validation rows, in an epoch, from 1, and after ``step`` steps.
 
         ``training`` has ``loss``, the mean since the last; ``learning_rate``; ``rows_per_second``, of training only.
+        Initial weights are evaluated in epoch 0, with a learning rate alone.
         """
 
     def close(self) -> None:

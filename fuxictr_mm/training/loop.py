@@ -45,6 +45,7 @@ def fit(
     checkpoint: TrainingCheckpoint | None = None,
     resume: bool = False,
     callbacks: Sequence[Callback] = (),
+    evaluate_first: bool = False,
 ) -> list[dict[str, float]]:
     """Train a model and leave it with the best weights of this run.
 
@@ -66,11 +67,13 @@ def fit(
         Resume from the checkpoint, if there is one.
     callbacks : sequence of Callback
         Get loss, metrics, learning rate and speed, on the main process.
+    evaluate_first : bool
+        Evaluate before the first step, so that weights trained before are kept unless better ones are found.
 
     Returns
     -------
     list of dict
-        One entry per evaluation: ``epoch``, ``step``, ``loss`` and the monitored metrics.
+        One entry per evaluation: ``epoch``, ``step``, ``loss`` (but before the first step) and the monitored metrics.
 
     Raises
     ------
@@ -89,6 +92,8 @@ def fit(
     signals: AbstractContextManager[list[int]] = nullcontext([]) if checkpoint is None else collect_signals()
     with fitting, signals as received:
         fitting.begin(resume)
+        if evaluate_first and not fitting.progress.step:
+            fitting.evaluate(-1, 0)
         while fitting.progress.epoch < epochs and not model._stop_training:
             fitting.train_epoch(received)
         if checkpoint is not None:
@@ -229,14 +234,17 @@ class _Fitting:
         model, progress = self.model, self.progress
         loss = distributed.total(self.losses.check(epoch, index)) / distributed.size()
         self.losses = _RunningLoss()
-        logger.info(f"epoch {epoch + 1}, step {model._total_steps}: train loss {loss:.6f}")
+        losses = {"loss": loss} if model._total_steps else {}  # initial weights have none
+        if losses:
+            logger.info(f"epoch {epoch + 1}, step {model._total_steps}: train loss {loss:.6f}")
         if self.validation is None:
             return
-        rate = model.optimizer.param_groups[0]["lr"]
-        training = {"loss": loss, "learning_rate": rate, "rows_per_second": self.speed.read()}
+        training = {**losses, "learning_rate": model.optimizer.param_groups[0]["lr"]}
+        if losses:
+            training["rows_per_second"] = self.speed.read()
         with _averaged(model):
             metrics = evaluate(model, self.validation, model._monitor.get_metrics())
-            progress.history.append({"epoch": epoch + 1, "step": model._total_steps, "loss": loss, **metrics})
+            progress.history.append({"epoch": epoch + 1, "step": model._total_steps, **losses, **metrics})
             for callback in self.callbacks:
                 callback.add_evaluation(epoch + 1, model._total_steps, training, metrics)
             progress.saved |= _keep_best(model, metrics, len(progress.history))

@@ -224,7 +224,15 @@ class TrainingRun:
             logger.info(f"train: {shard.streams} streams, {shard.streams // shard.size} per process")
         callbacks = self._callbacks(writer)
         history = loop.fit(
-            model, train, config.epochs, valid, config.max_gradient_norm, checkpoint, self.resume, callbacks
+            model,
+            train,
+            config.epochs,
+            valid,
+            config.max_gradient_norm,
+            checkpoint,
+            self.resume,
+            callbacks,
+            evaluate_first=config.initial_weights is not None,
         )
         if best_epoch_was_last(history, config.to_dict()):
             logger.info(f"The best epoch was the last allowed one, {config.epochs}: more epochs may be better")

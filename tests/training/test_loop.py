@@ -108,6 +108,16 @@ def test_by_hand(tmp_path):
     assert [entry["AUC"] for entry in history] == [0.6, 0.7, 0.65, 0.69]
 
 
+@pytest.mark.parametrize(("first", "kept"), [(0.9, 0), (0.5, 8)])
+def test_weights_trained_before_are_kept_unless_better_ones_are_found(first, kept, tmp_path):
+    model = Scripted(tmp_path, aucs(first, 0.6, 0.7, 0.65, 0.69), early_stop_patience=2)
+    history = loop.fit(model, BATCHES, 10, BATCHES, evaluate_first=True)
+    assert model.evaluated[:3] == [0, 4, 8]
+    assert model.weight == kept
+    assert history[0] == {"epoch": 0, "step": 0, "AUC": first}
+    assert history[1]["epoch"] == 1
+
+
 def test_a_second_fit_starts_anew(tmp_path):
     model = Scripted(tmp_path, aucs(0.9, 0.1, 0.2))
     loop.fit(model, BATCHES, 1, BATCHES)
