@@ -12,7 +12,8 @@ from fuxictr_mm.errors import UserError
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.serving import tables
 from fuxictr_mm.serving.export import export
-from fuxictr_mm.serving.graphs import has_fold, reads_codes_of_candidates
+from fuxictr_mm.serving.graphs import reads_codes_of_candidates
+from fuxictr_mm.serving.user_graphs import has_fold
 from fuxictr_mm_serving import Export
 from fuxictr_mm_serving.manifest import FORMATS
 from fuxictr_mm_serving.scoring import score_file
