@@ -135,6 +135,7 @@ TESTED_BY = {
     "fuxictr_mm_serving/deadline": "serving/test_load",
     "fuxictr_mm_serving/errors": "serving/test_scoring",
     "fuxictr_mm_serving/features": "serving/test_scoring",
+    "fuxictr_mm_serving/hosts": "serving/test_access",
     "fuxictr_mm_serving/parquet": "serving/test_scoring",
     "fuxictr_mm_serving/prepared": "serving/test_scoring",
     "fuxictr_mm_serving/server": "serving/test_access",
