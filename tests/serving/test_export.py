@@ -181,12 +181,19 @@ def test_similarities_are_computed_from_what_is_stored_with_the_items(weights_of
 @pytest.mark.parametrize("of", ["txt_emb_pca8", "item_tags"])
 @pytest.mark.parametrize("choice", [{"precision": "fp16"}, {"precision": "int8-tables"}, {"format": "pt2"}])
 def test_similarities_in_every_form(weights_of, tmp_path, of, choice):
-    """Their fold is compared with the model as it is written; a histogram of rounded embeddings would differ."""
+    """Folded scores equal those of rows; a histogram of rounded embeddings would differ from the model's."""
     similarity = {"name": "near", "type": "similarity", "of": of, "statistics": ["mean", "max", "newest_2"]}
     columns = [*Experiment.load("DIN_tiny", ROOT).config.dataset.feature_cols, similarity]
     experiment, weights = weights_of("DIN_tiny", feature_cols=columns)
-    parity = export(experiment, tmp_path / "out", weights=weights, tolerance=0.05, **choice)
-    assert parity["largest_difference_folded"] <= 0.05
+    parity = export(experiment, tmp_path / "out", weights=weights, tolerance=0.5, **choice)  # weights are not trained
+    assert parity["largest_difference_folded"] <= (NOISE if "format" in choice else 0.5)
+    if "format" not in choice:  # of torch: is compared as it is written
+        exported, context = Export(tmp_path / "out"), {"likes_level": 3, "views_level": 2}
+        columns = {name: [value] * 9 for name, value in context.items()}
+        for history in ([], [5], [5, 8, 7, 8]):
+            found, _ = exported.score_candidates(exported.user_state(context, history), [*range(8, 17)])
+            rows = exported.score_rows(columns | {"item_id": [*range(8, 17)], "item_seq": [history] * 9})
+            np.testing.assert_allclose(found, rows, atol=1e-5, rtol=0)
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["graphs"].keys() == {"rows", "user", "candidates", "attention"}
     assert manifest["format"] == FORMATS[of == "item_tags"]

@@ -40,7 +40,7 @@ def test_columns_that_only_similarities_read_take_what_the_owner_has():
     unseen = ItemRows(np.zeros((1, 3), np.float32), np.zeros((1, 7), np.int64))
     given = {"tags": ["blue", "new"], "similar": ["x"], "numbers": ["8"]}
     assert items.rows([NewItem({}, given)], unseen).codes.tolist() == [[0, 2, 0, 0, 7, 0, 8]]
-    none = items.rows([NewItem({}, dict.fromkeys(counts, []))], unseen)
+    none = items.rows([NewItem({}, {name: [] for name in counts})], unseen)
     assert none.codes.tolist() == [[0] * 7]
     for name, wrong, found in (("tags", ["red"] * 4, "4"), ("numbers", ["9"], "9")):
         with raises_naming(ServingError, f"'{name}'", found):
