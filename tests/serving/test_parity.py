@@ -100,12 +100,9 @@ def test_folded_graphs_are_compared_with_the_model(weights_of, export_copy, monk
 
     # Also the other candidates of a row.
     monkeypatch.setattr(Export, "score_candidates", shifted_others)
-    with monkeypatch.context() as patch:
-        patch.setattr(Export, "score_rows", lambda *_, **__: expected)
-        parity = parity_module.compare(experiment, export_copy, None, expected, dataset, 0.1, None, model=model)
-    assert parity["largest_difference_folded"] == pytest.approx(0.02, abs=1e-5)
-    parity = parity_module.compare(experiment, export_copy, None, expected, dataset, 0.1, None)
-    assert parity["largest_difference_folded"] == pytest.approx(0.02, abs=1e-5)
+    for given in (model, None):  # None: from the graph of rows
+        parity = parity_module.compare(experiment, export_copy, None, expected, dataset, 0.1, None, model=given)
+        assert parity["largest_difference_folded"] == pytest.approx(0.02, abs=1e-5)
     monkeypatch.setattr(Export, "score_candidates", score)
     rows = Export.score_rows
     monkeypatch.setattr(Export, "score_rows", lambda *a, **options: rows(*a, **options) * np.float32("nan"))
