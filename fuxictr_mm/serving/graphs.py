@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fuxictr_mm.model import MultimodalModel
-from fuxictr_mm.serving.item_rows import code_columns, compared_ids, given_fields
+from fuxictr_mm.serving.item_rows import code_columns, compared_columns, compared_ids, given_fields
 from fuxictr_mm.serving.rewrites import fix_slopes, fuse_batch_norm, fuse_projections, sum_projections
 from fuxictr_mm.serving.row_graph import RowsGraph
 from fuxictr_mm.serving.user_graphs import AttentionGraph, CandidateGraph, UserGraph, attention_layers, has_fold
@@ -126,9 +126,12 @@ def user_examples(model: MultimodalModel) -> dict[str, Traced]:
     names = ["history", *code_names(model), *(f"context_{name}" for name in given_fields(model))]
     with torch.no_grad():
         state, other = (user(rows, codes_example(model, len(rows)), context) for rows in (history, history[:0]))
+    # The model's own tensors may have fewer entries, such as groups of items, than what similarities compare.
+    of_model = len(state) - len(compared_columns(model)) - len(compared_ids(model))
+    sizes = [length if number < of_model else dim_named("compared") for number in range(len(state))]
     varying = [
-        {axis: length for axis, (a, b) in enumerate(zip(one.shape, two.shape, strict=True)) if a != b}
-        for one, two in zip(state, other, strict=True)
+        {axis: size for axis, (a, b) in enumerate(zip(one.shape, two.shape, strict=True)) if a != b}
+        for size, one, two in zip(sizes, state, other, strict=True)
     ]
     outputs = [f"state_{number}" for number in range(len(state))]
     of_user = Traced(

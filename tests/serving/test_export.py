@@ -146,6 +146,7 @@ def test_what_torch_cannot_export_is_one_line_that_names_the_operation(weights_o
         ("MUSE", "txt_emb_pca8"),
         ("DIN_MM", "item_tags"),
         ("SEMINAR", "item_tags"),
+        ("DMGIN", "item_tags"),  # whose user has fewer groups than items
         ("InterFormer", "item_tags"),  # which has no fold
     ],
 )
