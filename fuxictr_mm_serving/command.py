@@ -48,6 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the server."""
     parser.add_argument("export", metavar="DIR", help="folder written by fuxictr-mm export, or a link to one")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine only)")
+    parser.add_argument(
+        "--allow-host",
+        action="append",
+        metavar="NAME",
+        help="a name that requests may have in their Host header, beside addresses and localhost; may be repeated "
+        "(default: none on this machine without a token, else any)",
+    )
     parser.add_argument("--port", type=int, default=8000, help="port (default: 8000)")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="number of processes (default: 1)")
     for name, (_, _, unit, text) in NUMBERS.items():
@@ -84,6 +91,8 @@ def serve(args: argparse.Namespace) -> None:
     settings = Settings(folder=args.export, token=read_token(args.token_file), **options)
     read_manifest(Path(args.export))  # takes no time: what is wrong is found before the rest is imported
     with listen(args.host, args.port) as shared:
+        if args.allow_host or (settings.token is None and is_loopback(shared)):
+            settings = dataclasses.replace(settings, hosts=tuple(args.allow_host or ()))
         when_ready = partial(announce, settings, shared)
         if args.workers == 1:
             run_server(settings, shared, when_ready)
@@ -128,8 +137,13 @@ def announce(settings: Settings, shared: socket.socket) -> None:
     address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     asks = settings.token is not None
     logger.info(json.dumps({"serving": address, "version": version_of(Path(settings.folder)), "token": asks}))
-    if not asks and not ipaddress.ip_address(host.partition("%")[0]).is_loopback:
+    if not asks and not is_loopback(shared):
         logger.warning(json.dumps({"open_to": host, "reason": "no token is required; give --token-file"}))
+
+
+def is_loopback(shared: socket.socket) -> bool:
+    """Return whether a socket is reached from this machine only."""
+    return ipaddress.ip_address(shared.getsockname()[0].partition("%")[0]).is_loopback
 
 
 def _not_listening(host: str, port: int, error: OSError) -> ServingError:

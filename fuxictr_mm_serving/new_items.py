@@ -143,8 +143,8 @@ class IdField:
 
     def write(self, row: np.ndarray, what: str, ids: Sequence[Any]) -> None:
         """Write the pooled embeddings of ids into a row of the item table ``(D,)``."""
-        if not 0 < len(ids) <= self.max_len:
-            raise ServingError(f"{what} has {len(ids)} ids, expected {'1 to ' * (self.max_len > 1)}{self.max_len}")
+        if len(ids) > self.max_len:
+            raise ServingError(f"{what} has {len(ids)} ids, expected {self.max_len} or fewer")
         padded = [*[None] * (self.max_len - len(ids)), *ids]  # as in the item files: null is number 0
         found = self.embed(padded, what)
         count = (found.sum(axis=1) != 0).sum() if self.pooling == "mean" else 1
@@ -204,10 +204,11 @@ class NewItems:
         return ItemRows(values, codes)
 
     def _codes_of(self, name: str, given: Sequence[Any], what: str) -> np.ndarray:
-        """Return the codes ``(K,)`` of a column; fewer are padded as in the item files."""
+        """Return the codes ``(K,)`` of a column; fewer, or none, are padded as in the item files."""
         count, takes_fewer = self.code_counts[name], name in self.lists or name in self.ids
-        if not (0 < len(given) <= count if takes_fewer else len(given) == count):
-            raise ServingError(f"{what} has {len(given)} ids, expected {'1 to ' * (takes_fewer and count > 1)}{count}")
+        if len(given) > count or (len(given) < count and not takes_fewer):
+            expected = f"{count} or fewer" if takes_fewer else f"{count}, or to be left out"
+            raise ServingError(f"{what} has {len(given)} ids, expected {expected}")
         if name in self.words:
             found = np.maximum(self.words[name](given, what), 0)
         else:

@@ -32,6 +32,7 @@ from starlette.routing import Route
 from fuxictr_mm_serving.deadline import DeadlineError, until
 from fuxictr_mm_serving.errors import DamagedError, ServingError
 from fuxictr_mm_serving.export import REASONS
+from fuxictr_mm_serving.hosts import is_expected
 from fuxictr_mm_serving.new_items import NewItem
 from fuxictr_mm_serving.requests import (
     BatchRequest,
@@ -171,12 +172,17 @@ class Server:
         self._paths = {route.path for route in self.routes}
 
     async def observe(self, request: Request, call_next: Callable[[Request], Any]) -> Response:
-        """Check the token, count and log."""
+        """Check host and token, count and log."""
         started = time.perf_counter()
         # That by which the request is routed: request.url holds the Host header, which a client writes.
         token, path = self.settings.token, request.scope["path"]
-        if token and path not in OPEN_PATHS and not has_token(request, token):
-            response: Response = answer(401, "a bearer token is needed", **{"WWW-Authenticate": "Bearer"})
+        hosts = self.settings.hosts
+        if hosts is not None and not is_expected(request.headers.get("host", ""), hosts):
+            response: Response = answer(
+                421, "the Host header has a name that this server does not expect; start it with --allow-host NAME"
+            )
+        elif token and path not in OPEN_PATHS and not has_token(request, token):
+            response = answer(401, "a bearer token is needed", **{"WWW-Authenticate": "Bearer"})
         else:
             try:
                 response = await call_next(request)

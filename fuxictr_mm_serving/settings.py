@@ -32,6 +32,8 @@ class Settings:
     reload: float = 2.0  #: Seconds between looks for another export in the folder.
     #: The bearer token that requests must have, except to ``/health``, ``/ready`` and the pages, which hold no data.
     token: str | None = None
+    #: Names that the Host header of a request may have, beside addresses and ``localhost``; None for any.
+    hosts: tuple[str, ...] | None = None
 
     @property
     def grace(self) -> int:

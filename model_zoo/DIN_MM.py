@@ -166,5 +166,5 @@ class DIN_MM(FactorizedModel):
 
     @property
     def _dnn_reads_fields(self) -> bool:
-        """Whether the DNN's inputs are the weighted fields: no interactions come before it."""
-        return self.bilinear is None and isinstance(self.cross, nn.Identity)
+        """Whether the DNN's inputs are the weighted fields, and those of the context are those of all candidates."""
+        return self.bilinear is None and isinstance(self.cross, nn.Identity) and not self.similarities

@@ -67,29 +67,24 @@ class LightFM(MultimodalModel):
         context = self.embed_context(batch)
         if self.uses_history:
             target, (history,) = self.embed_histories(batch, batch.history)
-            user = self._user(context, history)
+            user = [context, mean_pooling(history)]
         else:
             target = self.embed_items(batch.target.long())
-            user = self._sum(context)
+            user = [context]
         self.squares = mean_squares(context, target) if self.training else None
-        return self.score_candidates(target, user)
-
-    def _user(self, context: Tensor, history: Jagged) -> Tensor:
-        return self._sum(context) + self._sum(mean_pooling(history))
+        return self.score_candidates(target, *user)
 
     def _sum(self, fields: Tensor) -> Tensor:
         """Return the sum of concatenated fields ``(B, F E)``, ``(B, E)``."""
         return fields.unflatten(1, (fields.shape[1] // self.embedding_dim, self.embedding_dim)).sum(dim=1)
 
     def user_state(self, context: Tensor, history: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
-        """Return u ``(1, E)``."""
-        if not self.uses_history:
-            return (self._sum(context),)
-        return (self._user(context, Jagged.of_row(history)),)
+        """Return context, and the mean of the history if it is read."""
+        return (context, mean_pooling(Jagged.of_row(history))) if self.uses_history else (context,)
 
     def score_candidates(self, candidates: Tensor, *state: Tensor) -> Tensor:
         """Return the logits ``(M, T)``."""
-        return self.factorization(state[0], self._sum(candidates))
+        return self.factorization(sum(map(self._sum, state)), self._sum(candidates))
 
     def add_loss(self, return_dict: Mapping[str, Tensor], y_true: Tensor) -> Tensor:
         """Return the loss of the last scored batch, in training with the squares of its embeddings."""

@@ -69,27 +69,33 @@ class MIND(DNNModel):
     def logits(self, batch: Batch) -> Tensor:
         """Return the logit of each row, ``(B, 1)``."""
         e = self.embed(batch)
-        interests_BKD, present_BK = self._interests(e.context, e.history, batch.history.values.long())
+        capsules_BKD, present_BK = self._capsules(e.history, batch.history.values.long())
+        interests_BKD = self._interests(e.context, capsules_BKD)
         scores_BK = (interests_BKD * e.target.unsqueeze(1)).sum(dim=-1)
         scores_BK = scores_BK * scores_BK.abs().pow(self.attention_power - 1)
         weights_BK = scores_BK.masked_fill(~present_BK, -torch.inf).softmax(dim=1)
         interest = (weights_BK.unsqueeze(2) * interests_BKD).sum(dim=1)
         return self.dnn(torch.cat([e.context, e.target, interest], dim=-1))
 
-    def _interests(self, context: Tensor, history: Jagged, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the interests ``(B, K, D)`` of histories, and a mask of those that exist ``(B, K)``."""
-        capsules_BKD, present_BK = self.capsules(history, self.per_item("routing_start", ids))
-        context_BKC = context.unsqueeze(1).expand(-1, capsules_BKD.shape[1], -1)
-        return torch.relu(self.interest_map(torch.cat([capsules_BKD, context_BKC], dim=-1))), present_BK
+    def _capsules(self, history: Jagged, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the capsules ``(B, K, D)`` of histories, and a mask of those that exist ``(B, K)``."""
+        return self.capsules(history, self.per_item("routing_start", ids))
+
+    def _interests(self, context: Tensor, capsules: Tensor) -> Tensor:
+        """Return the interests of capsules ``(B, K, D)``, or of those of one user ``(1, K, D)``, ``(B, K, D)``."""
+        of_rows = context.unsqueeze(1).expand(-1, capsules.shape[1], -1), capsules.expand(context.shape[0], -1, -1)
+        return torch.relu(self.interest_map(torch.cat(of_rows[::-1], dim=-1)))
 
     def user_state(self, context: Tensor, history: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
-        """Return context, interests and their mask."""
-        return context, *self._interests(context, Jagged.of_row(history), ids)
+        """Return context, capsules and their mask."""
+        return context, *self._capsules(Jagged.of_row(history), ids)
 
     def score_candidates(self, candidates: Tensor, *state: Tensor) -> Tensor:
         """Return the logits ``(M, 1)``."""
-        context, interests_1KD, present_1K = state
-        scores_MK = candidates @ interests_1KD.squeeze(0).t()
+        context, capsules_1KD, present_1K = state
+        interests_MKD = self._interests(context, capsules_1KD)  # M is 1 where candidates have one context
+        scores_MK = (interests_MKD @ candidates.unsqueeze(2)).squeeze(2)
         scores_MK = scores_MK * scores_MK.abs().pow(self.attention_power - 1)
-        interest = scores_MK.masked_fill(~present_1K, -torch.inf).softmax(dim=1) @ interests_1KD.squeeze(0)
+        weights_MK = scores_MK.masked_fill(~present_1K, -torch.inf).softmax(dim=1)
+        interest = (weights_MK.unsqueeze(1) @ interests_MKD).squeeze(1)
         return mlp_of_shared(self.dnn, context, candidates, interest)

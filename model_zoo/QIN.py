@@ -80,11 +80,13 @@ class QIN(MultimodalModel):
         return self.qnn(torch.cat([e.context, e.target, interest], dim=-1))
 
     def user_state(self, context: Tensor, history: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
-        """Return context, its part of the first layer, keys and values."""
-        return context, self.qnn.projection_of_shared(context), *self.attention_layers.keys_and_values(history)
+        """Return context, keys and values, and the first layer's part of a context that all candidates share."""
+        projection = () if self.similarities else (self.qnn.projection_of_shared(context),)
+        return context, *self.attention_layers.keys_and_values(history), *projection
 
     def score_candidates(self, candidates: Tensor, *state: Tensor) -> Tensor:
         """Return the logits ``(M, 1)``."""
-        context, projection, keys, values = state
+        context, keys, values, *projections = state
+        projection = projections[0] if projections else self.qnn.projection_of_shared(context)
         interest = self.attention_layers.attend(candidates, keys, values) + candidates
         return self.qnn.forward_shared(context, projection, torch.cat([candidates, interest], dim=-1))

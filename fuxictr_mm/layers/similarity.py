@@ -1,19 +1,46 @@
 """Similarity of the target to its history in a frozen embedding, or in ids such as a category or tags.
 
-Shape letters: I items, D dim, K ids of an item, B rows, N history items of a batch, S statistics.
+Shape letters: I items, D dim, K ids of an item, B rows, N history items of a batch, S statistics. M candidates and L
+history items of one user.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fuxictr_mm.jagged import Jagged
 
 #: History items that are compared at a time, which bounds the memory for their embeddings.
 CHUNK = 2**16
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What is compared of items: ``rows`` of a column, and one over their lengths ``(N,)``, None where those are 1."""
+
+    rows: Tensor
+    inverse_lengths: Tensor | None
+
+    def take(self, items: Tensor) -> Compared:
+        """Return that of some of the items."""
+        inverse = self.inverse_lengths
+        return Compared(self.rows.index_select(0, items), None if inverse is None else inverse.index_select(0, items))
+
+    def cosines(self, other: Compared) -> Tensor:
+        """Return the cosines ``(N,)`` of pairs."""
+        products, one, two = products_of(self.rows, other.rows), self.inverse_lengths, other.inverse_lengths
+        return products if one is None or two is None else products * (one * two)
+
+    def all_cosines(self, other: Compared) -> Tensor:
+        """Return the cosine ``(M, L)`` of each of these with each of the others."""
+        products, one, two = all_products(self.rows, other.rows), self.inverse_lengths, other.inverse_lengths
+        return products if one is None or two is None else products * (one.unsqueeze(1) * two)
 
 
 class HistorySimilarity(nn.Module):
@@ -73,16 +100,17 @@ class HistorySimilarity(nn.Module):
             ``(B, S)``, in the order of ``statistics``.
         """
         targets, values = target.long().index_select(0, history.rows), history.values.long()
-        products = [
-            products_of(table.index_select(0, one), table.index_select(0, other))
-            for one, other in zip(targets.split(CHUNK), values.split(CHUNK), strict=True)
-        ]
-        scale = self.inverse_lengths.index_select(0, targets) * self.inverse_lengths.index_select(0, values)
-        return self.of_cosines(history, torch.cat(products) * scale)
+        items = Compared(table, self.inverse_lengths)
+        parts = zip(targets.split(CHUNK), values.split(CHUNK), strict=True)
+        return self.of_cosines(history, torch.cat([items.take(one).cosines(items.take(other)) for one, other in parts]))
 
     def of_cosines(self, history: Jagged, cosines: Tensor) -> Tensor:
         """Return the statistics ``(B, S)`` of cosines ``(N,)`` in the order of the history."""
         return torch.cat([_statistic(name, history, cosines) for name in self.statistics], dim=1)
+
+    def of_user(self, cosines: Tensor) -> Tensor:
+        """Return the statistics ``(M, S)`` of the cosines ``(M, L)`` of candidates with one history, oldest first."""
+        return torch.cat([_statistic_of_user(name, cosines) for name in self.statistics], dim=1)
 
 
 def has_ids(table: Tensor) -> bool:
@@ -100,9 +128,23 @@ def products_of(one: Tensor, other: Tensor) -> Tensor:
     """Return the inner products ``(N,)`` of embeddings ``(N, D)``, or the number of equal pairs of ids ``(N, K)``."""
     if not has_ids(one):
         return (_floating(one) * _floating(other)).sum(1)
-    one, other = (ids.unsqueeze(1) if ids.dim() == 1 else ids for ids in (one, other))
+    one, other = _as_lists(one), _as_lists(other)
     equal = [((ids == other) & (ids != 0)).sum(1) for ids in one.split(1, dim=1)]
     return torch.stack(equal).sum(0).to(torch.get_default_dtype())
+
+
+def all_products(one: Tensor, other: Tensor) -> Tensor:
+    """Return ``products_of`` each of ``(M, D)`` or ``(M, K)`` with each of ``(L, D)`` or ``(L, K)``, ``(M, L)``."""
+    if not has_ids(one):
+        return _floating(one) @ _floating(other).t()
+    one, other = _as_lists(one), _as_lists(other)
+    values = other.masked_fill(other == 0, -1).flatten()  # padding equals nothing
+    equal = reduce(torch.add, [(ids == values).to(torch.get_default_dtype()) for ids in one.split(1, dim=1)])
+    return equal.view(one.shape[0], *other.shape).sum(2)
+
+
+def _as_lists(ids: Tensor) -> Tensor:
+    return ids.unsqueeze(1) if ids.dim() == 1 else ids
 
 
 def _floating(rows: Tensor) -> Tensor:
@@ -114,7 +156,7 @@ def _statistic(name: str, history: Jagged, cosines: Tensor) -> Tensor:
     kind, _, text = name.partition("_")
     rows, lengths, count = history.rows, history.lengths, int(text or 1)
     if kind == "histogram":
-        bins = ((cosines + 1) * (count / 2)).long().clamp(0, count - 1)
+        bins = _bins(cosines, count)
         counts = rows.new_zeros(history.num_rows * count).index_add(0, rows * count + bins, torch.ones_like(bins))
         return counts.view(-1, count).to(cosines.dtype).log1p()
     if kind == "max":
@@ -124,3 +166,23 @@ def _statistic(name: str, history: Jagged, cosines: Tensor) -> Tensor:
         from_end = history.offsets[1:].index_select(0, rows) - torch.arange(rows.shape[0], device=rows.device)
         cosines, lengths = cosines.where(from_end <= count, 0), lengths.clamp(max=count)
     return (history.with_values(cosines).sum() / lengths.clamp(min=1)).unsqueeze(1)
+
+
+def _statistic_of_user(name: str, cosines: Tensor) -> Tensor:
+    """Return one statistic ``(M, 1)``, or the histogram ``(M, K)``, of the cosines ``(M, L)``."""
+    kind, _, text = name.partition("_")
+    length, count = cosines.shape[1], int(text or 1)
+    if kind == "histogram":
+        counts = cosines.new_zeros(cosines.shape[0], count)
+        return counts.scatter_add(1, _bins(cosines, count), torch.ones_like(cosines)).log1p()
+    if kind == "max":
+        largest = F.pad(cosines, (1, 0), value=-torch.inf).amax(dim=1, keepdim=True)
+        return largest.where(largest > -torch.inf, 0)
+    places = torch.arange(length, device=cosines.device)
+    is_read = (places >= length - count if kind == "newest" else places >= 0).to(cosines.dtype)
+    return (cosines * is_read).sum(dim=1, keepdim=True) / is_read.sum().clamp(min=1)
+
+
+def _bins(cosines: Tensor, count: int) -> Tensor:
+    """Return in which of equal bins from -1 to 1 each cosine is."""
+    return ((cosines + 1) * (count / 2)).long().clamp(0, count - 1)

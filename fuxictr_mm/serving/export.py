@@ -233,7 +233,7 @@ def _compare(
 
     limit = TOLERANCES[precision] if tolerance is None else tolerance
     tolerated = rounding if tolerance is None and precision == "fp32" else None
-    return compare(experiment, folder, opened, expected, dataset, limit, tolerated, auc_loss)
+    return compare(experiment, folder, opened, expected, dataset, limit, tolerated, auc_loss, source.model)
 
 
 def _with_items(experiment: Experiment, folder: Path) -> Experiment:

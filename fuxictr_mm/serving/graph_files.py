@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fuxictr_mm.errors import UserError
-from fuxictr_mm.serving import fuxictr_graph, graphs
+from fuxictr_mm.serving import fuxictr_graph, graphs, item_rows, rewrites, row_graph, user_graphs
 from fuxictr_mm.serving.graphs import Traced
 from fuxictr_mm.serving.pair_sizes import longest_history, numbers_per_pair
 from fuxictr_mm.serving.torch_graph import TorchGraph
@@ -202,7 +202,7 @@ class _Lines(logging.Handler):
 
 
 #: Files whose lines are not the model's.
-TRACERS = (__file__, graphs.__file__, fuxictr_graph.__file__)
+TRACERS = (__file__, *(m.__file__ for m in (fuxictr_graph, graphs, item_rows, rewrites, row_graph, user_graphs)))
 
 
 @contextmanager

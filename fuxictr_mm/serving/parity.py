@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,12 +44,15 @@ def compare(
     tolerance: float,
     rounding: Callable[[], np.ndarray] | None,
     auc_loss: float | None = None,
+    model: Any = None,
 ) -> dict[str, Any]:
     """Return the differences between export and model over the validation rows, of folded graphs over some of them.
 
-    ``rounding`` returns by how much scores of the model itself change with the size of a batch. It is called if the
-    tolerance is exceeded, and several times the largest is tolerated, 1e-3 at most, where as many scores are as near.
-    With ``auc_loss``, single scores may differ by any amount, and the AUC may be lower by this much.
+    Folded graphs score several candidates of a row. Without the ``model``, or where the rows are not in memory, scores
+    of candidates that are not the row's own are compared with those of the graph of rows. ``rounding`` returns by how
+    much scores of the model itself change with the size of a batch. It is called if the tolerance is exceeded, and
+    several times the largest is tolerated, 1e-3 at most, where as many scores are as near. With ``auc_loss``, single
+    scores may differ by any amount, and the AUC may be lower by this much.
 
     Raises
     ------
@@ -60,7 +64,7 @@ def compare(
     path = str(experiment.config.dataset.valid_data)
     found: list[np.ndarray] = []
     folded: dict[str, Any] = {}
-    of_folded, of_others = np.zeros(1), np.zeros(1)
+    of_folded = np.zeros(1)
     has_auc = exported.manifest.precision == "int8-weights" or auc_loss is not None
     sample = _Sample(exported, FOLD_ROWS_WITH_AUC if has_auc else FOLD_ROWS) if exported.is_folded else None
     for part in split(path, sys.maxsize):
@@ -69,21 +73,27 @@ def compare(
             if sample is not None:
                 sample.add(columns)
     if sample is not None:
-        rows, own, of_others = sample.score()
-        of_folded = differences(own, expected[rows])
+        rows, scores = sample.score()
+        own = scores[:, 0]
+        others = _of_model(model, dataset, rows, sample.numbers()) if model is not None else None
+        if others is None:  # of fewer rows, as the graph computes a history for each candidate
+            others, scores = sample.score_as_rows(rows[:FOLD_ROWS]), scores[:FOLD_ROWS]
+        of_folded = np.concatenate(
+            [group.reshape(-1) for group in (differences(own, expected[rows]), differences(scores[:, 1:], others))]
+        )
         if has_auc and np.isfinite(own).all():
             both = {"model": _auc(dataset, expected[rows], rows), "export": _auc(dataset, own, rows)}
             folded = {"auc_folded": {"rows": len(rows), **both}}
     scores = np.concatenate(found)
     of_rows = differences(scores, expected)
-    if not all(np.isfinite(group).all() for group in (of_rows, of_folded, of_others)):
+    if not all(np.isfinite(group).all() for group in (of_rows, of_folded)):
         raise UserError(
             f"{experiment.config.expid}: scores of the export are not all finite, expected those of the model; choose "
             "another --precision; nothing is written"
         )
     auc = {"model": _auc(dataset, expected), "export": _auc(dataset, scores)}
     if auc_loss is None:
-        tolerance = check(experiment.config.expid, [of_rows, of_folded, of_others], tolerance, rounding)
+        tolerance = check(experiment.config.expid, [of_rows, of_folded], tolerance, rounding)
     else:
         check_auc(experiment.config.expid, [auc, *folded.values()], auc_loss)
     return {
@@ -161,6 +171,7 @@ class _Sample:
         self.count = 0
         self.others: list[Any] = []  # candidates beside the row's own
         self.spread: dict[int, dict[str, Any]] = {}  # rows of the first columns, by number
+        self.chosen: dict[int, dict[str, Any]] = {}  # those that are scored
         self.longest: list[tuple[int, int, dict[str, Any]]] = []  # length, number, row
 
     def add(self, columns: Mapping[str, Any]) -> None:
@@ -179,23 +190,48 @@ class _Sample:
         self.longest = sorted(found, key=lambda entry: -entry[0])[:FOLD_LONGEST]
         self.count += len(lengths)
 
-    def score(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return numbers and folded scores of the rows, and differences of other candidates' scores from their rows."""
+    def score(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the numbers ``(S,)`` of rows, and folded scores ``(S, M)`` or ``(S, M, T)``, the row's own first."""
         chosen = {number: row for _, number, row in self.longest}
         others = [number for number in self.spread if number not in chosen]
         chosen |= {others[i]: self.spread[others[i]] for i in _spread(len(others), self.wanted - len(chosen))}
-        exported = self.exported
-        own: list[np.ndarray] = []
-        of_others: list[np.ndarray] = []
+        exported, self.chosen = self.exported, chosen
+        found = []
         for user in chosen.values():
-            candidates = [user[exported.target], *self.others]
             state = exported.user_state(user, user[exported.history])
-            found = exported.score_candidates(state, candidates)[0]
-            own.append(found[0])
-            if len(of_others) < FOLD_ROWS:
-                same = {name: [value] * len(candidates) for name, value in user.items()} | {exported.target: candidates}
-                of_others.append(differences(found, exported.score_rows(same)))
-        return np.array(list(chosen)), np.stack(own), np.concatenate(of_others)
+            found.append(exported.score_candidates(state, [user[exported.target], *self.others])[0])
+        return np.array(list(chosen)), np.stack(found)
+
+    def score_as_rows(self, numbers: np.ndarray) -> np.ndarray:
+        """Return scores ``(S, M - 1)`` or ``(S, M - 1, T)`` of the others by the graph of rows."""
+        found = []
+        for number in numbers:
+            columns = {name: [value] * len(self.others) for name, value in self.chosen[int(number)].items()}
+            found.append(self.exported.score_rows(columns | {self.exported.target: self.others}))
+        return np.stack(found)
+
+    def numbers(self) -> np.ndarray:
+        """Return the item numbers ``(M - 1,)`` of the others."""
+        return self.exported.items.numbers(self.others, self.exported.target)
+
+
+def _of_model(model: Any, dataset: Dataset, rows: np.ndarray, items: np.ndarray) -> np.ndarray | None:
+    """Return the model's scores ``(S, M)``, or ``(S, M, T)``, of items in validation rows; None if not in memory."""
+    import torch
+
+    from fuxictr_mm.data.interactions import InteractionTable
+    from fuxictr_mm.data.loaders import gather
+
+    if not isinstance(table := dataset.splits["valid"], InteractionTable):
+        return None
+    found = []
+    with torch.no_grad():
+        for row in rows.tolist():
+            batch = gather(table, torch.full((len(items),), row))
+            batch = replace(batch, target=torch.from_numpy(items).to(batch.target))
+            found.append(model(batch)["y_pred"].numpy())
+    scores = np.stack(found)
+    return scores[..., 0] if scores.shape[2] == 1 else scores
 
 
 def _auc(

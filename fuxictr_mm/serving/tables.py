@@ -22,13 +22,12 @@ from torch import Tensor, nn
 from fuxictr_mm.data.numbers import scales_of
 from fuxictr_mm.data.schema import ITEM_ID
 from fuxictr_mm.fuxictr_imports import MaskedAveragePooling, MaskedSumPooling
-from fuxictr_mm.serving.graphs import (
-    Traced,
+from fuxictr_mm.serving.graphs import Traced, graphs_of
+from fuxictr_mm.serving.item_rows import (
     code_columns,
     compared_ids,
     content_columns,
     given_fields,
-    graphs_of,
     item_rows,
     row_dims,
     stored_codes,

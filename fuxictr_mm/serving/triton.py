@@ -123,6 +123,9 @@ class Repository:
             tensor.name = port.name
             content.initializer.append(tensor)
             content.input.remove(port)
+        if graph == "rows":
+            for port in [port for port in content.input if port.name.startswith("context_")]:
+                _require_row_per_target(content, port)
         sizes = {f"context_{f.name}": f.vocab_size for f in self.manifest.context if f.as_ids}
         for port in content.input:
             if port.name in sizes:
@@ -256,6 +259,24 @@ def _refuse_outside(content: Any, ids: str, length: int) -> None:
     for place, node in enumerate(nodes):
         content.node.insert(place, node)
     content.initializer.extend(tensors)
+
+
+def _require_row_per_target(content: Any, port: Any) -> None:
+    """Let a graph of rows refuse an input with more rows than targets, or fewer, of which one would be that of all."""
+    from onnx import numpy_helper
+
+    rows, count, dims, shape = (f"{port.name}_{part}" for part in ("of_targets", "count", "dims", "shape"))
+    for node in content.node:
+        node.input[:] = [rows if name == port.name else name for name in node.input]
+    others = np.array([dim.dim_value for dim in port.type.tensor_type.shape.dim[1:]], dtype=np.int64)
+    nodes = [
+        _node("Shape", ["target"], [count]),
+        _node("Concat", [count, dims], [shape], axis=0),
+        _node("Reshape", [port.name, shape], [rows], allowzero=1),  # fails if the numbers do not fill the shape
+    ]
+    for place, node in enumerate(nodes):
+        content.node.insert(place, node)
+    content.initializer.append(numpy_helper.from_array(others, dims))
 
 
 def _node(kind: str, inputs: list[str], outputs: list[str], **settings: Any) -> Any:

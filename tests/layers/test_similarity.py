@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from fuxictr_mm.jagged import Jagged
 from fuxictr_mm.layers import similarity
-from fuxictr_mm.layers.similarity import HistorySimilarity
+from fuxictr_mm.layers.similarity import Compared, HistorySimilarity
 
 STATISTICS = ["max", "newest_3", "histogram_4", "mean", "newest_1"]
 
@@ -86,3 +86,19 @@ def test_the_mean_of_ids_is_the_fraction_of_the_history_with_the_category_of_the
 
 def test_it_is_no_part_of_the_state_dict():
     assert not HistorySimilarity(torch.ones(3, 2), ["mean"]).state_dict()
+
+
+@pytest.mark.parametrize("length", [0, 1, 2, 7])
+@pytest.mark.parametrize("kind", ["embeddings", "ids", "tags"])
+def test_candidates_of_one_history_have_the_statistics_of_rows(kind, length):
+    generator = torch.Generator().manual_seed(0)
+    shape = {"embeddings": (9, 5), "ids": (9,), "tags": (9, 3)}[kind]
+    table = torch.randint(0, 4, shape, generator=generator)
+    table = table.double() - 2 if kind == "embeddings" else table
+    table[0] = table[4] = 0
+    layer = HistorySimilarity(table, STATISTICS)
+    candidates, history = torch.arange(9), torch.randint(9, (length,), generator=generator)
+    rows = Jagged(history.repeat(9), torch.arange(10) * length)
+    items = Compared(table, layer.inverse_lengths)
+    found = layer.of_user(items.take(candidates).all_cosines(items.take(history)))
+    torch.testing.assert_close(found, layer(table, candidates, rows), rtol=1e-6, atol=1e-6)

@@ -41,6 +41,19 @@ def test_a_token(exported, monkeypatch, tmp_path):
             read_token(path)
 
 
+def test_names_of_the_host_header(exported):
+    """A page whose own name leads to this server (DNS rebinding) gets nothing, also of the paths without a token."""
+    with TestClient(make_app(Settings(folder=str(exported), hosts=("models.example",)))) as client:
+        for host in ("localhost:8000", "127.0.0.1:8000", "10.1.2.3", "[::1]:8000", "Models.Example.:80", "localhost."):
+            assert client.get("/ready", headers={"host": host}).status_code == 200
+        for host in ("rebound.example:8000", "localhost.rebound.example", "127.0.0.1.rebound.example", "models", "[x]"):
+            for path in ("/ready", "/page_data", "/"):
+                found = client.get(path, headers={"host": host})
+                assert (found.status_code, list(found.json())) == (421, ["error"])
+            assert client.post("/score", json=REQUEST, headers={"host": host}).status_code == 421
+        assert 'path="/score",status="421"' in client.get("/metrics", headers={"host": "localhost"}).text
+
+
 def test_a_bug_is_counted_and_no_data_is_logged(client, monkeypatch, caplog):
     def fail(**_):
         raise KeyError("of a user")

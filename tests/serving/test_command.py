@@ -125,6 +125,26 @@ def test_a_worker_is_killed(exported):
     assert server.process.returncode == 0
 
 
+@pytest.mark.parametrize(
+    ("options", "token", "names"),
+    [
+        (["--host", "localhost"], "", ()),
+        (["--allow-host", "a.example", "--allow-host", "b.example"], "", ("a.example", "b.example")),
+        ([], "secret", None),
+        (["--host", "0.0.0.0"], "", None),
+        (["--host", "0.0.0.0", "--allow-host", "a.example"], "secret", ("a.example",)),
+    ],
+)
+def test_which_names_of_hosts_are_expected(exported, monkeypatch, options, token, names):
+    found = []
+    monkeypatch.setattr(command, "run_server", lambda settings, *_: found.append(settings.hosts))
+    monkeypatch.setenv("FUXICTR_MM_TOKEN", token)
+    if not token:
+        monkeypatch.delenv("FUXICTR_MM_TOKEN")
+    command.main([str(exported), "--port", "0", *options])
+    assert found == [names]
+
+
 @pytest.mark.parametrize(("host", "token"), [("127.0.0.1", ""), ("0.0.0.0", ""), ("0.0.0.0", "secret")])
 def test_the_start_is_logged(exported, monkeypatch, caplog, host, token):
     monkeypatch.setattr(uvicorn.Server, "run", lambda *_, **__: None)

@@ -12,7 +12,8 @@ from fuxictr_mm.errors import UserError
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.serving import tables
 from fuxictr_mm.serving.export import export
-from fuxictr_mm.serving.graphs import has_fold, reads_codes_of_candidates
+from fuxictr_mm.serving.graphs import reads_codes_of_candidates
+from fuxictr_mm.serving.user_graphs import has_fold
 from fuxictr_mm_serving import Export
 from fuxictr_mm_serving.manifest import FORMATS
 from fuxictr_mm_serving.scoring import score_file
@@ -140,7 +141,14 @@ def test_what_torch_cannot_export_is_one_line_that_names_the_operation(weights_o
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "of"),
-    [("DIN_MM", "txt_emb_pca8"), ("MUSE", "txt_emb_pca8"), ("DIN_MM", "item_tags"), ("SEMINAR", "item_tags")],
+    [
+        ("DIN_MM", "txt_emb_pca8"),
+        ("MUSE", "txt_emb_pca8"),
+        ("DIN_MM", "item_tags"),
+        ("SEMINAR", "item_tags"),
+        ("DMGIN", "item_tags"),  # whose user has fewer groups than items
+        ("InterFormer", "item_tags"),  # which has no fold
+    ],
 )
 def test_similarities_are_computed_from_what_is_stored_with_the_items(weights_of, tmp_path, name, of):
     statistics = ["mean", "max", "newest_2", "histogram_5"]
@@ -152,12 +160,44 @@ def test_similarities_are_computed_from_what_is_stored_with_the_items(weights_of
     parity = export(experiment, tmp_path / "out", weights=weights, tolerance=NOISE)
     assert parity["auc"]["export"] == pytest.approx(parity["auc"]["model"], abs=1e-4)
     exported = Export(tmp_path / "out")
-    assert not exported.is_folded
+    assert (exported.is_folded, exported.explains) == (name != "InterFormer", name == "DIN_MM")
+    if exported.is_folded:
+        assert exported.manifest.numbers_per_pair["candidates"] <= 64
     model = load_model(experiment, weights)
     context = {"likes_level": 3, "views_level": 2, **({"user_id": 7} if "user_id" in model.context_fields else {})}
-    for history in ([], [5], [5, 8, 7, 8]):
-        found, _ = exported.score_candidates(exported.user_state(context, history), [8, 9, 10])
-        np.testing.assert_allclose(found, eager(model, context, history, [8, 9, 10]), atol=NOISE, rtol=0)
+    for history, count in (([], 500), ([5], 3), ([5, 8, 7, 8], 30), ([*range(5, 25)], 500)):
+        candidates = [*range(8, 8 + count)]
+        state = exported.user_state(context, history)
+        found, _ = exported.score_candidates(state, candidates)
+        np.testing.assert_allclose(found, eager(model, context, history, candidates), atol=NOISE, rtol=0)
+        columns = {name: [value] * count for name, value in context.items()}
+        columns |= {"item_id": candidates, "item_seq": [history] * count}
+        np.testing.assert_allclose(found, exported.score_rows(columns), atol=NOISE, rtol=0)
+        if exported.explains:
+            reasons = exported.explain(state, history, candidates)
+            assert all(bool(one) == bool(history) and {item for item, _ in one} <= {*history} for one in reasons)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("of", ["txt_emb_pca8", "item_tags"])
+@pytest.mark.parametrize("choice", [{"precision": "fp16"}, {"precision": "int8-tables"}, {"format": "pt2"}])
+def test_similarities_in_every_form(weights_of, tmp_path, of, choice):
+    """Folded scores equal those of rows; a histogram of rounded embeddings would differ from the model's."""
+    similarity = {"name": "near", "type": "similarity", "of": of, "statistics": ["mean", "max", "newest_2"]}
+    columns = [*Experiment.load("DIN_tiny", ROOT).config.dataset.feature_cols, similarity]
+    experiment, weights = weights_of("DIN_tiny", feature_cols=columns)
+    parity = export(experiment, tmp_path / "out", weights=weights, tolerance=0.5, **choice)  # weights are not trained
+    assert parity["largest_difference_folded"] <= (NOISE if "format" in choice else 0.5)
+    if "format" not in choice:  # of torch: is compared as it is written
+        exported, context = Export(tmp_path / "out"), {"likes_level": 3, "views_level": 2}
+        columns = {name: [value] * 9 for name, value in context.items()}
+        for history in ([], [5], [5, 8, 7, 8]):
+            found, _ = exported.score_candidates(exported.user_state(context, history), [*range(8, 17)])
+            rows = exported.score_rows(columns | {"item_id": [*range(8, 17)], "item_seq": [history] * 9})
+            np.testing.assert_allclose(found, rows, atol=1e-5, rtol=0)
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["graphs"].keys() == {"rows", "user", "candidates", "attention"}
+    assert manifest["format"] == FORMATS[of == "item_tags"]
 
 
 @pytest.fixture(scope="module")

@@ -9,20 +9,15 @@ import torch
 from fuxictr.pytorch.layers import MLP_Block
 
 from fuxictr_mm.data.batch import Batch
+from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.jagged import Jagged
 from fuxictr_mm.layers import search_user
 from fuxictr_mm.serving.graph_files import write_graphs
-from fuxictr_mm.serving.graphs import (
-    AttentionGraph,
-    Traced,
-    attention_layers,
-    dim_named,
-    fix_slopes,
-    fuse_batch_norm,
-    fuse_projections,
-    graphs_of,
-    has_fold,
-)
+from fuxictr_mm.serving.graphs import Traced, dim_named, graphs_of
+from fuxictr_mm.serving.item_rows import given_fields, item_rows, stored_codes
+from fuxictr_mm.serving.rewrites import fix_slopes, fuse_batch_norm, fuse_projections
+from fuxictr_mm.serving.user_graphs import AttentionGraph, CandidateGraph, UserGraph, attention_layers, has_fold
+from tests.paths import ROOT
 
 FOLDED = (
     "BST", "DHEN", "DIEN", "DIN", "DIN_CrossAttention", "DIN_MM", "DMF", "DMGIN", "ESMM", "ETA", "HSTU", "INFNet",
@@ -106,6 +101,60 @@ def test_candidates_are_rows(build, float64, expid, settings):
             state = fused.user_state(fused.embed_context(one), fused.embed_items(history), history)
             found = fused.score_candidates(fused.embed_items(candidates), *columns, *state)
             torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+#: Of an embedding and of ids, with every statistic.
+SIMILARITIES = [
+    {"name": "near", "type": "similarity", "of": "txt_emb_pca8", "statistics": ["mean", "max", "newest_2"]},
+    {"name": "bins", "type": "similarity", "of": "txt_emb_pca8", "statistics": ["histogram_5", "newest_1"]},
+    {"name": "same", "type": "similarity", "of": "item_tags", "statistics": ["mean", "max", "newest_2", "histogram_3"]},
+]
+SIMILAR = [*((f"{name}_tiny", {}) for name in (*FOLDED, "LightFM")), ("DIN_MM_tiny", {"cross": "v2", "factor_dim": 5})]
+FAST = ("DIN_MM_tiny", "MIND_tiny", "QIN_tiny", "SIM_hard_tiny")
+
+
+@pytest.mark.parametrize(
+    ("expid", "settings"),
+    [pytest.param(*case, marks=() if case[0] in FAST and not case[1] else pytest.mark.slow) for case in SIMILAR],
+    ids=[f"{e}-{s}" for e, s in SIMILAR],
+)
+def test_similarities_of_candidates_are_those_of_rows(build, float64, expid, settings):
+    config = Experiment.load(expid, ROOT).config
+    used = [*names, "near", "bins", "same"] if (names := config.to_dict()["use_features"]) else None
+    columns = [*SIMILARITIES[:1], *config.dataset.feature_cols, *SIMILARITIES[1:]]
+    model, dataset = build(expid, feature_cols=columns, use_features=used, **settings)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.double().parameters():
+        parameter.data += 0.1 * torch.randn(parameter.shape, dtype=torch.float64, generator=generator)
+    model.eval()
+    assert has_fold(model)
+    context = {name: column[:1] for name, column in dataset.splits["valid"].context.items()}
+    tables = model.embedding_layer.embedding_layer.embedding_layers
+    given = [tables[name](context[name].long()).detach() for name in given_fields(model)]
+    folded = copy.deepcopy(model)
+    user, scores = UserGraph(folded), CandidateGraph(folded)
+    candidates, codes = torch.arange(20, 29), stored_codes(model)
+    for length in (0, 1, 2, 30):
+        history = torch.randint(1, 1001, (length,), generator=generator)
+        rows = Batch(
+            {name: column.expand(9) for name, column in context.items()},
+            candidates,
+            Jagged(history.repeat(9), torch.arange(10) * length),
+        )
+        with torch.no_grad():
+            state = user(item_rows(model, history), [codes[history]], given)
+            found = scores(item_rows(model, candidates), state, [codes[candidates]])
+            torch.testing.assert_close(found, model(rows)["y_pred"], rtol=1e-5, atol=1e-5)
+
+
+def test_a_state_that_reads_similarities_is_no_part_of_a_user(build, monkeypatch):
+    columns = [*Experiment.load("DIN_tiny", ROOT).config.dataset.feature_cols, SIMILARITIES[0]]
+    model, _ = build("DIN_tiny", feature_cols=columns)
+    model.eval()
+    assert graphs_of(model).keys() == {"rows", "user", "candidates", "attention"}
+    for others in (lambda context: (2 * context,), lambda context: (context, context.sum(dim=1)), lambda context: ()):
+        monkeypatch.setattr(type(model), "user_state", lambda self, context, history, ids, o=others: o(context))
+        assert graphs_of(model).keys() == {"rows"}
 
 
 def test_a_second_layer_whose_input_depends_on_the_candidate_is_no_part_of_a_user(build):

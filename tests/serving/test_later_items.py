@@ -191,10 +191,8 @@ def test_a_repository_of_triton(shop, tmp_path):
     row = next(row for row in rows if max(row["item_seq"], default=0) > 24)
     expected = ours.score_candidates(ours.user_state(row, row["item_seq"]), np.arange(1, 31))[0]
     types = {f.name: np.float32 if f.type == "numeric" else np.int64 for f in ours.context}
-    inputs = {f"context_{f.name}": np.repeat(np.array([row[f.column]], types[f.name]), 30) for f in ours.context}
-    length, places = len(row["item_seq"]), np.tile(row["item_seq"], 30)
-    inputs |= {"items": np.arange(31), "target": np.arange(1, 31), "history": places}
-    inputs |= {"offsets": length * np.arange(31), "steps": np.zeros(length, np.float32)}
+    inputs = {f"context_{f.name}": np.array([row[f.column]], types[f.name]) for f in ours.context}
+    inputs |= {"history": np.array(row["item_seq"]), "candidates": np.arange(1, 31)}
     found = triton.infer(name, inputs)["prediction"][:, 0]
     np.testing.assert_allclose(found, expected, atol=1e-6)
     found = triton.infer(f"{name}_items", {"ids": np.arange(32)})["rows"]

@@ -27,6 +27,8 @@ def test_codes_beyond_their_vocabulary_are_refused():
     for code in (17, -1, 2**40):
         with raises_naming(ServingError, "'a'", "16"):
             items.rows([NewItem({}, {"a": [code]})], unseen)
+    with raises_naming(ServingError, "'b'", "left out"):  # no list: an item of training has both
+        items.rows([NewItem({}, {"b": []})], unseen)
 
 
 def test_columns_that_only_similarities_read_take_what_the_owner_has():
@@ -38,7 +40,9 @@ def test_columns_that_only_similarities_read_take_what_the_owner_has():
     unseen = ItemRows(np.zeros((1, 3), np.float32), np.zeros((1, 7), np.int64))
     given = {"tags": ["blue", "new"], "similar": ["x"], "numbers": ["8"]}
     assert items.rows([NewItem({}, given)], unseen).codes.tolist() == [[0, 2, 0, 0, 7, 0, 8]]
-    for name, wrong, found in (("tags", ["red"] * 4, "4"), ("tags", [], "0"), ("numbers", ["9"], "9")):
+    none = items.rows([NewItem({}, {name: [] for name in counts})], unseen)
+    assert none.codes.tolist() == [[0] * 7]
+    for name, wrong, found in (("tags", ["red"] * 4, "4"), ("numbers", ["9"], "9")):
         with raises_naming(ServingError, f"'{name}'", found):
             items.rows([NewItem({}, {name: wrong})], unseen)
 
@@ -65,7 +69,9 @@ def test_a_new_item_by_its_ids(exported):
     assert np.abs(row.values[0, columns]).max() > 1e-3
     row.values[0, columns] = stored[0, columns]
     np.testing.assert_array_equal(row.values[0], stored[0])
-    for wrong in ([], [1] * 6, [10**6], [-1], ["x"]):
+    none = found.embed_new([NewItem({}, {"item_tags": []})])
+    np.testing.assert_allclose(none.values, found.embed_new([NewItem()]).values)  # an item of the files without tags
+    for wrong in ([1] * 6, [10**6], [-1], ["x"]):
         with raises_naming(ServingError, "item_tags"):
             found.embed_new([NewItem({}, {"item_tags": wrong})])
 

@@ -93,6 +93,16 @@ def test_folded_graphs_are_compared_with_the_model(weights_of, export_copy, monk
     parity = parity_module.compare(experiment, export_copy, None, expected + 0.04, dataset, 0.1, None)
     assert parity["largest_difference"] == pytest.approx(0.04, abs=1e-5)
     assert parity["largest_difference_folded"] == pytest.approx(0.03, abs=1e-5)
+
+    def shifted_others(self, *arguments):
+        found, known = score(self, *arguments)
+        return np.append(found[:-1], found[-1] + np.float32(0.02)), known
+
+    # Also the other candidates of a row.
+    monkeypatch.setattr(Export, "score_candidates", shifted_others)
+    for given in (model, None):  # None: from the graph of rows
+        parity = parity_module.compare(experiment, export_copy, None, expected, dataset, 0.1, None, model=given)
+        assert parity["largest_difference_folded"] == pytest.approx(0.02, abs=1e-5)
     monkeypatch.setattr(Export, "score_candidates", score)
     rows = Export.score_rows
     monkeypatch.setattr(Export, "score_rows", lambda *a, **options: rows(*a, **options) * np.float32("nan"))

@@ -45,7 +45,11 @@ BAD = [
     (422, {**REQUEST, "context": {"likes_level": [1], "views_level": 1}}, "likes_level"),
     (422, {**REQUEST, "context": {"likes_level": {"a": 1}, "views_level": 1}}, "likes_level"),
     (422, {**REQUEST, "new_items": [{"embeddings": {"x": [1]}}]}, "x"),
-    (422, {**REQUEST, "new_items": [{"codes": {"item_tags": [1]}}, {"codes": {"item_tags": []}}]}, "new_items.1: "),
+    (
+        422,
+        {**REQUEST, "new_items": [{"codes": {"item_tags": [1]}}, {"codes": {"item_tags": [1] * 6}}]},
+        "new_items.1: ",
+    ),
     (422, {**REQUEST, "new_items": [{"codes": {"item_tags": [-1]}}]}, "new_items.0: "),
     (422, {**REQUEST, "new_items": [{"embeddings": {"txt_emb_pca8": [1e39] * 8}}]}, "new_items.0: 'txt_emb_pca8'"),
     (422, {**REQUEST, "new_items": [{"embeddings": {"txt_emb_pca8": [3e38] * 8}}]}, "finite"),

@@ -7,7 +7,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument
 
 from fuxictr_mm.serving.export import export
 from fuxictr_mm.serving.triton import Repository
@@ -80,6 +80,9 @@ def test_rows_of_a_model_without_fold(exported, tmp_path):
     inputs = {port.name: inputs[port.name] for port in triton.configs["x"].input}
     found = triton.infer("x", inputs)["prediction"][:, 0]
     np.testing.assert_allclose(found, Export(exported).score_rows(columns), atol=1e-6)
+    for wrong in ([], [3], [3, 1, 1]):
+        with pytest.raises(Fail):
+            triton.infer("x", inputs | {"context_likes_level": np.array(wrong, dtype=np.int64)})
 
 
 @pytest.mark.slow

@@ -48,7 +48,7 @@ def columns_to_compare(summary: Summary, columns: Mapping[str, str]) -> list[str
     """Return the columns of ids of the items whose similarity of target and history is a feature, few rows given.
 
     ``columns`` are the kinds of the columns of the items. From few rows a model does not learn that the target is of a
-    category that the user likes; from many it does, and exports without the feature score candidates faster.
+    category that the user likes; from many it does.
     """
     if summary.splits["train"].rows >= FEW_ROWS:
         return []
