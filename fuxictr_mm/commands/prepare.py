@@ -119,11 +119,13 @@ def _write_later(args: argparse.Namespace) -> None:
 
 def _show_extended(args: argparse.Namespace, reader: LaterLog, summary: Summary) -> None:
     """Write the configuration of a log that extends an earlier one, and print a summary."""
+    from fuxictr_mm.config.sizes import CONTINUED_RATE
     from fuxictr_mm.datasets.configuration import copy_config
 
     base, out = reader.base, args.out
     growth = summary.splits["train"].rows / base.num_training_rows
-    experiments = copy_config(out, out.resolve().name, base.folder, summary, growth)
+    rate = 1.0 if base.notes.extends else CONTINUED_RATE  # once, on the first day that continues
+    experiments = copy_config(out, out.resolve().name, base.folder, summary, growth, rate)
     new = {"items": summary.items - len(base.item_ids), "users": summary.users - len(base.vocabulary("user_id"))}
     document = {"folder": str(out), "like": str(base.folder), "experiments": list(experiments)}
     document |= {f"new_{what}": count for what, count in new.items()} | asdict(summary)

@@ -55,6 +55,10 @@ SWA_EPOCHS = 2
 SWA_LEARNING_RATE = {"DIN_MM": 4e-3, "QIN": 2e-3, "DIN": 4e-3}
 
 
+#: The learning rate of training that continues, relative to that before (``benchmarks/continue_training.py``).
+CONTINUED_RATE = 0.25
+
+
 def size_for(rows: int) -> Size:
     """Return the entry of ``SIZES`` for a number of training rows.
 

@@ -62,10 +62,7 @@ def write_files(
     experiments = {}
     for model, others in models.items():
         settings = {key: value for key, value in {**DEFAULT_SETTINGS, **others}.items() if value is not None}
-        if "gAUC" in settings["metrics"] and not _has_mixed_groups(folder, dataset, settings["group_id"]):
-            settings["metrics"] = [metric for metric in settings["metrics"] if metric != "gAUC"]
-            reason = f"gAUC is left out: no {settings['group_id']} of valid has rows of both classes"
-            advice = advice if reason in advice else [*advice, reason]
+        advice = _leave_out_gauc(settings, folder, dataset, advice)
         experiments[f"{model}_{dataset_id}"] = {"model": model, "dataset_id": dataset_id, **settings}
     _write_texts(folder, {"dataset_config": {dataset_id: dataset}, "model_config": experiments}, advice)
     return list(experiments)
@@ -83,11 +80,13 @@ def _write_texts(folder: Path, contents: dict[str, dict[str, Any]], advice: Sequ
                 temporary.write_text(comments.get(stem, "") + dump_yaml(content), encoding="utf-8")
 
 
-def copy_config(folder: Path, dataset_id: str, like: Path, summary: Summary, growth: float) -> dict[str, str]:
+def copy_config(
+    folder: Path, dataset_id: str, like: Path, summary: Summary, growth: float, rate: float = 1.0
+) -> dict[str, str]:
     """Write the configuration of a folder that extends another; return its experiments, each with that of the other.
 
-    Settings are the same, but ``vocab_size`` follows the new numbers, and ``swa_start``, a number of updates, is
-    multiplied by ``growth``, the number of training rows per one of the other folder.
+    Settings are the same, but ``vocab_size`` follows the new numbers, ``learning_rate`` is multiplied by ``rate``, and
+    ``swa_start``, a number of updates, by ``growth``, the number of training rows per one of the other folder.
     """
     from fuxictr_mm.config import list_datasets, list_experiments, load_dataset_config, load_model_config
 
@@ -107,6 +106,9 @@ def copy_config(folder: Path, dataset_id: str, like: Path, summary: Summary, gro
     none = dict.fromkeys(f"{split}_data" for split in ("train", "valid", "test"))
     entry |= {**none, "data_root": "./", **splits, "item_info": files, "feature_cols": columns}
     entry = {key: value for key, value in entry.items() if value is not None}
+    advice: Sequence[str] = []
+    if rate != 1:
+        advice = [f"learning_rate is {rate:g} times that of {of}, since training continues"]
     for expid in list_experiments(like):
         settings = load_model_config(like, expid)
         if settings["dataset_id"] != of:
@@ -114,10 +116,25 @@ def copy_config(folder: Path, dataset_id: str, like: Path, summary: Summary, gro
         name = f"{expid.removesuffix(f'_{of}')}_{dataset_id}"
         if settings.get("swa_start"):
             settings["swa_start"] = max(1, round(settings["swa_start"] * growth))
+        if rate != 1 and "learning_rate" in settings:
+            settings["learning_rate"] *= rate
         settings.pop("initial_weights", None)
+        advice = _leave_out_gauc(settings, folder, entry, advice)
         names[name], experiments[name] = expid, {**settings, "dataset_id": dataset_id}
-    _write_texts(folder, {"dataset_config": {dataset_id: entry}, "model_config": experiments})
+    _write_texts(folder, {"dataset_config": {dataset_id: entry}, "model_config": experiments}, advice)
     return names
+
+
+def _leave_out_gauc(
+    settings: dict[str, Any], folder: Path, dataset: dict[str, Any], advice: Sequence[str]
+) -> Sequence[str]:
+    """Remove gAUC from the metrics of an experiment if no group of valid defines it; return advice with the reason."""
+    metrics, group = settings.get("metrics") or [], settings.get("group_id")
+    if "gAUC" not in metrics or group is None or _has_mixed_groups(folder, dataset, group):
+        return advice
+    settings["metrics"] = [metric for metric in metrics if metric != "gAUC"]
+    reason = f"gAUC is left out: no {group} of valid has rows of both classes"
+    return advice if reason in advice else [*advice, reason]
 
 
 def _has_mixed_groups(folder: Path, dataset: dict[str, Any], group: str) -> bool:

@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 import torch
 
+from fuxictr_mm.config.sizes import CONTINUED_RATE
 from fuxictr_mm.datasets.configuration import copy_config
 from fuxictr_mm.errors import ConfigError, DataError, UserError
 from fuxictr_mm.experiment import Experiment
@@ -213,7 +214,9 @@ def test_experiments_are_those_of_the_first_folder(projects):
         Experiment.load(expid, folder) for folder, expid in (("shop", "DIN_shop"), ("shop_2", "DIN_shop_2"))
     )
     settings = [experiment.config.model_dump() for experiment in (first, second)]
-    same = {"embedding_dim", "batch_size", "learning_rate", "epochs", "embedding_regularizer", "dnn_hidden_units"}
+    rates = [dumped["learning_rate"] for dumped in settings]
+    assert rates[1] == pytest.approx(rates[0] * CONTINUED_RATE)
+    same = {"embedding_dim", "batch_size", "epochs", "embedding_regularizer", "dnn_hidden_units"}
     assert {k: settings[0][k] for k in same if k in settings[0]} == {
         k: settings[1][k] for k in same if k in settings[1]
     }
@@ -237,11 +240,11 @@ def test_a_changed_configuration_is_continued(projects, tmp_path):
     path.write_text(dump_yaml({"shop": entry}))
     models = load_yaml(tmp_path / "shop" / "model_config.yaml")
     models["Base"] = {"epochs": 3}
-    models["mine"] = {"model": "DIN", "dataset_id": "shop", "initial_weights": "x"}
+    models["mine"] = {"model": "DIN", "dataset_id": "shop", "learning_rate": 4e-3, "initial_weights": "x"}
     (tmp_path / "shop" / "model_config.yaml").write_text(dump_yaml(models))
     summary = SimpleNamespace(splits={"train": 0, "valid": 0}, vocab_sizes={"user_id": 20, "device": 9}, items=40)
     (tmp_path / "next").mkdir()
-    found = copy_config(tmp_path / "next", "next", tmp_path / "shop", summary, 0.5)
+    found = copy_config(tmp_path / "next", "next", tmp_path / "shop", summary, 0.5, 0.25)
     assert found["mine_next"] == "mine"
     entry = load_yaml(tmp_path / "next" / "dataset_config.yaml")["next"]
     assert entry["item_info"] == ["./items.parquet", "./title.parquet"]
@@ -249,7 +252,7 @@ def test_a_changed_configuration_is_continued(projects, tmp_path):
     sizes = {column["name"]: column.get("vocab_size") for column in entry["feature_cols"]}
     assert (sizes["user_id"], sizes["device"], sizes["item_id"]) == (20, 1000, 41)
     mine = load_yaml(tmp_path / "next" / "model_config.yaml")["mine_next"]
-    assert mine == {"epochs": 3, "model": "DIN", "dataset_id": "next"}
+    assert mine == {"epochs": 3, "model": "DIN", "dataset_id": "next", "learning_rate": 1e-3}
 
 
 @pytest.mark.slow
