@@ -38,7 +38,8 @@ def tiny_dataset() -> Callable[[dict[str, Any]], Any]:
     read: dict[str, Any] = {}
 
     def give(params: dict[str, Any]) -> Any:
-        key = str([params["use_features"], params["feature_specs"], params["embedding_dim"], params["max_len"]])
+        decisive = ("use_features", "feature_cols", "feature_specs", "embedding_dim", "max_len")
+        key = str([params[name] for name in decisive])
         if key not in read:
             read[key] = load_dataset(params, {"train": True, "valid": True})
         dataset = read[key]

@@ -300,7 +300,7 @@ def test_a_training_checkpoint_belongs_to_a_streamed_run_or_to_one_in_memory(tmp
     """What fits may change between two runs of resident: auto, and the order of the rows with it."""
     hashes = []
 
-    def stop(model, train, epochs, valid, norm, checkpoint, *_):
+    def stop(model, train, epochs, valid, norm, checkpoint, *_, **__):
         hashes.append(checkpoint.config_hash)
         raise Killed
 
