@@ -21,6 +21,7 @@ from pathlib import Path
 from socket import AF_INET, AF_INET6, AI_PASSIVE, IPPROTO_TCP, SO_REUSEADDR, SOCK_STREAM, SOL_SOCKET
 
 from fuxictr_mm_serving.errors import ServingError
+from fuxictr_mm_serving.hosts import check_names
 from fuxictr_mm_serving.settings import Settings, read_token
 
 logger = logging.getLogger("fuxictr_mm_serving")
@@ -86,6 +87,7 @@ def serve(args: argparse.Namespace) -> None:
         if not least <= getattr(args, name) <= most:  # also NaN
             expected = f"{least} or more" if most == math.inf else f"{least} to {most}"
             raise ServingError(f"--{name.replace('_', '-')}: is {getattr(args, name)}, expected {expected}")
+    check_names(args.allow_host or ())
     names = {field.name for field in dataclasses.fields(Settings)}
     options = {name: value for name, value in vars(args).items() if name in names}
     settings = Settings(folder=args.export, token=read_token(args.token_file), **options)

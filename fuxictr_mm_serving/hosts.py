@@ -7,7 +7,10 @@ both for one site. The header then has the name of the page. An address cannot b
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Collection
+
+from fuxictr_mm_serving.errors import ServingError
 
 
 def is_expected(header: str, names: Collection[str]) -> bool:
@@ -29,3 +32,16 @@ def is_expected(header: str, names: Collection[str]) -> bool:
     except ValueError:
         return False
     return True
+
+
+def check_names(names: Collection[str]) -> None:
+    """Refuse names that no Host header matches: with a port, a scheme or a wildcard.
+
+    Raises
+    ------
+    ServingError
+        One of them is no name of a host.
+    """
+    for name in names:
+        if not re.fullmatch(r"[\w-]+(\.[\w-]+)*\.?", name):
+            raise ServingError(f"--allow-host: is '{name}', expected a name without port, scheme or wildcard")

@@ -8,21 +8,33 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fuxictr_mm.model import MultimodalModel
-from fuxictr_mm.serving.item_rows import code_columns, compared_columns, compared_ids, given_fields
+from fuxictr_mm.serving.item_rows import (
+    code_columns,
+    compared_columns,
+    compared_ids,
+    given_fields,
+    row_dims,
+    stored_codes,
+)
 from fuxictr_mm.serving.rewrites import fix_slopes, fuse_batch_norm, fuse_projections, sum_projections
 from fuxictr_mm.serving.row_graph import RowsGraph
 from fuxictr_mm.serving.user_graphs import AttentionGraph, CandidateGraph, UserGraph, attention_layers, has_fold
 
 logger = logging.getLogger(__name__)
+
+#: By how much logits of float32 differ at most if the same is computed in another order.
+LARGEST_ROUNDING = 1e-3
 
 
 @dataclass(frozen=True)
@@ -158,11 +170,50 @@ def graphs_of(model: MultimodalModel) -> dict[str, Traced]:
     """Return the graphs of a model of this library: rows, and those of one user where it has them."""
     model = sum_projections(fix_slopes(fuse_batch_norm(copy.deepcopy(model))))
     graphs = {"rows": rows_example(copy.deepcopy(model))}
-    if has_fold(model):
+    if not has_fold(model):
+        return graphs
+    if not model.similarities:
         return graphs | user_examples(model)
-    if model.similarities and type(model).user_state is not MultimodalModel.user_state and model.has_user_state:
-        logger.warning(
-            f"{model.model_id}: user_state reads features of type: similarity ({', '.join(model.similarities)}) beside "
-            "returning the context first, so each candidate is scored as a row; see docs/write_a_model.md"
-        )
+    if (folded := _with_similarities(model, graphs["rows"].module)) is not None:
+        return graphs | folded
+    logger.warning(
+        f"{model.model_id}: user_state and score_candidates do not score as logits with features of type: similarity "
+        f"({', '.join(model.similarities)}), so each candidate is scored as a row; see docs/write_a_model.md"
+    )
     return graphs
+
+
+def _with_similarities(model: MultimodalModel, of_rows: nn.Module) -> dict[str, Traced] | None:
+    """Return ``user_examples``, or None if they fail or score otherwise than rows, as candidates differ in context."""
+    length, count, dim = 5, 6, sum(row_dims(model))
+    numbers = torch.arange(length + count) % max(model.items.num_items - 1, 1) + 1
+    codes = [stored_codes(model)[numbers]] if code_columns(model) else []
+    rows, context = torch.randn(length + count, dim), context_example(model, 1)
+    context = [column.normal_() if column.is_floating_point() else column for column in context]
+    places, offsets = torch.arange(1, 1 + length + count), torch.arange(count + 1) * length
+    items = torch.cat([torch.zeros(1, dim), rows])
+    repeated = [column.expand(count, *column.shape[1:]) for column in context]
+    all_codes = [F.pad(one, (0, 0, 1, 0)) for one in codes]
+    try:
+        folded = user_examples(model)
+        user, candidates = folded["user"].module, folded["candidates"].module
+        with torch.no_grad(), _as_logits(of_rows), _as_logits(candidates):
+            state = user(rows[:length], [one[:length] for one in codes], context)
+            found = candidates(rows[length:], state, [one[length:] for one in codes])
+            history = places[:length].repeat(count)
+            expected = of_rows(items, all_codes, places[length:], history, offsets, repeated, torch.zeros(length))
+            differing = (found - expected).abs() / expected.abs().clamp(min=1)
+    except Exception:  # a model file may raise anything; that of rows then fails again where it is traced
+        return None
+    return folded if bool((differing <= LARGEST_ROUNDING).all()) else None
+
+
+@contextmanager
+def _as_logits(graph: nn.Module) -> Iterator[None]:
+    """Let a graph return logits: predictions near 0 or 1 would hide differences."""
+    model = graph.get_submodule("model")
+    activation, model.output_activation = model.output_activation, nn.Identity()
+    try:
+        yield
+    finally:
+        model.output_activation = activation

@@ -22,7 +22,6 @@ from fuxictr_mm.serving.item_rows import (
     ItemsGraph,
     compared_columns,
     compared_ids,
-    context_dims,
     embed_context,
     embed_similarities,
     given_fields,
@@ -104,21 +103,8 @@ class AttentionGraph(CandidateGraph):
 
 
 def has_fold(model: MultimodalModel) -> bool:
-    """Whether a model computes a user's part once; with similarities, if the context is a tensor of its own in it."""
-    defined = type(model).user_state is not MultimodalModel.user_state
-    return defined and model.has_user_state and (not model.similarities or _passes_context(model))
-
-
-def _passes_context(model: MultimodalModel) -> bool:
-    """Whether the first tensor of a state is the context, and no other depends on the similarities in it."""
-    ids = torch.arange(min(3, model.items.num_items), device=model.device)
-    with torch.no_grad():
-        history = model.embed_items(ids)
-        of_fields = zip(model.context_fields, context_dims(model), strict=True)
-        fields = [history.new_full((1, d), torch.nan if n in model.similarities else 1.0) for n, d in of_fields]
-        context = torch.cat(fields, dim=1)
-        first, *others = model.user_state(context, history, ids) or (history,)
-    return torch.equal(first.nan_to_num(), context.nan_to_num()) and not any(part.isnan().any() for part in others)
+    """Whether a model declares what is computed once per user."""
+    return type(model).user_state is not MultimodalModel.user_state and model.has_user_state
 
 
 def attention_layers(model: MultimodalModel) -> list[DINAttention | MultiHeadTargetAttention]:

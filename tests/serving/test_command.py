@@ -145,6 +145,15 @@ def test_which_names_of_hosts_are_expected(exported, monkeypatch, options, token
     assert found == [names]
 
 
+@pytest.mark.parametrize("name", ["a.example:8000", "*.example", "*", "http://a.example", "", "[::1]"])
+def test_names_that_no_host_header_matches_are_refused(exported, monkeypatch, capsys, name):
+    monkeypatch.setattr(command, "run_server", lambda *_: pytest.fail("the server starts"))
+    with pytest.raises(SystemExit) as ended:
+        command.main([str(exported), "--port", "0", "--allow-host", name])
+    assert ended.value.code == 2
+    assert "--allow-host" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("host", "token"), [("127.0.0.1", ""), ("0.0.0.0", ""), ("0.0.0.0", "secret")])
 def test_the_start_is_logged(exported, monkeypatch, caplog, host, token):
     monkeypatch.setattr(uvicorn.Server, "run", lambda *_, **__: None)

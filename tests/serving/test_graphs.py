@@ -157,6 +157,40 @@ def test_a_state_that_reads_similarities_is_no_part_of_a_user(build, monkeypatch
         assert graphs_of(model).keys() == {"rows"}
 
 
+@pytest.mark.parametrize(
+    ("state", "score", "is_folded"),
+    [
+        (lambda context: (context,), lambda context, count: context.expand(count, -1), True),
+        (lambda context: (context,), lambda context, count: context.repeat(count, 1), False),
+        (lambda context: (context,), lambda context, count: context.view(1, -1).expand(count, -1), False),
+        (lambda context: (context,), lambda context, count: context[:1].expand(count, -1), False),
+        (lambda context: (context.relu(),), lambda context, count: context.expand(count, -1), False),
+        (lambda context: (context, context.nan_to_num()), lambda _, shared, count: shared.expand(count, -1), False),
+    ],
+    ids=["expand", "repeat", "view", "first", "relu", "shared"],
+)
+def test_a_fold_that_takes_the_context_for_that_of_all_candidates_is_left_out(
+    build, monkeypatch, state, score, is_folded
+):
+    columns = [*Experiment.load("DIN_tiny", ROOT).config.dataset.feature_cols, *SIMILARITIES]
+    model, _ = build("DIN_tiny", feature_cols=columns)
+    model.eval()
+    one = torch.linspace(-1, 1, model.context_dim)
+
+    def logits(self, batch):
+        return self.embed(batch).context @ one
+
+    def user_state(self, context, history, ids):
+        return state(context)
+
+    def score_candidates(self, candidates, *given):
+        return score(*given, candidates.shape[0]) @ one
+
+    for name, method in (("logits", logits), ("user_state", user_state), ("score_candidates", score_candidates)):
+        monkeypatch.setattr(type(model), name, method)
+    assert ("user" in graphs_of(model)) == is_folded
+
+
 def test_a_second_layer_whose_input_depends_on_the_candidate_is_no_part_of_a_user(build):
     model, _ = build("BST_tiny", num_layers=2)
     assert not has_fold(model)
