@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fuxictr_mm.errors import ConfigError, nearest
+from fuxictr_mm.errors import ConfigError, MissingFileError, nearest
 
 if TYPE_CHECKING:
     from fuxictr_mm.datasets.reader import Reader
@@ -62,13 +62,20 @@ def write_files(
     experiments = {}
     for model, others in models.items():
         settings = {key: value for key, value in {**DEFAULT_SETTINGS, **others}.items() if value is not None}
-        if "gAUC" in settings["metrics"] and not _has_mixed_groups(folder, dataset, settings["group_id"]):
-            settings["metrics"] = [metric for metric in settings["metrics"] if metric != "gAUC"]
-            reason = f"gAUC is left out: no {settings['group_id']} of valid has rows of both classes"
+        if (reason := _leave_out_undefined(folder, dataset, settings)) is not None:
             advice = advice if reason in advice else [*advice, reason]
         experiments[f"{model}_{dataset_id}"] = {"model": model, "dataset_id": dataset_id, **settings}
     _write_texts(folder, {"dataset_config": {dataset_id: dataset}, "model_config": experiments}, advice)
     return list(experiments)
+
+
+def _leave_out_undefined(folder: Path, dataset: dict[str, Any], settings: dict[str, Any]) -> str | None:
+    """Leave gAUC out of an experiment whose validation rows do not define it; return why, or None."""
+    metrics, group = settings.get("metrics") or [], settings.get("group_id") or "user_id"
+    if "gAUC" not in metrics or "gAUC" in str(settings.get("monitor")) or _has_mixed_groups(folder, dataset, group):
+        return None
+    settings["metrics"] = [metric for metric in metrics if metric != "gAUC"]
+    return f"gAUC is left out: no {group} of valid has rows of both classes"
 
 
 def _write_texts(folder: Path, contents: dict[str, dict[str, Any]], advice: Sequence[str] = ()) -> None:
@@ -87,12 +94,12 @@ def copy_config(folder: Path, dataset_id: str, like: Path, summary: Summary, gro
     """Write the configuration of a folder that extends another; return its experiments, each with that of the other.
 
     Settings are the same, but ``vocab_size`` follows the new numbers, and ``swa_start``, a number of updates, is
-    multiplied by ``growth``, the number of training rows per one of the other folder.
+    multiplied by ``growth``, the number of training rows per one of the other folder. gAUC is left out as by
+    ``write_files``.
     """
-    from fuxictr_mm.config import list_datasets, list_experiments, load_dataset_config, load_model_config
+    from fuxictr_mm.config import list_experiments, load_dataset_config, load_model_config
 
-    known = list(list_datasets(like))
-    of = like.resolve().name if like.resolve().name in known or len(known) > 1 else known[0]
+    of, advice = dataset_of(like), list[str]()
     entry, experiments, names = load_dataset_config(like, of), {}, {}
     splits = {f"{split}_data": f"./{split}" for split in summary.splits}
     files = entry.get("item_info") or []
@@ -115,9 +122,26 @@ def copy_config(folder: Path, dataset_id: str, like: Path, summary: Summary, gro
         if settings.get("swa_start"):
             settings["swa_start"] = max(1, round(settings["swa_start"] * growth))
         settings.pop("initial_weights", None)
+        if (reason := _leave_out_undefined(folder, entry, settings)) is not None and reason not in advice:
+            advice.append(reason)
         names[name], experiments[name] = expid, {**settings, "dataset_id": dataset_id}
-    _write_texts(folder, {"dataset_config": {dataset_id: entry}, "model_config": experiments})
+    _write_texts(folder, {"dataset_config": {dataset_id: entry}, "model_config": experiments}, advice)
     return names
+
+
+def dataset_of(folder: Path) -> str:
+    """Return the id of the dataset of a prepared folder, whose configuration must be there."""
+    from fuxictr_mm.config import list_datasets, list_experiments
+
+    try:
+        known, _ = list(list_datasets(folder)), list_experiments(folder)
+    except MissingFileError:
+        raise MissingFileError(
+            f"--like {folder}: has no dataset_config.yaml and model_config.yaml, whose experiments --extend continues; "
+            "run its prepare command again, which writes them"
+        ) from None
+    name = folder.resolve().name
+    return name if name in known or len(known) > 1 else known[0]
 
 
 def _has_mixed_groups(folder: Path, dataset: dict[str, Any], group: str) -> bool:
@@ -125,7 +149,7 @@ def _has_mixed_groups(folder: Path, dataset: dict[str, Any], group: str) -> bool
     import polars as pl
 
     valid = folder / dataset.get("valid_data", "")
-    if "valid_data" not in dataset or not valid.exists():
+    if "valid_data" not in dataset or not valid.exists() or group not in pl.scan_parquet(valid).collect_schema():
         return True
     columns = dataset["label_col"] if isinstance(dataset["label_col"], list) else [dataset["label_col"]]
     labels = [column["name"] for column in columns]

@@ -188,7 +188,8 @@ class Base:
     def events(self, is_wanted: pl.Expr, unit: Unit) -> pl.DataFrame:
         """Return ``:user``, ``:item`` and ``:time`` of all clicks of some users, in the order of time."""
         classes = [name for name in self.notes.labels if name not in self.numeric_labels]
-        label = self.asked.history_from or next(iter(classes), None)
+        words = dict(zip(self.asked.labels, self.notes.labels, strict=False))  # of COLUMN=VALUE, the name of the label
+        label = words.get(self.asked.history_from or "", self.asked.history_from) or next(iter(classes), None)
         if not self.notes.labels:
             label = "label"  # of sampled negatives
         is_click = pl.lit(True) if label is None else pl.col(label) == 1
