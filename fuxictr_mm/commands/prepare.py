@@ -10,7 +10,7 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from fuxictr_mm.arguments import add_examples, add_output_options, show
-from fuxictr_mm.datasets.configuration import choose_labels, write_config
+from fuxictr_mm.datasets.configuration import choose_labels, dataset_of, write_config
 from fuxictr_mm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -102,6 +102,8 @@ def _write_later(args: argparse.Namespace) -> None:
         raise ConfigError(f"--max_len: with --like it is that of {like}; leave it out")
     if like.resolve() in (out.resolve(), *out.resolve().parents) or out.resolve() in like.resolve().parents:
         raise ConfigError(f"--out {out}: is inside --like {like} or contains it; give another folder")
+    if args.extend:
+        dataset_of(like)
     reader = (ExtendedLog if args.extend else LaterLog)(args.source, out / ".scratch", LaterLog.history_len)
     reader.configure(given_options(args))
     summary = Writer(reader, "log", out, verbose=0 if args.quiet or args.json else 1).write(args.overwrite)

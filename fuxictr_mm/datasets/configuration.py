@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fuxictr_mm.errors import ConfigError, nearest
+from fuxictr_mm.errors import ConfigError, MissingFileError, nearest
 
 if TYPE_CHECKING:
     from fuxictr_mm.datasets.reader import Reader
@@ -62,10 +62,20 @@ def write_files(
     experiments = {}
     for model, others in models.items():
         settings = {key: value for key, value in {**DEFAULT_SETTINGS, **others}.items() if value is not None}
-        advice = _leave_out_gauc(settings, folder, dataset, advice)
+        if (reason := _leave_out_undefined(folder, dataset, settings)) is not None:
+            advice = advice if reason in advice else [*advice, reason]
         experiments[f"{model}_{dataset_id}"] = {"model": model, "dataset_id": dataset_id, **settings}
     _write_texts(folder, {"dataset_config": {dataset_id: dataset}, "model_config": experiments}, advice)
     return list(experiments)
+
+
+def _leave_out_undefined(folder: Path, dataset: dict[str, Any], settings: dict[str, Any]) -> str | None:
+    """Leave gAUC out of an experiment whose validation rows do not define it; return why, or None."""
+    metrics, group = settings.get("metrics") or [], settings.get("group_id") or "user_id"
+    if "gAUC" not in metrics or "gAUC" in str(settings.get("monitor")) or _has_mixed_groups(folder, dataset, group):
+        return None
+    settings["metrics"] = [metric for metric in metrics if metric != "gAUC"]
+    return f"gAUC is left out: no {group} of valid has rows of both classes"
 
 
 def _write_texts(folder: Path, contents: dict[str, dict[str, Any]], advice: Sequence[str] = ()) -> None:
@@ -86,12 +96,12 @@ def copy_config(
     """Write the configuration of a folder that extends another; return its experiments, each with that of the other.
 
     Settings are the same, but ``vocab_size`` follows the new numbers, ``learning_rate`` is multiplied by ``rate``, and
-    ``swa_start``, a number of updates, by ``growth``, the number of training rows per one of the other folder.
+    ``swa_start``, a number of updates, by ``growth``, the number of training rows per one of the other folder. gAUC is
+    left out as by ``write_files``.
     """
-    from fuxictr_mm.config import list_datasets, list_experiments, load_dataset_config, load_model_config
+    from fuxictr_mm.config import list_experiments, load_dataset_config, load_model_config
 
-    known = list(list_datasets(like))
-    of = like.resolve().name if like.resolve().name in known or len(known) > 1 else known[0]
+    of = dataset_of(like)
     entry, experiments, names = load_dataset_config(like, of), {}, {}
     splits = {f"{split}_data": f"./{split}" for split in summary.splits}
     files = entry.get("item_info") or []
@@ -106,9 +116,7 @@ def copy_config(
     none = dict.fromkeys(f"{split}_data" for split in ("train", "valid", "test"))
     entry |= {**none, "data_root": "./", **splits, "item_info": files, "feature_cols": columns}
     entry = {key: value for key, value in entry.items() if value is not None}
-    advice: Sequence[str] = []
-    if rate != 1:
-        advice = [f"learning_rate is {rate:g} times that of {of}, since training continues"]
+    advice = [] if rate == 1 else [f"learning_rate is {rate:g} times that of {of}, since training continues"]
     for expid in list_experiments(like):
         settings = load_model_config(like, expid)
         if settings["dataset_id"] != of:
@@ -119,22 +127,26 @@ def copy_config(
         if rate != 1 and "learning_rate" in settings:
             settings["learning_rate"] *= rate
         settings.pop("initial_weights", None)
-        advice = _leave_out_gauc(settings, folder, entry, advice)
+        if (reason := _leave_out_undefined(folder, entry, settings)) is not None and reason not in advice:
+            advice.append(reason)
         names[name], experiments[name] = expid, {**settings, "dataset_id": dataset_id}
     _write_texts(folder, {"dataset_config": {dataset_id: entry}, "model_config": experiments}, advice)
     return names
 
 
-def _leave_out_gauc(
-    settings: dict[str, Any], folder: Path, dataset: dict[str, Any], advice: Sequence[str]
-) -> Sequence[str]:
-    """Remove gAUC from the metrics of an experiment if no group of valid defines it; return advice with the reason."""
-    metrics, group = settings.get("metrics") or [], settings.get("group_id")
-    if "gAUC" not in metrics or group is None or _has_mixed_groups(folder, dataset, group):
-        return advice
-    settings["metrics"] = [metric for metric in metrics if metric != "gAUC"]
-    reason = f"gAUC is left out: no {group} of valid has rows of both classes"
-    return advice if reason in advice else [*advice, reason]
+def dataset_of(folder: Path) -> str:
+    """Return the id of the dataset of a prepared folder, whose configuration must be there."""
+    from fuxictr_mm.config import list_datasets, list_experiments
+
+    try:
+        known, _ = list(list_datasets(folder)), list_experiments(folder)
+    except MissingFileError:
+        raise MissingFileError(
+            f"--like {folder}: has no dataset_config.yaml and model_config.yaml, whose experiments --extend continues; "
+            "run its prepare command again, which writes them"
+        ) from None
+    name = folder.resolve().name
+    return name if name in known or len(known) > 1 else known[0]
 
 
 def _has_mixed_groups(folder: Path, dataset: dict[str, Any], group: str) -> bool:
@@ -142,7 +154,7 @@ def _has_mixed_groups(folder: Path, dataset: dict[str, Any], group: str) -> bool
     import polars as pl
 
     valid = folder / dataset.get("valid_data", "")
-    if "valid_data" not in dataset or not valid.exists():
+    if "valid_data" not in dataset or not valid.exists() or group not in pl.scan_parquet(valid).collect_schema():
         return True
     columns = dataset["label_col"] if isinstance(dataset["label_col"], list) else [dataset["label_col"]]
     labels = [column["name"] for column in columns]

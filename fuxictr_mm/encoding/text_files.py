@@ -217,7 +217,8 @@ def _header(path: Path, codec: str | None = None, names: Sequence[str] = ()) -> 
     values = next(csv.reader([first], delimiter=separator))
     if len(values) != len(names):
         raise DataError(
-            f"{path}: --header has {len(names)} names, but the first line {len(values)} values ({first.strip()[:80]})"
+            f"{path}: --header has {len(names)} names, but the first line {len(values)} values ({first.strip()[:80]}); "
+            "give a name for each, in their order"
         )
     return separator.join(names)
 

@@ -185,10 +185,16 @@ class Base:
         """Rows of all splits."""
         return self._rows.select(pl.len()).collect().item()
 
+    @property
+    def names(self) -> dict[str, str]:
+        """The labels that were named, ``COLUMN=VALUE`` of some, with the names that they have."""
+        return dict(zip(self.asked.labels, self.notes.labels, strict=False))
+
     def events(self, is_wanted: pl.Expr, unit: Unit) -> pl.DataFrame:
         """Return ``:user``, ``:item`` and ``:time`` of all clicks of some users, in the order of time."""
         classes = [name for name in self.notes.labels if name not in self.numeric_labels]
-        label = self.asked.history_from or next(iter(classes), None)
+        given = self.asked.history_from or ""
+        label = self.names.get(given, given) or next(iter(classes), None)
         if not self.notes.labels:
             label = "label"  # of sampled negatives
         is_click = pl.lit(True) if label is None else pl.col(label) == 1

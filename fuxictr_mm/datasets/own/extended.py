@@ -37,7 +37,7 @@ class ExtendedSource(LaterSource):
     def _check_events(self, path: Path) -> None:
         super()._check_events(path)
         rows = pl.scan_parquet(path).select((~self.is_labelled).sum()).collect().item()
-        if rows:
+        if rows and self.events is None:
             logger.warning(f"{self.log.paths[0]}: {rows} rows have no label; they are dropped")
 
 

@@ -28,6 +28,7 @@ from fuxictr_mm.datasets.own.positives import Positives
 from fuxictr_mm.datasets.own.source import LogSource, find_files
 from fuxictr_mm.datasets.own.tables import Table
 from fuxictr_mm.datasets.reader import Embeddings
+from fuxictr_mm.encoding.text_files import CSV, form_of
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
 
 logger = logging.getLogger(__name__)
@@ -82,10 +83,19 @@ class LaterSource(LogSource):
         types = {column.source: column.kind for column in columns if column.kind != "group"}
         return replace(table, types={**table.types, **types}, as_integers=as_integers)
 
+    def _header_of(self, table: str, paths: Sequence[Path]) -> Sequence[str]:
+        """Return the names of the earlier log, unless the files have names of their own, as those of Parquet do."""
+        return super()._header_of(table, paths) if any(form_of(path) in CSV for path in paths) else ()
+
     def _find_values(self) -> dict[str, Value]:
-        named = zip(self.asked.labels, self.base.notes.labels, strict=False)
+        named = self.base.names.items()
         found = {name: value for word, name in named if word != name and (value := Value.of(word)) is not None}
         return {name: value for name, value in found.items() if value.column in self.log.schema}
+
+    @property
+    def _names(self) -> dict[str, str]:
+        """The names of labels, also of those whose column the log does not have."""
+        return self.base.names
 
     def _check_value(self, value: Value, option: str) -> None:
         """Take a value that no row has: a day may be without purchases."""

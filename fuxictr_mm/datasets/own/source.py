@@ -113,11 +113,15 @@ class LogSource:
         group = {} if self.asked.group is None else {self.asked.group: "categorical"}
         types = {**self.asked.types, **group}
         texts = (*ids.values(), *history, *self.asked.match_on)
-        header = self.asked.header.get(option, ())
+        header = self._header_of(option, paths)
         table = Table(paths, self.scratch, option, texts, types, encoding=self.encoding, header=header)
         for role, column in ids.items():
             table.check(column, f"--roles {role}={column}")
         return table
+
+    def _header_of(self, table: str, paths: Sequence[Path]) -> Sequence[str]:
+        """Return the names of the columns of files without a header."""
+        return self.asked.header.get(table, ())
 
     def _find_values(self) -> dict[str, Value]:
         """Return the labels that are named as ``COLUMN=VALUE``, by their names."""
@@ -159,7 +163,7 @@ class LogSource:
         if label in self.log.schema or label in set(WRITTEN) - {"label"}:
             raise ConfigError(f"{what}: {self.log.paths[0]} has the column '{label}' as well; name the label otherwise")
         paths, on = find_files(self.source, "positives", file), asked.match_on or (asked.user, asked.item)
-        header = asked.header.get(label, ())
+        header = self._header_of(label, paths)
         scratch = self.scratch / f"positives-{label}"
         table = Table(paths, scratch, "positives", on, encoding=self.encoding, header=header)
         if not time and asked.time in table.schema and (not asked.match_on or asked.match_within is not None):

@@ -125,6 +125,47 @@ def test_clicks_with_sampled_negatives_are_refused(prepare, tmp_path):
         prepare(sources[1], "more", base, extend=True)
 
 
+@pytest.mark.slow
+def test_events_that_are_no_rows_are_not_said_to_be_dropped(prepare, tmp_path, caplog):
+    log, items, users = make_log(4)
+    kinds = {"event": pl.when(pl.col("click") == 1).then(pl.lit("buy")).otherwise(pl.lit("view"))}
+    days = [day.with_columns(**kinds).drop("click") for day in days_of(log)]
+    sources = [write_source(tmp_path / f"events{n}", day, items, users) for n, day in enumerate(days)]
+    base = prepare(sources[0], "events", labels=["event=buy"], impressions=["event=view"], match_within="60")
+    prepare(sources[1], "more_events", base, extend=True)
+    assert "no label" not in caplog.text
+
+
+@pytest.mark.parametrize("day", [0, 1])
+def test_gauc_is_left_out_where_validation_rows_do_not_define_it(tmp_path, day):
+    """Of an extension as well, whose validation rows are few."""
+    from types import SimpleNamespace
+
+    from fuxictr_mm.yaml_files import dump_yaml, load_yaml
+
+    for name, labels in (("shop", [0, 1]), ("next", [[0, 1], [1, 1]][day])):
+        (tmp_path / name).mkdir()
+        pl.DataFrame({"user_id": [1, 1], "click": labels}).write_parquet(tmp_path / name / "valid")
+    entry = {"valid_data": "./valid", "label_col": {"name": "click", "dtype": "float"}, "feature_cols": []}
+    (tmp_path / "shop" / "dataset_config.yaml").write_text(dump_yaml({"shop": entry}))
+    common = {"model": "DIN", "dataset_id": "shop", "metrics": ["AUC", "gAUC"], "group_id": "user_id"}
+    models = {"DIN_shop": {**common, "monitor": "AUC"}, "mine": {**common, "monitor": "gAUC"}}
+    (tmp_path / "shop" / "model_config.yaml").write_text(dump_yaml(models))
+    summary = SimpleNamespace(splits={"train": 0, "valid": 0}, vocab_sizes={}, items=40)
+    copy_config(tmp_path / "next", "next", tmp_path / "shop", summary, 1.0)
+    written = load_yaml(tmp_path / "next" / "model_config.yaml")
+    assert written["DIN_next"]["metrics"] == [["AUC", "gAUC"], ["AUC"]][day]
+    assert written["mine_next"]["metrics"] == ["AUC", "gAUC"]
+
+
+def test_a_folder_without_a_configuration_is_refused_before_rows_are_written(tmp_path, capsys):
+    source = write_source(tmp_path / "new", *make_log(4))
+    (tmp_path / "shop").mkdir()
+    with exits_naming(capsys, "--like", "--extend", tmp_path / "shop", "model_config.yaml"):
+        run_or_exit("log", "--source", source, "--out", tmp_path / "x", "--like", tmp_path / "shop", "--extend")
+    assert not (tmp_path / "x").exists()
+
+
 # Weights
 
 

@@ -193,6 +193,37 @@ def test_all_rows_of_a_test_file_of_random_rows_are_written(clicks_only, prepare
         prepare(source, "first", all_rows=True)
 
 
+@pytest.mark.slow
+def test_files_with_names_may_follow_files_without_a_header(prepare, tmp_path):
+    log = make_log(14)[0]
+    log = log.sort("time")
+    for folder, part in (("old", log[:200]), ("new", log[200:])):
+        (tmp_path / folder).mkdir()
+        part.write_csv(tmp_path / folder / "interactions.csv", include_header=False)
+    log[200:].write_parquet(tmp_path / "new" / "parquet.parquet")
+    base = prepare(tmp_path / "old", "shop", header=[f"interactions={','.join(log.columns)}"])
+    rows = [
+        pl.read_parquet(prepare(tmp_path / "new", name, base, interactions=name + "*") / "test").drop("source_row")
+        for name in ("interactions", "parquet")
+    ]
+    assert rows[0].equals(rows[1])
+
+
+@pytest.mark.slow
+def test_all_rows_have_histories_of_a_label_that_is_a_value(prepare, tmp_path):
+    log = make_log(14)[0].with_columns(out=pl.when(pl.col("click") == 1).then(pl.lit("buy")).otherwise(pl.lit("skip")))
+    is_test = pl.int_range(len(log)) % 3 == 0
+    sources = [
+        write_source(tmp_path / name, log.filter(part).select(pl.exclude(without)))
+        for name, part, without in (("old", ~is_test, ()), ("new", is_test, ("click", "out")))
+    ]
+    found = []
+    for name, options in (("words", {"labels": ["out=buy"], "history_from": "out=buy"}), ("numbers", {})):
+        base = prepare(sources[0], name, types=[f"{'click' if name == 'words' else 'out'}=none"], **options)
+        found.append(pl.read_parquet(prepare(sources[1], f"{name}_test", base, all_rows=True) / "test")["item_seq"])
+    assert found[0].equals(found[1])
+
+
 @pytest.mark.parametrize("unit", ["us", "ns"])
 def test_all_rows_of_dates_with_times(unit, prepare, tmp_path):
     log, items, users = make_log(15)
