@@ -117,9 +117,9 @@ class RunWriter:
         return self._seconds_before + time.perf_counter() - self._started
 
     def begin(self, step: int) -> None:
-        """Start after ``step`` steps: remove later evaluations and an incomplete line."""
+        """Start after ``step`` steps: remove later evaluations, of a new start also that of initial weights."""
         path = self.path / METRICS
-        kept = [line for line in read_lines(path) if line["step"] <= step] if path.exists() else []
+        kept = [line for line in read_lines(path) if line["step"] <= step] if step and path.exists() else []
         text = "".join(json.dumps(line) + "\n" for line in kept)
         (self.path / RESULT).unlink(missing_ok=True)
         write_beside(path, lambda stream: stream.write(text.encode()))

@@ -8,6 +8,7 @@ import torch
 
 from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.experiment import Experiment
+from fuxictr_mm.runs.evaluations import read_lines
 from fuxictr_mm.training import callbacks, loop
 from fuxictr_mm.training.resume import TrainingCheckpoint
 from tests.errors import raises_naming
@@ -82,3 +83,13 @@ def test_a_full_disk_ends_in_one_line(tmp_path, caplog):
         logger.add_training(50, {"loss": 0.5})
     logger.close()
     assert any("No space left on device" in r.message for r in caplog.records if r.levelname == "WARNING")
+
+
+def test_a_new_start_drops_the_evaluation_of_initial_weights(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    for step, kept in ((4, [0, 4]), (0, [])):
+        path.write_text("".join(f'{{"step": {number}}}\n' for number in (0, 4, 8)))
+        writer = callbacks.RunWriter(tmp_path, {}, 0.0)
+        writer.begin(step)
+        writer.close()
+        assert [line["step"] for line in read_lines(path)] == kept

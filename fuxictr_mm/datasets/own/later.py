@@ -22,6 +22,7 @@ import polars as pl
 from fuxictr_mm.datasets.log import HASH, Log
 from fuxictr_mm.datasets.own.base import Base
 from fuxictr_mm.datasets.own.columns import LogColumn, split_lists
+from fuxictr_mm.datasets.own.events import text_of
 from fuxictr_mm.datasets.own.instants import as_instants
 from fuxictr_mm.datasets.own.options import LogOptions, Value, parse_positives
 from fuxictr_mm.datasets.own.positives import Positives
@@ -194,7 +195,9 @@ class LaterSource(LogSource):
         return super()._events().filter(self._all_rows | (pl.col(":time") > self.since))
 
     def _check_events(self, path: Path) -> None:
-        rows, kept = (frame.select(pl.len()).collect().item() for frame in (self.log.frame, pl.scan_parquet(path)))
+        log, events = self.log.frame, self.events
+        read = log if events is None else log.filter(events.is_read(text_of(events.column)))
+        rows, kept = (frame.select(pl.len()).collect().item() for frame in (read, pl.scan_parquet(path)))
         time = pl.select(as_instants(pl.lit(self.since), self.time_unit)).item()
         newest = f"the newest row of {self.base.folder} ({self.asked.time} {time})"
         if not kept:

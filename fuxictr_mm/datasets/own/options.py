@@ -328,11 +328,12 @@ def parse_positives(words: Sequence[str]) -> dict[str, str]:
 def _check_positives(values: Mapping[str, Any]) -> None:
     """Refuse options that do not go together with files of positive rows."""
     files = values.get("positives")
-    if not files and not values.get("impressions"):
-        given = next((name for name in ("match_on", "match_within") if values.get(name)), None)
-        if given is not None:
-            raise ConfigError(f"--{given}: is of --positives or --impressions, which are missing; add one")
     if not files:
+        given = next((name for name in ("match_on", "match_within") if values.get(name)), None)
+        if given is not None and not values.get("impressions"):
+            raise ConfigError(f"--{given}: is of --positives or --impressions, which are missing; add one")
+        if given is not None and values.get("negatives"):
+            raise ConfigError(f"--{given}: is of events that label impressions, not of --negatives; leave out one")
         return
     if values.get("negatives"):
         raise ConfigError("--negatives: the rows without a positive are the negatives (--positives); leave out one")

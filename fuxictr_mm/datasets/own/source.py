@@ -189,6 +189,12 @@ class LogSource:
             raise ConfigError("--positive_from: all labels are of --positives, which are 0 and 1; leave it out")
         if labels and self.asked.negatives:
             raise ConfigError(f"--negatives: {file} has the label '{labels[0]}'; leave out --negatives")
+        if not labels and not self.asked.negatives and self.asked.impressions:
+            column = self.asked.impressions[0].partition("=")[0]
+            raise ConfigError(
+                f"{file}: no event labels the impressions; name those that do, such as --labels {column}=purchase, or "
+                "add --negatives 1 if every impression is a click"
+            )
         if not labels and not self.asked.negatives:
             raise ConfigError(
                 f"{file}: has no column {' or '.join(LABELS)}; name the label (1 for a click, 0 for none) with "

@@ -106,13 +106,14 @@ def test_clicks_of_a_log_of_events_get_negatives(write, prepare_log, read_split)
     assert sum(row["label"] == 0 for row in rows) == len(views)
 
 
-def test_a_later_day_continues_a_log_of_events(write, prepare):
+def test_a_later_day_continues_a_log_of_events(write, prepare, caplog):
     events = make_events(3).sort("time", maintain_order=True)
     bound = START + 150
     # Of the last day, one that no earlier impression precedes.
     old, new = events.filter(pl.col("time") <= bound), events.filter(pl.col("time") > bound)
     base = prepare(write(old, "old"), "base", roles=ROLES, **OPTIONS)
     later = prepare(write(new, "new"), "later", base)
+    assert "are not later than" not in caplog.text  # of searches, which are not read
     found = pl.read_parquet(later / "test").sort("source_row")
     expected = labels_of(new)
     assert found["source_row"].to_list() == sorted(expected)
@@ -133,6 +134,8 @@ def test_a_later_day_continues_a_log_of_events(write, prepare):
     ("options", "named"),
     [
         ({"labels": ["event=buy"]}, ["event=buy", "purchase"]),
+        ({"impressions": ["event=view"]}, ["--labels", "event=purchase"]),
+        ({"impressions": ["event=view"], "negatives": 1, "match_within": "9"}, ["--match_within", "--negatives"]),
         ({"labels": ["kind=buy"]}, ["kind=buy", "event"]),
         ({"labels": ["event=cart"], "impressions": ["event=show"]}, ["--impressions event=show", "view"]),
         ({"labels": ["event=cart"], "impressions": ["kind=show"]}, ["--impressions kind=show", "event"]),
