@@ -56,7 +56,13 @@ def load_initial_weights(model: Any, path: Path, dataset: Dataset, item_files: s
         new[column] = len(own[name]) - min(known, rows)
         return min(known, rows)
 
-    load_known_rows(model, path, known_rows)
+    try:
+        load_known_rows(model, path, known_rows)
+    except UserError as error:
+        if numberings.path.is_file():
+            raise
+        # Without it, no table is known to begin with the same ids.
+        raise UserError(f"{error}; for longer tables, keep {numberings.path.name} beside the weights") from None
     grown = ", ".join(f"{count} of {column}" for column, count in sorted(new.items()) if count)
     logger.info(f"Initial weights: {path}; rows of tables that are new: {grown or 'none'}")
 

@@ -243,7 +243,7 @@ def test_weights_of_other_data_or_models_are_refused(projects, tmp_path):
     with raises_naming(UserError, "a.vocabulary", "user_id"):
         load("other_shop", "DIN_other_shop", "a.model")
     vocabulary_of_weights(tmp_path / "a.model").unlink()
-    with raises_naming(UserError, "a.model", TABLE.format("item_id")):
+    with raises_naming(UserError, "a.model", TABLE.format("item_id"), "a.vocabulary"):
         load("shop_2", "DIN_shop_2", "a.model")
     with raises_naming(UserError, "none.model"):
         load("shop_2", "DIN_shop_2", "none.model")
