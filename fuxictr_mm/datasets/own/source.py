@@ -142,6 +142,11 @@ class LogSource:
         column, given = impressions[0].column, " ".join(self.asked.impressions)
         self.log.check(column, f"--impressions {given}")
         for name in self.labels if not self.asked.negatives else []:
+            if self.values.get(name) in impressions:
+                raise ConfigError(
+                    f"--labels {column}={self.values[name].text}: these events are the rows themselves (--impressions "
+                    f"{given}); name events that follow them, such as --labels {column}=purchase"
+                )
             if name in self.positives or (name in self.values and self.values[name].column == column):
                 continue
             raise ConfigError(

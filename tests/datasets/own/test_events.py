@@ -139,6 +139,10 @@ def test_a_later_day_continues_a_log_of_events(write, prepare, caplog):
         ({"labels": ["kind=buy"]}, ["kind=buy", "event"]),
         ({"labels": ["event=cart"], "impressions": ["event=show"]}, ["--impressions event=show", "view"]),
         ({"labels": ["event=cart"], "impressions": ["kind=show"]}, ["--impressions kind=show", "event"]),
+        (
+            {"labels": ["event=view"], "impressions": ["event=view"]},
+            ["--labels event=view", "--impressions event=view"],
+        ),
         ({"labels": ["page=home"], "impressions": ["event=view"]}, ["--labels", "home", "--impressions event=view"]),
         ({**OPTIONS, "match_within": "7d"}, ["--match_within 7d"]),
         ({**OPTIONS, "match_within": "soon"}, ["--match_within soon"]),
