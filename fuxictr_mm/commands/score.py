@@ -8,7 +8,11 @@ import time
 from pathlib import Path
 
 from fuxictr_mm.arguments import add_examples, add_output_options, show
-from fuxictr_mm.errors import UserError
+from fuxictr_mm.errors import ConfigError, UserError
+
+
+#: Endings of files that are not written.
+OTHER_FORMS = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".gz", ".zst")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,6 +45,8 @@ def main_from_args(args: argparse.Namespace) -> None:
     from fuxictr_mm_serving.errors import ServingError
     from fuxictr_mm_serving.scoring import score_file
 
+    if args.out.suffix.lower() in OTHER_FORMS:
+        raise ConfigError(f"--out {args.out}: is written as Parquet; give a name that ends in .parquet")
     started = time.perf_counter()
 
     def progress(done: int, total: int, earlier: int) -> None:

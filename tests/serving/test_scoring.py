@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from fuxictr_mm.cli import main
 from fuxictr_mm.errors import UserError
 from fuxictr_mm_serving import Export, ServingError, parquet
 from fuxictr_mm_serving import scoring as module
@@ -25,7 +26,7 @@ from fuxictr_mm_serving.parquet import read_part, split, to_column
 from fuxictr_mm_serving.scoring import score_file
 from fuxictr_mm_serving.tables import Ids
 from tests.arrow import write_partitions
-from tests.errors import raises_naming
+from tests.errors import exits_naming, raises_naming
 from tests.paths import ROOT
 from tests.serving.server import ROWS
 
@@ -446,7 +447,7 @@ class Blocked:
 
 sys.meta_path.insert(0, Blocked())
 from fuxictr_mm_serving.scoring import score_file
-from tests.errors import raises_naming
+from tests.errors import exits_naming, raises_naming
 from fuxictr_mm_serving.server import make_app
 from fuxictr_mm_serving.settings import Settings
 print(score_file(*sys.argv[1:4]))
@@ -493,3 +494,9 @@ def test_the_command(exported, expected, tmp_path):
     done = subprocess.run([*command[:4], str(tmp_path), *command[5:]], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert "manifest.json" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["scores.csv", "scores.CSV", "scores.jsonl"])
+def test_a_name_of_another_form_is_refused(name, tmp_path, capsys):
+    with exits_naming(capsys, name, ".parquet"):
+        main(["score", str(tmp_path), str(ROWS), "--out", str(tmp_path / name)])
