@@ -10,7 +10,6 @@ from pathlib import Path
 from fuxictr_mm.arguments import add_examples, add_output_options, show
 from fuxictr_mm.errors import ConfigError, UserError
 
-
 #: Endings of files that are not written.
 OTHER_FORMS = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".gz", ".zst")
 
