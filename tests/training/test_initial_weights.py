@@ -1,4 +1,4 @@
-"""Weights that training starts with: by the values of vocabularies, where files number ids anew."""
+"""Weights that training starts with: rows of tables by the values of vocabularies, if ids have other numbers now."""
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -63,7 +63,7 @@ def without(found, late):
 
 @pytest.mark.slow
 def test_rows_of_texts_are_found_by_their_values(tmp_path):
-    """The later item file has another order, and more items, and lacks one of the earlier ones."""
+    """The later item file has another order and more items, and one of the earlier items is missing."""
     found = ids.tables()
     first = ids.write(tmp_path / "first", ids.with_ids(without(found, 800), ids.KINDS["text"]))
     backwards = {**found, "items": found["items"].take(pa.array(range(found["items"].num_rows - 1, -1, -1)))}

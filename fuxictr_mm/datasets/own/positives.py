@@ -120,8 +120,9 @@ class Positives:
         if self.time is None:
             again = rows.filter(rows[":key"].is_duplicated()).sort(":shown")
             if len(again):
+                values = again[":key"][0].split(_BETWEEN)
                 raise DataError(
-                    f"{log.where(again[':shown'][1])}: {self._said(again[':key'][0])} is there again, so that a row of "
+                    f"{log.where(again[':shown'][1])}: {self._said(values)} is there again, so that a row of "
                     f"{self.table.paths[0]} belongs to several; name the column of its times, {self._file}:TIME, or "
                     "more columns: --match_on"
                 )
@@ -140,8 +141,8 @@ class Positives:
         )
         return pairs.select(":row", ":shown")
 
-    def _said(self, key: str) -> str:
-        return ", ".join(f"{name} {value!r}" for name, value in zip(self.on, key.split(_BETWEEN), strict=True))
+    def _said(self, values: Sequence[object]) -> str:
+        return ", ".join(f"{name} {value!r}" for name, value in zip(self.on, values, strict=True))
 
     def _report(self, count: int, matched: int, rows: int, example: int | None, log: Table) -> None:
         what = "rows" if self.value is None else f"events {self.value.text}"
@@ -152,8 +153,7 @@ class Positives:
             logger.info(found)
             return
         key = self.table.frame.with_row_index(":row").filter(pl.col(":row") == example).select(self.on)
-        values = key.collect(engine="streaming").row(0)
-        said = ", ".join(f"{name} {value!r}" for name, value in zip(self.on, values, strict=True))
+        said = self._said(key.collect(engine="streaming").row(0))
         when = "" if self.time is None else " not later than it"
         when += "" if self.within is None else f" and at most {self.within} earlier (--match_within)"
         logger.warning(f"{found}; {self.table.where(example)}, for example, has no row{when} with {said}")

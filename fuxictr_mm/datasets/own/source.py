@@ -85,7 +85,7 @@ class LogSource:
         self.users = self._table("users", asked.users, {"user": asked.user})
         #: Labels that are values of a column.
         self.values = self._find_values()
-        #: Files of the positive rows of labels.
+        #: Positive rows of labels: of files, and events of a log of events.
         self.positives = {name: found for name in asked.positives if (found := self._find_positives(name)) is not None}
         self._flags: dict[str, np.ndarray] = {}
         self.labels = self._find_labels()
@@ -98,7 +98,11 @@ class LogSource:
         #: What the events are, of a log of events.
         self.events = self._find_events()
         if self.events is not None:
-            self.positives |= {name: self._positives_of(self.events, name) for name in self.values}
+            on = asked.match_on or (asked.user, asked.item)
+            self.positives |= {
+                name: Positives(name, log, on, asked.time, asked.match_within, value)
+                for name, value in self.values.items()
+            }
 
     @property
     def encoding(self) -> Encoding:
@@ -154,12 +158,6 @@ class LogSource:
                 f"--labels {column}=purchase"
             )
         return EventLog(column, [v.text for v in impressions], {name: v.text for name, v in self.values.items()})
-
-    def _positives_of(self, events: EventLog, label: str) -> Positives:
-        """Return the events of a label of a log of events."""
-        on = self.asked.match_on or (self.asked.user, self.asked.item)
-        value = Value(events.column, events.labels[label])
-        return Positives(label, self.log, on, self.asked.time, self.asked.match_within, value)
 
     def _find_positives(self, label: str) -> Positives | None:
         """Return the file of positive rows of a label."""
