@@ -46,6 +46,7 @@ class KuaiRand(Reader):
 
     label = "is_click"
     other_labels = FEEDBACK
+    evaluates_known_users = True
 
     @property
     def context(self) -> Mapping[str, Kind]:

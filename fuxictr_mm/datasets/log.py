@@ -31,7 +31,6 @@ from fuxictr_mm.datasets.histories import histories_before, history_ranges, part
 from fuxictr_mm.datasets.negatives import sample_negatives, sample_repeats
 from fuxictr_mm.datasets.own.base import Notes
 from fuxictr_mm.datasets.own.columns import LogColumn, free_name, moments_of, split_lists
-from fuxictr_mm.datasets.own.experiments import columns_to_compare, explain, log_experiments, users_recur
 from fuxictr_mm.datasets.own.instants import as_instants
 from fuxictr_mm.datasets.own.options import LogOptions
 from fuxictr_mm.datasets.own.source import WRITTEN, LogSource, find_files
@@ -97,6 +96,7 @@ class Log(Reader):
     """Your own log: files of interactions, items and users, with columns and ids of any name."""
 
     asked = LogOptions()
+    evaluates_known_users = True
     row_sources: tuple[str, ...] = (SOURCE_USER, SOURCE_TIME, SOURCE_ROW)
 
     def configure(self, given: Mapping[str, Any]) -> None:
@@ -478,27 +478,13 @@ class Log(Reader):
         notes = Notes(self.asked.changed(), labels, newest, self._source.time_unit, list(self.embeddings()))
         return {"log": asdict(notes)}
 
-    def embeds_users(self, summary: Summary) -> bool:
-        """Return whether users have enough rows in training."""
-        return users_recur(summary)
-
-    def experiments(self, summary: Summary) -> dict[str, dict[str, Any]]:
-        """Return experiments by the number of rows and of users."""
-        group = next((name for name, kind in self.context.items() if kind == "group"), "user_id")
-        labels = {name: name in self.numeric_labels for name in (self.label, *self.other_labels)}
-        return log_experiments(summary, self.max_len, group, labels)
-
-    def columns_to_compare(self, summary: Summary) -> list[str]:
-        """Return categories and tags, where rows are few."""
-        return columns_to_compare(summary, self.item_columns)
-
     def advice(self, summary: Summary) -> list[str]:
         """Return the units of labels, and what follows from how often users recur and how many targets are cold."""
         units = [
             f"{c.name} is ({c.source} - {c.mean:g}) / {c.std:g}: a prediction p of it is p * {c.std:g} + {c.mean:g}"
             for c in self._scaled_labels
         ]
-        return units + explain(summary, self.columns_to_compare(summary))
+        return units + super().advice(summary)
 
 
 def _code_of_user(user: str, row: str) -> pl.Expr:

@@ -44,6 +44,8 @@ SEED = 2025
 class MicroLens(Reader):
     """MicroLens-100K and -50K: videos with titles, and frozen text, image and video embeddings."""
 
+    evaluates_known_users = True
+
     @property
     def item_columns(self) -> Mapping[str, Kind]:
         """Item columns with their kinds."""

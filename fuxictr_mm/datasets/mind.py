@@ -7,8 +7,8 @@ The files are those of https://msnews.github.io, unpacked: folders whose names e
 ``news.tsv`` (news, category, subcategory, title, abstract, ...). A row of ours is one news of one impression.
 
 Where there is a ``_test`` folder (MIND-large; it has no labels), train, dev and test are the splits. MIND-small has
-none: then the last day of ``_train`` becomes valid and ``_dev`` becomes test. Titles and abstracts are kept for
-``fuxictr-mm embed encode``; the embeddings of Wikidata entities are not read.
+none: then the last day of ``_train`` becomes valid and ``_dev`` becomes test. Metrics are by impression. Titles and
+abstracts are kept for ``fuxictr-mm embed encode``; the embeddings of Wikidata entities are not read.
 """
 
 from __future__ import annotations
@@ -16,12 +16,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from fuxictr_mm.data.lists import EMPTY_AS_NULL
 from fuxictr_mm.datasets.reader import Kind, Reader, Rows
 from fuxictr_mm.errors import DataError, MissingFileError
+
+if TYPE_CHECKING:
+    from fuxictr_mm.datasets.writer import Summary
 
 #: Impressions of a chunk; MIND has 37 news each on average.
 CHUNK_IMPRESSIONS = 50_000
@@ -39,7 +43,7 @@ class Mind(Reader):
     @property
     def context(self) -> Mapping[str, Kind]:
         """Context columns with their kinds."""
-        return {"hour": "categorical"}
+        return {"hour": "categorical", "impression": "group"}
 
     @property
     def item_columns(self) -> Mapping[str, Kind]:
@@ -62,6 +66,11 @@ class Mind(Reader):
                 f"{', '.join(path.name for path in folders.values()) or 'none'})"
             )
         return {kind: folders[kind] for kind in ("train", "dev", "test") if kind in folders}
+
+    def experiments(self, summary: Summary) -> dict[str, dict[str, Any]]:
+        """Return the common experiments with the metrics of MIND, which are means over impressions."""
+        metrics = ["AUC", "gAUC_mean", "MRR", "NDCG@5", "NDCG@10", "logloss"]
+        return {name: {**settings, "metrics": metrics} for name, settings in super().experiments(summary).items()}
 
     def files(self) -> list[Path]:
         """Return behaviors and news of each folder."""
@@ -112,7 +121,7 @@ class Mind(Reader):
         shown = (
             frame.with_row_index("which")
             .with_columns(self._splits(kind).alias("split"), pl.col("time").dt.hour().cast(pl.String).alias("hour"))
-            .select("which", "split", "user_id", "hour", pl.col("shown").str.split(" "))
+            .select("which", "split", "user_id", "hour", "impression", pl.col("shown").str.split(" "))
             .explode("shown", **EMPTY_AS_NULL)
             .filter(pl.col("shown") != "")  # of two spaces, or of an impression of nothing
             .with_columns(pl.col("shown").str.extract_groups(r"^(?<item_id>.+?)(?:-(?<label>[01]))?$").alias("parts"))

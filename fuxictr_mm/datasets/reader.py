@@ -32,7 +32,7 @@ Kind = Literal["categorical", "numeric", "sequence", "text", "group"]
 SPLITS = ("train", "valid", "test")
 
 #: Modules of this package that hold no reader.
-_OTHERS = ("reader", "histories", "negatives", "configuration", "writer", "folder", "synthetic")
+_OTHERS = ("reader", "histories", "negatives", "configuration", "experiments", "writer", "folder", "synthetic")
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,8 @@ class Reader(ABC):
     earlier_items: Sequence[str] = ()
     #: Of a log that extends another: by column, the digests and sizes of the numberings that its own begin with.
     extends: Mapping[str, Mapping[str, int]] = {}
+    #: Whether valid and test have users of train, so that an embedding of the user is worth training.
+    evaluates_known_users: ClassVar[bool] = False
     #: Default of ``max_len``.
     history_len: ClassVar[int] = 100
 
@@ -161,19 +163,29 @@ class Reader(ABC):
 
     def experiments(self, summary: Summary) -> dict[str, dict[str, Any]]:
         """Return the models of the first experiments and their own settings; None leaves out a common one."""
-        return {"DIN": {}, **({"DIN_MM": {"num_heads": 4}} if summary.coverage else {})}
+        from fuxictr_mm.datasets.experiments import first_experiments
+
+        group = next(iter(names_of(self.context, ("group",))), "user_id")
+        labels = {name: name in self.numeric_labels for name in (self.label, *self.other_labels)}
+        return first_experiments(summary, self.max_len, self.embeds_users(summary), group, labels)
 
     def embeds_users(self, summary: Summary) -> bool:
         """Return whether the number of a user is a feature with its own embedding."""
-        return False
+        from fuxictr_mm.datasets.experiments import users_recur
+
+        return self.evaluates_known_users and users_recur(summary)
 
     def columns_to_compare(self, summary: Summary) -> list[str]:
-        """Return the columns of the items whose similarity of target and history is a feature."""
-        return []
+        """Return the columns of the items whose similarity of target and history is a feature: few rows given."""
+        from fuxictr_mm.datasets.experiments import columns_to_compare
+
+        return columns_to_compare(summary, self.item_columns)
 
     def advice(self, summary: Summary) -> list[str]:
         """Return lines on what in the experiments follows from what was found."""
-        return []
+        from fuxictr_mm.datasets.experiments import explain
+
+        return explain(summary, self.embeds_users(summary), self.columns_to_compare(summary))
 
     def written_label(self, name: str) -> str:
         """Return the name that a label of ``--labels`` is written with."""

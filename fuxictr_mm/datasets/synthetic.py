@@ -7,7 +7,7 @@ from typing import Any
 
 from fuxictr_mm.data.synthetic.spec import SyntheticSpec
 from fuxictr_mm.datasets.configuration import write_files
-from fuxictr_mm.datasets.own.experiments import din_experiments
+from fuxictr_mm.datasets.experiments import din_experiments
 
 
 def write_synthetic_config(folder: Path, spec: SyntheticSpec) -> list[str]:

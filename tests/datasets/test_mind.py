@@ -33,6 +33,16 @@ def test_mind(mind, prepare, read_split, values_of):
     assert titles == ['PGA "Tour winners', "Über uns", "Three", "Pie"]
 
 
+def test_metrics_of_mind_are_by_impression(mind, prepare, read_split):
+    folder, _, expids = prepare("mind", mind)
+    config = Experiment.load(expids[0], folder).config
+    assert config.group_id == "impression"
+    assert {"gAUC_mean", "MRR", "NDCG@5", "NDCG@10"} < set(config.metrics)
+    assert [(row["user_id"], row["impression"]) for row in read_split(folder, "train")] == [
+        ("U10", "1"), ("U10", "1"), ("U10", "3")
+    ]  # fmt: skip
+
+
 def test_mind_with_an_unlabelled_test_folder(mind, prepare, read_split):
     test = mind / "MINDlarge_test"
     test.mkdir()

@@ -13,7 +13,7 @@ from tests.datasets.command import run
 def test_json_says_what_was_found(mind, tmp_path, capsys):
     assert run("mind", "--source", mind, "--out", tmp_path / "small", "--json") == 0
     document = json.loads(capsys.readouterr().out)
-    assert document["experiments"] == ["DIN_small"]
+    assert document["experiments"] == ["DIN_small", "DIN_MM_small"]
     assert document["splits"]["train"] == {
         "rows": 3, "labelled": 3, "positives": 1, "without_history": 0, "history_items": 6, "left_out": 0,
         "unknown_items": 1, "cold": 0,

@@ -37,6 +37,17 @@ def test_what_is_prepared_trains(name, source, prepare, tmp_path):
 
 
 @pytest.mark.parametrize("name", READERS)
+def test_the_user_is_a_feature_where_users_of_valid_are_in_train(name, source, prepare, read_split, monkeypatch):
+    monkeypatch.setattr("fuxictr_mm.datasets.experiments.USER_ROWS", 0)
+    folder, _, expids = prepare(name, source(name))
+    fields = Experiment.load(expids[0], folder).config.dataset.feature_cols
+    is_feature = any(field.name == "user_id" and field.type == "categorical" for field in fields)
+    assert is_feature == any(expid.startswith("LightFM") for expid in expids) == (name in ("kuairand", "microlens"))
+    known = {row["user_id"] for row in read_split(folder, "train")}
+    assert not is_feature or all(row["user_id"] in known for row in read_split(folder, "valid"))
+
+
+@pytest.mark.parametrize("name", READERS)
 def test_another_start_continues_and_gives_the_same_rows(name, source, prepare, monkeypatch):
     path = source(name)
     whole, summary, _ = prepare(name, path)

@@ -1,9 +1,9 @@
-"""The experiments that ``fuxictr-mm prepare log`` writes, with settings by the number of rows."""
+"""The first experiments that ``fuxictr-mm prepare`` writes, with settings by the number of rows."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fuxictr_mm.config.sizes import (
     FEW_ROWS,
@@ -16,7 +16,9 @@ from fuxictr_mm.config.sizes import (
     updates_of,
 )
 from fuxictr_mm.data.schema import ITEM_ID
-from fuxictr_mm.datasets.writer import Summary
+
+if TYPE_CHECKING:
+    from fuxictr_mm.datasets.writer import Summary
 
 #: Training rows of a user from which on the user is a feature: an embedding of fewer is not learned.
 USER_ROWS = 3
@@ -89,20 +91,20 @@ def din_experiments(
     }
 
 
-def log_experiments(
-    summary: Summary, max_len: int, group: str = "user_id", labels: Mapping[str, bool] | None = None
+def first_experiments(
+    summary: Summary, max_len: int, users: bool, group: str = "user_id", labels: Mapping[str, bool] | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Return ``din_experiments`` for what was written; with LightFM where the user is a feature."""
+    """Return ``din_experiments`` for what was written; with LightFM where ``users`` are a feature."""
     models = din_experiments(summary.splits["train"].rows, max_len, group, labels)
     for settings in models.values():
         settings["embedding_regularizer"] = _penalty(summary)
     settings = models["DIN_MM"]
-    if users_recur(summary):
+    if users:
         fields = ["user_id", ITEM_ID, *summary.coverage]
         settings |= {"factor_dim": FACTOR_DIM, "factor_features": fields}
     if _are_cold(summary) and summary.coverage:
         settings["feature_specs"] = [{"name": ITEM_ID, "dropout": COLD_DROPOUT}]
-    if not users_recur(summary):
+    if not users:
         return models
     common = {name: value for name, value in models["DIN"].items() if name != "swa_start"}
     factors = {
@@ -135,13 +137,13 @@ def _tasks(labels: Mapping[str, bool]) -> dict[str, Any]:
     }
 
 
-def explain(summary: Summary, compared: Sequence[str] = ()) -> list[str]:
+def explain(summary: Summary, users: bool, compared: Sequence[str] = ()) -> list[str]:
     """Return a line for each setting that follows from what the data are like, for the summary of ``prepare``.
 
-    ``compared`` are the ``columns_to_compare``.
+    ``users`` says whether the user is a feature; ``compared`` are the ``columns_to_compare``.
     """
     lines = []
-    if users_recur(summary):
+    if users:
         rows = summary.splits["train"].rows / summary.users
         lines.append(f"DIN_MM has factor_dim: {FACTOR_DIM}, since users have {rows:.0f} training rows on average")
     if (penalty := _penalty(summary)) != PENALTY.first:

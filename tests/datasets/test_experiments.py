@@ -3,22 +3,22 @@
 import pytest
 
 from fuxictr_mm.autopilot.candidates import MODELS
-from fuxictr_mm.datasets.own.experiments import columns_to_compare, explain, log_experiments, users_recur
+from fuxictr_mm.datasets.experiments import columns_to_compare, explain, first_experiments, users_recur
 from fuxictr_mm.datasets.writer import SplitSummary, Summary
 
 
 @pytest.mark.parametrize(("users", "recur"), [(50, True), (200, False)])
 def test_the_user_is_a_feature_where_users_recur(users, recur):
     summary = Summary(9, users, {"train": SplitSummary(rows=300)}, vocab_sizes={"user_id": users + 1})
-    experiments = log_experiments(summary, 20)
-    assert ("LightFM" in experiments) == recur
     assert users_recur(summary) == recur
+    assert ("LightFM" in first_experiments(summary, 20, users_recur(summary))) == recur
 
 
 def test_a_high_learning_rate_comes_with_the_average_of_the_weights():
     """As ``docs/choosing_settings.md`` has it, and as the autopilot begins."""
     for rows, updates in ((80_024, 626), (600, 6), (1, 2), (3_000_000, 1466)):
-        experiments = log_experiments(Summary(9, 1, {"train": SplitSummary(rows=rows)}, vocab_sizes={"user_id": 2}), 20)
+        summary = Summary(9, 1, {"train": SplitSummary(rows=rows)}, vocab_sizes={"user_id": 2})
+        experiments = first_experiments(summary, 20, True)
         for name, entry in experiments.items():
             rate = entry["learning_rate"]
             assert (rate, entry.get("swa_start")) == ((5e-3, None) if name == "LightFM" else (4e-3, updates))
@@ -32,18 +32,18 @@ def test_a_high_learning_rate_comes_with_the_average_of_the_weights():
 def test_item_ids_are_dropped_where_targets_are_cold_and_embeddings_tell_the_item(cold, coverage, dropout):
     splits = {"train": SplitSummary(rows=300), "test": SplitSummary(rows=100, cold=cold)}
     summary = Summary(9, 200, splits, {"title_emb": 1.0} if coverage else {}, vocab_sizes={"user_id": 201})
-    entry = log_experiments(summary, 20)["DIN_MM"]
+    entry = first_experiments(summary, 20, users_recur(summary))["DIN_MM"]
     assert entry.get("feature_specs") == (dropout and [{"name": "item_id", "dropout": dropout}])
     assert "factor_dim" not in entry
-    assert sum(f"{cold}%" in line for line in explain(summary)) == (cold > 80 or not coverage)
+    assert sum(f"{cold}%" in line for line in explain(summary, users_recur(summary))) == (cold > 80 or not coverage)
 
 
 def test_where_users_recur_the_attention_has_a_factorization():
     splits = {"train": SplitSummary(rows=300)}
     summary = Summary(9, 10, splits, {"title_emb": 1.0}, vocab_sizes={"user_id": 11})
-    entry = log_experiments(summary, 20)["DIN_MM"]
+    entry = first_experiments(summary, 20, users_recur(summary))["DIN_MM"]
     assert (entry["factor_dim"], entry["factor_features"]) == (17, ["user_id", "item_id", "title_emb"])
-    assert sum("factor_dim: 17" in line for line in explain(summary)) == 1
+    assert sum("factor_dim: 17" in line for line in explain(summary, users_recur(summary))) == 1
 
 
 @pytest.mark.parametrize(
@@ -53,10 +53,10 @@ def test_few_rows_have_a_strong_penalty(rows, coverage, few):
     """As ``docs/choosing_settings.md`` has it."""
     splits = {"train": SplitSummary(rows=rows)}
     summary = Summary(9, rows, splits, {"title_emb": 1.0} if coverage else {}, vocab_sizes={"user_id": rows + 1})
-    for name, entry in log_experiments(summary, 20).items():
+    for name, entry in first_experiments(summary, 20, users_recur(summary)).items():
         if name != "LightFM":
             assert entry["embedding_regularizer"] == (1e-2 if few else 2e-4)
-    assert ["embedding_regularizer" in line for line in explain(summary)] == [True] * few
+    assert ["embedding_regularizer" in line for line in explain(summary, users_recur(summary))] == [True] * few
 
 
 @pytest.mark.parametrize(("rows", "compared"), [(19_999, ["category", "tags"]), (20_000, [])])
@@ -65,11 +65,11 @@ def test_few_rows_have_the_similarity_of_categories_and_tags(rows, compared):
     sizes = {"user_id": 11, "category": 5, "tags": 20, "maker": 21}
     summary = Summary(100, 10, {"train": SplitSummary(rows=rows)}, vocab_sizes=sizes)
     assert columns_to_compare(summary, kinds) == compared
-    assert any("category, tags" in line for line in explain(summary, compared)) == bool(compared)
+    assert any("category, tags" in line for line in explain(summary, True, compared)) == bool(compared)
 
 
 @pytest.mark.parametrize(("rows", "penalty"), [(300, 3e-4), (12_000, 2.5e-4), (80_024, 3.7e-5), (10**8, 1e-6)])
 def test_the_penalty_of_a_factorization_falls_with_the_rows(rows, penalty):
     """As ``docs/choosing_settings.md`` has it: a fixed penalty of whole tables hides what users like."""
     summary = Summary(9, 10, {"train": SplitSummary(rows=rows)}, {"title_emb": 1.0}, vocab_sizes={"user_id": 11})
-    assert log_experiments(summary, 20)["LightFM"]["embedding_regularizer"] == penalty
+    assert first_experiments(summary, 20, users_recur(summary))["LightFM"]["embedding_regularizer"] == penalty
