@@ -44,6 +44,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     option("--steps", type=int, default=6, help="steps per block")
     option("--pairs", type=int, default=5, help="pairs of blocks")
     option("--table", choices=["dense", "touched", "sharded"], default="dense", help="kind of the table of item ids")
+    option("--own_batch_norm", action="store_true", help="sync_batch_norm: False")
     option("--data", type=Path, metavar="DIR", help="dataset folder, such as one of fuxictr-mm synth")
     add_sizes(parser)
     option("--json", type=Path, metavar="FILE", help="write the figures there")
@@ -77,6 +78,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     keep_freed_memory()
     specs = [{"name": "item_id", "table": args.table}]
     changes: dict[str, Any] = {"batch_size": args.batch_size, "max_len": args.max_len, "feature_specs": specs}
+    changes["sync_batch_norm"] = not args.own_batch_norm
     if args.table == "sharded":
         changes |= {"table_optimizer": "rowwise_adagrad", "embedding_regularizer": 0}
     params = parameters(args.model, args.data, **changes)

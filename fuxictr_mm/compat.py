@@ -103,8 +103,9 @@ def params_problems(model_class: type, params: Mapping[str, Any]) -> dict[str, s
     if params.get("precision") == "bf16":
         problems["precision"] = f"precision is bf16, {is_none}; fp32 and tf32 work"
     for key in sorted(OWN_SETTINGS - model_schema(model_class).keys()):
-        if params.get(key) and params[key] != ModelSettings.model_fields[key].default:
-            problems[key] = f"{key} is {params[key]}, {is_none}; leave it out"
+        value = params.get(key)
+        if (value or value is False) and value != ModelSettings.model_fields[key].default:
+            problems[key] = f"{key} is {value}, {is_none}; leave it out"
     columns = Columns.of(params)
     for name, column in columns.by_name.items():
         if not column.freeze_emb and not column.pretrained_emb:

@@ -70,7 +70,7 @@ READ = {
 NOT_READ = {
     "embedding_learning_rate": 0.1, "embedding_weight_decay": 0.1, "weight_decay": 0.1, "table_optimizer": "sgd",
     "lr_schedule": "cosine", "plateau_patience": 2, "warmup_steps": 3, "ema": 0.9, "swa_start": 5,
-    "label_smoothing": 0.1, "accumulation_steps": 2,
+    "label_smoothing": 0.1, "accumulation_steps": 2, "sync_batch_norm": False,
 }  # fmt: skip
 
 

@@ -180,6 +180,10 @@ class ModelSettings(Settings):
     precision: Literal["fp32", "tf32", "bf16"] = Field(
         "fp32", description="`bf16`: logits under autocast; `tf32`: matrix products in TF32 on a GPU."
     )
+    sync_batch_norm: bool = Field(
+        True,
+        description="Of several processes: batch norm uses the rows of all of them; False: of its own process.",
+    )
     verbose: int = Field(1, description="Progress bars: 0 never, 1 on a terminal, 2 always.")
 
     # A rule on several keys is checked with the last of them: pydantic has the values of those declared before it, and

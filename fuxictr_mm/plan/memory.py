@@ -77,6 +77,8 @@ def make_plan(experiment: Experiment, gpus: int | None = None, memory: float | N
     ]
     total = sum(part.bytes for part in parts)
     sent += _ring(4 * model.other, processes)
+    if config.sync_batch_norm:  # mean and variance of its own rows to each other process, and a sum of two gradients
+        sent += 8 * model.norm_channels * (processes - 1) + _ring(8 * model.norm_channels, processes)
     device = "GPU" if run.on_gpu else "CPU"
     return Plan(config.expid, processes, device, parts, tables, int(sent), total, int(limit), total <= limit)
 

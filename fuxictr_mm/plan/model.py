@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.data.feature_map import build_feature_map
@@ -59,6 +60,7 @@ class ModelSizes:
     other: int  #: Number of its other parameters.
     other_state: float  #: Numbers of the optimizer for each of those.
     buffers: int  #: Bytes of its buffers, such as codes of the items.
+    norm_channels: int  #: Number of channels of all batch norms.
     rule: str | None  #: How touched rows are updated.
     #: Bytes that the forward pass keeps: of a batch, and of each of its rows. None for a large network.
     activations: tuple[float, float] | None
@@ -105,8 +107,9 @@ def measure_model(experiment: Experiment, features: Sequence[Feature], num_items
         activations = _measure_activations(experiment, features, num_items, history)
     of_items = {id(b) for b in model.items.buffers()}
     buffers = sum(b.numel() * b.element_size() for b in model.buffers() if id(b) not in of_items)
+    channels = sum(m.num_features for m in model.modules() if isinstance(m, _BatchNorm))
     rule = touched_rule(settings.optimizer, settings.table_optimizer)
-    return ModelSizes(tables, other, state, buffers, rule, activations)
+    return ModelSizes(tables, other, state, buffers, channels, rule, activations)
 
 
 def _build(experiment: Experiment, features: Sequence[Feature], num_items: int) -> Any:

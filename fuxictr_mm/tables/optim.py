@@ -91,16 +91,17 @@ class TouchedOptimizer(torch.optim.Optimizer):
         rows, gradient = touched_rows(table)
         state, rate = self._state_of(table, group), group["lr"]
         state["step"] += 1
+        weights = table.index_select(0, rows)
         if LAST in state:
-            kept = table.index_select(0, rows)
             missed = state["step"] - state[LAST].index_select(0, rows)
             state[LAST].index_fill_(0, rows, state["step"])
             if self.penalty is not None:
-                gradient = gradient + self.penalty(table, kept, missed, rate)
+                gradient = gradient + self.penalty(table, weights, missed, rate)
             if group["weight_decay"]:
-                table.index_copy_(0, rows, kept * (1 - rate * group["weight_decay"]) ** missed)
+                weights *= (1 - rate * group["weight_decay"]) ** missed
         change, rate = self._change(state, group, rows, gradient)
-        table.index_add_(0, rows, change, alpha=-rate)
+        # Rows are distinct: index_add_, which allows for repeated ones, takes three times as long.
+        table.index_copy_(0, rows, weights.add_(change, alpha=-rate))
 
     def _state_of(self, table: nn.Parameter, group: dict[str, Any]) -> dict[str, Any]:
         state, rule = self.state[table], group["rule"]

@@ -3,7 +3,8 @@
 Each rank takes its part of every batch (``fuxictr_mm.data.shards``). Gradients are averaged over ranks by torch's
 ``DistributedDataParallel`` during the backward pass, by gloo between CPUs and nccl between GPUs; models with a
 ``train_step`` of their own have them averaged after it. With batches of B samples each, W ranks take the steps of one
-process with batches of W * B, up to rounding: batch norm counts the samples of all ranks.
+process with batches of W * B, up to rounding: batch norm counts the samples of all ranks, unless ``sync_batch_norm`` is
+False.
 """
 
 from __future__ import annotations
@@ -33,18 +34,40 @@ from fuxictr_mm.tables.gradients import no_gradient, sparse_gradient, touched_pa
 from fuxictr_mm.tables.sharded import is_distributed
 
 
-class SyncBatchNorm(_BatchNorm):
-    """``nn.BatchNorm1d`` with mean and variance over all ranks; a rank may have one sample, or none.
-
-    Where all ranks together have fewer than two, the running statistics are unchanged. The parameters and buffers are
-    those of ``norm``.
-    """
+class _SameBatchNorm(_BatchNorm):
+    """A batch norm with the parameters and buffers of ``norm``, of any shape of input."""
 
     def __init__(self, norm: _BatchNorm) -> None:
         super().__init__(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
         for name, value in [*norm.named_parameters(), *norm.named_buffers()]:
             setattr(self, name, value)
         self.training = norm.training
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Take any shape that forward does."""
+
+
+class LocalBatchNorm(_SameBatchNorm):
+    """``nn.BatchNorm1d`` with mean and variance of the rank's own samples.
+
+    Fewer than two samples have no variance: the running statistics take its place, and are unchanged.
+    ``average_running_statistics`` gives all ranks the same.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise ``x`` ``(N, C)`` or ``(N, C, L)``."""
+        if self.training and self.track_running_stats and x.numel() < 2 * self.num_features:
+            assert self.num_batches_tracked is not None
+            self.num_batches_tracked.add_(1)  # so that it is the same on all ranks
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        return super().forward(x)
+
+
+class SyncBatchNorm(_SameBatchNorm):
+    """``nn.BatchNorm1d`` with mean and variance over all ranks; a rank may have one sample, or none.
+
+    Where all ranks together have fewer than two, the running statistics are unchanged.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``x`` ``(N, C)`` or ``(N, C, L)``."""
@@ -64,9 +87,6 @@ class SyncBatchNorm(_BatchNorm):
         share = 1 / max(float(self.num_batches_tracked), 1) if self.momentum is None else self.momentum
         for running, value in ((self.running_mean, mean), (self.running_var, variance)):
             running.lerp_(torch.where(known, value.to(running.dtype), running), share)
-
-    def _check_input_dim(self, input: Tensor) -> None:
-        """Take any shape that forward does."""
 
 
 class _Normalize(torch.autograd.Function):
@@ -112,16 +132,32 @@ class _Normalize(torch.autograd.Function):
         return of_x, *((None, None) if weight is None else (own[0], own[1])), None
 
 
-def replace_batch_norm(model: nn.Module) -> None:
-    """Replace every batch norm by ``SyncBatchNorm``; parameters stay the same objects."""
+def replace_batch_norm(model: nn.Module, sync: bool = True) -> None:
+    """Replace every batch norm by ``SyncBatchNorm``, or ``LocalBatchNorm``; parameters stay the same objects."""
     compiled = getattr(model, "compiled_logits", None) is not None
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            if isinstance(child, _BatchNorm) and not isinstance(child, SyncBatchNorm | nn.SyncBatchNorm):
-                norm = SyncBatchNorm(child)
-                if compiled:  # not as a decorator of the class: it imports torch's compiler, which takes a second
+            if isinstance(child, _BatchNorm) and not isinstance(child, _SameBatchNorm | nn.SyncBatchNorm):
+                norm = SyncBatchNorm(child) if sync else LocalBatchNorm(child)
+                if compiled and sync:  # not as a decorator of the class: it imports torch's compiler, for a second
                     norm.forward = torch.compiler.disable(norm.forward)  # type: ignore[method-assign]
                 setattr(module, name, norm)
+
+
+@torch.no_grad()
+def average_running_statistics(model: nn.Module) -> None:
+    """Replace the running statistics of every ``LocalBatchNorm`` by their mean over ranks.
+
+    They are linear in the statistics of the steps, so that how often this is done changes only rounding. Likewise for
+    the averages of ``ema`` and ``swa_start``.
+    """
+    norms = {name: m for name, m in model.named_modules() if isinstance(m, LocalBatchNorm) and m.track_running_stats}
+    if size() == 1 or not norms:
+        return
+    average = getattr(model, "average", None)
+    of_names = dict(model.named_buffers()), ({} if average is None else average.of_dense)
+    names = [f"{name}.{kind}" for name in norms for kind in ("running_mean", "running_var")]
+    _average([values[name] for values in of_names for name in names if name in values])
 
 
 #: Elements of gradients that are averaged in one message.
@@ -195,7 +231,7 @@ def distribute(model: nn.Module) -> None:
     if size() == 1 or getattr(model, "_is_distributed", False):
         return
     model._is_distributed = True  # type: ignore[assignment]
-    replace_batch_norm(model)
+    replace_batch_norm(model, getattr(getattr(model, "model_settings", None), "sync_batch_norm", True))
     broadcast_state(model)
     if getattr(model, "has_own_step", True):
         _wrap_forward(model)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fuxictr_mm.config import ModelSettings
 from fuxictr_mm.data.batch import num_rows
@@ -101,6 +102,7 @@ def fit(
     if model._stop_training:
         logger.info(f"Stopped early: no improvement for {model._early_stop_patience} evaluations")
     if not fitting.progress.saved:
+        distributed.average_running_statistics(model)
         with _averaged(model):
             _save_weights(model)
     logger.info(f"Best weights: {model.checkpoint}")
@@ -242,6 +244,7 @@ class _Fitting:
         training = {**losses, "learning_rate": model.optimizer.param_groups[0]["lr"]}
         if losses:
             training["rows_per_second"] = self.speed.read()
+        distributed.average_running_statistics(model)
         with _averaged(model):
             metrics = evaluate(model, self.validation, model._monitor.get_metrics())
             progress.history.append({"epoch": epoch + 1, "step": model._total_steps, **losses, **metrics})
@@ -262,6 +265,7 @@ class _Fitting:
         if self.must_save and not getattr(self.model, "is_accumulating", False):
             self.must_save = False
             self.progress.loss, self.progress.losses = self.losses.read()
+            distributed.average_running_statistics(self.model)
             self.checkpoint.save(self.model, self.progress)
         if signal and not self.must_save:
             self.checkpoint.wait()
@@ -290,6 +294,8 @@ def without_effect(model: BaseModel) -> list[str]:
             f"plateau_patience is {settings.plateau_patience}, but training stops after early_stop_patience: "
             f"{settings.early_stop_patience} evaluations without improvement: the learning rate is never reduced"
         )
+    if not settings.sync_batch_norm and not any(isinstance(module, _BatchNorm) for module in model.modules()):
+        found.append("sync_batch_norm is False, but the model has no batch norm")
     return found
 
 

@@ -241,6 +241,11 @@ class WeightAverage:
         self._average = {k: v.clone() for k, v in self._weights.items() if k not in self._rows}
         self._reached: dict[str, Tensor] = {}
 
+    @property
+    def of_dense(self) -> dict[str, Tensor]:
+        """The averages that change in place, by name: of all but tables with sparse gradients."""
+        return self._average
+
     def before_update(self) -> None:
         """Record the rows of sparse gradients before the optimizer step."""
         self._reached = {}

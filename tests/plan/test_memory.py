@@ -65,6 +65,14 @@ def test_a_table_of_a_thousand_million_rows():
     assert dense.sent - found.sent == pytest.approx(2 * 256e9 * 7 / 8, rel=1e-3)
 
 
+def test_batch_norm_of_own_rows_sends_nothing():
+    sent = [
+        make_plan(Experiment.load("DIN_MM_tiny", ROOT, sync_batch_norm=sync), gpus=4).sent for sync in (True, False)
+    ]
+    channels = sum(Experiment.load("DIN_MM_tiny", ROOT).config.model_settings["dnn_hidden_units"])
+    assert sent[0] - sent[1] == 8 * channels * 3 + 2 * 8 * channels * 3 / 4
+
+
 def test_a_streamed_split_leaves_its_memory_to_train(monkeypatch):
     """As ``choose_in_memory``: of half of 0.1 GB, valid takes nothing, so train may take all of it."""
     experiment = Experiment.load("DIN_tiny", ROOT)

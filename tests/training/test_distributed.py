@@ -13,7 +13,7 @@ from fuxictr_mm.data.loaders import InMemoryLoader
 from fuxictr_mm.data.shards import Shard
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.training import distributed, loop
-from fuxictr_mm.training.distributed import SyncBatchNorm, replace_batch_norm
+from fuxictr_mm.training.distributed import LocalBatchNorm, SyncBatchNorm, replace_batch_norm
 from tests.paths import ROOT
 from tests.projects import write_project
 from tests.tensors import assert_equal_tensors, read_tensors
@@ -30,6 +30,18 @@ with distributed.process_group(-1):
     shard = distributed.make_shard(12)
     found = test.gradients_and_scores({expid!r}, {folder!r}, 1200 // shard.size, shard, {settings!r})
     torch.save(found, {folder!r} + f"/rank{{distributed.rank()}}.pt")
+"""
+
+
+#: What each process runs: a training with batch norm of its own rows, and the running statistics before each mean.
+ALONE = """
+import sys, torch
+sys.path.insert(0, {here!r})
+from fuxictr_mm.training import distributed
+import test_distributed as test
+
+with distributed.process_group(-1):
+    torch.save(test.steps_with_own_statistics({folder!r}), {folder!r} + f"/rank{{distributed.rank()}}.pt")
 """
 
 
@@ -104,6 +116,91 @@ def test_processes_have_the_gradients_of_one_with_all_rows(tmp_path, expid, sett
         torch.testing.assert_close(found["scores"], expected["scores"], rtol=1e-9, atol=0)
         assert torch.equal(found["labels"], expected["labels"])
         assert torch.equal(found["groups"], expected["groups"])
+
+
+def own_statistics_model(folder):
+    """Return a model in float64 whose batch norm has the statistics of a process's rows, and its dataset."""
+    settings = {"sync_batch_norm": False, "batch_norm": True, "net_dropout": 0.0, "ema": 0.9, "optimizer": "sgd"}
+    experiment = Experiment.load("DIN_MM_tiny", ROOT, model_root=folder, verbose=0, learning_rate=0.05, **settings)
+    dataset = experiment.load_dataset({"train": True}, shard=Shard())
+    torch.manual_seed(1)
+    model = experiment.build_model(dataset).double()
+    for module in (model.items, dataset.items):
+        module.double()
+    get_labels = model.get_labels
+    model.get_labels = lambda batch: get_labels(batch).double()
+    model.average.begin()  # in float64
+    model._steps_per_epoch = model._planned_steps = 10
+    return model.train(), dataset
+
+
+def steps_with_own_statistics(folder):
+    """Return, of a few steps in float64, the gradients, and buffers before and after the mean over processes."""
+    torch.Tensor.float = torch.Tensor.double
+    model, dataset = own_statistics_model(folder)
+    distributed.distribute(model)
+    shard, rows = distributed.make_shard(2), dataset.splits["train"]
+    points = []
+    for part in PARTS[shard.rank]:
+        (batch,) = InMemoryLoader(rows.slice(part.start, part.stop), len(part))
+        model.backward(batch)
+        points.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+        model.optimizer.step()
+        model.optimizer.zero_grad()
+        model.average.update()
+    own = {name: value.clone() for name, value in model.named_buffers() if "running" in name}
+    own_ema = {name: model.average.of_dense[name].clone() for name in own}
+    distributed.average_running_statistics(model)
+    ema = {name: model.average.of_dense[name] for name in own}
+    return {"points": points, "own": own, "own_ema": own_ema, "ema": ema, "state": model.state_dict()}
+
+
+#: Rows of each step of both processes: as many, fewer, and one, which has no variance.
+PARTS = [range(60), range(60, 120), range(120, 180)], [range(200, 260), range(260, 280), range(280, 281)]
+
+
+@pytest.mark.slow
+def test_batch_norm_of_own_rows(tmp_path, monkeypatch):
+    script = tmp_path / "alone.py"
+    script.write_text(ALONE.format(here=str(Path(__file__).parent), folder=str(tmp_path)))
+    done = start(script, processes=2)
+    assert done.returncode == 0, done.stderr
+    ranks = [read_tensors(tmp_path / f"rank{rank}.pt") for rank in (0, 1)]
+    first, second = (found["state"] for found in ranks)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    for name in ranks[0]["own"]:
+        for found, own in (("state", "own"), ("ema", "own_ema")):
+            assert not torch.equal(ranks[0][own][name], ranks[1][own][name])
+            mean = (ranks[0][own][name] + ranks[1][own][name]) / 2
+            torch.testing.assert_close(ranks[1][found][name], mean, rtol=1e-12, atol=1e-14)
+    # Computed again by one process: the mean over rows of the losses of two models of their own batch norm.
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    models = [own_statistics_model(str(tmp_path)) for _ in PARTS]
+    for model, _ in models:
+        replace_batch_norm(model, sync=False)
+    for step, parts in enumerate(zip(*PARTS, strict=True)):
+        for (model, dataset), part in zip(models, parts, strict=True):
+            (batch,) = InMemoryLoader(dataset.splits["train"].slice(part.start, part.stop), len(part))
+            (model.batch_loss(batch) * len(part) / sum(map(len, parts))).backward()
+        for pair in zip(*(model.parameters() for model, _ in models), strict=True):
+            given = [p.grad for p in pair if p.grad is not None]
+            for p in pair:
+                p.grad = sum(given) if given else None
+        expected = {name: p.grad for name, p in models[0][0].named_parameters() if p.grad is not None}
+        size = max(float(gradient.norm()) for gradient in expected.values())
+        for found in ranks:
+            assert found["points"][step].keys() == expected.keys()
+            for name, gradient in expected.items():
+                torch.testing.assert_close(
+                    found["points"][step][name], gradient, rtol=1e-9, atol=1e-12 * size, msg=name
+                )
+        for model, _ in models:
+            model.optimizer.step()
+            model.optimizer.zero_grad()
+    for found, (model, _) in zip(ranks, models, strict=True):
+        for name, value in found["own"].items():
+            torch.testing.assert_close(value, dict(model.named_buffers())[name], rtol=1e-9, atol=1e-12)
 
 
 FOREIGN = """
@@ -184,7 +281,8 @@ def test_killed_and_resumed_with_as_many_processes_or_fewer(dying):
 def test_settings_with_a_state_of_their_own_resume_with_two_processes(dying):
     folder, run = dying
     path = folder / "model_config.yaml"
-    settings = "ema: 0.9\n    warmup_steps: 5\n    lr_schedule: linear\n    embedding_weight_decay: 0.1\n    "
+    settings = "ema: 0.9\n    sync_batch_norm: False\n    warmup_steps: 5\n    lr_schedule: linear\n    "
+    settings += "embedding_weight_decay: 0.1\n    "
     settings += "feature_specs: [{name: txt_emb_pca8, dropout: 0.3}, {name: item_id, dropout: 0.3, table: touched}]"
     settings += (
         "\n    eval_steps: 8\n    accumulation_steps: 3\n    checkpoint_in_background: True\n    checkpoint_steps: 5"
@@ -301,6 +399,36 @@ def test_batch_norm_of_too_few_samples_of_all_processes_keeps_its_statistics(row
     for value in (out, x.grad, *(p.grad for p in model.parameters())):
         assert bool(value.isfinite().all())
     assert all(torch.equal(value, kept) for value, kept in zip(model[0].buffers(), before, strict=True))
+
+
+@pytest.mark.parametrize("shape", [(7, 5), (4, 5, 3)])
+def test_batch_norm_of_own_rows_is_torchs(shape):
+    torch.manual_seed(0)
+    own, ours = nn.Sequential(nn.BatchNorm1d(5)), nn.Sequential(nn.BatchNorm1d(5))
+    replace_batch_norm(ours, sync=False)
+    assert isinstance(ours[0], LocalBatchNorm)
+    for training in (True, True, False):
+        x = torch.randn(shape)
+        assert torch.equal(own.train(training)(x), ours.train(training)(x))
+    for value, kept in zip(own.buffers(), ours.buffers(), strict=True):
+        assert torch.equal(value, kept)
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_batch_norm_of_own_rows_that_are_too_few_takes_the_running_statistics(rows):
+    model = nn.Sequential(nn.BatchNorm1d(5))
+    model(torch.randn(6, 5))
+    replace_batch_norm(model, sync=False)
+    before = [value.clone() for value in model[0].buffers()]
+    x = torch.randn(rows, 5, requires_grad=True)
+    out = model(x)
+    out.sum().backward()
+    assert torch.equal(out, model.eval()(x))
+    assert bool(x.grad.isfinite().all())
+    mean, variance, batches = before
+    assert torch.equal(model[0].running_mean, mean)
+    assert torch.equal(model[0].running_var, variance)
+    assert model[0].num_batches_tracked == batches + 1  # as on the other processes
 
 
 @pytest.mark.parametrize("compiled", [False, True])

@@ -237,11 +237,12 @@ def test_a_single_sample_for_batch_norm_ends_in_one_line(tmp_path):
         ({"swa_start": 5, "accumulation_steps": 2}, ["swa_start"]),
         ({"plateau_patience": 2}, ["plateau_patience"]),
         ({"eval_steps": 11}, ["eval_steps"]),
+        ({"sync_batch_norm": False}, ["sync_batch_norm"]),
         ({"eval_steps": 10, "warmup_steps": 9, "swa_start": 9, "plateau_patience": 2, "early_stop_patience": 3}, []),
     ],
 )
 def test_settings_that_a_run_does_not_reach_are_named(settings, named):
-    model = SimpleNamespace(model_settings=ModelSettings(**settings), _planned_steps=10)
+    model = SimpleNamespace(model_settings=ModelSettings(**settings), _planned_steps=10, modules=lambda: [nn.ReLU()])
     assert [line.split()[0] for line in loop.without_effect(model)] == named
     assert loop.without_effect(SimpleNamespace(_planned_steps=10)) == []
 
