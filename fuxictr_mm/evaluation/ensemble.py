@@ -118,7 +118,7 @@ def ensemble(
         check_id(name, "--name:")
     if stack:
         import_lightgbm()
-    runs = _members(names, root)
+    runs = _members([names] if isinstance(names, str | os.PathLike) else names, root)
     average = _average_of(runs, average, fit_weights or stack)
     _check_ensembles(runs, "logit" if stack else average)
     if len(runs) == 1 and not single:

@@ -257,7 +257,10 @@ def test_an_experiment_in_two_files(folder):
 def test_unknown_names_list_what_there_is(folder):
     check_names(refused(folder, "X_tny"), "'X_tny'", "'X_tiny'", "X_tiny, Y_tiny")
     change(folder / "model_config.yaml", "dataset_id: d", "dataset_id: dd")
-    check_names(refused(folder), "'dd'", "'d'")
+    change(folder / "model_config.yaml", "epochs: 7", "epochs: '7'")
+    message = refused(folder)
+    check_names(message, "'dd'", "'d'", "epochs is '7'", "write 7 ")
+    assert "label_col" not in message
 
 
 @pytest.mark.parametrize("entry", ["3", "null", "[1]"])
@@ -301,6 +304,7 @@ def test_a_tab_needs_no_double_quotes():
         ("type: meta", "type: mta", ["'user_id'", "type is 'mta'", "'meta'"]),
         ("active: True", "active: yes please", ["active is 'yes please'"]),
         (", type: meta", "", ["'user_id'", "type is missing"]),
+        ("{name: user_id, active: True, ", "{", ["feature_cols: {'dtype': 'int', 'type': 'meta'}", "name is missing"]),
         (", dtype: int, type: meta", ", type: meta", ["'user_id'", "dtype is missing"]),
         ("rebuild_dataset: False", "rebuild_dataset: True", ["rebuild_dataset"]),
         ("label_col: {name: label", "label_col: {nam: label", ["'nam'"]),
@@ -389,6 +393,7 @@ def test_all_problems_in_one_message(folder, monkeypatch):
         "units is [3, 'x']",
     ):
         assert message.count(part) == 1
+    assert "item_info" not in message  # a rule on it and data_format says nothing where that is wrong itself
 
 
 def test_the_signature_is_the_schema(folder):
