@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fuxictr.pytorch.torch_utils import seed_everything
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fuxictr_mm.checking import SettingsError
@@ -33,6 +32,7 @@ from fuxictr_mm.data.vocabulary import Vocabularies
 from fuxictr_mm.embedding_model import check_names
 from fuxictr_mm.encoding.fuxictr import load_dataset
 from fuxictr_mm.errors import ConfigError, MissingFileError, UserError
+from fuxictr_mm.fuxictr_imports import seed_everything
 from fuxictr_mm.model import check_is_built
 from fuxictr_mm.prediction import predict
 from fuxictr_mm.registry import code_hash, describe_error, load_model_class

@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from fuxictr.features import FeatureMap
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,7 +23,7 @@ from fuxictr_mm.data.feature_map import unify_dims
 from fuxictr_mm.embedding_model import Embedded as Embedded  # model files import it from here
 from fuxictr_mm.embedding_model import EmbeddingModel
 from fuxictr_mm.errors import ConfigError, UserError, first_line
-from fuxictr_mm.fuxictr_imports import FeatureEmbeddingDict, MLP_Block
+from fuxictr_mm.fuxictr_imports import FeatureEmbeddingDict, FeatureMap, MLP_Block
 from fuxictr_mm.layers.dropout import replace_dropout
 from fuxictr_mm.registry import failed_on_first_batch, source_of
 from fuxictr_mm.runtime import compiled, device_of, is_main

@@ -365,6 +365,6 @@ def _findings_of_heads(entry: Mapping[str, Any], scale: Scale, is_uniform: bool)
             name,
             f"{name} has no measurable effect: without its output the model loses {drop:.4f} {scale.metric} (noise "
             f"{noise:.4f})",
-            f"see the {cost_name(scale.metric)} of permuting the history; the model may use another path from the history "
-            "to the logit",
+            f"see the {cost_name(scale.metric)} of permuting the history; the model may use another path from the "
+            "history to the logit",
         )

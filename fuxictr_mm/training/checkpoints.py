@@ -24,7 +24,7 @@ from fuxictr_mm.tables.sharded import is_distributed
 from fuxictr_mm.yaml_files import load_yaml
 
 if TYPE_CHECKING:
-    from fuxictr.features import FeatureMap
+    from fuxictr_mm.fuxictr_imports import FeatureMap
 
 logger = logging.getLogger(__name__)
 
