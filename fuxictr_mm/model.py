@@ -267,7 +267,7 @@ class MultimodalModel(EmbeddingModel):
         if logit.shape != expected and (self.num_tasks > 1 or logit.shape != (len(batch),)):
             labels = f", a column for each label ({', '.join(self.feature_map.labels)})" if self.num_tasks > 1 else ""
             raise ConfigError(
-                f"{source_of(type(self))}: {type(self).__name__}.logits returns {tuple(logit.shape)} for a batch of "
+                f"{source_of(type(self), 'logits')}: {type(self).__name__}.logits returns {tuple(logit.shape)} for a batch of "
                 f"{len(batch)} rows, expected {expected}{labels}"
             )
         logit = logit.reshape(expected)
@@ -374,7 +374,7 @@ class MultimodalModel(EmbeddingModel):
             self.row_weights = None
         if batch.weight is not None and not self._takes_weights:
             raise ConfigError(
-                f"{source_of(type(self))}: {type(self).__name__}.add_loss has its own loss, without sample_weight; "
+                f"{source_of(type(self), 'add_loss')}: {type(self).__name__}.add_loss has its own loss, without sample_weight; "
                 "call super().add_loss, or leave sample_weight out of the dataset"
             )
         return loss
@@ -490,5 +490,5 @@ def check_is_built(model: nn.Module) -> None:
         raise ConfigError(f"{source_of(cls)}: class {cls.__name__} defines no method logits(batch)")
     if not hasattr(model, "penalty"):
         raise ConfigError(
-            f"{source_of(cls)}: {cls.__name__}.__init__ does not call self.build(); make it the last line"
+            f"{source_of(cls, '__init__')}: {cls.__name__}.__init__ does not call self.build(); make it the last line"
         )
