@@ -175,7 +175,7 @@ class EmbeddingModel(BaseModel):
         Raises
         ------
         ConfigError
-            The rows lack the short history.
+            The rows have no short history.
         """
         name = self.short_history
         if name is None:

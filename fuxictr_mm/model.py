@@ -78,7 +78,7 @@ class MultimodalModel(EmbeddingModel):
     same_dims: bool = False
     #: Of models with ``same_dims``: further numbers of every field's embedding, which the regularizers leave out.
     factor_dim: int = 0
-    #: Whether its attention layers weigh the whole history, so that an export explains scores by their weights.
+    #: Whether its attention layers weight the whole history, so that an export explains scores by their weights.
     attends_to_history: bool = True
     #: Whether its ``user_state`` holds with its settings; otherwise an export scores each candidate as a row.
     has_user_state: bool = True
@@ -267,8 +267,8 @@ class MultimodalModel(EmbeddingModel):
         if logit.shape != expected and (self.num_tasks > 1 or logit.shape != (len(batch),)):
             labels = f", a column for each label ({', '.join(self.feature_map.labels)})" if self.num_tasks > 1 else ""
             raise ConfigError(
-                f"{source_of(type(self), 'logits')}: {type(self).__name__}.logits returns {tuple(logit.shape)} for a batch of "
-                f"{len(batch)} rows, expected {expected}{labels}"
+                f"{source_of(type(self), 'logits')}: {type(self).__name__}.logits returns {tuple(logit.shape)} for a "
+                f"batch of {len(batch)} rows, expected {expected}{labels}"
             )
         logit = logit.reshape(expected)
         return {"y_pred": self.output_activation(logit), "logit": logit}
@@ -374,8 +374,8 @@ class MultimodalModel(EmbeddingModel):
             self.row_weights = None
         if batch.weight is not None and not self._takes_weights:
             raise ConfigError(
-                f"{source_of(type(self), 'add_loss')}: {type(self).__name__}.add_loss has its own loss, without sample_weight; "
-                "call super().add_loss, or leave sample_weight out of the dataset"
+                f"{source_of(type(self), 'add_loss')}: {type(self).__name__}.add_loss has its own loss, without "
+                "sample_weight; call super().add_loss, or leave sample_weight out of the dataset"
             )
         return loss
 
