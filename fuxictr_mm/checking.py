@@ -169,6 +169,8 @@ def describe_type(annotation: Any, plural: bool = False) -> str:
     >>> from pydantic import PositiveInt
     >>> describe_type(list[PositiveInt])
     'a list of integers >= 1'
+    >>> describe_type(dict[str, float])
+    'a mapping of names to numbers'
     """
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation is Any:  # a class since Python 3.11
