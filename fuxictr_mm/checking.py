@@ -85,7 +85,8 @@ def _describe_problem(
             entry = values[key][loc[1]]
             if len(loc) == 2:
                 return key, f"{where}{key}: the entry {entry!r} is not {describe_type(nested)}"
-            name, loc = f"feature '{entry.get('name', '?')}'", loc[2:]
+            name = f"feature '{entry['name']}'" if "name" in entry else f"{key}: {entry}"
+            loc = loc[2:]
         else:
             entry, name, loc = values[key], key, loc[1:]
         inner, sentence = _describe_problem(nested, entry, loc, found, f"{name}: ")
@@ -125,9 +126,13 @@ def _hint(value: Any, annotation: Any) -> str:
         return f" ({value} is a string in YAML 1.2: write {meant})"
     if isinstance(value, str):
         try:
-            return f" (a number in quotes is a string: write {float(value)!r} without quotes)"
+            number = float(value)
         except ValueError:
             return ""
+        number = int(number) if number.is_integer() else number
+        return (
+            f" (a number in quotes is a string: write {number} without quotes)" if matches(number, annotation) else ""
+        )
     if not isinstance(value, bool | list | dict | None) and matches(str(value), annotation):
         return f" (write it in quotes: '{value}')"
     return ""
@@ -164,6 +169,8 @@ def describe_type(annotation: Any, plural: bool = False) -> str:
     >>> from pydantic import PositiveInt
     >>> describe_type(list[PositiveInt])
     'a list of integers >= 1'
+    >>> describe_type(dict[str, float])
+    'a mapping of names to numbers'
     """
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation is Any:  # a class since Python 3.11

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from fuxictr.features import FeatureMap
 from torch import Tensor, nn
 
 from fuxictr_mm.data.batch import Batch, pad_columns
 from fuxictr_mm.data.items import ItemTable
 from fuxictr_mm.data.schema import why_no_layers
 from fuxictr_mm.errors import ConfigError
-from fuxictr_mm.fuxictr_imports import BaseModel, FeatureEmbeddingDict
+from fuxictr_mm.fuxictr_imports import BaseModel, FeatureEmbeddingDict, FeatureMap
 from fuxictr_mm.jagged import Jagged
 from fuxictr_mm.layers.field_embedding import FieldEmbedding
 from fuxictr_mm.layers.history_search import directions, newest
@@ -176,7 +175,7 @@ class EmbeddingModel(BaseModel):
         Raises
         ------
         ConfigError
-            The rows lack the short history.
+            The rows have no short history.
         """
         name = self.short_history
         if name is None:

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fuxictr.pytorch.torch_utils import seed_everything
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fuxictr_mm.checking import SettingsError
 from fuxictr_mm.compat import check_labels, is_third_party, make_safe
-from fuxictr_mm.config import ExperimentConfig, Fold, config_hash, describe_differences, result_differences
+from fuxictr_mm.config import ExperimentConfig, Fold, config_hash
 from fuxictr_mm.data.batch import make_formatter
 from fuxictr_mm.data.dataset import Dataset
 from fuxictr_mm.data.fingerprint import changed_data
@@ -33,8 +32,9 @@ from fuxictr_mm.data.vocabulary import Vocabularies
 from fuxictr_mm.embedding_model import check_names
 from fuxictr_mm.encoding.fuxictr import load_dataset
 from fuxictr_mm.errors import ConfigError, MissingFileError, UserError
+from fuxictr_mm.fuxictr_imports import seed_everything
 from fuxictr_mm.model import check_is_built
-from fuxictr_mm.prediction import predict
+from fuxictr_mm.prediction import find_weights, predict
 from fuxictr_mm.registry import code_hash, describe_error, load_model_class
 from fuxictr_mm.runs import (
     ENSEMBLE,
@@ -43,9 +43,6 @@ from fuxictr_mm.runs import (
     Run,
     RunPaths,
     file_of_weights,
-    is_present,
-    outdated,
-    present_first,
     read_run,
     runs_of,
     vocabulary_of_weights,
@@ -54,7 +51,6 @@ from fuxictr_mm.runtime import device_of, keep_freed_memory, local_gpu, only_one
 from fuxictr_mm.settings_problems import settings_problems
 from fuxictr_mm.threads import restored_threads, use_threads
 from fuxictr_mm.training import distributed
-from fuxictr_mm.training.checkpoints import hub_weights, saved_settings
 from fuxictr_mm.training.memory import warn_of_large_parameters
 from fuxictr_mm.training.run import TrainingRun
 
@@ -316,42 +312,7 @@ class Experiment:
         MissingFileError, UserError
             The weights do not exist, or the folder was not written by ``fuxictr-mm export-hub``.
         """
-        path = self.paths.weights if weights is None else Path(weights)
-        if not path.exists():
-            raise MissingFileError(f"{path}: no such weights; train first: {self.command('train')}")
-        if weights is None:
-            if self.result(paths=False) is None:
-                logger.warning(f"{path}: not from a finished run of exactly this configuration, but used")
-            self._warn_of_data(path)
-            return path
-        if path.is_dir():
-            path = hub_weights(path)
-        if saved := saved_settings(path):
-            found = result_differences(saved[1], self.config.to_dict())
-            for difference in describe_differences(found, "in the folder"):
-                logger.warning(f"{saved[0]}: {difference}")
-        else:
-            logger.warning(
-                f"{path}: no settings are saved with these weights, so the settings of {self.config.expid} "
-                "are used; settings "
-                "without parameters (activations, heads, history_mask) are not compared"
-            )
-        return path
-
-    def _warn_of_data(self, weights: Path) -> None:
-        """Warn where the newest run is of other data than now, and an older one, which ``diagnose`` takes, is not."""
-        runs = [run for run in runs_of(self.paths) if run.is_usable]
-        if not runs:
-            return
-        # By the file: two runs that began in the same second have no order.
-        newest = next((run for run in runs if run.weights.exists() and run.weights.samefile(weights)), runs[0])
-        first = present_first(runs)[0]
-        if first is not newest and is_present(first) and not is_present(newest):
-            reason = outdated(newest) or "its data is unknown"
-            logger.warning(
-                f"{weights}: weights of the newest run, {newest.run} ({reason}); {first.run} is on the present data: "
-                f"fuxictr-mm predict --runs {shlex.quote(str(first.path))}"
-            )
+        return find_weights(self, weights)
 
     def predict_of_run(self, run: Run, data: Any) -> np.ndarray:
         """Return the predictions with the weights of a run; see ``Run.predict``."""

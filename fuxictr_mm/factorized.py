@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
-from fuxictr.features import FeatureMap
 from pydantic import NonNegativeFloat, NonNegativeInt
 from torch import Tensor
 
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.errors import ConfigError
+from fuxictr_mm.fuxictr_imports import FeatureMap
 from fuxictr_mm.layers import Factorization, mean_squares
 from fuxictr_mm.model import DNNModel, Embedded
 from fuxictr_mm.training.optim import set_initial_std

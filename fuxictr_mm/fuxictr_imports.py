@@ -1,4 +1,4 @@
-"""FuxiCTR's layers and base models, imported without what they import and seldom use.
+"""What this package imports of FuxiCTR, without what that imports and seldom uses.
 
 All modules of this package import them from here, so that whichever is imported first loads as little.
 """
@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
+
+from fuxictr_mm.errors import ConfigError
 
 #: Modules of FuxiCTR of which its layers and models only call functions, and seldom: one reads embedding files, one is
 #: its own evaluation. They import ray, polars and scikit-learn, which takes longer than importing torch.
@@ -45,19 +47,27 @@ class _Deferred(ModuleType):
         return call
 
 
-with deferred_imports(*DEFERRED):
-    from fuxictr.pytorch import layers as fuxictr_layers
-    from fuxictr.pytorch.layers import (
-        CrossNet,
-        CrossNetV2,
-        FeatureEmbedding,
-        FeatureEmbeddingDict,
-        MaskedAveragePooling,
-        MaskedSumPooling,
-        MLP_Block,
-        SqueezeExcitation,
-    )
-    from fuxictr.pytorch.models import BaseModel, MultiTaskModel
+try:
+    with deferred_imports(*DEFERRED):
+        from fuxictr.features import FeatureMap
+        from fuxictr.pytorch import layers as fuxictr_layers
+        from fuxictr.pytorch.layers import (
+            CrossNet,
+            CrossNetV2,
+            FeatureEmbedding,
+            FeatureEmbeddingDict,
+            MaskedAveragePooling,
+            MaskedSumPooling,
+            MLP_Block,
+            SqueezeExcitation,
+        )
+        from fuxictr.pytorch.models import BaseModel, MultiTaskModel
+        from fuxictr.pytorch.torch_utils import seed_everything
+except ImportError as error:
+    if not str(error.name).startswith("fuxictr"):  # what FuxiCTR itself requires
+        raise
+    found = "this version of FuxiCTR is not supported" if "fuxictr" in sys.modules else "FuxiCTR is not installed"
+    raise ConfigError(f"{error}: {found}; pip install fuxictr~=2.3.10") from error
 
 __all__ = [
     "BaseModel",
@@ -65,6 +75,7 @@ __all__ = [
     "CrossNetV2",
     "FeatureEmbedding",
     "FeatureEmbeddingDict",
+    "FeatureMap",
     "MLP_Block",
     "MaskedAveragePooling",
     "MaskedSumPooling",
@@ -72,4 +83,5 @@ __all__ = [
     "SqueezeExcitation",
     "deferred_imports",
     "fuxictr_layers",
+    "seed_everything",
 ]

@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from fuxictr.features import FeatureMap
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,7 +23,7 @@ from fuxictr_mm.data.feature_map import unify_dims
 from fuxictr_mm.embedding_model import Embedded as Embedded  # model files import it from here
 from fuxictr_mm.embedding_model import EmbeddingModel
 from fuxictr_mm.errors import ConfigError, UserError, first_line
-from fuxictr_mm.fuxictr_imports import FeatureEmbeddingDict, MLP_Block
+from fuxictr_mm.fuxictr_imports import FeatureEmbeddingDict, FeatureMap, MLP_Block
 from fuxictr_mm.layers.dropout import replace_dropout
 from fuxictr_mm.registry import failed_on_first_batch, source_of
 from fuxictr_mm.runtime import compiled, device_of, is_main
@@ -79,7 +78,7 @@ class MultimodalModel(EmbeddingModel):
     same_dims: bool = False
     #: Of models with ``same_dims``: further numbers of every field's embedding, which the regularizers leave out.
     factor_dim: int = 0
-    #: Whether its attention layers weigh the whole history, so that an export explains scores by their weights.
+    #: Whether its attention layers weight the whole history, so that an export explains scores by their weights.
     attends_to_history: bool = True
     #: Whether its ``user_state`` holds with its settings; otherwise an export scores each candidate as a row.
     has_user_state: bool = True
@@ -268,8 +267,8 @@ class MultimodalModel(EmbeddingModel):
         if logit.shape != expected and (self.num_tasks > 1 or logit.shape != (len(batch),)):
             labels = f", a column for each label ({', '.join(self.feature_map.labels)})" if self.num_tasks > 1 else ""
             raise ConfigError(
-                f"{source_of(type(self))}: {type(self).__name__}.logits returns {tuple(logit.shape)} for a batch of "
-                f"{len(batch)} rows, expected {expected}{labels}"
+                f"{source_of(type(self), 'logits')}: {type(self).__name__}.logits returns {tuple(logit.shape)} for a "
+                f"batch of {len(batch)} rows, expected {expected}{labels}"
             )
         logit = logit.reshape(expected)
         return {"y_pred": self.output_activation(logit), "logit": logit}
@@ -375,8 +374,8 @@ class MultimodalModel(EmbeddingModel):
             self.row_weights = None
         if batch.weight is not None and not self._takes_weights:
             raise ConfigError(
-                f"{source_of(type(self))}: {type(self).__name__}.add_loss has its own loss, without sample_weight; "
-                "call super().add_loss, or leave sample_weight out of the dataset"
+                f"{source_of(type(self), 'add_loss')}: {type(self).__name__}.add_loss has its own loss, without "
+                "sample_weight; call super().add_loss, or leave sample_weight out of the dataset"
             )
         return loss
 
@@ -491,5 +490,5 @@ def check_is_built(model: nn.Module) -> None:
         raise ConfigError(f"{source_of(cls)}: class {cls.__name__} defines no method logits(batch)")
     if not hasattr(model, "penalty"):
         raise ConfigError(
-            f"{source_of(cls)}: {cls.__name__}.__init__ does not call self.build(); make it the last line"
+            f"{source_of(cls, '__init__')}: {cls.__name__}.__init__ does not call self.build(); make it the last line"
         )

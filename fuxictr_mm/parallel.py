@@ -21,7 +21,7 @@ def run_parts(parts: Sequence[Callable[[], None]]) -> None:
     ----------
     parts : sequence of callable
         One for each thread; each uses a single thread of torch. They may write to disjoint parts of a tensor. They
-        may not draw random numbers from torch's default generator, since the order of the draws would vary, and may
+        may not sample from torch's default generator, since the order would vary, and may
         not call this function with several parts, since they would wait for threads that wait for them.
     """
     if len(parts) == 1:

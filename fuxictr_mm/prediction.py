@@ -1,8 +1,10 @@
-"""Predictions of an experiment for the rows of a file or data frame."""
+"""Predictions of an experiment for the rows of a file or data frame, and the weights that give them."""
 
 from __future__ import annotations
 
+import logging
 import os
+import shlex
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,18 +12,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fuxictr_mm.config import describe_differences, result_differences
 from fuxictr_mm.data.later_items import item_files_of, of_unprepared, refuse_folder_of_splits
 from fuxictr_mm.data.vocabulary import Vocabularies
 from fuxictr_mm.encoding.fuxictr import load_dataset
 from fuxictr_mm.errors import DataError, MissingFileError, UserError, first_line
 from fuxictr_mm.logs import LogFiles
-from fuxictr_mm.runs import vocabulary_of_weights
+from fuxictr_mm.runs import is_present, outdated, present_first, runs_of, vocabulary_of_weights
 from fuxictr_mm.runtime import only_one
 from fuxictr_mm.threads import restored_threads
 from fuxictr_mm.training import distributed, loop
+from fuxictr_mm.training.checkpoints import hub_weights, saved_settings
 
 if TYPE_CHECKING:
     from fuxictr_mm.experiment import Experiment
+
+logger = logging.getLogger(__name__)
 
 
 def predict(experiment: Experiment, data: Any, weights: Path, logs: Sequence[Path]) -> np.ndarray:
@@ -37,6 +43,47 @@ def predict(experiment: Experiment, data: Any, weights: Path, logs: Sequence[Pat
             return _predict_file(experiment, path, weights, logs)
         except UserError as error:
             raise type(error)(str(error).replace(path, "data frame")) from error
+
+
+def find_weights(experiment: Experiment, weights: str | os.PathLike[str] | None = None) -> Path:
+    """Return the file of weights that an experiment predicts with; see ``Experiment.find_weights``."""
+    path = experiment.paths.weights if weights is None else Path(weights)
+    if not path.exists():
+        raise MissingFileError(f"{path}: no such weights; train first: {experiment.command('train')}")
+    if weights is None:
+        if experiment.result(paths=False) is None:
+            logger.warning(f"{path}: not from a finished run of exactly this configuration, but used")
+        _warn_of_data(experiment, path)
+        return path
+    if path.is_dir():
+        path = hub_weights(path)
+    if saved := saved_settings(path):
+        found = result_differences(saved[1], experiment.config.to_dict())
+        for difference in describe_differences(found, "in the folder"):
+            logger.warning(f"{saved[0]}: {difference}")
+    else:
+        logger.warning(
+            f"{path}: no settings are saved with these weights, so the settings of {experiment.config.expid} "
+            "are used; settings "
+            "without parameters (activations, heads, history_mask) are not compared"
+        )
+    return path
+
+
+def _warn_of_data(experiment: Experiment, weights: Path) -> None:
+    """Warn where the newest run is of other data than now, and an older one, which ``diagnose`` takes, is not."""
+    runs = [run for run in runs_of(experiment.paths) if run.is_usable]
+    if not runs:
+        return
+    # By the file: two runs that began in the same second have no order.
+    newest = next((run for run in runs if run.weights.exists() and run.weights.samefile(weights)), runs[0])
+    first = present_first(runs)[0]
+    if first is not newest and is_present(first) and not is_present(newest):
+        reason = outdated(newest) or "its data is unknown"
+        logger.warning(
+            f"{weights}: weights of the newest run, {newest.run} ({reason}); {first.run} is on the present data: "
+            f"fuxictr-mm predict --runs {shlex.quote(str(first.path))}"
+        )
 
 
 def _predict_file(experiment: Experiment, path: str | None, weights: Path, logs: Sequence[Path]) -> np.ndarray:

@@ -190,9 +190,15 @@ def _without_docstrings(tree: ast.Module) -> ast.Module:
     return tree
 
 
-def source_of(cls: type) -> str:
-    """Return the file of a class, for errors."""
-    return getattr(sys.modules.get(cls.__module__), "__file__", None) or cls.__module__
+def source_of(cls: type, method: str | None = None) -> str:
+    """Return the file and line of a class, or of one of its methods, for errors."""
+    method_code = getattr(getattr(cls, method or "", None), "__code__", None)
+    if method_code is not None:
+        return f"{method_code.co_filename}, line {method_code.co_firstlineno}"
+    try:
+        return f"{inspect.getfile(cls)}, line {inspect.getsourcelines(cls)[1]}"
+    except (OSError, TypeError):  # of a notebook, or without its source
+        return cls.__module__
 
 
 def _imported(tree: ast.AST) -> set[str]:

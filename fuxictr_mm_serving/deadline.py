@@ -1,4 +1,4 @@
-"""The time until which the work of a request counts; work checks it between its pieces."""
+"""The time until which the work of a request counts; work checks it between its parts."""
 
 from __future__ import annotations
 

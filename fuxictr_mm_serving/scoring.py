@@ -1,4 +1,4 @@
-"""Scores of a file of rows of any size: read in pieces, written in pieces, resumed where it stopped."""
+"""Scores of a file of rows of any size, read and written in chunks, and resumed where it stopped."""
 
 from __future__ import annotations
 

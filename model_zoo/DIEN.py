@@ -48,7 +48,7 @@ class DIEN(DNNModel):
         Those of DNNModel and MultimodalModel.
     """
 
-    fills_items = False  # the auxiliary loss draws among the distinct items
+    fills_items = False  # the auxiliary loss samples from the distinct items
 
     def __init__(
         self,

@@ -40,6 +40,8 @@ from tests.errors import raises_naming
         (1, Dropout, False),
         (float("nan"), Dropout, False),
         (object(), Any, True),
+        (ConfigError("x"), ConfigError, True),  # any class
+        (3, ConfigError, False),
     ],
 )
 def test_matches(value, annotation, fits):

@@ -1,10 +1,12 @@
 """Models written for FuxiCTR: nothing of the configuration is evaluated, their weights are read and written safely."""
 
+import importlib.util
 import os
 import pickle
 import re
 import subprocess
 import sys
+import types
 from dataclasses import replace
 
 import pytest
@@ -159,6 +161,7 @@ def test_the_examples_of_the_documentation_are_right(tmp_path):
 
 PREPROCESSING = """
 import sys
+import types
 import fuxictr_mm.experiment
 from fuxictr.metrics import evaluate_metrics
 from fuxictr.preprocess import FeatureProcessor, build_dataset
@@ -239,3 +242,14 @@ def test_attributes_of_the_base_model_are_checked():
     kind = type("BaseModel", (), {"fit": lambda self: self._verbose})
     with raises_naming(ConfigError, "_batch_index", "test_compat.py"):
         compat.check_base_model(kind)
+
+
+@pytest.mark.parametrize("name", ["fuxictr.features", "fuxictr.pytorch.models"])
+def test_a_version_of_fuxictr_without_what_is_imported(monkeypatch, name):
+    monkeypatch.setitem(sys.modules, name, None)
+    spec = importlib.util.find_spec("fuxictr_mm.fuxictr_imports")
+    with raises_naming(ConfigError, name, "pip install fuxictr"):
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    with raises_naming(ConfigError, name, "pip install fuxictr"):
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))

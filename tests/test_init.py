@@ -34,8 +34,12 @@ def test_a_run_has_metrics_and_is_found_again(run):
     assert fm.load_run(run.path) == fm.load_run(run) == run
     assert fm.load_run(run.path.parent) == run
     assert fm.find_runs(run.path.parents[2]) == [run]
+    for name in ("DIN_MM_tiny", run.run):
+        assert fm.load_run(name, run.path.parents[2]) == run
     with raises_naming(MissingFileError, "nowhere"):
         fm.load_run(run.path / "nowhere")
+    with raises_naming(MissingFileError, "DIN_MM_tny", "'DIN_MM_tiny'"):
+        fm.load_run("DIN_MM_tny", run.path.parents[2])
 
 
 def test_predictions_of_files_and_frames_are_the_same(run, tmp_path):
@@ -68,6 +72,9 @@ def test_runs_are_compared(run):
     other = fm.load_run(run.path.parents[1] / "DIN_tiny")
     comparison = fm.compare([run, other], run.path.parents[2], samples=100)
     assert [len(side.runs) for side in comparison.sides] == [1, 1]
+    for names in ("DIN_tiny", run, ["DIN_tiny"], []):
+        with raises_naming(ConfigError, "compare", "" if names == [] else "DIN_"):
+            fm.compare(names, run.path.parents[2])
 
 
 def test_models_and_a_registered_one(tmp_path):

@@ -208,7 +208,7 @@ def test_rows_without_a_group_count_in_metrics_of_rows_only(none):
 
 def test_no_group_at_all():
     label, score, _ = sample()
-    with pytest.raises(DataError, match="none of the 400 rows"):
+    with raises_naming(DataError, "400", "group"):
         evaluate_metrics(label, score, ["gAUC"], [None] * 400)
     group = torch.full((400,), NO_GROUP)
     assert set(find_undefined(torch.from_numpy(label), ["AUC", "gAUC", "MRR"], group)) == {"gAUC", "MRR"}

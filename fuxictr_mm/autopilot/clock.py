@@ -1,4 +1,4 @@
-"""The time of an autopilot, over all its starts, and what it has told."""
+"""The time of an autopilot, over all its starts, and what it has reported."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ class ModelStudy:
         write_entries(path, content, Path("autopilot"))
 
     def run(self, trials: int, until: float) -> None:
-        """Go on until there are so many trials; none begins after ``until``, by ``time.monotonic()``."""
+        """Run trials until there are ``trials``; none begins after ``until``, by ``time.monotonic()``."""
         request = self.request
         tuner = read_tuner(self.tuner_file, request.model_zoo)
         first = self.plan.first if is_point_of(tuner.space, self.plan.first) else None

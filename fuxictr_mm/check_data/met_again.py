@@ -40,8 +40,8 @@ def _severity_of_leak(found: float, expected: float, histories: int) -> str:
 @check(SplitInTime, WARNING, "a history before the click")
 def target_in_history(subject: SplitInTime) -> Iterator[Fault]:
     """Targets that are in their own history."""
-    # A target that the user has clicked before belongs there. The files may lack that click; the histories tell in how
-    # many rows: their newest item is a click without a leak, and how often was it met before?
+    # A target that the user has clicked before belongs there. That click may be missing in the files; the histories
+    # tell in how many rows: their newest item is a click without a leak, and how often was it met before?
     split, n = subject.split, subject.split.of_clicks
     clicks = split.own.filter(pl.col("click") == 1) if split.has_both_labels else split.own
     clicks = clicks.unique("row", maintain_order=True)
@@ -57,7 +57,7 @@ def target_in_history(subject: SplitInTime) -> Iterator[Fault]:
     yield fault_of(split.file, ITEM_SEQ, split.own, pl.col("item"), found=found, expected=text, severity=severity)
 
 
-# Cleaning leaves it as it is: the history may be right, where the files lack a click, such as one before the log.
+# Cleaning leaves it as it is: the history may be right, where a click is missing, such as one before the log.
 @check(SplitInTime, WARNING, "histories older than the clicks")
 def future_click(subject: SplitInTime) -> Iterator[Fault]:
     """Clicks of a later split in the user's history, without an earlier one."""

@@ -46,10 +46,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main_from_args(args: argparse.Namespace) -> None:
     """Compare and print."""
-    if len(args.names) < 2:
-        raise ConfigError(
-            f"compare: '{args.names[0]}' is the only name; give two or more experiment ids, runs or folders"
-        )
     if args.samples < MIN_SAMPLES:
         raise ConfigError(f"--samples is {args.samples}, expected {MIN_SAMPLES} or more")
     if args.seed < 0:

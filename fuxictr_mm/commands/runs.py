@@ -57,7 +57,7 @@ def main_from_args(args: argparse.Namespace) -> None:
 
 
 def best_first(runs: Sequence[Run], metric: str) -> list[Run]:
-    """Return finished runs sorted by a metric of the validation rows, best first, without runs that lack it.
+    """Return finished runs sorted by a metric of the validation rows, best first, without runs that do not have it.
 
     Raises
     ------

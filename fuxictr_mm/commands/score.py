@@ -10,9 +10,6 @@ from pathlib import Path
 from fuxictr_mm.arguments import add_examples, add_output_options, show
 from fuxictr_mm.errors import ConfigError, UserError
 
-#: Endings of files that are not written.
-OTHER_FORMS = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".gz", ".zst")
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``fuxictr-mm score``."""
@@ -41,10 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main_from_args(args: argparse.Namespace) -> None:
     """Score the file."""
+    from fuxictr_mm.encoding.text_files import PACKED, is_text
     from fuxictr_mm_serving.errors import ServingError
     from fuxictr_mm_serving.scoring import score_file
 
-    if args.out.suffix.lower() in OTHER_FORMS:
+    if is_text(args.out) or args.out.suffix.lower() in PACKED:
         raise ConfigError(f"--out {args.out}: is written as Parquet; give a name that ends in .parquet")
     started = time.perf_counter()
 

@@ -171,9 +171,9 @@ class DatasetConfig(Settings):
     @field_validator("item_info")
     @classmethod
     def _check_items(cls, paths: Any, info: ValidationInfo) -> Any:
-        if paths is not None and info.data.get("data_format") != "parquet":
+        if paths is not None and info.data.get("data_format", "parquet") != "parquet":
             raise ConfigError(
-                f"data_format: {info.data.get('data_format')} with item_info; datasets with item files are Parquet, "
+                f"data_format: {info.data['data_format']} with item_info; datasets with item files are Parquet, "
                 "write all of them with pl.read_csv(FILE).write_parquet(...), data_format: parquet"
             )
         return paths

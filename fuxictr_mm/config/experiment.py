@@ -192,10 +192,14 @@ class ExperimentConfig(ModelSettings):
             raise MissingFileError(f"{folder}: no such folder; --config takes the folder that holds model_config.yaml")
         experiment = load_model_config(folder, expid)
         experiment["dataset_id"] = (overrides or {}).get("dataset_id", experiment["dataset_id"])
-        dataset = load_dataset_config(folder, experiment["dataset_id"])
         where = f"dataset {experiment['dataset_id']}"
         known = {*DATASET_KEYS, *SHARED_KEYS}
-        problems = {f"dataset.{key}": f"{where}: {unknown_key(key, known)}" for key in dataset if key not in known}
+        dataset, problems = dict[str, Any](), dict[str, str]()
+        try:
+            dataset = load_dataset_config(folder, experiment["dataset_id"])
+        except ConfigError as error:
+            problems["dataset_id"] = str(error)
+        problems |= {f"dataset.{key}": f"{where}: {unknown_key(key, known)}" for key in dataset if key not in known}
         values = {**experiment, **{k: v for k, v in dataset.items() if k in known and k != "description"}}
         # The paths of an entry are relative to its own folder, also where autopilot links to the file.
         links = [path for name in ("dataset_config.yaml", "dataset_config") if (path := folder / name).is_symlink()]
@@ -224,12 +228,14 @@ class ExperimentConfig(ModelSettings):
         values.update(overrides or {})
         values.pop("model_id", None)
         config, found = cls._check(expid, values)
+        if "dataset_id" in problems:  # the others of the dataset follow from it
+            found = {key: sentence for key, sentence in found.items() if key not in DATASET_KEYS}
         problems = {**found, **problems}
         if find_model is not None and "model" not in problems:
             try:
                 model_class = find_model(values["model"])
                 problems |= _check_signature(model_class, values, problems)[0]
-                if check_model is not None:
+                if check_model is not None and "dataset_id" not in problems:
                     right = {k: v for k, v in {**DEFAULTS, **values}.items() if k not in problems}
                     problems = {**check_model(model_class, right), **problems}
             except ConfigError as error:

@@ -11,11 +11,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from fuxictr.features import FeatureMap
 from torch import Tensor
 
 from fuxictr_mm.data.items import ItemTable
 from fuxictr_mm.data.schema import ITEM_ID, ITEM_SEQ, ITEM_SOURCE
+from fuxictr_mm.fuxictr_imports import FeatureMap
 from fuxictr_mm.jagged import Jagged
 
 

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from fuxictr.features import FeatureMap
 
 from fuxictr_mm.config import DatasetConfig, ExperimentConfig
 from fuxictr_mm.data.feature_map import build_feature_map
@@ -27,6 +26,7 @@ from fuxictr_mm.data.shards import Shard
 from fuxictr_mm.data.summary import Summary, summarize
 from fuxictr_mm.data.vocabulary import Conversion, Vocabularies
 from fuxictr_mm.errors import ConfigError, DataError
+from fuxictr_mm.fuxictr_imports import FeatureMap
 from fuxictr_mm.metric_names import takes_one_class
 from fuxictr_mm.runtime import device_of, return_freed_memory
 

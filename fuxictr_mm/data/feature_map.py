@@ -8,10 +8,9 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from fuxictr.features import FeatureMap
-
 from fuxictr_mm.config import ExperimentConfig
 from fuxictr_mm.data.schema import Feature
+from fuxictr_mm.fuxictr_imports import FeatureMap
 
 logger = logging.getLogger(__name__)
 

@@ -371,7 +371,7 @@ class Log(Reader):
         """Return each row followed by its negatives, and the histories of both; all rows are positive."""
         known, up_to = self._popularity
 
-        def draw(totals: np.ndarray, size: int) -> np.ndarray:
+        def sample(totals: np.ndarray, size: int) -> np.ndarray:
             return np.searchsorted(totals, generator.integers(totals[-1], size=size), side="right")
 
         codes = columns["item_id"].replace_strict(known, np.arange(len(known)), return_dtype=pl.Int64).to_numpy()
@@ -382,9 +382,9 @@ class Log(Reader):
         copies = self.asked.negatives + 1
         rows = np.repeat(np.arange(len(columns)), copies)
         is_positive = np.arange(len(rows)) % copies == 0
-        draws = {split: partial(draw, totals) for split, totals in up_to.items()}
+        samplers = {split: partial(sample, totals) for split, totals in up_to.items()}
         items = codes[rows]
-        items[~is_positive], failed = sample_negatives(without, codes, splits, len(known), rows[~is_positive], draws)
+        items[~is_positive], failed = sample_negatives(without, codes, splits, len(known), rows[~is_positive], samplers)
         if failed is not None:
             raise DataError(
                 f"{self._source.log.paths[0]}: the user {columns['user_id'][failed]!r} has events of nearly "

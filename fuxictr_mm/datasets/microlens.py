@@ -159,13 +159,13 @@ class MicroLens(Reader):
     ) -> np.ndarray:
         """Return an item for each interaction that its user has not interacted with."""
 
-        def draw(known: np.ndarray, size: int) -> np.ndarray:
+        def sample(known: np.ndarray, size: int) -> np.ndarray:
             return known[generator.integers(len(known), size=size)]
 
-        draws = {split: partial(draw, known) for split, known in self._items_by_split.items()}
+        samplers = {split: partial(sample, known) for split, known in self._items_by_split.items()}
         codes = np.unique(users, return_inverse=True)[1]
         num_items = int(self._pairs["item"].max()) + 1  # type: ignore[arg-type]
-        negatives, failed = sample_negatives(codes, items, splits, num_items, np.arange(len(items)), draws)
+        negatives, failed = sample_negatives(codes, items, splits, num_items, np.arange(len(items)), samplers)
         if failed is not None:
             raise DataError(
                 f"{self.source}: the user {users[failed]} interacts with nearly every item of "

@@ -18,6 +18,7 @@ from torch import Tensor
 from fuxictr_mm.diagnosis.attention_hooks import AttentionHooks
 from fuxictr_mm.diagnosis.findings import NOTE, PROBLEM, WARNING, Finding, Scale
 from fuxictr_mm.diagnosis.scorer import Cost, Scorer, by_bucket
+from fuxictr_mm.runs import cost_name
 from fuxictr_mm.terminal import format_table
 
 #: Attention weights whose statistics are computed at once; bounds the memory for self-attention.
@@ -272,7 +273,7 @@ def tables(result: Mapping[str, Any]) -> list[str]:
     """Return the tables of attention modules and of heads."""
     if "attention" not in result:
         return []
-    cost = Scale.of(result).cost
+    cost = cost_name(Scale.of(result).metric)
     modules = [
         [
             entry["name"],
@@ -364,6 +365,6 @@ def _findings_of_heads(entry: Mapping[str, Any], scale: Scale, is_uniform: bool)
             name,
             f"{name} has no measurable effect: without its output the model loses {drop:.4f} {scale.metric} (noise "
             f"{noise:.4f})",
-            f"see the {scale.cost} of permuting the history; the model may use another path from the history to the "
-            "logit",
+            f"see the {cost_name(scale.metric)} of permuting the history; the model may use another path from the "
+            "history to the logit",
         )

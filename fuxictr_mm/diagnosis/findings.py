@@ -65,11 +65,6 @@ class Scale:
         metric = result.get("metric", "AUC")
         return cls() if metric == "AUC" else cls(metric, NEGLIGIBLE_ERROR * result["metrics"][metric.lower()])
 
-    @property
-    def cost(self) -> str:
-        """What a part costs that is missing, such as ``AUC drop``."""
-        return f"{self.metric} {'increase' if is_falling(self.metric) else 'drop'}"
-
     def is_negligible(self, cost: float, noise: float) -> bool:
         """Whether a cost, or a gain, is within its noise or negligible.
 

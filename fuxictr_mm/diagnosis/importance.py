@@ -22,6 +22,7 @@ from fuxictr_mm.diagnosis.findings import NOTE, PROBLEM, WARNING, Finding, Scale
 from fuxictr_mm.diagnosis.scorer import Cost, Scorer, with_context, with_history
 from fuxictr_mm.evaluation.intervals import NORMAL_95
 from fuxictr_mm.fuxictr_imports import SqueezeExcitation
+from fuxictr_mm.runs import cost_name
 from fuxictr_mm.terminal import format_table
 
 #: Parts of a column's name, between underscores, that name its modality.
@@ -304,13 +305,13 @@ def tables(result: Mapping[str, Any]) -> list[str]:
         ]
         for e in sorted(entries, key=lambda e: (e["kind"] == "field", -e["auc_lost"]))
     ]
-    return [*found, format_table(["permuted", "kind", Scale.of(result).cost, "std", "fields"], rows)]
+    return [*found, format_table(["permuted", "kind", cost_name(Scale.of(result).metric), "std", "fields"], rows)]
 
 
 def findings(result: Mapping[str, Any]) -> Iterator[Finding]:
     """Yield findings on SENets, fields and groups."""
     scale = Scale.of(result)
-    yield from _findings_of_senets(result.get("senet", []), scale.cost)
+    yield from _findings_of_senets(result.get("senet", []), cost_name(scale.metric))
     groups, fields = result["importance"]["groups"], result["importance"]["fields"]
     covered: set[str] = set()
     for group in groups:

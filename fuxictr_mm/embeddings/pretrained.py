@@ -131,7 +131,7 @@ def refuse_missing(network: nn.Module, model: str, pooler: bool = True) -> bool:
     needed = [name for name in missing if pooler or "pooler" not in name]
     if needed:
         raise DataError(
-            f"model '{model}': its file lacks {len(needed)} parameters, first '{needed[0]}', which would be "
+            f"model '{model}': {len(needed)} parameters are missing in its file, first '{needed[0]}', which would be "
             "random; expected a file that fits its config.json"
         )
     return bool(missing)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fuxictr_mm.embeddings.codebooks import Codebook, Floats, Layer, Space
-from fuxictr_mm.errors import ConfigError, UserError
+from fuxictr_mm.errors import UserError
 from fuxictr_mm.terminal import progress_bar
 
 #: Fraction of the steps, at the end, in which unused codes are not reset, so that every code has time to converge.
@@ -142,8 +142,6 @@ def fit_rqvae(
     for the last quarter of the steps. The latent dim is at most D. The global generator of random numbers is not
     changed.
     """
-    if min(steps, batch_size, latent_dim, *hidden_units) < 1:
-        raise ConfigError("VQ-VAE: steps, batch_size, latent_dim and hidden_units must be 1 or more")
     generator = torch.Generator().manual_seed(seed)
     # The MLPs train best on inputs of mean square 1, whatever the scale of the space.
     unit = float(np.sqrt(np.square(z).mean())) or 1.0

@@ -66,19 +66,8 @@ class Clicks:
     item_ids: Integers  #: ``(I,)`` ids of the columns, ascending.
 
     @classmethod
-    def from_pairs(cls, users: NDArray[Any], items: NDArray[Any]) -> Clicks:
-        """Collect pairs, ``users`` and ``items`` ``(N,)``, in any order and with repetitions.
-
-        Examples
-        --------
-        >>> clicks = Clicks.from_pairs(np.array([8, 3, 3, 8]), np.array([2, 9, 5, 2]))
-        >>> clicks.item_ids.tolist(), clicks.matrix.toarray().tolist()
-        ([2, 5, 9], [[0, 1, 1], [1, 0, 0]])
-        """
-        return cls._from_keys(np.unique(pack(users, items)))
-
-    @classmethod
-    def _from_keys(cls, keys: Integers) -> Clicks:
+    def from_keys(cls, keys: Integers) -> Clicks:
+        """Return the clicks of distinct keys ``(N,)`` of ``pack``, in order."""
         from scipy import sparse
 
         items = (keys & ((1 << ITEM_BITS) - 1)).astype(np.int32)
@@ -118,7 +107,7 @@ class Clicks:
         distinct = np.unique(np.concatenate([distinct, *chunks]))
         if not len(distinct):
             raise DataError(f"{path}: no clicks (no item in item_seq, no {label} of 1), expected at least one")
-        return cls._from_keys(distinct)
+        return cls.from_keys(distinct)
 
 
 def _read_keys(path: str | os.PathLike[str], label: str, numbering: Numbering) -> Iterator[Integers]:

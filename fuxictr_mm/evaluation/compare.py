@@ -124,6 +124,10 @@ def compare(
     UserError
         A name has no run, two sides share a run, runs were evaluated on different examples, or these have no labels.
     """
+    names = [names] if isinstance(names, str | os.PathLike) else names
+    if len(names) < 2:
+        given = f"'{os.fspath(names[0])}' is the only name" if names else "no name is given"
+        raise ConfigError(f"compare: {given}; give two or more experiment ids, runs or folders, in one list")
     known = find_runs(root)
     notes: list[str] = []
     groups: dict[str, list[Run]] = {_label(name, names): [] for name in names}

@@ -118,7 +118,7 @@ def ensemble(
         check_id(name, "--name:")
     if stack:
         import_lightgbm()
-    runs = _members(names, root)
+    runs = _members([names] if isinstance(names, str | os.PathLike) else names, root)
     average = _average_of(runs, average, fit_weights or stack)
     _check_ensembles(runs, "logit" if stack else average)
     if len(runs) == 1 and not single:
@@ -353,7 +353,7 @@ def _metrics(rows: Predictions, like: Run, how: str, split: str = "valid") -> di
     return dict(evaluate_metrics(label, rows.prediction, names, group))
 
 
-def refuse_ensemble(expid: str, root: str | os.PathLike[str] = "checkpoints") -> None:
+def refuse_ensemble(expid: str) -> None:
     """Raise an error if an experiment id is that of an ensemble.
 
     Raises
@@ -361,7 +361,7 @@ def refuse_ensemble(expid: str, root: str | os.PathLike[str] = "checkpoints") ->
     ConfigError
         It is an ensemble, which has no weights; the error names the best of its experiments and its configuration.
     """
-    run = next((run for run in find_runs(root, expid=expid) if run.model == ENSEMBLE and run.is_usable), None)
+    run = next((run for run in find_runs(expid=expid) if run.model == ENSEMBLE and run.is_usable), None)
     members = [read_run(path) for path in run.config.get("members", [])] if run else []
     if run is None or not members:
         return

@@ -85,7 +85,7 @@ class _CheckpointKeeper:
 
 def _build(experiment: Experiment, dataset: Dataset) -> Any:
     """Build the model with its own copy of the feature map, so that one dataset serves several models."""
-    from fuxictr.pytorch.torch_utils import seed_everything
+    from fuxictr_mm.fuxictr_imports import seed_everything
 
     seed_everything(experiment.config.seed)
     return experiment.build_model(replace(dataset, feature_map=copy.deepcopy(dataset.feature_map)))

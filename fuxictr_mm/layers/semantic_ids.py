@@ -74,7 +74,7 @@ def cosine_neighbors(embeddings: Tensor, num_neighbors: int, chunk: int = 1024) 
     return torch.cat([(part @ unit.t()).topk(num_neighbors, dim=1).indices for part in unit.split(chunk)])
 
 
-def k_means(points: Tensor, num_clusters: int, generator: torch.Generator, rounds: int = 100) -> Tensor:
+def k_means(points: Tensor, num_clusters: int, generator: torch.Generator) -> Tensor:
     """Return the centres ``(C, D)`` of points ``(I, D)``.
 
     Lloyd, IEEE Transactions on Information Theory 1982, https://doi.org/10.1109/TIT.1982.1056489, from first centres by
@@ -93,7 +93,7 @@ def k_means(points: Tensor, num_clusters: int, generator: torch.Generator, round
         weights = distance if distance.sum() > 0 else torch.ones_like(distance)
         chosen = torch.multinomial(weights.double(), 1, generator=generator)
         centers = torch.cat([centers, points[chosen.to(points.device)]])
-    for _ in range(rounds):
+    for _ in range(100):
         cluster = _nearest(points, centers)
         counts = torch.bincount(cluster, minlength=num_clusters).to(points.dtype).unsqueeze(1)
         sums = torch.zeros_like(centers).index_add_(0, cluster, points)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from fuxictr_mm.report.drawing import ACCENT, INK, MUTED, SERIES, Dot, Line, Panel, Plot, dots, lines
-from fuxictr_mm.runs import is_falling
+from fuxictr_mm.runs import cost_name, is_falling
 from fuxictr_mm.terminal import decimal, listed, number, plural, signed
 
 #: Rows in one plot; further rows are left out.
@@ -35,11 +35,6 @@ def _drop(name: str, drop: float, noise: float, colour: str) -> Dot:
 
 def _metric(diagnosis: Mapping[str, Any]) -> str:
     return str(diagnosis.get("metric", "AUC"))
-
-
-def _cost(diagnosis: Mapping[str, Any]) -> str:
-    """Return what a part costs that is missing: AUC drop, or RMSE increase."""
-    return f"{_metric(diagnosis)} {'increase' if is_falling(_metric(diagnosis)) else 'drop'}"
 
 
 def _falls(diagnosis: Mapping[str, Any]) -> str:
@@ -84,7 +79,14 @@ def _importance(section: Any, diagnosis: Mapping[str, Any]) -> Iterator[Plot]:
         harmful = _harmful(diagnosis, "importance", {name: name for name, _, _ in drops})
         costs_most = f"Permuting {name} costs most: {decimal(drop)} {_metric(diagnosis)} (±\u00a0{decimal(noise)})."
         caption = f"{costs_most} {_without_gain(drops, harmful, diagnosis)}".strip()
-        yield dots(title, caption, rows, f"{_cost(diagnosis)} when permuted, ± 95 % noise", reference=0.0, bars=True)
+        yield dots(
+            title,
+            caption,
+            rows,
+            f"{cost_name(_metric(diagnosis))} when permuted, ± 95 % noise",
+            reference=0.0,
+            bars=True,
+        )
 
 
 def _attention(section: Any, diagnosis: Mapping[str, Any]) -> Iterator[Plot]:
@@ -137,7 +139,7 @@ def _heads(section: Any, diagnosis: Mapping[str, Any]) -> Iterator[Plot]:
             f"{_falls(diagnosis)} by {decimal(top['removed_auc_lost'])}, without all heads by "
             f"{decimal(entry['all_removed_auc_lost'])}. {_without_gain(drops, harmful, diagnosis)}"
         ).strip()
-        label = f"{_cost(diagnosis)} without the head, ± 95 % noise"
+        label = f"{cost_name(_metric(diagnosis))} without the head, ± 95 % noise"
         yield dots(f"Heads of {entry['attention']}", caption, rows, label, reference=0.0, bars=True)
 
 

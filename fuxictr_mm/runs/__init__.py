@@ -3,6 +3,7 @@
 from fuxictr_mm.runs.evaluations import (
     FALLING,
     best_epoch_was_last,
+    cost_name,
     is_falling,
     monitored,
     newest_evaluations,

@@ -21,6 +21,11 @@ def is_falling(metric: str) -> bool:
     return metric.endswith(tuple(f"_{name}" for name in FALLING)) or metric in FALLING
 
 
+def cost_name(metric: str) -> str:
+    """Return what a part of a model costs that is missing, such as ``AUC drop`` or ``RMSE increase``."""
+    return f"{metric} {'increase' if is_falling(metric) else 'drop'}"
+
+
 def read_evaluations(folder: Path) -> list[dict[str, Any]]:
     """Return the evaluations of the newest run in ``RunPaths.runs`` by their steps, also while it trains."""
     newest = newest_evaluations(folder)

@@ -23,28 +23,33 @@ from fuxictr_mm.yaml_files import load_yaml
 Content = TypeVar("Content")
 
 
-def load_run(folder: str | os.PathLike[str], *, model_zoo: str | os.PathLike[str] | None = None) -> Run:
-    """Read the folder of a run, such as ``checkpoints/tiny_mm/DIN_tiny/20260102-030405-seed1``.
+def load_run(
+    name: str | os.PathLike[str],
+    root: str | os.PathLike[str] = "checkpoints",
+    *,
+    model_zoo: str | os.PathLike[str] | None = None,
+) -> Run:
+    """Return a run by its folder, such as ``checkpoints/tiny_mm/DIN_tiny/20260102-030405-seed1``, or by a name.
 
     Parameters
     ----------
-    folder : path
-        The folder of a run, or that of an experiment's runs, of which the newest finished one is taken.
+    name : str or path
+        An experiment id or the folder of its runs, of which the newest finished one is taken; the name or the folder of
+        a run.
+    root : path
+        The ``model_root`` of the runs, for names.
     model_zoo : path, optional
         A folder of model files to search first, for ``run.predict``.
 
     Raises
     ------
     MissingFileError
-        It is not the folder of a run, or holds none that is finished.
+        There is no such run, or none that is finished.
+    ConfigError
+        The name means runs of several datasets.
     """
-    path = Path(folder)
-    if is_run(path):
-        run = read_run(path)
-    elif path.is_dir():
-        run = resolve_one(path, ())[0]
-    else:
-        raise MissingFileError(f"{folder}: no such folder; give the folder of a run, ROOT/DATASET/EXPID/RUN")
+    path = Path(name)
+    run = read_run(path) if is_run(path) else resolve_one(name, find_runs(root), root)[0]
     return replace(run, model_zoo=model_zoo)
 
 

@@ -171,7 +171,7 @@ class Run:
         return Predictions(None, found.prediction, found.group)
 
     def all_rows(self, split: str = "valid", task: str | None = None) -> Predictions:
-        """Return the result of ``predictions`` for all rows; a label that some rows lack is float64 with NaN."""
+        """Return the result of ``predictions`` for all rows; a label that some rows do not have is float64 with NaN."""
         path = self.path / PREDICTIONS[split]
         if not path.is_file():
             state = "the run is unfinished" if not self.finished else "train it again"

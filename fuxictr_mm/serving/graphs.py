@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fuxictr_mm.model import MultimodalModel
+from fuxictr_mm.registry import describe_error
 from fuxictr_mm.serving.item_rows import (
     code_columns,
     compared_columns,
@@ -35,6 +36,9 @@ logger = logging.getLogger(__name__)
 
 #: By how much logits of float32 differ at most if the same is computed in another order.
 LARGEST_ROUNDING = 1e-3
+
+#: What code raises that is given tensors of other shapes, or more or fewer of them, than it was written for.
+OF_MODEL_FILES = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -167,24 +171,41 @@ def user_examples(model: MultimodalModel) -> dict[str, Traced]:
 
 
 def graphs_of(model: MultimodalModel) -> dict[str, Traced]:
-    """Return the graphs of a model of this library: rows, and those of one user where it has them."""
+    """Return the graphs of a model of this library: rows, and those of one user where it has them.
+
+    The global generator of random numbers is not changed.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return _graphs_of(model)
+
+
+def _graphs_of(model: MultimodalModel) -> dict[str, Traced]:
     model = sum_projections(fix_slopes(fuse_batch_norm(copy.deepcopy(model))))
     graphs = {"rows": rows_example(copy.deepcopy(model))}
     if not has_fold(model):
         return graphs
     if not model.similarities:
         return graphs | user_examples(model)
-    if (folded := _with_similarities(model, graphs["rows"].module)) is not None:
-        return graphs | folded
-    logger.warning(
-        f"{model.model_id}: user_state and score_candidates do not score as logits with features of type: similarity "
-        f"({', '.join(model.similarities)}), so each candidate is scored as a row; see docs/write_a_model.md"
-    )
-    return graphs
+    try:
+        return graphs | _with_similarities(model, graphs["rows"].module)
+    except OF_MODEL_FILES as error:
+        logger.warning(
+            f"{model.model_id}: user_state and score_candidates do not score as logits with features of type: "
+            f"similarity ({', '.join(model.similarities)}; {describe_error(error)}), so each candidate is scored as a "
+            "row; see docs/write_a_model.md"
+        )
+        return graphs
 
 
-def _with_similarities(model: MultimodalModel, of_rows: nn.Module) -> dict[str, Traced] | None:
-    """Return ``user_examples``, or None if they fail or score otherwise than rows, as candidates differ in context."""
+def _with_similarities(model: MultimodalModel, of_rows: nn.Module) -> dict[str, Traced]:
+    """Return ``user_examples`` of a model whose candidates differ in context.
+
+    Raises
+    ------
+    ValueError
+        They score otherwise than rows. Code of a model file that cannot take the shapes raises any of OF_MODEL_FILES.
+    """
     length, count, dim = 5, 6, sum(row_dims(model))
     numbers = torch.arange(length + count) % max(model.items.num_items - 1, 1) + 1
     codes = [stored_codes(model)[numbers]] if code_columns(model) else []
@@ -194,18 +215,17 @@ def _with_similarities(model: MultimodalModel, of_rows: nn.Module) -> dict[str, 
     items = torch.cat([torch.zeros(1, dim), rows])
     repeated = [column.expand(count, *column.shape[1:]) for column in context]
     all_codes = [F.pad(one, (0, 0, 1, 0)) for one in codes]
-    try:
-        folded = user_examples(model)
-        user, candidates = folded["user"].module, folded["candidates"].module
-        with torch.no_grad(), _as_logits(of_rows), _as_logits(candidates):
-            state = user(rows[:length], [one[:length] for one in codes], context)
-            found = candidates(rows[length:], state, [one[length:] for one in codes])
-            history = places[:length].repeat(count)
-            expected = of_rows(items, all_codes, places[length:], history, offsets, repeated, torch.zeros(length))
-            differing = (found - expected).abs() / expected.abs().clamp(min=1)
-    except Exception:  # a model file may raise anything; that of rows then fails again where it is traced
-        return None
-    return folded if bool((differing <= LARGEST_ROUNDING).all()) else None
+    folded = user_examples(model)
+    user, candidates = folded["user"].module, folded["candidates"].module
+    with torch.no_grad(), _as_logits(of_rows), _as_logits(candidates):
+        state = user(rows[:length], [one[:length] for one in codes], context)
+        found = candidates(rows[length:], state, [one[length:] for one in codes])
+        history = places[:length].repeat(count)
+        expected = of_rows(items, all_codes, places[length:], history, offsets, repeated, torch.zeros(length))
+    differing = (found - expected).abs() / expected.abs().clamp(min=1)
+    if not bool((differing <= LARGEST_ROUNDING).all()):
+        raise ValueError(f"logits differ by up to {float(differing.max()):.2g}")
+    return folded
 
 
 @contextmanager

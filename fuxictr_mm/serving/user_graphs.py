@@ -74,9 +74,9 @@ class CandidateGraph(ItemsGraph):
 
 
 class AttentionGraph(CandidateGraph):
-    """What candidates of one user attend to: ``(candidates (M, D + E), state) -> (M, L)`` shares of the history items.
+    """What candidates of one user attend to: ``(candidates (M, D + E), state) -> (M, L)``, fractions of the history.
 
-    Shares are absolute weights over their sum, or 0 where all are; the mean over heads and attention layers.
+    Fractions are absolute weights over their sum, or 0 where all are; the mean over heads and attention layers.
     """
 
     def __init__(self, model: MultimodalModel) -> None:

@@ -325,7 +325,7 @@ def place_tables(
     }
     made: dict[str, nn.Module]
     if is_spread():
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):  # of which TorchRec draws
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):  # TorchRec samples from it
             made = _make_tables(shapes, found, group, device, folder)
     else:
         made = {

@@ -24,7 +24,7 @@ from fuxictr_mm.tables.sharded import is_distributed
 from fuxictr_mm.yaml_files import load_yaml
 
 if TYPE_CHECKING:
-    from fuxictr.features import FeatureMap
+    from fuxictr_mm.fuxictr_imports import FeatureMap
 
 logger = logging.getLogger(__name__)
 
@@ -235,9 +235,9 @@ def saved_settings(weights: Path) -> tuple[Path, dict[str, Any]] | None:
     return None if config is None else (config, load_yaml(config))
 
 
-def _first_few(phrases: list[str], separator: str = ", ", shown: int = 5) -> str:
-    more = f" and {len(phrases) - shown} more" if len(phrases) > shown else ""
-    return separator.join(phrases[:shown]) + more
+def _first_few(phrases: list[str], separator: str = ", ") -> str:
+    more = f" and {len(phrases) - 5} more" if len(phrases) > 5 else ""
+    return separator.join(phrases[:5]) + more
 
 
 def read_tensors(path: Path, mmap: bool = False) -> Any:

@@ -62,7 +62,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Content:
-    """All but the tensors of a checkpoint; those of earlier versions lack what is None."""
+    """All but the tensors of a checkpoint; what is None is missing in those of earlier versions."""
 
     config_hash: str
     progress: Progress

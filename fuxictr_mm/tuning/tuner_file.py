@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from fuxictr_mm.checking import Settings, matches, model_schema
+from fuxictr_mm.checking import Settings, matches, model_schema, unknown_key
 from fuxictr_mm.config import DATASET_KEYS, DEFAULTS, EXPERIMENT_KEYS, PATH_KEYS, load_dataset_config, load_model_config
-from fuxictr_mm.errors import ConfigError, nearest
+from fuxictr_mm.errors import ConfigError, MissingFileError, nearest
 from fuxictr_mm.registry import load_model_class
-from fuxictr_mm.tuning.space import Point, RangeSettings, Space, read_range
+from fuxictr_mm.tuning.space import Point, Range, RangeSettings, Space, read_range
 from fuxictr_mm.tuning.trial import FOLLOWED_KEYS
 from fuxictr_mm.yaml_files import load_yaml
 
@@ -94,28 +95,43 @@ def read_tuner(tuner_yaml: Path, model_zoo: Path | None = None) -> Tuner:
     ------
     ConfigError, MissingFileError
         A key is unknown or its value wrong, a list is empty or repeats a value, a list-valued setting is given as a
-        flat list, or a range is invalid.
+        flat list, or a range is invalid; one line lists all problems.
     """
     tuner_yaml = Path(tuner_yaml)
     if tuner_yaml.suffix != ".yaml":
         raise ConfigError(f"{tuner_yaml}: expected a tuner file that ends in .yaml; give it with --config")
     tuner = _with_dataset_config(load_yaml(tuner_yaml))
     known = (*BASE_KEYS, *StudySettings.model_fields)
-    for key in tuner:
-        if key not in known:
-            raise ConfigError(f"{tuner_yaml}: unknown key '{key}'{nearest(key, known)}")
-    for key in ("base_expid", "tuner_space"):
-        if not tuner.get(key):
-            raise ConfigError(f"{tuner_yaml}: {key} is missing; see fuxictr-mm tune --help")
-    settings = _read_study(tuner_yaml, tuner)
-    model, dataset_id, dataset = _read_base(tuner_yaml, tuner)
+    problems = [unknown_key(key, known) for key in tuner if key not in known]
+    required = ("base_expid", "tuner_space")
+    problems += [f"{key} is missing; see fuxictr-mm tune --help" for key in required if not tuner.get(key)]
+    settings: dict[str, Any] = {"search": "tpe"}
+    space: Space = {}
+    with _collected(problems, tuner_yaml):
+        settings = _read_study(tuner_yaml, tuner)
+    with _collected(problems, tuner_yaml):
+        if all(map(tuner.get, required)):
+            model, dataset_id, dataset = _read_base(tuner_yaml, tuner)
+            space = _read_space(tuner_yaml, tuner["tuner_space"], settings["search"], model, dataset, model_zoo)
+    if problems:
+        raise ConfigError(f"{tuner_yaml}: {'; '.join(problems)}")
     name = str(tuner["base_expid"])
     if model.get("dataset_id") == "TBD":
         name = f"{model['model']}_{dataset_id}"
-    space = _read_space(tuner_yaml, tuner["tuner_space"], settings["search"], model, dataset, model_zoo)
     result = Tuner(tuner_yaml, name, model, dataset_id, dataset, space, **settings)
     _check_monitor(result)
     return result
+
+
+@contextmanager
+def _collected(problems: list[str], where: object) -> Iterator[None]:
+    """Append the message of an error of the block, without its prefix ``where``."""
+    try:
+        yield
+    except MissingFileError:
+        raise
+    except ConfigError as error:
+        problems.append(str(error).removeprefix(f"{where}: "))
 
 
 def _with_dataset_config(tuner: dict[str, Any]) -> dict[str, Any]:
@@ -263,31 +279,37 @@ def _read_space(
         own = model_schema(load_model_class(name, model_zoo))
         schema.update({key: kind for key, kind in own.items() if kind is not Any or key not in schema})
     found: Space = {}
+    problems: list[str] = []
     for key, values in space.items():
-        where = f"{tuner_yaml}: tuner_space: {key}"
-        annotation = schema.get(key, Any)
-        if key in FOLLOWED_KEYS:
-            raise ConfigError(f"{where}: cannot be tuned; write one tuner file for each {key}")
-        if key not in base and key not in schema:
-            known = {**base, **schema}
-            raise ConfigError(
-                f"{where}: not a setting of the base experiment, its dataset or its model{nearest(key, known)}"
-            )
-        if isinstance(values, dict) and (
-            set(values) & {*RangeSettings.model_fields} or not matches(values, annotation)
-        ):
-            found[key] = read_range(values, annotation, where)
-            if search == "grid":
-                raise ConfigError(
-                    f"{where}: {values} is a range, which search: grid does not support; write a list, or "
-                    "set search: tpe"
-                )
-        elif isinstance(values, list):
-            _check_list(where, values, base.get(key), annotation)
-            found[key] = values
-        else:
-            found[key] = [values]
+        with _collected(problems, tuner_yaml):
+            found[key] = _read_values(f"{tuner_yaml}: tuner_space: {key}", key, values, search, base, schema)
+    if problems:
+        raise ConfigError(f"{tuner_yaml}: {'; '.join(problems)}")
     return found
+
+
+def _read_values(
+    where: str, key: str, values: Any, search: str, base: Mapping[str, Any], schema: Mapping[str, Any]
+) -> list[Any] | Range:
+    """Return the values to try of one key of ``tuner_space``."""
+    annotation = schema.get(key, Any)
+    if key in FOLLOWED_KEYS:
+        raise ConfigError(f"{where}: cannot be tuned; write one tuner file for each {key}")
+    if key not in base and key not in schema:
+        known = {**base, **schema}
+        raise ConfigError(
+            f"{where}: not a setting of the base experiment, its dataset or its model{nearest(key, known)}"
+        )
+    if isinstance(values, dict) and (set(values) & {*RangeSettings.model_fields} or not matches(values, annotation)):
+        if search == "grid":
+            raise ConfigError(
+                f"{where}: {values} is a range, which search: grid does not support; write a list, or set search: tpe"
+            )
+        return read_range(values, annotation, where)
+    if not isinstance(values, list):
+        return [values]
+    _check_list(where, values, base.get(key), annotation)
+    return values
 
 
 def _check_list(where: str, values: list[Any], base_value: Any, annotation: Any) -> None:

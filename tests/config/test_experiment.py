@@ -1,67 +1,19 @@
 """One description of every key: what loads, what is refused, and when two configurations are the same."""
 
-from pathlib import Path
 from typing import Annotated
 
 import fuxictr.utils
 import pytest
-import yaml
 from pydantic import Field
 
 from fuxictr_mm.checking import model_schema
-from fuxictr_mm.config import DatasetConfig, Dropout, ExperimentConfig, list_datasets, list_experiments
-from fuxictr_mm.config.columns import split_entries
-from fuxictr_mm.data.synthetic.writer import INT8_FACTOR
-from fuxictr_mm.errors import ConfigError, MissingFileError
+from fuxictr_mm.config import Dropout, ExperimentConfig, list_datasets, list_experiments
+from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.model import MultimodalModel
 from fuxictr_mm.registry import load_model_class
-from fuxictr_mm.yaml_files import dump_yaml, load_yaml
+from tests.config.written import add, change, refused, split
 from tests.errors import check_names, raises_naming
 from tests.paths import ROOT
-
-MODEL = """
-Base:
-    seed: 1
-    epochs: 5
-    metrics: [AUC]
-_shared: &shared
-    batch_size: 16
-    epochs: 6
-X_tiny:
-    <<: *shared
-    description: an experiment
-    model: X
-    dataset_id: d
-    epochs: 7
-    learning_rate: 2.0e-3
-    monitor: {AUC: 1, logloss: -1}
-    max_gradient_norm: 5
-    feature_specs: [{name: likes_level, embedding_dim: 4}]
-    num_heads: 4
-    net_dropout: 0
-Y_tiny:
-    model: Y
-    data_root: ./overruled/
-    dataset_id: d
-"""
-
-DATASET = """
-d:
-    description: a dataset
-    data_root: ./data/
-    data_format: parquet
-    train_data: ./data/d/train.parquet
-    valid_data: ./data/d/valid.parquet
-    test_data: ./data/d/test.parquet
-    item_info: ./data/d/item_info.parquet
-    rebuild_dataset: False
-    feature_cols:
-        - {name: user_id, active: True, dtype: int, type: meta}
-        - {name: [likes_level, views_level], active: True, dtype: int, type: categorical, vocab_size: 11}
-        - {name: item_tags, active: True, dtype: int, type: sequence, max_len: 5, source: item}
-    label_col: {name: label, dtype: float}
-    resident: False
-"""
 
 # The challenge's own, with keys that have no effect here.
 CHALLENGE = """
@@ -75,50 +27,6 @@ DIN_default: {model: DIN, dataset_id: d, loss: 'binary_crossentropy', metrics: [
     attention_dropout: 0.1, din_use_softmax: False, net_dropout: 0, batch_norm: True, epochs: 100, shuffle: True,
     seed: 20242025, monitor: "AUC", monitor_mode: 'max', max_len: 64, accumulation_steps: 1}
 """
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """A working directory without data, and a configuration folder beside it."""
-    (tmp_path / "here").mkdir()
-    (tmp_path / "conf").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    (tmp_path / "conf/model_config.yaml").write_text(MODEL)
-    (tmp_path / "conf/dataset_config.yaml").write_text(DATASET)
-    return tmp_path / "conf"
-
-
-def change(path, old, new):
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new))
-
-
-def add(folder, *lines):
-    """Add settings to X_tiny."""
-    change(
-        folder / "model_config.yaml",
-        "    num_heads: 4\n",
-        "".join(f"    {line}\n" for line in ("num_heads: 4", *lines)),
-    )
-
-
-def refused(folder, expid="X_tiny", **options):
-    with pytest.raises((ConfigError, MissingFileError)) as caught:
-        ExperimentConfig.load(folder, expid, **options)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
-
-
-def split(folder):
-    """Turn the two files into folders of files."""
-    for stem in ("model_config", "dataset_config"):
-        content = yaml.safe_load((folder / f"{stem}.yaml").read_text())
-        (folder / f"{stem}.yaml").unlink()
-        (folder / stem).mkdir()
-        for name, entry in content.items():
-            (folder / stem / f"{name}.yaml").write_text(yaml.safe_dump({name: entry}))
 
 
 @pytest.mark.parametrize("form", ["files", "folders"])
@@ -165,12 +73,6 @@ def test_every_experiment_of_the_repository_loads():
     }
 
 
-def test_embeddings_of_8_bit_integers_are_read_on_unit_scale():
-    config = ExperimentConfig.load(ROOT, "SIM_taobao")
-    scales = [f.scale for f in split_entries(config.dataset.feature_cols) if f.type == "embedding"]
-    assert scales == [1 / INT8_FACTOR]
-
-
 def test_the_challenges_own_files_load(folder):
     (folder / "model_config.yaml").write_text(CHALLENGE)
     config = ExperimentConfig.load(folder, "DIN_default", find_model=load_model_class)
@@ -210,112 +112,6 @@ def test_the_fingerprint_holds_what_decides_a_result(folder):
     found = {of(**{key: value}) for key, value in changes.items()} | {of(), of(use_features=["item_tags", "user_id"])}
     assert len(found) == len(changes) + 2
     assert of(paths=False, seed=2, train_data="x") == of(paths=False)
-
-
-@pytest.mark.parametrize("expid", ["2024", "1e3", "010", "true", "2025-01-01"])
-def test_ids_that_yaml_reads_as_something_else(folder, expid):
-    change(folder / "model_config.yaml", "Y_tiny:", f"{expid}:")
-    assert ExperimentConfig.load(folder, expid).expid == expid
-    assert list(list_experiments(folder)) == ["X_tiny", expid]
-    check_names(refused(folder, "Y"), ", ".join(sorted(["X_tiny", expid])))
-
-
-@pytest.mark.parametrize("dataset_id", ["2024", "1.0", "1e3", "true", "2024-01-01"])
-def test_dataset_ids_that_yaml_reads_as_something_else(folder, dataset_id):
-    change(folder / "dataset_config.yaml", "\nd:", f"\n{dataset_id}:")
-    change(folder / "model_config.yaml", "dataset_id: d", f"dataset_id: {dataset_id}")
-    config = ExperimentConfig.load(folder, "X_tiny")
-    assert config.dataset_id == dataset_id
-    (folder / "again.yaml").write_text(dump_yaml(config.to_dict()))
-    assert load_yaml(folder / "again.yaml")["dataset_id"] == dataset_id
-    entries = f"model_config: {{X: {{dataset_id: {dataset_id}}}}}\ndataset_config: {{{dataset_id}: {{}}}}"
-    (folder / "tuner.yaml").write_text(f"dataset_id: {dataset_id}\n{entries}")
-    read = load_yaml(folder / "tuner.yaml")
-    assert {read["dataset_id"], read["model_config"]["X"]["dataset_id"], *read["dataset_config"]} == {dataset_id}
-
-
-@pytest.mark.parametrize("name", ["a/b", "..", "a/"])
-def test_an_id_that_is_no_name_of_a_folder(folder, name):
-    """Runs are looked for in the folder ROOT/DATASET/EXPID."""
-    path = folder / "model_config.yaml"
-    path.write_text(MODEL.replace("X_tiny:", f"'{name}':"))
-    with raises_naming(ConfigError, path, f"'{name}'"):
-        ExperimentConfig.load(folder, name)
-    path.write_text(MODEL.replace("dataset_id: d", f"dataset_id: '{name}'"))
-    dataset = folder / "dataset_config.yaml"
-    dataset.write_text(DATASET.replace("\nd:", f"\n'{name}':"))
-    with raises_naming(ConfigError, dataset, f"'{name}'"):
-        ExperimentConfig.load(folder, "X_tiny")
-
-
-def test_an_experiment_in_two_files(folder):
-    split(folder)
-    (folder / "model_config/zz.yaml").write_text((folder / "model_config/X_tiny.yaml").read_text())
-    check_names(refused(folder), "'X_tiny'", "zz.yaml")
-
-
-def test_unknown_names_list_what_there_is(folder):
-    check_names(refused(folder, "X_tny"), "'X_tny'", "'X_tiny'", "X_tiny, Y_tiny")
-    change(folder / "model_config.yaml", "dataset_id: d", "dataset_id: dd")
-    check_names(refused(folder), "'dd'", "'d'")
-
-
-@pytest.mark.parametrize("entry", ["3", "null", "[1]"])
-def test_an_entry_that_is_no_mapping(folder, entry):
-    with (folder / "model_config.yaml").open("a") as file:
-        file.write(f"Z_tiny: {entry}\n")
-    assert "'Z_tiny' is" in refused(folder, "Z_tiny")
-    with raises_naming(ConfigError, "'Z_tiny'"):
-        list_experiments(folder)
-    (folder / "model_config.yaml").write_text(f"Base: {entry}\nX_tiny: {{model: X, dataset_id: d}}\n")
-    assert "'Base' is" in refused(folder)
-
-
-def test_missing_files_and_names(folder, tmp_path):
-    assert "no such folder" in refused(tmp_path / "nowhere")
-    (tmp_path / "tuner.yaml").touch()
-    assert f"fuxictr-mm tune --config {tmp_path}/tuner.yaml" in refused(tmp_path / "tuner.yaml")
-    with raises_naming(MissingFileError, tmp_path / "nowhere"):  # as base_config of a tuner file
-        list_experiments(tmp_path / "nowhere")
-    change(folder / "model_config.yaml", "    model: Y\n", "")
-    assert "Y_tiny: model is None" in refused(folder, "Y_tiny")
-    (folder / "dataset_config.yaml").unlink()
-    check_names(refused(folder), folder, "dataset_config.yaml", "dataset_config/")
-
-
-def test_a_tab_needs_no_double_quotes():
-    assert [DatasetConfig._check_sep(sep) for sep in ("\\t", "\t", ";")] == ["\t", "\t", ";"]
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "names"),
-    [
-        ("data_format: parquet", "data_format: h5", ["data_format is 'h5'", "'parquet'", "'csv'", "'npz'"]),
-        ("data_format: parquet", "data_format: csv", ["data_format", "csv", "item_info"]),
-        ("data_format: parquet", "data_format: parquet\n    valid_size: 0.1", ["valid_size", "0.1"]),
-        ("data_format: parquet", "data_format: csv\n    sep: '::'", ["sep", "'::'", "one character"]),
-        ("train_data:", "trian_data:", ["'trian_data'", "'train_data'"]),
-        ("vocab_size: 11", "vocab_size: '11'", ["vocab_size is '11'", "null"]),
-        ("vocab_size: 11", "vocabsize: 11", ["'vocabsize'", "'vocab_size'"]),
-        ("vocab_size: 11", "11: vocab_size", ["'11'"]),
-        ("type: meta", "type: mta", ["'user_id'", "type is 'mta'", "'meta'"]),
-        ("active: True", "active: yes please", ["active is 'yes please'"]),
-        (", type: meta", "", ["'user_id'", "type is missing"]),
-        (", dtype: int, type: meta", ", type: meta", ["'user_id'", "dtype is missing"]),
-        ("rebuild_dataset: False", "rebuild_dataset: True", ["rebuild_dataset"]),
-        ("label_col: {name: label", "label_col: {nam: label", ["'nam'"]),
-        ("label_col: {name: label, dtype: float}", "label_col: [{name: a}, {name: a}]", ["'a'"]),
-        ("label_col: {name: label, dtype: float}", "label_col: [{name: a}, {nam: b}]", ["'nam'"]),
-        ("label_col: {name: label, dtype: float}", "label_col: [a, b]", ["label_col", "'a'"]),
-        ("label_col: {name: label, dtype: float}", "label_col: []", ["label_col", "empty"]),
-        ("    label_col: {name: label, dtype: float}\n", "", ["label_col is missing"]),
-        ("item_info: ./data/d/item_info.parquet", "item_info: []", ["item_info is []"]),
-        ("        - {name: user_id, active: True, dtype: int, type: meta}", "        - user_id", ["'user_id'"]),
-    ],
-)
-def test_wrong_dataset_keys(folder, old, new, names):
-    change(folder / "dataset_config.yaml", old, new)
-    check_names(refused(folder), *names)
 
 
 @pytest.mark.parametrize(
@@ -389,6 +185,7 @@ def test_all_problems_in_one_message(folder, monkeypatch):
         "units is [3, 'x']",
     ):
         assert message.count(part) == 1
+    assert "item_info" not in message  # a rule on it and data_format says nothing where that is wrong itself
 
 
 def test_the_signature_is_the_schema(folder):
@@ -436,54 +233,6 @@ def test_no_code_of_a_configuration_runs(folder, tmp_path, where):
     assert not ran.exists()
 
 
-def test_paths_are_sought_here_then_beside_the_configuration(folder):
-    for name in ("train", "valid"):
-        path = folder / f"data/d/{name}.parquet"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    here = Path("data/d/train.parquet")
-    here.parent.mkdir(parents=True)
-    here.touch()
-    data = ExperimentConfig.load(folder, "X_tiny").dataset
-    assert data.train_data == "./data/d/train.parquet"
-    assert Path(data.valid_data) == folder / "data/d/valid.parquet"
-    assert data.test_data == "./data/d/test.parquet"
-
-
-def test_data_root_moves_what_lies_inside(folder, tmp_path, monkeypatch):
-    change(folder / "dataset_config.yaml", "./data/d/item_info.parquet", "[data/d/a.parquet, /elsewhere/b.parquet]")
-    data = ExperimentConfig.load(folder, "X_tiny", tmp_path / "moved").dataset
-    assert Path(data.train_data) == tmp_path / "moved/d/train.parquet"
-    assert data.item_info == [str(tmp_path / "moved/d/a.parquet"), "/elsewhere/b.parquet"]
-    assert data.data_root == str(tmp_path / "moved")
-    change(folder / "dataset_config.yaml", "./data/", "${SOME_DATA}/")
-    monkeypatch.delenv("SOME_DATA", raising=False)
-    assert "environment variable SOME_DATA, which is not set; set it to the folder of the data, or give" in refused(
-        folder
-    )
-    assert Path(ExperimentConfig.load(folder, "X_tiny", tmp_path).dataset.test_data) == tmp_path / "d/test.parquet"
-    monkeypatch.setenv("SOME_DATA", "/some")
-    assert ExperimentConfig.load(folder, "X_tiny").dataset.test_data == "/some/d/test.parquet"
-
-
-def test_a_data_root_that_is_a_number_is_named_where_it_is_replaced(folder, tmp_path):
-    change(folder / "dataset_config.yaml", "data_format: parquet", "data_format: parquet\n    data_root: 2024")
-    change(folder / "dataset_config.yaml", "    data_root: ./data/\n", "")
-    with raises_naming(ConfigError, "data_root is 2024"):
-        ExperimentConfig.load(folder, "X_tiny")
-    assert ExperimentConfig.load(folder, "X_tiny", tmp_path).dataset.data_root == str(tmp_path)
-
-
-def test_another_dataset_brings_its_own_files(folder):
-    path = folder / "dataset_config.yaml"
-    path.write_text(path.read_text() + path.read_text().replace("\nd:", "\ne:").replace("/d/", "/e/"))
-    config = ExperimentConfig.load(folder, "X_tiny", overrides={"dataset_id": "e"})
-    assert config.dataset_id == "e"
-    assert str(config.dataset.train_data).endswith("data/e/train.parquet")
-    with raises_naming(ConfigError, "dataset_config", "f"):
-        ExperimentConfig.load(folder, "X_tiny", overrides={"dataset_id": "f"})
-
-
 def test_a_key_of_the_fuxictr_model_of_the_same_name_says_so(folder):
     change(folder / "model_config.yaml", "model: X", "model: DIN")
     add(folder, "din_target_field: item_id")
@@ -505,14 +254,3 @@ def test_the_advice_on_keys_of_the_fuxictr_model_and_the_name_of_the_model_come_
     check_names(message, "din_target_field", "din_sequence_field", "hoads")
     assert message.count("--model_zoo") == 1
     assert "model DIN: model DIN" not in message
-
-
-def test_paths_of_a_linked_dataset_config_are_relative_to_the_file_that_it_links_to(tmp_path):
-    data, look = tmp_path / "data", tmp_path / "look"
-    data.mkdir()
-    look.mkdir()
-    (data / "train.parquet").touch()
-    (data / "dataset_config.yaml").write_text("shop: {data_root: ./, train_data: ./train.parquet}\n")
-    (look / "dataset_config.yaml").symlink_to(data / "dataset_config.yaml")
-    (look / "model_config.yaml").write_text("look: {model: DIN, dataset_id: shop}\n")
-    assert ExperimentConfig.load(look, "look").dataset.train_data == str(data / "train.parquet")

@@ -129,5 +129,5 @@ def test_labels_of_text_say_what_fits(texts, binary, expected):
 
 
 def test_what_training_does_not_have_is_0():
-    with pytest.raises(DataError, match="write 0 for an id that training does not have"):
+    with raises_naming(DataError, "f: user_id", "99999", "400"):
         decoding.check_ids(np.array([3, 99_999]), 401, "f: user_id", 0)

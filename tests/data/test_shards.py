@@ -15,6 +15,7 @@ from fuxictr_mm.data.shards import Shard, default_streams
 from fuxictr_mm.data.streaming import StreamingLoader
 from fuxictr_mm.errors import ConfigError
 from tests.data.streams import epoch, flat, reading_threads, rows_of, write
+from tests.errors import raises_naming
 
 
 def loader_of(files, resident, batch_size, shard, **options):
@@ -66,7 +67,7 @@ def test_the_global_batches_of_any_number_of_processes_are_the_same(
     monkeypatch.setattr(interleaved, "CHUNK_ROWS", chunk)
     files = write(tmp_path / "parts", rows, 2, 5)
     if rows < size:
-        with pytest.raises(ConfigError, match=f"{rows} rows are too few for {size} processes"):
+        with raises_naming(ConfigError, rows, size):
             loader_of(files, False, batch_size, Shard(0, size, streams))
         return
     options = {"buffer_rows": buffer_rows}
@@ -125,7 +126,7 @@ def test_each_process_opens_its_own_row_groups_only(tmp_path, monkeypatch, size,
 
 
 def test_processes_that_do_not_divide_the_streams_are_refused():
-    with pytest.raises(ConfigError, match=r"streams is 8, but there are 3 processes, .* 1, 2, 4, 8 .* streams: 24"):
+    with raises_naming(ConfigError, "streams is 8", "3 processes", "1, 2, 4, 8", "streams: 24"):
         Shard(0, 3, 8)
     assert [default_streams(size) for size in (2, 3, 5, 8, 16, 24, 25)] == [24, 24, 25, 24, 32, 24, 25]
 

@@ -42,6 +42,15 @@ def test_programs_after_make_are_in_the_path(page):
             assert "source .venv/bin/activate" in lines, f"{page}:{fence.line}"
 
 
+@pytest.mark.slow
+def test_the_model_of_the_readme_passes_mypy_as_a_file_of_the_zoo_does(tmp_path):
+    (model,) = [fence.text for fence in PYTHON if fence.page == "README.md" and "class MeanPooling" in fence.text]
+    (tmp_path / "MeanPooling.py").write_text(model, encoding="utf-8")
+    command = [sys.executable, "-m", "mypy", str(tmp_path / "MeanPooling.py")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
 def test_every_model_is_on_the_page_of_equations():
     text = (ROOT / "docs" / "api" / "zoo.md").read_text(encoding="utf-8")
     assert sorted(re.findall(r"^::: (\w+)\.\1$", text, re.MULTILINE)) == sorted(

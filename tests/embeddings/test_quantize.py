@@ -167,6 +167,8 @@ def test_a_sample_bounds_the_fit(items, fit, tmp_path):
         ({"fit_items": 10}, "fit_items is 10"),
         ({"seed": -1}, "seed is -1"),
         ({"method": "vqvae", "learning_rate": 0.0}, r"learning_rate is 0\.0"),
+        ({"method": "vqvae", "steps": 0}, "steps is 0"),
+        ({"method": "vqvae", "hidden_units": [8, 0]}, "hidden_units is"),
         ({"steps": 5}, "steps"),
     ],
 )

@@ -14,6 +14,7 @@ from fuxictr_mm.data.synthetic.spec import SyntheticSpec
 from fuxictr_mm.data.synthetic.world import World
 from fuxictr_mm.data.synthetic.writer import generate
 from fuxictr_mm.embeddings import swing as module
+from fuxictr_mm.embeddings.click_rows import pack
 from fuxictr_mm.embeddings.swing import Clicks, Neighbors, SwingOptions, swing
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
 from tests.errors import raises_naming
@@ -38,7 +39,11 @@ def as_scores(found):
 
 
 def from_pairs(pairs):
-    return Clicks.from_pairs(*np.array(sorted(pairs)).T)
+    return from_columns(*np.array(sorted(pairs)).T)
+
+
+def from_columns(users, items):
+    return Clicks.from_keys(np.unique(pack(users, items)))
 
 
 @settings(max_examples=60, deadline=None)
@@ -185,7 +190,7 @@ def peak_of(compute):
 def test_an_item_of_half_a_million_users_is_scored_in_bounded_memory():
     users = np.arange(500_000)
     others = 2 + users % 50
-    clicks = Clicks.from_pairs(np.concatenate([users, users]), np.concatenate([np.ones_like(users), others]))
+    clicks = from_columns(np.concatenate([users, users]), np.concatenate([np.ones_like(users), others]))
     found, peak = peak_of(lambda: swing(clicks, SwingOptions(users_per_item=100), verbose=0))
     assert peak < 300e6  # some copies of a million clicks; the pairs of all users would be 10^12 bytes
     assert np.unique(found.items).tolist() == list(range(1, 52))
@@ -199,7 +204,7 @@ def test_an_item_of_half_a_million_users_is_scored_in_bounded_memory():
 
 def test_a_user_of_many_items_counts_with_a_capped_number():
     many = np.arange(1, 20_001)
-    clicks = Clicks.from_pairs(np.repeat([1, 2, 3], len(many)), np.tile(many, 3))
+    clicks = from_columns(np.repeat([1, 2, 3], len(many)), np.tile(many, 3))
     found, peak = peak_of(lambda: swing(clicks, SwingOptions(items_per_user=200), verbose=0))
     assert peak < 50e6
     assert found.num_items <= 3 * 200

@@ -53,11 +53,14 @@ def test_encoded_files_are_used_again(folder, written):
     assert names == ["manifest.json", "test", "train", "valid", "vocabulary.parquet"]
 
 
-def test_a_change_of_settings_or_files_is_encoded_again(folder, written):
+def test_a_change_of_settings_or_files_is_encoded_again(folder, written, caplog):
+    caplog.set_level("INFO")
     params = params_of(folder)
     encode(params)
+    assert "delete them" not in caplog.text
     encode({**params, "min_categr_count": 2})
     assert written == ["train", "valid"] * 2
+    assert f"{folder / 'ours' / 'd'}: 1 encodings" in caplog.text
     write_csv(folder / "train.csv", rows_of(80, 7))
     assert pq.read_metadata(encode(params)[0]["train_data"]).num_rows == 80
     assert written == ["train", "valid"] * 3

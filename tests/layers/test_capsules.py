@@ -28,6 +28,16 @@ def test_one_round_by_hand(make_history):
     assert not capsules[1].any()
 
 
+def test_two_rounds_by_hand(make_history):
+    history = make_history([4], 3)
+    layer = InterestCapsules(3, num_capsules=2, num_rounds=2).double()
+    layer.item_map.weight.data = torch.eye(3, dtype=torch.float64)
+    start, items = 0.1 * torch.arange(8, dtype=torch.float64).square().view(4, 2), history.values
+    first = squash(start.softmax(dim=1).t() @ items)
+    expected = squash((start + items @ first.t()).softmax(dim=1).t() @ items)
+    torch.testing.assert_close(layer(history, start)[0][0], expected)
+
+
 @pytest.mark.parametrize(("length", "count"), [(0, 1), (1, 1), (2, 1), (3, 1), (4, 2), (7, 2), (8, 3), (64, 4)])
 def test_a_history_of_n_items_has_log2_n_interests(make_history, length, count):
     capsules, present = InterestCapsules(2, num_capsules=4).double()(make_history([length], 2), torch.zeros(length, 4))

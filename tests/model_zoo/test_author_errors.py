@@ -1,4 +1,4 @@
-"""Mistakes of a model's author end in one line that names the file, and the line where there is one."""
+"""Mistakes of a model's author end in one line that names the file and the line."""
 
 from pathlib import Path
 
@@ -63,10 +63,10 @@ def test_a_model_of_ten_lines_trains(train):
 @pytest.mark.parametrize(
     ("old", "new", "named"),
     [
-        ("        self.build()\n", "", ["Mine.py", "build()"]),
-        ("    def logits(self", "    def logit(self", ["Mine.py", "logits"]),
+        ("        self.build()\n", "", ["Mine.py, line 8", "build()"]),
+        ("    def logits(self", "    def logit(self", ["Mine.py, line 7", "logits"]),
         ("return self.dnn(", "return 2 * torch.ones(3, 2) + 0 * self.dnn(torch.cat([e.context, e.target, "
-         "mean_pooling(e.history)], dim=-1)).sum() if True else (", ["Mine.py", "(3, 2)"]),
+         "mean_pooling(e.history)], dim=-1)).sum() if True else (", ["Mine.py, line 13", "(3, 2)"]),
         ("        self.build()\n", "        self.build()\n        raise KeyError('x')\n", ["Mine.py, line 12"]),
         ("e.context, e.target", "e.contexts, e.target", ["Mine.logits", "contexts", "Mine.py, line 15"]),
         ("e.context, e.target", "e.context.T, e.target", ["Mine.logits", "Sizes", "Mine.py, line 15"]),

@@ -52,6 +52,29 @@ CASES = [
 ATTENTION = {"DHEN", "DIN", "DIN_CrossAttention", "DIN_MM", "ESMM", "LateFusion", "QIN", "RankMixer", "SimCEN"}
 
 
+def context_of(dataset):
+    """Return the context of one row."""
+    return {name: column[:1] for name, column in dataset.splits["valid"].context.items()}
+
+
+def perturbed(model):
+    """Perturb all parameters, in float64, and return the generator."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.double().parameters():
+        parameter.data += 0.1 * torch.randn(parameter.shape, dtype=torch.float64, generator=generator)
+    model.eval()
+    return generator
+
+
+def users(generator, context, candidates, lengths):
+    """Yield histories of some lengths, each with a batch that has it in the row of every candidate."""
+    count = len(candidates)
+    for length in lengths:
+        history = torch.randint(1, 1001, (length,), generator=generator)
+        repeated = Jagged(history.repeat(count), torch.arange(count + 1) * length)
+        yield history, Batch({name: column.expand(count) for name, column in context.items()}, candidates, repeated)
+
+
 @pytest.mark.parametrize("name", FOLDED)
 def test_shares_of_the_attention(build, name):
     model, dataset = build(f"{name}_tiny")
@@ -59,7 +82,7 @@ def test_shares_of_the_attention(build, name):
     assert bool(attention_layers(model)) == (name in ATTENTION)
     if name not in ATTENTION:
         return
-    context = {name: column[:1] for name, column in dataset.splits["valid"].context.items()}
+    context = context_of(dataset)
     for length in (0, 1, 5):
         history = torch.arange(1, 1 + length)
         one = Batch(context, torch.tensor([20]), Jagged(history, torch.tensor([0, length])))
@@ -77,19 +100,10 @@ def test_shares_of_the_attention(build, name):
 def test_candidates_are_rows(build, float64, expid, settings):
     model, dataset = build(expid, **settings)
     assert has_fold(model)
-    generator = torch.Generator().manual_seed(0)
-    for parameter in model.double().parameters():
-        parameter.data += 0.1 * torch.randn(parameter.shape, dtype=torch.float64, generator=generator)
-    model.eval()
-    context = {name: column[:1] for name, column in dataset.splits["valid"].context.items()}
+    context = context_of(dataset)
     candidates = torch.arange(20, 29)
-    for length in (0, 1, 2, 20):
-        history = torch.randint(1, 1001, (length,), generator=generator)
-        rows = Batch(
-            {name: column.expand(9) for name, column in context.items()},
-            candidates,
-            Jagged(history.repeat(9), torch.arange(10) * length),
-        )
+    for history, rows in users(perturbed(model), context, candidates, (0, 1, 2, 20)):
+        length = len(history)
         one = Batch(context, candidates[:1], Jagged(history, torch.tensor([0, length])))
         with torch.no_grad():
             state = model.user_state(model.embed_context(one), model.embed_items(history), history)
@@ -123,24 +137,15 @@ def test_similarities_of_candidates_are_those_of_rows(build, float64, expid, set
     used = [*names, "near", "bins", "same"] if (names := config.to_dict()["use_features"]) else None
     columns = [*SIMILARITIES[:1], *config.dataset.feature_cols, *SIMILARITIES[1:]]
     model, dataset = build(expid, feature_cols=columns, use_features=used, **settings)
-    generator = torch.Generator().manual_seed(0)
-    for parameter in model.double().parameters():
-        parameter.data += 0.1 * torch.randn(parameter.shape, dtype=torch.float64, generator=generator)
-    model.eval()
+    generator = perturbed(model)
     assert has_fold(model)
-    context = {name: column[:1] for name, column in dataset.splits["valid"].context.items()}
+    context = context_of(dataset)
     tables = model.embedding_layer.embedding_layer.embedding_layers
     given = [tables[name](context[name].long()).detach() for name in given_fields(model)]
     folded = copy.deepcopy(model)
     user, scores = UserGraph(folded), CandidateGraph(folded)
     candidates, codes = torch.arange(20, 29), stored_codes(model)
-    for length in (0, 1, 2, 30):
-        history = torch.randint(1, 1001, (length,), generator=generator)
-        rows = Batch(
-            {name: column.expand(9) for name, column in context.items()},
-            candidates,
-            Jagged(history.repeat(9), torch.arange(10) * length),
-        )
+    for history, rows in users(generator, context, candidates, (0, 1, 2, 30)):
         with torch.no_grad():
             state = user(item_rows(model, history), [codes[history]], given)
             found = scores(item_rows(model, candidates), state, [codes[candidates]])
@@ -155,6 +160,22 @@ def test_a_state_that_reads_similarities_is_no_part_of_a_user(build, monkeypatch
     for others in (lambda context: (2 * context,), lambda context: (context, context.sum(dim=1)), lambda context: ()):
         monkeypatch.setattr(type(model), "user_state", lambda self, context, history, ids, o=others: o(context))
         assert graphs_of(model).keys() == {"rows"}
+
+    def interrupted(self, *given):
+        raise MemoryError
+
+    monkeypatch.setattr(type(model), "user_state", interrupted)
+    with pytest.raises(MemoryError):  # nothing that the shapes explain
+        graphs_of(model)
+
+
+def test_the_random_numbers_of_the_caller_stay(build):
+    columns = [*Experiment.load("DIN_tiny", ROOT).config.dataset.feature_cols, SIMILARITIES[0]]
+    model, _ = build("DIN_tiny", feature_cols=columns)
+    model.eval()
+    before = torch.random.get_rng_state()
+    graphs_of(model)
+    assert torch.equal(torch.random.get_rng_state(), before)
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,13 @@ tuner_space:
     assert all(name.startswith("Fake_MicroLens_1M_x1_00") for name in experiments)
 
 
+def test_all_problems_in_one_message(folder):
+    space = "widht: [1]\ndnn_hidden_units: [1024, 512]\nwidth: {low: 3, high: 1}"
+    names = ["'studdy'", "'study'", "trials is 0", "seed is 'x'", "widht", "[[1024, 512]]", "low is 3"]
+    with raises_naming(ConfigError, "grid.yaml", *names):
+        enumerate_trials(tuner_file(folder, space, head=HEAD + "studdy: a\nsearch: tpe\ntrials: 0\nseed: x\n"))
+
+
 @pytest.mark.parametrize(
     ("space", "head", "names"),
     [
