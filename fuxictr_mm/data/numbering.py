@@ -139,10 +139,14 @@ def check_numbering(
     for name in sorted(trained & found.keys() & kept.keys()):
         digest, where = found[name]
         if digest != kept[name]:
+            what, remedy = "was numbered again since the weights were trained", "train again, or prepare the rows of"
+            remedy += " another log with fuxictr-mm prepare log --like DIR"
+            if kept[name] in extended_by(item_files, row_files).get(name, {}):
+                what = "has more numbers than the weights, which are of a log before it"
+                remedy = "use weights that were trained on it, or prepare it with --like and without --extend"
             raise DataError(
-                f"{where}: '{name}' was numbered again since the weights were trained (digest {digest[:8]}, expected "
-                f"{str(kept[name])[:8]} of {vocabularies.path}); train again, or prepare the rows of another log with "
-                "fuxictr-mm prepare log --like DIR"
+                f"{where}: '{name}' {what} (digest {digest[:8]}, expected {str(kept[name])[:8]} of "
+                f"{vocabularies.path}); {remedy}"
             )
 
 
