@@ -247,7 +247,7 @@ class _Fitting:
             progress.history.append({"epoch": epoch + 1, "step": model._total_steps, **losses, **metrics})
             for callback in self.callbacks:
                 callback.add_evaluation(epoch + 1, model._total_steps, training, metrics)
-            progress.saved |= _keep_best(model, metrics, progress.history)
+            progress.saved |= _keep_best(model, metrics, len(progress.history))
         progress.best, progress.worse = model._best_metric, model._stopping_steps
         model.train()
         self.speed = _Speed()
@@ -350,11 +350,10 @@ def _averaged(model: BaseModel) -> AbstractContextManager[None]:
     return nullcontext() if average is None else average.applied()
 
 
-def _keep_best(model: BaseModel, metrics: dict[str, float], history: Sequence[Mapping[str, float]]) -> bool:
+def _keep_best(model: BaseModel, metrics: dict[str, float], num_evaluations: int) -> bool:
     """Save better weights, lower the learning rate and stop as FuxiCTR does; return whether weights were saved.
 
-    ``history`` has all evaluations so far, this one included. The first one of training does not count where it is no
-    better than initial weights: a few steps with a new optimizer can cost more than they bring at first.
+    ``num_evaluations`` is their number so far, this one included.
     """
     missing = [name for name in model._monitor.get_metrics() if name not in metrics]
     if missing:  # counts as 0 for FuxiCTR, and the first weights would stay the best
@@ -375,13 +374,11 @@ def _keep_best(model: BaseModel, metrics: dict[str, float], history: Sequence[Ma
         model._best_metric = value
         model._stopping_steps = 0
         logger.info(f"Better: monitor {value:.6f}")
-    elif len(history) == 2 and not history[0]["epoch"]:
-        logger.info(f"No better than the initial weights: monitor {value:.6f}, {model._best_metric:.6f}")
     else:
         model._stopping_steps += 1
         logger.info(f"No better: monitor {value:.6f}, best {model._best_metric:.6f}")
         if model._reduce_lr_on_plateau and model._stopping_steps % getattr(model, "plateau_patience", 1) == 0:
-            is_early = len(history) <= EARLY and getattr(model, "plateau_patience", None) == 1
+            is_early = num_evaluations <= EARLY and getattr(model, "plateau_patience", None) == 1
             hint = "; plateau_patience: 2 with early_stop_patience: 3 waits longer" if is_early else ""
             logger.info(f"Learning rate reduced to {model.lr_decay():.2e}{hint}")
         model._stop_training = model._stopping_steps >= model._early_stop_patience

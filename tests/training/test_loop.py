@@ -118,21 +118,6 @@ def test_weights_trained_before_are_kept_unless_better_ones_are_found(first, kep
     assert history[1]["epoch"] == 1
 
 
-@pytest.mark.parametrize(
-    ("script", "evaluated", "rate"),
-    [
-        ((0.9, 0.5, 0.6, 0.95, 0.6, 0.7), [0, 4, 8, 12, 16, 20], 1e-3),  # the second and the last two count
-        ((0.9, 0.5, 0.6, 0.7), [0, 4, 8, 12], 1e-2),
-        ((0.5, 0.6, 0.5, 0.4), [0, 4, 8, 12], 1e-2),
-    ],
-)
-def test_a_first_epoch_worse_than_the_initial_weights_does_not_count(tmp_path, script, evaluated, rate):
-    model = Scripted(tmp_path, aucs(*script), early_stop_patience=2)
-    loop.fit(model, BATCHES, 10, BATCHES, evaluate_first=True)
-    assert model.evaluated == evaluated
-    assert model.optimizer.param_groups[0]["lr"] == pytest.approx(rate)
-
-
 def test_a_second_fit_starts_anew(tmp_path):
     model = Scripted(tmp_path, aucs(0.9, 0.1, 0.2))
     loop.fit(model, BATCHES, 1, BATCHES)
