@@ -20,7 +20,7 @@ from fuxictr_mm.compat import check_labels, is_third_party, make_safe
 from fuxictr_mm.config import ExperimentConfig, Fold, config_hash
 from fuxictr_mm.data.batch import make_formatter
 from fuxictr_mm.data.dataset import Dataset
-from fuxictr_mm.data.fingerprint import changed_data
+from fuxictr_mm.data.fingerprint import changed_data, data_hashes
 from fuxictr_mm.data.folds import with_fold
 from fuxictr_mm.data.interaction_files import InteractionFiles
 from fuxictr_mm.data.interactions import InteractionTable
@@ -457,7 +457,17 @@ class Experiment:
         if found is None or (found.model_code or self.model_code) != self.model_code:
             return None
         trained = found.config_hash if paths else found.settings_hash
-        return found if trained == self.config.fingerprint(paths) else None
+        if trained != self.config.fingerprint(paths):
+            return None
+        # Settings without paths do not tell what training started from.
+        is_other = not paths and self.config.initial_weights is not None and self._has_other_start(found)
+        return None if is_other else found
+
+    def _has_other_start(self, result: Result) -> bool:
+        """Whether a result is of other initial weights, where its data is known."""
+        name = "initial_weights"
+        now = data_hashes({name: self.config.initial_weights})
+        return bool(result.data) and name in now and result.data.get(name) != now[name]
 
     def newest_result(self) -> Result | None:
         """Return the result of the newest run, of any configuration; None if it has not finished."""

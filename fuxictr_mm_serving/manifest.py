@@ -212,6 +212,8 @@ class Manifest(_Entry):
     tables: dict[str, TableEntry] = {}
     #: Digests of the numbers of ``fuxictr-mm prepare`` that the weights were trained with, by the column.
     numbering: dict[str, str] = {}
+    #: The same of earlier folders, whose numbers are the first ones of these.
+    extends: dict[str, list[str]] = {}
     #: Digests of all items of the later logs that the items of the export, of a log after them, continue.
     earlier_items: list[str] = []
     vocabulary: File | None

@@ -102,11 +102,14 @@ def for_file(export: Export, file: Path, *more: str) -> Export:
 def check_numbering(export: Export, file: Path, *columns: str) -> None:
     """Refuse a file of ``fuxictr-mm prepare`` whose items, or values of columns, have other numbers than the export's.
 
-    A file without digests, as other programs and earlier versions wrote it, is read as it is.
+    A file without digests, as other programs and earlier versions wrote it, is read as it is; so are rows of a folder
+    that the one of the export extends.
     """
     given, expected = _digests(file), export.manifest.numbering
     for name in sorted({ITEM_ID, *columns} & given.keys() & expected.keys()):
-        if given[name] != expected[name]:
+        # The new items of a later log have the numbers of others here.
+        is_earlier = ALL_ITEMS not in given and given[name] in export.manifest.extends.get(name, ())
+        if given[name] != expected[name] and not is_earlier:
             raise ServingError(
                 f"{file}: '{name}' was numbered in another order than for the export (digest {str(given[name])[:8]}, "
                 f"expected {expected[name][:8]}); give files of the folder that it was trained on, or with source ids"

@@ -29,6 +29,10 @@ NUMBERED = {b"fuxictr_mm.ids": b"numbers"}
 #: Key in the metadata of a file of the digests of the numbers of each column.
 NUMBERING = "fuxictr_mm.numbering"
 
+#: Key in the metadata of files of a log that extends another: by column, the digest and the number of values of each
+#: numbering that its own begins with.
+EXTENDS = "fuxictr_mm.extends"
+
 #: The column of the digest of all items of a later log, new ones included: its rows are read with its items.
 ALL_ITEMS = "item_id and new items"
 

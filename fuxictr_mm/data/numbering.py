@@ -20,11 +20,7 @@ from fuxictr_mm.data.remote import path_of
 from fuxictr_mm.data.schema import ITEM_ID, Feature
 from fuxictr_mm.data.vocabulary import Vocabularies, Vocabulary
 from fuxictr_mm.errors import DataError, MissingFileError
-from fuxictr_mm_serving.prepared import ALL_ITEMS, EARLIER_ITEMS, ITEM_FILE, NUMBERING
-
-#: Key in the metadata of files of a log that extends another: by column, the digest and the number of values of each
-#: numbering that its own begins with.
-EXTENDS = "fuxictr_mm.extends"
+from fuxictr_mm_serving.prepared import ALL_ITEMS, EARLIER_ITEMS, EXTENDS, ITEM_FILE, NUMBERING
 
 #: Key in the metadata of files of a later log: how many of its items were numbered before, the digest of which it has.
 KNOWN_ITEMS = "fuxictr_mm.known_items"
@@ -114,12 +110,20 @@ def check_numbering(
     """Check that files number ids in the same way as each other and as the data that weights were trained with.
 
     ``row_files`` are files of rows with their metadata. Columns beside ``features`` may be numbered in any way. The
-    vocabularies of a run keep its digests; the digests are added to those that are built from the data.
+    vocabularies of a run keep its digests; the digests are added to those that are built from the data. Rows to score
+    may be of a folder that the one of the run extends: their numbers are the first ones of its own.
     """
     trained = set(_trained(features))
+    begun: Mapping[str, Sequence[str]] = vocabularies.settings.get(EXTENDS, {}) if vocabularies.path is not None else {}
+    item_metadata, row_files = list(_item_metadata(item_files)), list(row_files)
     found: dict[str, tuple[str, Path]] = {}
-    for path, metadata in (*_item_metadata(item_files), *row_files):
-        for name, digest in digests_in(metadata).items():
+    for number, (path, metadata) in enumerate((*item_metadata, *row_files)):
+        digests = digests_in(metadata)
+        # The new items of a later log have the numbers of others here.
+        may_be_earlier = number >= len(item_metadata) and ALL_ITEMS not in digests
+        for name, digest in digests.items():
+            if may_be_earlier and digest in begun.get(name, ()):
+                continue
             first, where = found.setdefault(name, (digest, path))
             if digest != first and name in {ITEM_ID, ALL_ITEMS, *trained}:
                 raise DataError(
@@ -128,14 +132,21 @@ def check_numbering(
     if vocabularies.path is None:
         if found:
             vocabularies.settings[NUMBERING] = {name: digest for name, (digest, _) in found.items()}
+            if extended := extended_by(item_files, row_files):
+                vocabularies.settings[EXTENDS] = {name: sorted(sizes) for name, sizes in extended.items()}
         return
     kept: Mapping[str, Any] = vocabularies.settings.get(NUMBERING, {})
     for name in sorted(trained & found.keys() & kept.keys()):
         digest, where = found[name]
         if digest != kept[name]:
+            what, remedy = "was numbered again since the weights were trained", "train again, or prepare the rows of"
+            remedy += " another log with fuxictr-mm prepare log --like DIR"
+            if kept[name] in extended_by(item_files, row_files).get(name, {}):
+                what = "has more numbers than the weights, which are of a log before it"
+                remedy = "use weights that were trained on it, or prepare it with --like and without --extend"
             raise DataError(
-                f"{where}: '{name}' was numbered again since the weights were trained (digest {digest[:8]}, expected "
-                f"{str(kept[name])[:8]} of {vocabularies.path}); train again, or prepare other data into another folder"
+                f"{where}: '{name}' {what} (digest {digest[:8]}, expected {str(kept[name])[:8]} of "
+                f"{vocabularies.path}); {remedy}"
             )
 
 

@@ -26,6 +26,9 @@ DEFAULT_SETTINGS = {
     "net_dropout": 0.1,
 }
 
+#: What a comment begins with where gAUC is not among the metrics.
+LEFT_OUT = "gAUC is left out"
+
 
 def choose_labels(name: str, reader: Reader, given: Sequence[str] | None) -> list[str]:
     """Return the labels to train on, by default the reader's own."""
@@ -75,7 +78,14 @@ def _leave_out_undefined(folder: Path, dataset: dict[str, Any], settings: dict[s
     if "gAUC" not in metrics or "gAUC" in str(settings.get("monitor")) or _has_mixed_groups(folder, dataset, group):
         return None
     settings["metrics"] = [metric for metric in metrics if metric != "gAUC"]
-    return f"gAUC is left out: no {group} of valid has rows of both classes"
+    return f"{LEFT_OUT}: no {group} of valid has rows of both classes"
+
+
+def _has_left_out(folder: Path) -> bool:
+    """Whether a comment says that gAUC was left out of the experiments of a prepared folder."""
+    path = folder / "model_config.yaml"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return any(line.startswith(f"# {LEFT_OUT}") for line in lines)
 
 
 def _write_texts(folder: Path, contents: dict[str, dict[str, Any]], advice: Sequence[str] = ()) -> None:
@@ -97,7 +107,8 @@ def copy_config(
 
     Settings are the same, but ``vocab_size`` follows the new numbers, ``learning_rate`` is multiplied by ``rate``, and
     ``swa_start``, a number of updates, by ``growth``, the number of training rows per one of the other folder. gAUC is
-    left out as by ``write_files``.
+    left out as by ``write_files``, and is a metric again if only the validation rows of the other folder did not define
+    it.
     """
     from fuxictr_mm.config import list_experiments, load_dataset_config, load_model_config
 
@@ -117,6 +128,7 @@ def copy_config(
     entry |= {**none, "data_root": "./", **splits, "item_info": files, "feature_cols": columns}
     entry = {key: value for key, value in entry.items() if value is not None}
     advice = [] if rate == 1 else [f"learning_rate is {rate:g} times that of {of}, since training continues"]
+    has_left_out = _has_left_out(like)
     for expid in list_experiments(like):
         settings = load_model_config(like, expid)
         if settings["dataset_id"] != of:
@@ -127,7 +139,13 @@ def copy_config(
         if rate != 1 and "learning_rate" in settings:
             settings["learning_rate"] *= rate
         settings.pop("initial_weights", None)
-        if (reason := _leave_out_undefined(folder, entry, settings)) is not None and reason not in advice:
+        may_return = has_left_out and settings.get("metrics") == ["AUC", "logloss"]
+        if may_return:
+            settings["metrics"] = ["AUC", "gAUC", "logloss"]
+        reason = _leave_out_undefined(folder, entry, settings)
+        if reason is None and may_return:
+            reason = f"gAUC is among the metrics again; {of} left it out"
+        if reason is not None and reason not in advice:
             advice.append(reason)
         names[name], experiments[name] = expid, {**settings, "dataset_id": dataset_id}
     _write_texts(folder, {"dataset_config": {dataset_id: entry}, "model_config": experiments}, advice)

@@ -199,15 +199,20 @@ def _as_trained(
     vocabularies: Vocabularies,
     path: Path,
 ) -> tuple[Encoding, Cache]:
-    """Return the encoding of the run whose vocabularies are given, else this one, which is added to them."""
+    """Return the encoding of the run whose vocabularies are given, or of initial weights; else this one.
+
+    It is added to vocabularies that are not of a run.
+    """
     has_run, of_texts = bool(vocabularies.settings), dataset.data_format == "csv"
-    if has_run and not (trained := encoding.of_run(columns, vocabularies, of_texts=of_texts)).equals(encoding):
-        logger.info(f"{path}: has changed since training; the vocabularies of {vocabularies.path} are used")
-        encoding, cache = trained, _cache_of_run(cache, vocabularies)
+    before = vocabularies if has_run or vocabularies.earlier is None else vocabularies.earlier
+    has_before = bool(before.settings)
+    if has_before and not (trained := encoding.of_run(columns, before, of_texts=of_texts)).equals(encoding):
+        logger.info(f"{path}: has changed since training; the vocabularies of {before.path} are used")
+        encoding, cache = trained, _cache_of_run(cache, before)
         _write_pretrained(cache, encoding, keys, dataset.roles.target)
-    elif vocabularies.path is None:
+    if vocabularies.path is None:
         encoding.keep(columns, vocabularies)
-    elif not has_run:  # of an earlier version
+    elif not has_before:  # of an earlier version
         logger.warning(
             f"{vocabularies.path}: holds no vocabularies of raw columns; they are built from {path}, and the scores "
             "are wrong if it has changed since training"

@@ -312,7 +312,7 @@ def _describe(
 
     from fuxictr_mm.data.numbers import scales_of
     from fuxictr_mm_serving.manifest import FORMATS
-    from fuxictr_mm_serving.prepared import NUMBERING
+    from fuxictr_mm_serving.prepared import EXTENDS, NUMBERING
 
     roles = experiment.config.dataset.roles
     features = {feature.name: feature for feature in dataset.features}
@@ -360,6 +360,7 @@ def _describe(
         },
         "context": context,
         "numbering": dict(dataset.vocabularies.settings.get(NUMBERING, {})),
+        "extends": dict(dataset.vocabularies.settings.get(EXTENDS, {})),
         "vocabulary": None,
     }
 

@@ -22,7 +22,7 @@ from fuxictr_mm.errors import UserError
 from fuxictr_mm.fuxictr_imports import FeatureEmbeddingDict
 from fuxictr_mm.runs import vocabulary_of_weights
 from fuxictr_mm.training.checkpoints import load_known_rows, saved_settings
-from fuxictr_mm_serving.prepared import NUMBERING
+from fuxictr_mm_serving.prepared import EXTENDS, NUMBERING
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +67,15 @@ def load_initial_weights(model: Any, path: Path, dataset: Dataset, item_files: s
     logger.info(f"Initial weights: {path}; rows of tables that are new: {grown or 'none'}")
 
 
+def warn_of_random_weights(dataset: Dataset) -> None:
+    """Warn where rows that continue another log, often few, are trained on alone."""
+    if EXTENDS in dataset.vocabularies.settings:
+        logger.warning(
+            "The training rows continue an earlier log (prepare log --extend), but training starts with random "
+            "weights; give those of the earlier run: --initial_weights"
+        )
+
+
 class _Numberings:
     """How ids were numbered for weights, and how they are numbered now.
 
@@ -77,13 +86,13 @@ class _Numberings:
     """
 
     def __init__(self, path: Path, dataset: Dataset, item_files: str | Sequence[str]) -> None:
-        self.path, self.now = vocabulary_of_weights(path), dataset.vocabularies
+        self._weights, self.path, self.now = path, vocabulary_of_weights(path), dataset.vocabularies
         self.before = Vocabularies.load(self.path)
         row_files = [pair for files in dataset.files.values() for pair in files.metadata.items()]
         self.extended = extended_by(item_files, row_files)
         for key, setting in self.now.settings.items():
             found = self.before.settings.get(key)
-            if key == NUMBERING or found == setting:
+            if key in (NUMBERING, EXTENDS) or found == setting:
                 continue
             is_mapping = isinstance(found, Mapping) and isinstance(setting, Mapping)
             names = [name for name in setting if found.get(name) != setting[name]] if is_mapping else [key]  # type: ignore[union-attr]
@@ -106,7 +115,9 @@ class _Numberings:
         if (size := self.extended.get(column, {}).get(digest)) is not None:
             return size + 1
         raise self._error(
-            column, "expected data of the same folder, or of a folder that fuxictr-mm prepare log --extend wrote of it"
+            column,
+            "prepare the new log with fuxictr-mm prepare log --like DIR --extend, where DIR is the folder that these "
+            f"weights were trained on{self._trained_on()}",
         )
 
     def is_same(self, column: str) -> bool:
@@ -117,6 +128,12 @@ class _Numberings:
     def _digest(self, vocabularies: Vocabularies, column: str) -> str | None:
         found: Mapping[str, str] = vocabularies.settings.get(NUMBERING, {})
         return found.get(column)
+
+    def _trained_on(self) -> str:
+        """Return that folder, if it is known."""
+        saved = saved_settings(self._weights)
+        rows = str((saved[1] if saved else {}).get("train_data") or "")
+        return f" ({Path(rows).parent})" if rows else ""
 
     def _error(self, column: str, expected: str) -> UserError:
         return UserError(f"initial_weights: {self.path}: '{column}' has other numbers now; {expected}")

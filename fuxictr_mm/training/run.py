@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from fuxictr_mm.config import DatasetConfig, ExperimentConfig, checkpoint_hash, describe_differences, result_differences
+from fuxictr_mm.config import (
+    NOT_SET,
+    DatasetConfig,
+    ExperimentConfig,
+    checkpoint_hash,
+    describe_differences,
+    result_differences,
+)
 from fuxictr_mm.data.dataset import Dataset
 from fuxictr_mm.data.fingerprint import data_hashes
 from fuxictr_mm.data.interactions import InteractionTable
@@ -40,7 +47,7 @@ from fuxictr_mm.runtime import is_main
 from fuxictr_mm.training import distributed, loop
 from fuxictr_mm.training.baselines import warn_of_baselines
 from fuxictr_mm.training.callbacks import Callback, RunWriter, TensorBoardLogger, is_installed
-from fuxictr_mm.training.initial_weights import load_initial_weights
+from fuxictr_mm.training.initial_weights import load_initial_weights, warn_of_random_weights
 from fuxictr_mm.training.metric_checks import check_metrics_of_valid, metrics_of_test
 from fuxictr_mm.training.resume import (
     TrainingCheckpoint,
@@ -95,6 +102,8 @@ class TrainingRun:
             model = experiment.build_model(dataset)
             if newest is None and (initial := experiment.initial_weights) is not None:
                 load_initial_weights(model, initial, dataset, config.dataset.item_files)
+            elif newest is None:
+                warn_of_random_weights(dataset)
             if self.results_csv is not None:
                 _check_writable(self.results_csv)
             writer = None
@@ -195,6 +204,9 @@ class TrainingRun:
         found = result_differences(finished.config, self.config.to_dict())
         code = self.experiment.model_code
         same_file = finished.environment.get(MODEL_CODE, code) == code
+        starts = [config.get("initial_weights") for config in (finished.config, self.config.to_dict())]
+        if starts[0] != starts[1]:  # a path, which is not a difference of results elsewhere
+            found["initial_weights"] = [NOT_SET if start is None else start for start in starts]
         phrases = describe_differences(found, "in that run")
         what = "; ".join(phrases) or ("paths of its files" if same_file else f"the file of {self.config.model}")
         if found and found.keys() <= LENGTH_KEYS:

@@ -43,7 +43,10 @@ class Pruner:
 
 
 class Watch:
-    """The evaluations of a trial that this process runs: written to the database, until the pruner ends it at one."""
+    """The evaluations of a trial that this process runs: written to the database, until the pruner ends it at one.
+
+    That of initial weights does not count: it says nothing of the trial's settings, and other trials may have none.
+    """
 
     def __init__(self, trial: Trial, stored: StoredTrials, pruner: Pruner) -> None:
         self._trial = trial
@@ -61,7 +64,7 @@ class Watch:
 
     def go_on(self, known: int) -> None:
         """Write the first ``known`` evaluations of an earlier try again, and judge the last."""
-        seen = read_evaluations(self._trial.paths.runs)[:known]
+        seen = self._evaluations()[:known]
         for evaluation in seen:
             self._store(evaluation)
         self.pruned = bool(seen) and self._pruner.ends(self._trial, seen[-1], self.reported)
@@ -79,7 +82,7 @@ class Watch:
         if self._before is not None and self._before == newest_evaluations(self._trial.paths.runs):
             return
         self._before = None
-        for evaluation in read_evaluations(self._trial.paths.runs)[self.reported :]:
+        for evaluation in self._evaluations()[self.reported :]:
             try:
                 self._store(evaluation)
             except UpdateFinishedTrialError:  # elsewhere, while this machine was suspended: the next heartbeat finds it
@@ -90,11 +93,14 @@ class Watch:
 
     def last(self) -> Result | None:
         """Return the result at the last evaluation that was reported."""
-        evaluations = read_evaluations(self._trial.paths.runs)[: self.reported]
+        evaluations = self._evaluations()[: self.reported]
         if not evaluations:
             return None
         last = evaluations[-1]
         return Result({name: last[name] for name in self._trial.params["metrics"] if name in last}, last["seconds"])
+
+    def _evaluations(self) -> list[dict[str, Any]]:
+        return [line for line in read_evaluations(self._trial.paths.runs) if line.get("step") != 0]
 
     def _store(self, evaluation: Mapping[str, Any]) -> None:
         self.reported += 1

@@ -111,8 +111,11 @@ def read_tuner(tuner_yaml: Path, model_zoo: Path | None = None) -> Tuner:
         settings = _read_study(tuner_yaml, tuner)
     with _collected(problems, tuner_yaml):
         if all(map(tuner.get, required)):
-            model, dataset_id, dataset = _read_base(tuner_yaml, tuner)
+            model, dataset_id, dataset, origin = _read_base(tuner_yaml, tuner)
             space = _read_space(tuner_yaml, tuner["tuner_space"], settings["search"], model, dataset, model_zoo)
+            if isinstance(tried := space.get("initial_weights"), list):
+                found = [_from_folder(path, origin) if isinstance(path, str) else path for path in tried]
+                space["initial_weights"] = found
     if problems:
         raise ConfigError(f"{tuner_yaml}: {'; '.join(problems)}")
     name = str(tuner["base_expid"])
@@ -202,8 +205,8 @@ def _check_monitor(tuner: Tuner) -> None:
         )
 
 
-def _read_base(tuner_yaml: Path, tuner: Mapping[str, Any]) -> tuple[dict[str, Any], str, dict[str, Any]]:
-    """Return settings of the base experiment, the dataset's id and the dataset's settings."""
+def _read_base(tuner_yaml: Path, tuner: Mapping[str, Any]) -> tuple[dict[str, Any], str, dict[str, Any], Path]:
+    """Return settings of the base experiment, the dataset's id and settings, and the folder of the experiment."""
     base_folder = Path(tuner.get("base_config") or tuner_yaml.parent)
     if not base_folder.is_dir():
         base_folder = tuner_yaml.parent / base_folder
@@ -231,7 +234,10 @@ def _read_base(tuner_yaml: Path, tuner: Mapping[str, Any]) -> tuple[dict[str, An
         dataset = load_dataset_config(base_folder, dataset_id)
         origin = base_folder
     # The experiments are written to another folder, from which relative paths would not be found.
-    return model, dataset_id, with_found_paths(dataset, origin)
+    folder = tuner_yaml.parent if "model_config" in tuner else base_folder
+    if isinstance(path := model.get("initial_weights"), str):
+        model = {**model, "initial_weights": _from_folder(path, folder)}
+    return model, dataset_id, with_found_paths(dataset, origin), folder
 
 
 def _mapping(tuner_yaml: Path, where: str, value: Any) -> dict[str, Any]:

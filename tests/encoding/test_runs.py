@@ -218,6 +218,26 @@ def test_scores_after_the_training_file_has_changed(folder, form, caplog):
     assert any("X.vocabulary.parquet" in r.message for r in caplog.records if r.levelname == "WARNING")
 
 
+@pytest.mark.slow
+def test_training_that_continues_has_the_vocabularies_of_its_initial_weights(folder, tmp_path):
+    """Values, scales and lengths are encoded as for the weights, and new values are unknown ones."""
+    experiment = Experiment.load("X", configuration(folder), model_zoo=folder / "zoo")
+    run, expected = experiment.fit(), experiment.predict()
+    dataset = experiment.load_dataset({"valid": True}, run.weights)
+    file = folder / "train.csv"
+    rows = pl.read_csv(file, infer_schema=False)[::-1][:-30]
+    rows.with_columns(pl.lit("11.5").alias("age"), pl.lit("elsewhere").alias("city")).write_csv(file)
+    still = experiment.with_settings(learning_rate=1e-30, initial_weights=str(run.path), model_id="Y")
+    run_2 = still.fit()
+    np.testing.assert_allclose(still.predict(), expected, atol=1e-7)
+    again = still.load_dataset({"valid": True}, run_2.weights)
+    assert again.feature_map.features == dataset.feature_map.features
+    assert again.vocabularies.equal_file(run.path / "vocabulary.parquet")
+    third = still.with_settings(initial_weights=str(run_2.path), model_id="Z")
+    third.fit()
+    np.testing.assert_allclose(third.predict(), expected, atol=1e-7)
+
+
 def test_a_killed_run_of_raw_columns_resumes_bit_for_bit(tmp_path):
     write_world(tmp_path, "csv", rows=1200)
     options = {"model_zoo": tmp_path / "zoo", "resident": False, "buffer_rows": 500}

@@ -1,16 +1,20 @@
 """Weights that training starts with: rows of tables by the values of vocabularies, if ids have other numbers now."""
 
+from types import SimpleNamespace
+
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import torch
 
 from fuxictr_mm.data.fingerprint import data_hashes
+from fuxictr_mm.data.vocabulary import Vocabularies
 from fuxictr_mm.errors import UserError
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.runs import vocabulary_of_weights
 from fuxictr_mm.training.checkpoints import load_known_rows, save_state_dict
-from fuxictr_mm.training.initial_weights import load_initial_weights
+from fuxictr_mm.training.initial_weights import load_initial_weights, warn_of_random_weights
+from fuxictr_mm_serving.prepared import EXTENDS
 from tests import ids
 from tests.errors import raises_naming
 
@@ -104,3 +108,11 @@ def test_the_content_of_the_file_is_of_the_identity_of_a_run(tmp_path):
     (run / "best.model").write_bytes(b"other")
     assert data_hashes({"initial_weights": str(run)}) != of_file
     assert data_hashes({"initial_weights": str(tmp_path / "none")}) == {}
+
+
+@pytest.mark.parametrize("extends", [True, False])
+def test_random_weights_are_warned_of_where_rows_continue_a_log(caplog, extends):
+    vocabularies = Vocabularies()
+    vocabularies.settings = {EXTENDS: {"item_id": ["a"]}} if extends else {}
+    warn_of_random_weights(SimpleNamespace(vocabularies=vocabularies))
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * extends

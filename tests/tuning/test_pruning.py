@@ -3,10 +3,11 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from fuxictr_mm.tuning import run_tuner
+from fuxictr_mm.tuning import pruning, run_tuner
 from tests.tuning.points import draw_all
 from tests.tuning.studies import hunt, noted, tuner_file
 
@@ -75,3 +76,25 @@ def test_evaluations_of_a_failed_try_prune_no_other(folder):
     values = list(loaded.trials[-1].intermediate_values.values())
     assert values[:6] == pytest.approx([0.519] * 6)
     assert all(math.isnan(value) for value in values[6:])
+
+
+def test_the_evaluation_of_initial_weights_does_not_count(monkeypatch, tmp_path):
+    """Trials are compared after as many evaluations of their own training, whatever they start with."""
+    lines = [{"epoch": n, "step": n * 10, "AUC": 0.7 + n / 100, "seconds": n} for n in range(3)]
+    monkeypatch.setattr(pruning, "read_evaluations", lambda _: lines)
+    params = {"monitor": "AUC", "monitor_mode": "max", "metrics": ["AUC"]}
+    trial = SimpleNamespace(paths=SimpleNamespace(runs=tmp_path), params=params, number=0)
+    reported, judged = {}, []
+    stored = SimpleNamespace(report=lambda number, step, value: reported.update({step: value}))
+    pruner = SimpleNamespace(ends=lambda trial, line, count: judged.append(line["epoch"]))
+    watch = pruning.Watch(trial, stored, pruner)
+    watch.report()
+    assert reported == {1: 0.71, 2: 0.72}
+    assert judged == [1, 2]
+    assert watch.last().valid == {"AUC": 0.72}
+    again = pruning.Watch(trial, stored, pruner)
+    again.go_on(1)
+    assert judged[2:] == [1]
+    assert again.reported == 1
+    monkeypatch.setattr(pruning, "read_evaluations", lambda _: lines[:1])
+    assert pruning.Watch(trial, stored, pruner).last() is None

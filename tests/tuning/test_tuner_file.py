@@ -5,7 +5,7 @@ import pytest
 from fuxictr_mm.config import list_experiments
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.tuning import enumerate_trials
-from fuxictr_mm.yaml_files import load_yaml
+from fuxictr_mm.yaml_files import dump_yaml, load_yaml
 from tests.errors import raises_naming
 from tests.tuning.grids import HEAD, tuner_file
 
@@ -34,6 +34,21 @@ def test_paths_that_count_from_the_base_folder_are_found(folder, monkeypatch):
     entry = load_yaml(written / "dataset_config.yaml")["tiny"]
     assert entry["train_data"] == str(folder / "base/data/tiny/train.parquet")
     assert entry["valid_data"] == "data/tiny/valid.parquet"
+
+
+def test_initial_weights_that_count_from_the_base_folder_are_found(folder):
+    models = load_yaml(folder / "base/model_config.yaml")
+    models["Fake_default"]["initial_weights"] = "../before.model"
+    (folder / "base/model_config.yaml").write_text(dump_yaml(models))
+    (folder / "before.model").touch()
+    (folder / "base/other.model").touch()
+    found = f"{(folder / 'before.model').resolve()}"
+    written = list_experiments(enumerate_trials(tuner_file(folder, "width: [1]")))
+    assert [entry["initial_weights"] for entry in written.values()] == [found]
+    space = "initial_weights: [null, ../before.model, other.model, before.model]"
+    written = list_experiments(enumerate_trials(tuner_file(folder, space)))
+    others = [None, found, str((folder / "base/other.model").resolve()), "before.model"]
+    assert [entry["initial_weights"] for entry in written.values()] == others
 
 
 def test_the_challenges_own_tuner_file(folder):

@@ -57,8 +57,8 @@ class ExtendedLog(LaterLog):
             )
         if base.asked.negatives:
             raise ConfigError(
-                f"--extend: {base.folder} has sampled negatives (--negatives), and those of a later log are not "
-                "sampled; prepare all days at once"
+                f"--extend: {base.folder} has sampled negatives (--negatives), and those of a later log depend on all "
+                f"clicks of a user, of which it keeps the newest {base.max_len}; prepare all days at once"
             )
         split = {name: given[name] for name in SPLIT if name in given}
         if "split" in split:

@@ -1,6 +1,7 @@
 """``prepare log --like --extend`` against preparing all days at once, and training that continues with its rows."""
 
 import json
+from importlib.util import find_spec
 from itertools import pairwise
 
 import numpy as np
@@ -9,17 +10,20 @@ import pytest
 import torch
 
 from fuxictr_mm.config.sizes import CONTINUED_RATE
-from fuxictr_mm.datasets.configuration import copy_config
+from fuxictr_mm.datasets.configuration import copy_config, write_files
 from fuxictr_mm.errors import ConfigError, DataError, UserError
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.runs import vocabulary_of_weights
+from fuxictr_mm.serving.export import export
 from fuxictr_mm.training.checkpoints import save_state_dict
 from fuxictr_mm.training.initial_weights import load_initial_weights
+from fuxictr_mm_serving import ServingError, scoring
 from tests.datasets.command import run
 from tests.datasets.logs import START, make_log, write_source
 from tests.datasets.own.later_rows import read, values
 from tests.datasets.shop import ROLES
 from tests.errors import exits_naming, raises_naming
+from tests.torchrun import start
 
 ALL = ("train", "valid", "test")
 COLUMNS = ("user_id", "device", "age", "category", "tags")
@@ -158,6 +162,28 @@ def test_gauc_is_left_out_where_validation_rows_do_not_define_it(tmp_path, day):
     assert written["mine_next"]["metrics"] == ["AUC", "gAUC"]
 
 
+@pytest.mark.parametrize("is_defined", [True, False])
+def test_gauc_returns_on_the_day_that_defines_it(tmp_path, is_defined):
+    """If prepare left it out, as a comment says; not where an experiment never had it."""
+    from types import SimpleNamespace
+
+    from fuxictr_mm.yaml_files import dump_yaml, load_yaml
+
+    for name, labels in (("shop", [1, 1]), ("second", [1, 1]), ("third", [0, 1] if is_defined else [1, 1])):
+        (tmp_path / name).mkdir()
+        pl.DataFrame({"user_id": [1, 1], "click": labels}).write_parquet(tmp_path / name / "valid")
+    entry = {"valid_data": "./valid", "label_col": {"name": "click", "dtype": "float"}, "feature_cols": []}
+    write_files(tmp_path / "shop", "shop", entry, {"DIN": {"metrics": ["AUC", "gAUC", "logloss"]}})
+    path = tmp_path / "shop" / "model_config.yaml"
+    path.write_text(path.read_text() + dump_yaml({"mine": {"model": "DIN", "dataset_id": "shop", "metrics": ["AUC"]}}))
+    summary = SimpleNamespace(splits={"train": 0, "valid": 0}, vocab_sizes={}, items=40)
+    copy_config(tmp_path / "second", "second", tmp_path / "shop", summary, 1.0)
+    copy_config(tmp_path / "third", "third", tmp_path / "second", summary, 1.0)
+    written = load_yaml(tmp_path / "third" / "model_config.yaml")
+    metrics = ["AUC", "gAUC", "logloss"] if is_defined else ["AUC", "logloss"]
+    assert (written["DIN_third"]["metrics"], written["mine_third"]["metrics"]) == (metrics, ["AUC"])
+
+
 def test_a_folder_without_a_configuration_is_refused_before_rows_are_written(tmp_path, capsys):
     source = write_source(tmp_path / "new", *make_log(4))
     (tmp_path / "shop").mkdir()
@@ -216,6 +242,49 @@ def test_known_rows_are_copied_and_new_ones_keep_their_initial_values(projects, 
     assert grown == {TABLE.format(name) for name in ("user_id", "item_id", "device", "age")}
 
 
+SHARDED = {
+    "feature_specs": [{"name": ["item_id", "user_id"], "table": "sharded"}],
+    "embedding_regularizer": 0,
+    "table_optimizer": "rowwise_adagrad",
+    "swa_start": None,
+    "initial_weights": "a.model",
+}
+
+LOAD = """
+import torch
+
+from fuxictr_mm.tables import gathered_state
+from fuxictr_mm.training import distributed
+from fuxictr_mm.training.initial_weights import load_initial_weights
+from tests.datasets.own.test_extended import SHARDED, built
+
+with distributed.process_group(-1):
+    experiment, dataset, model = built("shop_2", "DIN_shop_2", **SHARDED)
+    states = [gathered_state(model)]
+    load_initial_weights(model, experiment.initial_weights, dataset, experiment.config.dataset.item_files)
+    states.append(gathered_state(model))
+    if distributed.rank() == 0:
+        torch.save([{name: value.clone() for name, value in state.items()} for state in states], "found.pt")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("torchrec") is None, reason="pip install --no-deps -r requirements-scale-cpu.txt")
+@pytest.mark.parametrize("processes", [1, 2])
+def test_known_rows_are_copied_into_sharded_tables(projects, tmp_path, processes):
+    before = saved("shop", "DIN_shop", tmp_path / "a.model", embedding_regularizer=0)
+    (tmp_path / "load.py").write_text(LOAD)
+    done = start(tmp_path / "load.py", processes=processes, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    initial, found = torch.load(tmp_path / "found.pt")
+    for name, value in found.items():
+        rows = before[name].shape[0] if value.dim() else None
+        assert torch.equal(value[:rows] if value.dim() else value, before[name]), name
+        if value.shape != before[name].shape:
+            assert torch.equal(value[rows:], initial[name][rows:]), name
+    assert all(len(found[TABLE.format(name)]) > len(before[TABLE.format(name)]) for name in ("item_id", "user_id"))
+
+
 @pytest.mark.slow
 def test_weights_of_other_data_or_models_are_refused(projects, tmp_path):
     saved("shop", "DIN_shop", tmp_path / "a.model")
@@ -240,7 +309,7 @@ def test_weights_of_other_data_or_models_are_refused(projects, tmp_path):
     source = write_source(tmp_path / "other", days_of(log)[0][::-1], items[:24][::-1], users[::-1])
     given = ["--interactions", "inter*", "--quiet", "--labels", "click"]
     assert run("log", "--source", source, "--out", "other_shop", "--roles", *ROLES, *given) == 0
-    with raises_naming(UserError, "a.vocabulary", "user_id"):
+    with raises_naming(UserError, "a.vocabulary", "user_id", "prepare log --like", "--extend"):
         load("other_shop", "DIN_other_shop", "a.model")
     vocabulary_of_weights(tmp_path / "a.model").unlink()
     with raises_naming(UserError, "a.model", TABLE.format("item_id"), "a.vocabulary"):
@@ -328,11 +397,30 @@ def test_training_continues_from_day_to_day(projects, tmp_path, monkeypatch):
     changed = {k: v + 1 if v.is_floating_point() else v for k, v in torch.load(first.paths.weights).items()}
     save_state_dict(changed, other)
     (vocabulary_of_weights(of_first.path)).rename(vocabulary_of_weights(other))
-    assert Experiment.load("DIN_shop_2", "shop_2", **common, initial_weights=other).fit(resume=True).path != run_2.path
+    changed_start = Experiment.load("DIN_shop_2", "shop_2", **common, initial_weights=other)
+    assert changed_start.result(paths=False) is None
+    assert changed_start.fit(resume=True).path != run_2.path
+    assert changed_start.result(paths=False) is not None
+    assert (
+        Experiment.load("DIN_shop_2", "shop_2", **common).result(paths=False) is not None
+    )  # as after --initial_weights
+    assert warm.result(paths=False) is None
 
     assert run("log", "--source", projects[2], "--out", "shop_3", "--like", "shop_2", "--extend", *given) == 0
     third = Experiment.load("DIN_shop_3", "shop_3", **common, initial_weights=other)  # of two days before
     third.with_settings(initial_weights=str(run_2.path)).fit()
     assert np.isfinite(third.predict()).all()
+    # Rows of the days before have the first of its numbers; new items of a log to score have those of others.
+    export(third.with_settings(initial_weights=str(run_2.path)), tmp_path / "export")
+    for folder in ("shop", "shop_2", "shop_3"):
+        scoring.score_file(tmp_path / "export", f"{folder}/test", tmp_path / "scores.parquet")
+        found = pl.read_parquet(tmp_path / "scores.parquet")["score"]
+        np.testing.assert_allclose(found, third.predict(f"{folder}/test"), atol=1e-5)
+    with raises_naming(DataError, "to_score", "digest"):
+        third.predict("to_score/test")
+    with raises_naming(ServingError, "to_score", "digest"):
+        scoring.score_file(tmp_path / "export", "to_score/test", tmp_path / "scores.parquet")
+    with raises_naming(DataError, "shop_3", "digest", "--extend"):
+        warm.predict("shop_3/test")
     with raises_naming(ConfigError, third.paths.weights):
         third.with_settings(initial_weights=str(third.paths.weights)).fit()
