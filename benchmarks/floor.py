@@ -3,7 +3,10 @@
     python -m benchmarks.floor --model DIN DIN_MM --batch_size 2048 --precision bf16 --device cuda
 
 The floor is the step's floating-point operations, as torch counts them, at the rate that one large product reaches on
-this machine. Kernels and synchronisations are counted by torch's profiler.
+this machine. Beside it stands what a step moves through memory at least: tensors that the backward pass reads, written
+and read once; of the weights, gradients that are written, read for their norm, and read by Adam, which reads and writes
+weights and its two averages. At the rate of a copy, that is a time that no order of work avoids, unless data stays in
+the cache. Kernels and synchronisations are counted by torch's profiler.
 
 On a CPU, the peak of the process is divided into libraries (in use after their import), tensors of the data, weights,
 state of the optimizer, the most that tensors of a step take at once, gradients included, and the rest: memory that was
@@ -20,7 +23,7 @@ import itertools
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +127,7 @@ def measure(
         with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: flops_of_addmm}) as counter:
             take(side, 1, args.device)
         torch.set_num_threads(args.threads)
+        moved = 2 * saved_bytes(lambda: take(side, 1, args.device)) + 9 * parts["weights"]
         activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (args.device == "cuda")
         with profile(activities=activities) as profiler:
             take(side, 5, args.device)
@@ -145,6 +149,8 @@ def measure(
         "gflop": counter.get_total_flops() / 1e9,
         "floor_ms": 1e3 * floor,
         "ratio": step / floor,
+        "moved_mb": moved / 1e6,
+        "moved_ms": 1e3 * moved / speeds["copy"],
         "peak_mb": peak / 1e6,
         "peak_parts_mb": {part: size / 1e6 for part, size in parts.items()} if args.device == "cpu" else {},
         **where_time_goes(profiler.events(), 5, args.device, args.top),
@@ -154,8 +160,27 @@ def measure(
 def tensor_bytes() -> int:
     """Return the bytes of all tensors of the process, each storage once; not those that torch's compiler leaves."""
     kinds = (torch.Tensor, torch.nn.Parameter)
-    storages = [t.untyped_storage() for t in gc.get_objects() if type(t) in kinds and t.layout == torch.strided]
-    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+    return sum(storages(t for t in gc.get_objects() if type(t) in kinds).values())
+
+
+def storages(tensors: Iterable[torch.Tensor]) -> dict[int, int]:
+    """Return address and bytes of every storage of tensors, without sparse ones."""
+    found = [t.untyped_storage() for t in tensors if t.layout == torch.strided]
+    return {storage.data_ptr(): storage.nbytes() for storage in found}
+
+
+def saved_bytes(step: Callable[[], Any]) -> int:
+    """Return the bytes that a step saves for its backward pass, without parameters, each storage once."""
+    saved: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        if not tensor.is_leaf or not tensor.requires_grad:
+            saved.update(storages([tensor]))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        step()
+    return sum(saved.values())
 
 
 def peak_of_tensors(profiler: profile) -> int:
@@ -220,7 +245,7 @@ def print_step(found: dict[str, Any]) -> None:
         "{model}, {batch_size}, {precision}: {samples_per_second:,.0f} samples/s, "
         "step {step_ms:.2f} ms (CPU {cpu_ms:.2f}), "
         "floor {floor_ms:.3f} ms ({gflop:.1f} GFLOP), ratio {ratio:.1f}, products {products_ms:.2f} ms, "
-        "all {busy_ms:.2f} ms, peak {peak_mb:,.0f} MB"
+        "all {busy_ms:.2f} ms, moves at least {moved_mb:,.0f} MB ({moved_ms:.2f} ms), peak {peak_mb:,.0f} MB"
     ).format(**found)
     if "kernels" in found:
         line += ", {kernels:.0f} kernels, {waits:.1f} waits".format(**found)

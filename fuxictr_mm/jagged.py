@@ -105,6 +105,18 @@ class Jagged:
         """``(N,)`` index into ``distinct`` of every entry, also where each is stored by itself."""
         return torch.arange(self.num_values, device=self.distinct.device) if self.index is None else self.index
 
+    def pairs(self, heads: int, split: bool) -> Pairs:
+        """Return rows and entries as ``Pairs``, the same for every product and sum of these entries."""
+        split = split and heads > 1
+        if (heads, split) not in self._pairs:
+            num_distinct = self.distinct.shape[0]
+            self._pairs[heads, split] = Pairs(self.places, self.rows, self.offsets, num_distinct, heads, split)
+        return self._pairs[heads, split]
+
+    @cached_property
+    def _pairs(self) -> dict[tuple[int, bool], Pairs]:
+        return {}
+
     @cached_property
     def positions(self) -> Tensor:
         """``(N,)`` position of every entry within its row, from 0."""
@@ -220,7 +232,7 @@ def weighted_sum(history: Jagged, weights: Tensor) -> Tensor:
     if has_sparse_kernels(entries):
         exact = torch.promote_types(dtype, torch.float32)
         values = weights.to(exact).reshape(-1, num_heads).t().flatten()
-        pooled_HBD = sparse_products.sums(values, entries.to(exact), _pairs(history, num_heads, split=False))
+        pooled_HBD = sparse_products.sums(values, entries.to(exact), history.pairs(num_heads, split=False))
         pooled_HBD = pooled_HBD.to(dtype).view(num_heads, history.num_rows, entries.shape[1])
         return pooled_HBD[0] if weights.dim() == 1 else pooled_HBD.transpose(0, 1)
     # One bag per head and row, head after head, so that one backward pass accumulates the gradients of all heads.
@@ -238,10 +250,6 @@ def weighted_sum(history: Jagged, weights: Tensor) -> Tensor:
 def has_sparse_kernels(tensor: Tensor) -> bool:
     """Whether sums and products of entries are those of ``sparse_products``: on a CPU, without the compiler."""
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
-
-
-def _pairs(history: Jagged, heads: int, split: bool) -> Pairs:
-    return Pairs(history.places, history.rows, history.offsets, history.distinct.shape[0], heads, split)
 
 
 class _SegmentProducts(torch.autograd.Function):
@@ -344,7 +352,7 @@ def _sparse_products(queries: Tensor, history: Jagged, split: bool) -> Tensor:
     if split:
         entries = entries.unflatten(1, (num_heads, -1)).transpose(0, 1).flatten(0, 1)
     of_heads = queries.to(exact).transpose(0, 1).flatten(0, 1)
-    products = sparse_products.products(of_heads, entries, _pairs(history, num_heads, split))
+    products = sparse_products.products(of_heads, entries, history.pairs(num_heads, split))
     return products.to(dtype).view(num_heads, -1).t()
 
 

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,10 @@ SMALL = 2**17
 
 @dataclass(frozen=True)
 class Pairs:
-    """Where the values of the sparse matrix are: those of a row side by side, head after head."""
+    """Where the values of the sparse matrix are: those of a row side by side, head after head.
+
+    What a product or sum reads of them is found once for all products and sums of the same pairs.
+    """
 
     index: Tensor  #: ``(N,)`` distinct entry of every entry.
     rows: Tensor  #: ``(N,)`` row of every entry.
@@ -43,45 +47,55 @@ class Pairs:
     heads: int  #: H.
     split: bool  #: Whether every head has its own entries, so that the matrix has H U columns, head after head.
 
+    @cached_property
     def columns(self) -> Tensor:
         """Return the column of every value, ``(H N,)``."""
         return self._of_heads(self.index, self.num_distinct if self.split else 0)
 
+    @cached_property
     def starts(self) -> Tensor:
         """Return the first value of every row of the matrix, ``(H B,)``."""
         return self._of_heads(self.offsets[:-1], self.index.shape[0])
 
     def products(self, queries: Tensor, entries: Tensor) -> Tensor:
         """Return inner products ``(H N,)`` of queries ``(H B, D)`` and entries ``(U, D)`` or ``(H U, D)``."""
-        columns = self.columns()
+        columns = self.columns
         if columns.shape[0] > queries.shape[0] * entries.shape[0]:
             # Rows repeat entries, and torch allocates no more values than the dense matrix has.
             return self.gathered_products(queries, entries)
-        ends = torch.cat([self.starts(), self.offsets.new_tensor([columns.shape[0]])])
+        ends = torch.cat([self.starts, self.offsets.new_tensor([columns.shape[0]])])
         zeros, shape = queries.new_zeros(columns.shape[0]), (queries.shape[0], entries.shape[0])
         matrix = torch.sparse_csr_tensor(ends, columns, zeros, shape, check_invariants=False)
         return torch.sparse.sampled_addmm(matrix, queries, entries.t(), beta=0.0).values()
 
     def gathered_products(self, queries: Tensor, entries: Tensor) -> Tensor:
         """Return ``products`` of a copy of the query and the entry of every value."""
-        rows = self._of_heads(self.rows, self.offsets.shape[0] - 1)
-        return (queries.index_select(0, rows) * entries.index_select(0, self.columns())).sum(dim=1)
+        return (queries.index_select(0, self._rows_of_values) * entries.index_select(0, self.columns)).sum(dim=1)
 
     def sums(self, values: Tensor, entries: Tensor) -> Tensor:
         """Return the sums ``(H B, D)`` of entries weighted by the values ``(H N,)``, per row of the matrix."""
-        return F.embedding_bag(self.columns(), entries, self.starts(), mode="sum", per_sample_weights=values)
+        return F.embedding_bag(self.columns, entries, self.starts, mode="sum", per_sample_weights=values)
 
     def sums_of_rows(self, values: Tensor, queries: Tensor) -> Tensor:
         """Return the sums of queries ``(H B, D)`` weighted by the values, per column of the matrix."""
+        order, first, rows = self._by_column
+        weights = values.index_select(0, order)
+        return F.embedding_bag(rows, queries, first, mode="sum", per_sample_weights=weights)
+
+    @cached_property
+    def _rows_of_values(self) -> Tensor:
+        return self._of_heads(self.rows, self.offsets.shape[0] - 1)
+
+    @cached_property
+    def _by_column(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The values in the order of their columns, where those of each column start, and the row of each."""
         order, first = _grouped(self.index, self.num_distinct)
         if self.split or self.heads == 1:
             of_column, first = self._of_heads(order, order.shape[0]), self._of_heads(first, order.shape[0])
         else:  # the values of all heads are those of one column
             of_column = (order.unsqueeze(1) + order.shape[0] * torch.arange(self.heads)).flatten()
             first = first * self.heads
-        rows = self._of_heads(self.rows, self.offsets.shape[0] - 1)
-        of_value = values.index_select(0, of_column)
-        return F.embedding_bag(rows[of_column], queries, first, mode="sum", per_sample_weights=of_value)
+        return of_column, first, self._rows_of_values.index_select(0, of_column)
 
     def _of_heads(self, numbers: Tensor, step: int) -> Tensor:
         if self.heads == 1:  # a small batch takes the time of its operations' calls

@@ -226,3 +226,10 @@ def test_products_without_entries(rows):
     assert queries.grad.shape == (rows, 4)
     assert queries.grad.abs().sum() == 0
     assert weighted_sum(history, torch.ones(0, 2)).shape == (rows, 2, 4)
+
+
+def test_products_and_sums_of_a_history_share_their_pairs():
+    history = Jagged(torch.randn(3, 4), torch.tensor([0, 2, 3]), torch.tensor([0, 2, 2]))
+    assert history.pairs(2, split=False) is history.pairs(2, split=False)
+    assert history.pairs(2, split=True) is not history.pairs(2, split=False)
+    assert history.pairs(1, split=True) is history.pairs(1, split=False)
