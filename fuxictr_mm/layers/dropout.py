@@ -41,6 +41,8 @@ class Dropout(nn.Dropout):
         """Whether the input is a ReLU's output that only this module and the ReLU's backward pass read."""
         if not self.relu or torch.compiler.is_compiling() or self.relu[0]._forward_hooks:
             return False
+        if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+            return False  # the ReLU may have saved a copy, as in save_on_cpu and activation checkpointing
         return input.grad_fn is not None and input.grad_fn.name() == "ReluBackward0"
 
 
