@@ -27,7 +27,9 @@ from fuxictr_mm_serving.prepared import (
     ITEM_FILE,
     NUMBERED,
     NUMBERING,
+    REWRITTEN,
     SOURCE_ID,
+    SOURCE_ROW,
     SOURCE_USER,
     VOCABULARIES,
 )
@@ -96,6 +98,8 @@ def is_numbered(file: Path) -> bool:
 def for_file(export: Export, file: Path, *more: str) -> Export:
     """Return the export that reads the ids of a file; the numbering of columns ``more`` is checked as well."""
     check_numbering(export, file, *export.of_numbers.columns, *more)
+    if export.is_prepared and not is_numbered(file) and SOURCE_ROW in _columns(file):
+        raise ServingError(f"{file}: {REWRITTEN}")
     return export.of_numbers if export.is_prepared and is_numbered(file) else export
 
 
@@ -146,6 +150,13 @@ def _json_in(file: Path, key: str, default: T) -> T:
     if found is not None and not isinstance(found, type(default)):
         raise ServingError(f"{file}: its metadata {key} are damaged; prepare it again")
     return default if found is None else found
+
+
+def _columns(file: Path) -> list[str]:
+    try:
+        return list(pq.read_schema(file).names)
+    except (OSError, pa.ArrowException):
+        return []
 
 
 def _metadata(file: str | os.PathLike[str]) -> dict[bytes, bytes]:

@@ -26,6 +26,13 @@ VOCABULARIES = "vocabularies"
 #: What the metadata of a file says that it wrote: its ids are numbers, and its numbers are scaled.
 NUMBERED = {b"fuxictr_mm.ids": b"numbers"}
 
+#: What is said of a file that ``prepare`` wrote and another program has rewritten without its metadata.
+REWRITTEN = (
+    "was written by fuxictr-mm prepare (it has source_row) and rewritten without its Parquet metadata fuxictr_mm.ids "
+    "and fuxictr_mm.numbering, which say how its ids are numbered; write it with them, in Polars: "
+    "frame.write_parquet(FILE, metadata=polars.read_parquet_metadata(ORIGINAL))"
+)
+
 #: Key in the metadata of a file of the digests of the numbers of each column.
 NUMBERING = "fuxictr_mm.numbering"
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from fuxictr_mm.checking import Settings, matches, model_schema
+from fuxictr_mm.checking import Settings, SettingsError, matches, model_schema
 from fuxictr_mm.config import DATASET_KEYS, DEFAULTS, EXPERIMENT_KEYS, PATH_KEYS, load_dataset_config, load_model_config
 from fuxictr_mm.errors import ConfigError, nearest
 from fuxictr_mm.registry import load_model_class
@@ -263,31 +263,37 @@ def _read_space(
         own = model_schema(load_model_class(name, model_zoo))
         schema.update({key: kind for key, kind in own.items() if kind is not Any or key not in schema})
     found: Space = {}
+    problems: dict[str, str] = {}
     for key, values in space.items():
-        where = f"{tuner_yaml}: tuner_space: {key}"
-        annotation = schema.get(key, Any)
-        if key in FOLLOWED_KEYS:
-            raise ConfigError(f"{where}: cannot be tuned; write one tuner file for each {key}")
-        if key not in base and key not in schema:
-            known = {**base, **schema}
-            raise ConfigError(
-                f"{where}: not a setting of the base experiment, its dataset or its model{nearest(key, known)}"
-            )
-        if isinstance(values, dict) and (
-            set(values) & {*RangeSettings.model_fields} or not matches(values, annotation)
-        ):
-            found[key] = read_range(values, annotation, where)
-            if search == "grid":
-                raise ConfigError(
-                    f"{where}: {values} is a range, which search: grid does not support; write a list, or "
-                    "set search: tpe"
-                )
-        elif isinstance(values, list):
-            _check_list(where, values, base.get(key), annotation)
-            found[key] = values
-        else:
-            found[key] = [values]
+        try:
+            found[key] = _read_values(key, values, search, base, schema)
+        except ConfigError as error:
+            problems[key] = str(error)
+    if problems:
+        raise SettingsError(f"{tuner_yaml}: tuner_space", problems)
     return found
+
+
+def _read_values(key: str, values: Any, search: str, base: Mapping[str, Any], schema: Mapping[str, Any]) -> Any:
+    """Return the values to try of a key: a list, or a range."""
+    where, annotation = key, schema.get(key, Any)
+    if key in FOLLOWED_KEYS:
+        raise ConfigError(f"{where}: cannot be tuned; write one tuner file for each {key}")
+    if key not in base and key not in schema:
+        raise ConfigError(
+            f"{where}: not a setting of the base experiment, its dataset or its model{nearest(key, {**base, **schema})}"
+        )
+    if isinstance(values, dict) and (set(values) & {*RangeSettings.model_fields} or not matches(values, annotation)):
+        read = read_range(values, annotation, where)
+        if search == "grid":
+            raise ConfigError(
+                f"{where}: {values} is a range, which search: grid does not support; write a list, or set search: tpe"
+            )
+        return read
+    if not isinstance(values, list):
+        return [values]
+    _check_list(where, values, base.get(key), annotation)
+    return values
 
 
 def _check_list(where: str, values: list[Any], base_value: Any, annotation: Any) -> None:

@@ -52,7 +52,7 @@ def test_impossible_options_are_refused_in_one_line(name, value):
 
 @pytest.mark.parametrize(
     ("preset", "factor", "train", "valid"),
-    [("microlens-1m", 0.02, 72_000, 3000), ("microlens-1m", 0.002, 7200, 720), ("tiny", 2, 32_000, 6000)],
+    [("microlens-1m", 0.02, 72_000, 3000), ("taobao-mm", 1e-4, 7526, 752), ("tiny", 2, 32_000, 6000)],
 )
 def test_a_scaled_world_has_rows_enough_to_validate(preset, factor, train, valid):
     spec = PRESETS[preset].scaled(factor)

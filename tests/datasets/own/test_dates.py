@@ -32,7 +32,7 @@ def table_of(texts, path, **options):
 
 def times_of(texts, path, **options):
     table = table_of(texts, path, **options)
-    return table.frame.select(read_times(table, "at")).collect()["at"].to_list()
+    return table.frame.select(read_times(table, "at").alias("at")).collect()["at"].to_list()
 
 
 @pytest.mark.parametrize("form", FORMS)
