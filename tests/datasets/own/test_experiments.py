@@ -22,6 +22,8 @@ def test_a_high_learning_rate_comes_with_the_average_of_the_weights():
         for name, entry in experiments.items():
             rate = entry["learning_rate"]
             assert (rate, entry.get("swa_start")) == ((5e-3, None) if name == "LightFM" else (4e-3, updates))
+            if name == "LightFM":  # few rows in large batches would be few updates
+                assert entry["batch_size"] == {80_024: 1024, 3_000_000: 16_384}.get(rows, 256)
             if name in MODELS and name != "LightFM":
                 assert rate == MODELS[name].first["learning_rate"]
 
