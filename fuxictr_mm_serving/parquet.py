@@ -98,9 +98,11 @@ def is_numbered(file: Path) -> bool:
 def for_file(export: Export, file: Path, *more: str) -> Export:
     """Return the export that reads the ids of a file; the numbering of columns ``more`` is checked as well."""
     check_numbering(export, file, *export.of_numbers.columns, *more)
-    if export.is_prepared and not is_numbered(file) and SOURCE_ROW in _columns(file):
+    if export.is_prepared and is_numbered(file):
+        return export.of_numbers
+    if export.is_prepared and SOURCE_ROW in _columns(file):
         raise ServingError(f"{file}: {REWRITTEN}")
-    return export.of_numbers if export.is_prepared and is_numbered(file) else export
+    return export
 
 
 def check_numbering(export: Export, file: Path, *columns: str) -> None:
