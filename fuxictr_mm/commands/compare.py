@@ -121,26 +121,28 @@ def as_text(comparison: Comparison) -> str:
 
 
 def as_table(comparison: Comparison) -> tuple[list[str], list[list[Any]]]:
-    """Return header and rows of one table: a row per side, with its difference from the first, the best.
+    """Return header and rows of one table: a row per side, with its difference from the first.
 
-    The interval is of new users and new seeds; where seeds are unknown, it is empty, and so is p.
+    The interval is of new users and new seeds; where seeds are unknown, it is empty, and so is p. Those for these
+    weights are of new users alone.
     """
-    best = comparison.sides[0].name
-    against = {pair.second.name: pair for pair in comparison.pairs if pair.first.name == best}
+    first = comparison.sides[0].name
+    against = {pair.second.name: pair for pair in comparison.pairs if pair.first.name == first}
     rows: list[list[Any]] = []
     for side in comparison.sides:
         deviation = float(side.values.std(ddof=1)) if len(side.runs) > 1 else None
         row: list[Any] = [side.name, len(side.runs), float(side.mean), deviation]
         pair = against.get(side.name)
         if pair is None:
-            row += [None] * 4
+            row += [None] * 6
         else:
             found = pair.found.reversed()
             of_seeds = [found.low, found.high, pair.corrected_p] if found.seeds else [None] * 3
-            row += [None if value is None else float(value) for value in (found.value, *of_seeds)]
+            of_rows = [found.rows_low, found.rows_high]
+            row += [None if value is None else float(value) for value in (found.value, *of_seeds, *of_rows)]
         rows.append(row)
-    names = ["runs", comparison.metric, "std of seeds", f"minus {best}", "95 % low", "95 % high", "p"]
-    return ["experiment", *names], rows
+    names = ["runs", comparison.metric, "std of seeds", f"minus {first}", "95 % low", "95 % high", "p"]
+    return ["experiment", *names, "low for these weights", "high for these weights"], rows
 
 
 def _runs_table(comparison: Comparison) -> str:
