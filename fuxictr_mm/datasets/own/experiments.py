@@ -7,6 +7,7 @@ from typing import Any
 
 from fuxictr_mm.config.sizes import (
     FEW_ROWS,
+    MANY_ROWS,
     PENALTY,
     SWA_EPOCHS,
     SWA_LEARNING_RATE,
@@ -147,7 +148,8 @@ def explain(summary: Summary, compared: Sequence[str] = ()) -> list[str]:
         rows = summary.splits["train"].rows / summary.users
         lines.append(f"DIN_MM has factor_dim: {FACTOR_DIM}, since users have {rows:.0f} training rows on average")
     if (penalty := _penalty(summary)) != PENALTY.first:
-        reason = f"there are fewer than {FEW_ROWS:,} training rows"
+        bounds = f"fewer than {FEW_ROWS:,}" if penalty > PENALTY.first else f"at least {MANY_ROWS:,}"
+        reason = f"there are {bounds} training rows"
         lines.append(f"DIN and DIN_MM have embedding_regularizer: {penalty}, since {reason}")
         if compared:
             lines.append(

@@ -49,16 +49,17 @@ def test_where_users_recur_the_attention_has_a_factorization():
 
 
 @pytest.mark.parametrize(
-    ("rows", "coverage", "few"), [(12_000, True, True), (12_000, False, True), (80_000, True, False)]
+    ("rows", "coverage", "penalty"),
+    [(12_000, True, 1e-2), (12_000, False, 1e-2), (80_000, True, 2e-4), (3_000_000, False, 1e-5)],
 )
-def test_few_rows_have_a_strong_penalty(rows, coverage, few):
+def test_few_rows_have_a_strong_penalty_and_many_a_weak_one(rows, coverage, penalty):
     """As ``docs/choosing_settings.md`` has it."""
     splits = {"train": SplitSummary(rows=rows)}
     summary = Summary(9, rows, splits, {"title_emb": 1.0} if coverage else {}, vocab_sizes={"user_id": rows + 1})
     for name, entry in log_experiments(summary, 20).items():
         if name != "LightFM":
-            assert entry["embedding_regularizer"] == (1e-2 if few else 2e-4)
-    assert ["embedding_regularizer" in line for line in explain(summary)] == [True] * few
+            assert entry["embedding_regularizer"] == penalty
+    assert ["embedding_regularizer" in line for line in explain(summary)] == [True] * (penalty != 2e-4)
 
 
 @pytest.mark.parametrize(("rows", "compared"), [(19_999, ["category", "tags"]), (20_000, [])])
