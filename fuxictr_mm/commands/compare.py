@@ -137,9 +137,8 @@ def as_table(comparison: Comparison) -> tuple[list[str], list[list[Any]]]:
             row += [None] * 6
         else:
             found = pair.found.reversed()
-            of_seeds = [found.low, found.high, pair.corrected_p] if found.seeds else [None] * 3
-            of_rows = [found.rows_low, found.rows_high]
-            row += [None if value is None else float(value) for value in (found.value, *of_seeds, *of_rows)]
+            of_seeds = [float(value) if found.seeds else None for value in (found.low, found.high, pair.corrected_p)]
+            row += [float(found.value), *of_seeds, float(found.rows_low), float(found.rows_high)]
         rows.append(row)
     names = ["runs", comparison.metric, "std of seeds", f"minus {first}", "95 % low", "95 % high", "p"]
     return ["experiment", *names, "low for these weights", "high for these weights"], rows

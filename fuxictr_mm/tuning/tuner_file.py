@@ -281,7 +281,7 @@ def _read_values(key: str, values: Any, search: str, base: Mapping[str, Any], sc
         raise ConfigError(f"{where}: cannot be tuned; write one tuner file for each {key}")
     if key not in base and key not in schema:
         raise ConfigError(
-            f"{where}: not a setting of the base experiment, its dataset or its model{nearest(key, {**base, **schema})}"
+            f"{where}: not a setting of the base experiment, its dataset or its model{nearest(key, [*base, *schema])}"
         )
     if isinstance(values, dict) and (set(values) & {*RangeSettings.model_fields} or not matches(values, annotation)):
         read = read_range(values, annotation, where)

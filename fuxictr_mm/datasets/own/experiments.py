@@ -112,6 +112,8 @@ def log_experiments(
         "factor_regularizer": 0.02,
         "embedding_dim": 17,
         "early_stop_patience": 3,
+        # With it, one evaluation that is worse by noise nearly ends the training.
+        "reduce_lr_on_plateau": False,
     }
     no_network = {"dnn_hidden_units": None, "net_dropout": None}
     # Large batches of few rows are few updates: with 4,800 rows, five in an epoch.

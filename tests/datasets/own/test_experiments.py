@@ -23,6 +23,7 @@ def test_a_high_learning_rate_comes_with_the_average_of_the_weights():
             rate = entry["learning_rate"]
             assert (rate, entry.get("swa_start")) == ((5e-3, None) if name == "LightFM" else (4e-3, updates))
             if name == "LightFM":  # few rows in large batches would be few updates
+                assert entry["reduce_lr_on_plateau"] is False
                 assert entry["batch_size"] == {80_024: 1024, 3_000_000: 16_384}.get(rows, 256)
             if name in MODELS and name != "LightFM":
                 assert rate == MODELS[name].first["learning_rate"]
