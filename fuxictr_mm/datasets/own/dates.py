@@ -48,7 +48,7 @@ def from_national(text: pl.Expr, order: Order) -> pl.Expr:
 
 
 def order_of(table: Table, column: str) -> Order | None:
-    """Return the order that all dates of a column are of; None if the first value is no such date.
+    """Return the order that all dates of a column are of; None if the first value, or most are no such dates.
 
     Raises
     ------
@@ -77,6 +77,8 @@ def order_of(table: Table, column: str) -> Order | None:
         )
     if not possible:
         best = max(orders, key=found.__getitem__)
+        if 2 * found[best] < found["rows"] and table.date_order is None:  # the first row is the odd one
+            return None
         expected = f"a date of the order {best}, as in {found[best]} of {found['rows']} rows"
         table.refuse(from_national(text, best).is_null(), column, expected)
     return possible[0]
