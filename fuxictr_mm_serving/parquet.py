@@ -29,9 +29,9 @@ from fuxictr_mm_serving.prepared import (
     NUMBERING,
     REWRITTEN,
     SOURCE_ID,
-    SOURCE_ROW,
     SOURCE_USER,
     VOCABULARIES,
+    has_columns_of_prepare,
 )
 from fuxictr_mm_serving.vocabulary import Integers, Texts
 
@@ -100,7 +100,7 @@ def for_file(export: Export, file: Path, *more: str) -> Export:
     check_numbering(export, file, *export.of_numbers.columns, *more)
     if export.is_prepared and is_numbered(file):
         return export.of_numbers
-    if export.is_prepared and SOURCE_ROW in _columns(file):
+    if export.is_prepared and has_columns_of_prepare(_columns(file)):
         raise ServingError(f"{file}: {REWRITTEN}")
     return export
 
@@ -154,11 +154,11 @@ def _json_in(file: Path, key: str, default: T) -> T:
     return default if found is None else found
 
 
-def _columns(file: Path) -> list[str]:
+def _columns(file: Path) -> dict[str, pa.DataType]:
     try:
-        return list(pq.read_schema(file).names)
+        return {field.name: field.type for field in pq.read_schema(file)}
     except (OSError, pa.ArrowException):
-        return []
+        return {}
 
 
 def _metadata(file: str | os.PathLike[str]) -> dict[bytes, bytes]:

@@ -3,6 +3,10 @@
 Here and not in ``fuxictr_mm``, because a server knows them too and does without it.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+
 #: What was read, how columns were scaled, and what is finished.
 MANIFEST = "manifest.json"
 
@@ -45,3 +49,8 @@ EARLIER_ITEMS = "fuxictr_mm.earlier_items"
 
 #: What a number of a log is named after it was scaled.
 SCALED = "_scaled"
+
+
+def has_columns_of_prepare(kinds: Mapping[str, object]) -> bool:
+    """Whether a file of these columns and types is one of rows that ``prepare`` wrote: users are numbers there."""
+    return SOURCE_ROW in kinds and str(kinds.get("user_id")).startswith(("int", "uint"))
