@@ -16,8 +16,9 @@ from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from fuxictr_mm.errors import Interrupted, UserError, nearest
+from fuxictr_mm.errors import ConfigError, Interrupted, UserError, nearest
 from fuxictr_mm.runtime import is_one_of_several, process_number
+from fuxictr_mm.table_formats import FORMATS
 from fuxictr_mm.terminal import BOLD, RED, paint
 
 if TYPE_CHECKING:
@@ -167,8 +168,15 @@ def add_output_options(parser: argparse.ArgumentParser, *, quiet: bool = True) -
         parser.add_argument("--quiet", action="store_true", help="no progress, no log, no summary; errors are printed")
 
 
+def add_format(parser: argparse.ArgumentParser) -> None:
+    """Add ``--format``, in which ``in_format`` writes the table of a command."""
+    parser.add_argument("--format", choices=FORMATS, help="print one table in this form")
+
+
 def show(args: argparse.Namespace, document: Any, summary: str) -> None:
     """Print the document as JSON, or the summary, or nothing, by the options of ``add_output_options``."""
+    if args.json and getattr(args, "format", None) in FORMATS:
+        raise ConfigError(f"--format {args.format}: is of tables, but --json was given; leave out one")
     if args.json:
         print(json.dumps(_finite(document), indent=1, ensure_ascii=False, allow_nan=False))
     elif not getattr(args, "quiet", False):

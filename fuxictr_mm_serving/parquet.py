@@ -27,9 +27,11 @@ from fuxictr_mm_serving.prepared import (
     ITEM_FILE,
     NUMBERED,
     NUMBERING,
+    REWRITTEN,
     SOURCE_ID,
     SOURCE_USER,
     VOCABULARIES,
+    has_columns_of_prepare,
 )
 from fuxictr_mm_serving.vocabulary import Integers, Texts
 
@@ -96,7 +98,11 @@ def is_numbered(file: Path) -> bool:
 def for_file(export: Export, file: Path, *more: str) -> Export:
     """Return the export that reads the ids of a file; the numbering of columns ``more`` is checked as well."""
     check_numbering(export, file, *export.of_numbers.columns, *more)
-    return export.of_numbers if export.is_prepared and is_numbered(file) else export
+    if export.is_prepared and is_numbered(file):
+        return export.of_numbers
+    if export.is_prepared and has_columns_of_prepare(_columns(file)):
+        raise ServingError(f"{file}: {REWRITTEN}")
+    return export
 
 
 def check_numbering(export: Export, file: Path, *columns: str) -> None:
@@ -149,6 +155,13 @@ def _json_in(file: Path, key: str, default: T) -> T:
     if found is not None and not isinstance(found, type(default)):
         raise ServingError(f"{file}: its metadata {key} are damaged; prepare it again")
     return default if found is None else found
+
+
+def _columns(file: Path) -> dict[str, pa.DataType]:
+    try:
+        return {field.name: field.type for field in pq.read_schema(file)}
+    except (OSError, pa.ArrowException):
+        return {}
 
 
 def _metadata(file: str | os.PathLike[str]) -> dict[bytes, bytes]:

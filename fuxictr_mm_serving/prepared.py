@@ -3,6 +3,10 @@
 Here and not in ``fuxictr_mm``, because a server knows them too and does without it.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+
 #: What was read, how columns were scaled, and what is finished.
 MANIFEST = "manifest.json"
 
@@ -26,6 +30,13 @@ VOCABULARIES = "vocabularies"
 #: What the metadata of a file says that it wrote: its ids are numbers, and its numbers are scaled.
 NUMBERED = {b"fuxictr_mm.ids": b"numbers"}
 
+#: What is said of a file that ``prepare`` wrote and another program has rewritten without its metadata.
+REWRITTEN = (
+    "was written by fuxictr-mm prepare (it has source_row) and rewritten without its Parquet metadata fuxictr_mm.ids "
+    "and fuxictr_mm.numbering, which say how its ids are numbered; write it with them, in Polars: "
+    "frame.write_parquet(FILE, metadata=polars.read_parquet_metadata(ORIGINAL))"
+)
+
 #: Key in the metadata of a file of the digests of the numbers of each column.
 NUMBERING = "fuxictr_mm.numbering"
 
@@ -42,3 +53,8 @@ EARLIER_ITEMS = "fuxictr_mm.earlier_items"
 
 #: What a number of a log is named after it was scaled.
 SCALED = "_scaled"
+
+
+def has_columns_of_prepare(kinds: Mapping[str, object]) -> bool:
+    """Whether a file of these columns and types is one of rows that ``prepare`` wrote: users are numbers there."""
+    return SOURCE_ROW in kinds and str(kinds.get("user_id")).startswith(("int", "uint"))

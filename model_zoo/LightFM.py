@@ -36,7 +36,7 @@ class LightFM(MultimodalModel):
     factor_regularizer : float
         Weight of the squared embeddings of a row.
     init_std : float
-        Standard deviation of the initial embeddings.
+        Standard deviation of the initial embeddings; their biases begin at 0.
     history : bool
         Whether the mean of the history's item embeddings is added to the user embedding u.
     **params
@@ -60,7 +60,7 @@ class LightFM(MultimodalModel):
         self.uses_history = history
         self.squares: Tensor | None = None
         self.build()
-        set_initial_std(self, init_std)
+        set_initial_std(self, init_std, zeros=self.num_tasks)
 
     def logits(self, batch: Batch) -> Tensor:
         """Return the logit of each row and label, ``(B, T)``."""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from fuxictr_mm.arguments import add_examples, add_output_options, show
+from fuxictr_mm.arguments import add_examples, add_format, add_output_options, show
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.evaluation.compare import MIN_SAMPLES, Comparison, Pair, compare
 from fuxictr_mm.evaluation.intervals import sampling_error
 from fuxictr_mm.evaluation.significance import fixed
+from fuxictr_mm.table_formats import in_format
 from fuxictr_mm.terminal import format_table
 
 
@@ -23,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "fuxictr-mm compare DIN_MM_tiny DIN_MM_text_tiny DIN_tiny  each against the best",
         "fuxictr-mm compare checkpoints/tiny_mm/DIN_tiny other/tiny_mm/DIN_tiny/20250102-030405-seed7 --json",
         "fuxictr-mm compare DIN_MM_tiny other_program.csv --split test",
+        "fuxictr-mm compare DIN_MM_tiny DIN_tiny --format latex > table.tex",
     )
     parser.add_argument(
         "names",
@@ -41,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--samples", type=int, default=2000, metavar="N", help="bootstrap samples of users (default: 2000)"
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the bootstrap (default: 0)")
+    add_format(parser)
     add_output_options(parser)
 
 
@@ -52,7 +56,9 @@ def main_from_args(args: argparse.Namespace) -> None:
         raise ConfigError(f"--seed is {args.seed}, expected 0 or more")
     options = {"split": args.split, "task": args.label, "samples": args.samples, "seed": args.seed}
     found = compare(args.names, args.root, quiet=args.quiet, **options)
-    show(args, as_dict(found), as_text(found))
+    if args.format and not args.quiet:
+        print(*(f"Note: {note}." for note in found.notes), sep="\n", end="\n" * bool(found.notes), file=sys.stderr)
+    show(args, as_dict(found), in_format(args.format, *as_table(found)) if args.format else as_text(found))
 
 
 def as_dict(comparison: Comparison) -> dict[str, Any]:
@@ -108,6 +114,30 @@ def as_text(comparison: Comparison) -> str:
             *(f"Note: {note}." for note in comparison.notes),
         ]
     )
+
+
+def as_table(comparison: Comparison) -> tuple[list[str], list[list[Any]]]:
+    """Return header and rows of one table: a row per side, with its difference from the first.
+
+    The interval is of new users and new seeds; where seeds are unknown, it is empty, and so is p. Those for these
+    weights are of new users alone.
+    """
+    first = comparison.sides[0].name
+    against = {pair.second.name: pair for pair in comparison.pairs if pair.first.name == first}
+    rows: list[list[Any]] = []
+    for side in comparison.sides:
+        deviation = float(side.values.std(ddof=1)) if len(side.runs) > 1 else None
+        row: list[Any] = [side.name, len(side.runs), float(side.mean), deviation]
+        pair = against.get(side.name)
+        if pair is None:
+            row += [None] * 6
+        else:
+            found = pair.found.reversed()
+            of_seeds = [float(value) if found.seeds else None for value in (found.low, found.high, pair.corrected_p)]
+            row += [float(found.value), *of_seeds, float(found.rows_low), float(found.rows_high)]
+        rows.append(row)
+    names = ["runs", comparison.metric, "std of seeds", f"minus {first}", "95 % low", "95 % high", "p"]
+    return ["experiment", *names, "low for these weights", "high for these weights"], rows
 
 
 def _runs_table(comparison: Comparison) -> str:

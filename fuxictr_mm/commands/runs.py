@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fuxictr_mm.arguments import add_examples, add_output_options, show
+from fuxictr_mm.arguments import add_examples, add_format, add_output_options, show
 from fuxictr_mm.errors import ConfigError, MissingFileError, nearest
 from fuxictr_mm.runs.evaluations import is_falling
 from fuxictr_mm.runs.reading import find_runs
 from fuxictr_mm.runs.run import Run
+from fuxictr_mm.table_formats import in_format
 from fuxictr_mm.terminal import format_table, number
 
 
@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "fuxictr-mm runs",
         "fuxictr-mm runs --dataset tiny_mm --best AUC --last 5",
         "fuxictr-mm runs --expid DIN_MM_tiny --finished --json",
+        "fuxictr-mm runs --finished --format csv > runs.csv",
     )
     parser.add_argument(
         "--root", default="checkpoints", metavar="DIR", help="model_root of the runs (default: checkpoints)"
@@ -35,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--best", metavar="METRIC", help="sort by this metric of the validation rows, best first, such as AUC"
     )
     parser.add_argument("--last", type=int, metavar="N", help="print only the first N")
+    add_format(parser)
     add_output_options(parser, quiet=False)
 
 
@@ -53,7 +55,8 @@ def main_from_args(args: argparse.Namespace) -> None:
     if args.best is not None:
         runs = best_first(runs, args.best)
     runs = runs[: args.last]
-    show(args, [as_dict(run) for run in runs], table(runs) if runs else _none_found(args))
+    text = in_format(args.format, *_cells(runs)) if args.format else table(runs) if runs else _none_found(args)
+    show(args, [as_dict(run) for run in runs], text)
 
 
 def best_first(runs: Sequence[Run], metric: str) -> list[Run]:
@@ -74,18 +77,28 @@ def best_first(runs: Sequence[Run], metric: str) -> list[Run]:
 
 def table(runs: Sequence[Run]) -> str:
     """Return a line for each run."""
+    header, cells = _cells(runs)
+    columns = [name for name in header if name.startswith(("valid ", "test "))]
+    rows = []
+    for row in cells:
+        texts = dict(zip(header, row, strict=True))
+        texts |= {name: "" if texts[name] is None else f"{texts[name]:.4f}" for name in columns}
+        texts["seconds"] = "" if texts["seconds"] is None else f"{texts['seconds']:.0f}"
+        rows.append(["" if text is None else text for text in texts.values()])
+    return format_table(header, rows, right=["seed", *columns, "seconds"])
+
+
+def _cells(runs: Sequence[Run]) -> tuple[list[str], list[list[Any]]]:
+    """Return the header and the values of a table of runs; None is missing."""
     valid = list(dict.fromkeys(name for run in runs for name in run.valid))
     test = list(dict.fromkeys(name for run in runs for name in run.test))
     columns = [f"valid {name}" for name in valid] + [f"test {name}" for name in test]
-    header = ["run", "experiment", "dataset", "seed", *columns, "seconds", "state"]
     rows = []
     for run in runs:
         metrics = [*(run.valid.get(name) for name in valid), *(run.test.get(name) for name in test)]
-        figures = ["" if number(value) is None else f"{value:.4f}" for value in metrics]
-        seconds = f"{run.seconds:.0f}" if math.isfinite(run.seconds) else ""
-        seed = "" if run.seed is None else str(run.seed)
-        rows.append([run.run, run.expid, run.dataset_id, seed, *figures, seconds, run.state])
-    return format_table(header, rows, right=["seed", *columns, "seconds"])
+        of_run = [run.run, run.expid, run.dataset_id, run.seed]
+        rows.append([*of_run, *map(number, metrics), number(run.seconds), run.state])
+    return ["run", "experiment", "dataset", "seed", *columns, "seconds", "state"], rows
 
 
 def as_dict(run: Run) -> dict[str, Any]:

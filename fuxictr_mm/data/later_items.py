@@ -7,11 +7,11 @@ from pathlib import Path
 from shlex import quote
 
 from fuxictr_mm.data.numbering import known_items
-from fuxictr_mm.data.parquet import metadata_of, part_files
+from fuxictr_mm.data.parquet import metadata_of, open_parquet, part_files
 from fuxictr_mm.data.remote import is_remote
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, UserError
 from fuxictr_mm.files import read_json
-from fuxictr_mm_serving.prepared import ITEM_FILE, MANIFEST, NUMBERING
+from fuxictr_mm_serving.prepared import ITEM_FILE, MANIFEST, NUMBERING, REWRITTEN, has_columns_of_prepare
 
 
 def folder_of_later_log(rows: str) -> Path | None:
@@ -68,7 +68,10 @@ def of_unprepared(rows: str, item_files: str | Sequence[str] | None) -> str:
     folder = next((Path(file).parent for file in files if _is_of_log(Path(file))), None)
     if is_prepared or folder is None:
         return ""
-    return f"; prepare your own rows with fuxictr-mm prepare log --like {quote(str(folder))}, and give their path"
+    fix = f"; prepare your own rows with fuxictr-mm prepare log --like {quote(str(folder))}, and give their path"
+    if has_columns_of_prepare({f.name: f.type for f in open_parquet(part_files(rows)[0]).schema_arrow}):
+        fix += f"; or the file {REWRITTEN}"
+    return fix
 
 
 def _is_of_log(item_file: Path) -> bool:

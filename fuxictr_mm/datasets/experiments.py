@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fuxictr_mm.config.sizes import (
     FEW_ROWS,
+    MANY_ROWS,
     PENALTY,
     SWA_EPOCHS,
     SWA_LEARNING_RATE,
@@ -113,9 +114,13 @@ def first_experiments(
         "factor_regularizer": 0.02,
         "embedding_dim": 17,
         "early_stop_patience": 3,
+        # With it, one evaluation that is worse by noise nearly ends the training.
+        "reduce_lr_on_plateau": False,
     }
     no_network = {"dnn_hidden_units": None, "net_dropout": None}
-    models["LightFM"] = {**common, **factors, **no_network, "batch_size": 4 * common["batch_size"]}
+    # Large batches of few rows are few updates: with 4,800 rows, five in an epoch.
+    larger = 1 if summary.splits["train"].rows < FEW_ROWS else 4
+    models["LightFM"] = {**common, **factors, **no_network, "batch_size": larger * common["batch_size"]}
     return models
 
 
@@ -147,7 +152,8 @@ def explain(summary: Summary, users: bool, compared: Sequence[str] = ()) -> list
         rows = summary.splits["train"].rows / summary.users
         lines.append(f"DIN_MM has factor_dim: {FACTOR_DIM}, since users have {rows:.0f} training rows on average")
     if (penalty := _penalty(summary)) != PENALTY.first:
-        reason = f"there are fewer than {FEW_ROWS:,} training rows"
+        bounds = f"fewer than {FEW_ROWS:,}" if penalty > PENALTY.first else f"at least {MANY_ROWS:,}"
+        reason = f"there are {bounds} training rows"
         lines.append(f"DIN and DIN_MM have embedding_regularizer: {penalty}, since {reason}")
         if compared:
             lines.append(

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from fuxictr_mm.datasets.histories import histories_before, history_ranges, part
 from fuxictr_mm.datasets.negatives import sample_negatives, sample_repeats
 from fuxictr_mm.datasets.own.base import Notes
 from fuxictr_mm.datasets.own.columns import LogColumn, free_name, moments_of, split_lists
+from fuxictr_mm.datasets.own.dates import order_of
 from fuxictr_mm.datasets.own.instants import as_instants
 from fuxictr_mm.datasets.own.options import LogOptions
 from fuxictr_mm.datasets.own.source import WRITTEN, LogSource, find_files
@@ -475,7 +476,8 @@ class Log(Reader):
         """Return what a later log is prepared with."""
         labels = [] if self.asked.negatives else self._source.labels
         newest = self._scan().filter(self._source.is_labelled).select(pl.col(":time").max()).collect().item()
-        notes = Notes(self.asked.changed(), labels, newest, self._source.time_unit, list(self.embeddings()))
+        options = replace(self.asked, date_order=order_of(self._source.log, self.asked.time)).changed()
+        notes = Notes(options, labels, newest, self._source.time_unit, list(self.embeddings()))
         return {"log": asdict(notes)}
 
     def advice(self, summary: Summary) -> list[str]:

@@ -157,10 +157,11 @@ def encode_images(
         )
     job, numbering, rows = _Job(out, [path, items], "img", options), options.numbering, options.chunk_rows
     names = None if items is None or image_column is None else ImageNames(items, image_column, numbering)
+    # Before the images, whose names are unknown ids if this file cannot be read.
+    wanted = None if items is None else read_ids(items, numbering) if names is None else names.ids
     with ImageFiles(path, names, numbering) as images:
         skipped, without = list(images.others), np.zeros(0, dtype=np.int64)
-        if items is not None:
-            wanted = read_ids(items, numbering) if names is None else names.ids
+        if wanted is not None:
             without = np.setdiff1d(wanted, images.ids)
             skipped += [f"{item} (an item that is not in {items})" for item in np.setdiff1d(images.ids, wanted)]
             images.keep(wanted)

@@ -153,11 +153,16 @@ def embedding_tables(model: nn.Module, more: nn.Module | None = None) -> list[nn
 
 
 @torch.no_grad()
-def set_initial_std(model: nn.Module, std: float, last: int = 0) -> None:
-    """Give the embedding tables of features another standard deviation than FuxiCTR's 1e-4, or their last numbers."""
+def set_initial_std(model: nn.Module, std: float, last: int = 0, zeros: int = 0) -> None:
+    """Give the embedding tables of features another standard deviation than FuxiCTR's 1e-4, or their last numbers.
+
+    The first ``zeros`` of these numbers become 0: biases that begin at random rank rows by noise in the first steps.
+    """
     tables = [*embedding_tables(model, nn.ModuleDict()), *(table.weight for table in sharded_tables(model))]
     for table in tables:
-        (table[:, -last:] if last else table).mul_(std / 1e-4)
+        part = table[:, -last:] if last else table
+        part.mul_(std / 1e-4)
+        part[:, :zeros] = 0
 
 
 class Schedule:

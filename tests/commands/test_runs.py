@@ -1,5 +1,7 @@
 """The list of runs: order, filters, JSON, and what is broken."""
 
+import csv
+import io
 import json
 
 import pytest
@@ -24,6 +26,14 @@ def test_newest_first(runs_root, capsys):
     newest = find_runs(runs_root)[0]
     assert f"{newest.valid['AUC']:.4f}" in lines[1]
     assert lines[1].endswith("finished")
+
+
+def test_a_table_in_another_form_has_the_same_runs(runs_root, capsys):
+    rows = list(csv.DictReader(io.StringIO(show(capsys, "--root", runs_root, "--format", "csv"))))
+    found = {run.run: run.valid["AUC"] for run in find_runs(runs_root)}
+    assert {row["run"]: float(row["valid AUC"]) for row in rows} == found
+    with exits_naming(capsys, "--format", "--json"):
+        main(["runs", "--root", str(runs_root), "--format", "latex", "--json"])
 
 
 def test_best_and_filters(runs_root, capsys):

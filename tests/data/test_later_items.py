@@ -76,6 +76,8 @@ def test_rows_that_were_not_prepared_are_told_how(shop, later):
     (shop.parent / "manifest.json").write_text('{"log": {}}')
     assert f"--like {shop.parent}" in of_unprepared(str(rows), [str(shop)])
     assert of_unprepared(str(later), [str(shop)]) == ""  # prepared
+    pq.write_table(pa.table({"source_row": [0], "user_id": [1]}), rows)  # by another program
+    assert "metadata" in of_unprepared(str(rows), [str(shop)])
     assert of_unprepared(str(rows.with_name("none.parquet")), [str(shop)]) == ""
 
 

@@ -22,6 +22,9 @@ def test_a_high_learning_rate_comes_with_the_average_of_the_weights():
         for name, entry in experiments.items():
             rate = entry["learning_rate"]
             assert (rate, entry.get("swa_start")) == ((5e-3, None) if name == "LightFM" else (4e-3, updates))
+            if name == "LightFM":  # few rows in large batches would be few updates
+                assert entry["reduce_lr_on_plateau"] is False
+                assert entry["batch_size"] == {80_024: 1024, 3_000_000: 16_384}.get(rows, 256)
             if name in MODELS and name != "LightFM":
                 assert rate == MODELS[name].first["learning_rate"]
 
@@ -47,16 +50,18 @@ def test_where_users_recur_the_attention_has_a_factorization():
 
 
 @pytest.mark.parametrize(
-    ("rows", "coverage", "few"), [(12_000, True, True), (12_000, False, True), (80_000, True, False)]
+    ("rows", "coverage", "penalty"),
+    [(12_000, True, 1e-2), (12_000, False, 1e-2), (80_000, True, 2e-4), (3_000_000, False, 1e-5)],
 )
-def test_few_rows_have_a_strong_penalty(rows, coverage, few):
+def test_few_rows_have_a_strong_penalty_and_many_a_weak_one(rows, coverage, penalty):
     """As ``docs/choosing_settings.md`` has it."""
     splits = {"train": SplitSummary(rows=rows)}
     summary = Summary(9, rows, splits, {"title_emb": 1.0} if coverage else {}, vocab_sizes={"user_id": rows + 1})
     for name, entry in first_experiments(summary, 20, users_recur(summary)).items():
         if name != "LightFM":
-            assert entry["embedding_regularizer"] == (1e-2 if few else 2e-4)
-    assert ["embedding_regularizer" in line for line in explain(summary, users_recur(summary))] == [True] * few
+            assert entry["embedding_regularizer"] == penalty
+    of_lines = ["embedding_regularizer" in line for line in explain(summary, users_recur(summary))]
+    assert of_lines == [True] * (penalty != 2e-4)
 
 
 @pytest.mark.parametrize(("rows", "compared"), [(19_999, ["category", "tags"]), (20_000, [])])

@@ -344,6 +344,8 @@ def test_metrics_group_by_the_column_with_the_role(shop, prepare_log, tmp_path):
         (with_value("click", 5, "maybe"), {}, ["interactions.csv: row 5", "click", "maybe"]),
         (with_value("click", 5, "maybe"), {"positive_from": 1}, ["interactions.csv: row 5", "click", "maybe"]),
         (None, {"positive_from": 2}, ["interactions.csv", "click", "--positive_from"]),
+        (with_value("click", 5, "ja"), {}, ["interactions.csv: row 5", "click", "--labels click=ja"]),
+        (with_value("click", 5, "3"), {}, ["interactions.csv: row 5", "click", "--positive_from"]),
         (None, {"positive_from": 2, "negatives": 1}, ["--negatives", "--positive_from"]),
         (None, {"roles": ["user=usr", "target=asin"]}, ["--roles user=usr", "user"]),
         (

@@ -334,6 +334,15 @@ def test_nothing_to_encode_is_an_error(tiny, items, posters, tmp_path):
     assert not (tmp_path / "out.parquet").exists()
 
 
+def test_a_file_of_items_that_cannot_be_read_is_named_before_the_images(tmp_path):
+    folder, items = tmp_path / "images", tmp_path / "items.csv"
+    folder.mkdir()
+    (folder / "A-1.jpg").write_bytes(b"")
+    items.write_bytes("item_id;title\nA-1;schön\n".encode("cp1252"))
+    with raises_naming(DataError, "items.csv", "UTF-8"):
+        encode_images(folder, tmp_path / "out.parquet", model="none", items=items)
+
+
 def test_a_folder_in_the_way_of_the_chunks_is_not_touched(tiny, items, tmp_path):
     (tmp_path / "out.parquet.chunks").mkdir()
     (tmp_path / "out.parquet.chunks/mine").write_text("x")

@@ -1,5 +1,7 @@
 """``fuxictr-mm compare``: which runs it selects, what it refuses, and the numbers it gives."""
 
+import csv
+import io
 import json
 import shutil
 
@@ -53,6 +55,12 @@ def test_seeds_of_an_experiment_are_grouped(runs_root, capsys):
     text = capsys.readouterr().out
     assert all(run["run"] in text for run in report["sides"][0]["runs"])
     assert all(part in text for part in (pair["verdict"], f"{pair['value']:+.4f}", *report["notes"]))
+    main([*arguments, "--format", "csv"])
+    table = capsys.readouterr()
+    assert all(note in table.err for note in report["notes"])
+    first, second = csv.DictReader(io.StringIO(table.out))
+    assert (first["experiment"], float(first["AUC"])) == (NAMES[0], pytest.approx(report["sides"][0]["auc"]))
+    assert float(second[f"minus {NAMES[0]}"]) == pytest.approx(-mean)
     main([*arguments, "--quiet"])
     assert capsys.readouterr().out == ""
 

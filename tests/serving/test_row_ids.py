@@ -1,12 +1,14 @@
 """Scores have the ids of their rows."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from fuxictr_mm_serving.errors import ServingError
-from fuxictr_mm_serving.parquet import split
+from fuxictr_mm_serving.parquet import for_file, split
 from fuxictr_mm_serving.prepared import NUMBERED
 from fuxictr_mm_serving.row_ids import RowIds, as_schema
 from tests.errors import raises_naming
@@ -47,6 +49,19 @@ def test_rows_of_prepare_have_the_ids_of_the_owner(has_log, tmp_path):
     assert found.pop("user_id") == (["u", "new", "v", "u"] if has_log else ["u", None, "v", "u"])
     expected = {name: log[name] for name in ("source_time", "source_row")} if has_log else {"row": [0, 1, 2, 3]}
     assert found == expected
+
+
+def test_rows_that_lost_their_metadata_are_not_taken_for_those_of_the_owner(tmp_path):
+    file, numbers = tmp_path / "rows.parquet", SimpleNamespace(columns=[])
+    export = SimpleNamespace(is_prepared=True, of_numbers=numbers, manifest=SimpleNamespace(numbering={}))
+    rows = pa.table({"user_id": [1], "item_id": [2], "source_row": [3]})
+    pq.write_table(rows, file)
+    with pytest.raises(ServingError, match=r"rows\.parquet.*metadata"):
+        for_file(export, file)
+    pq.write_table(rows.replace_schema_metadata(NUMBERED), file)
+    assert for_file(export, file) is numbers
+    pq.write_table(rows.drop_columns("source_row"), file)
+    assert for_file(export, file) is export
 
 
 def test_ids_of_several_types_are_refused(tmp_path):

@@ -93,6 +93,7 @@ def test_all_problems_in_one_message(folder):
         ("metrics: [AUC, logloss]", HEAD, ["metrics", "[['AUC', 'logloss']]"]),
         ("use_features: [item_id]", HEAD, ["use_features", "[['item_id']]"]),
         ("width: []", HEAD, ["width"]),
+        ("widht: [1]\nwidth: []\ndataset_id: [tiny]", HEAD, ["'width'", "width: an empty list", "dataset_id: cannot"]),
         ("width: [1, 2, 1]", HEAD, ["width: 1"]),
         ("dataset_id: [tiny, other]", HEAD, ["dataset_id"]),
         ("model: [Fake, Fakr]", HEAD, ["'Fakr'", "'Fake'"]),

@@ -10,6 +10,9 @@ from typing import Any
 
 from fuxictr_mm.errors import ConfigError
 
+#: Rows of valid and test from which on the standard error of an AUC is about 0.01.
+ENOUGH_ROWS = 3000
+
 
 def _option(default: Any, text: str) -> Any:
     return dataclasses.field(default=default, metadata={"help": text})
@@ -127,14 +130,20 @@ class SyntheticSpec:
     def scaled(self, factor: float, **changes: Any) -> SyntheticSpec:
         """Return a world with ``factor`` times as many users, items and rows; options in ``changes`` are not scaled.
 
+        Valid and test are not scaled below ``ENOUGH_ROWS``, as metrics of fewer are mostly noise, unless these are more
+        than a tenth of the training rows.
+
         Examples
         --------
-        >>> SyntheticSpec().scaled(0.1).train_rows
-        1600
+        >>> SyntheticSpec().scaled(0.1).train_rows, PRESETS["microlens-1m"].scaled(0.02).valid_rows
+        (1600, 3000)
         """
-        sizes = ("users", "items", "train_rows", "valid_rows", "test_rows")
+        sizes = {name: getattr(self, name) for name in ("users", "items", "train_rows", "valid_rows", "test_rows")}
+        scaled = {name: round(size * factor) for name, size in sizes.items()}
+        for name in ("valid_rows", "test_rows"):
+            scaled[name] = max(scaled[name], min(sizes[name], ENOUGH_ROWS, scaled["train_rows"] // 10))
         # In one step: a size that is too small after scaling may be one of the changes.
-        return dataclasses.replace(self, **{name: round(getattr(self, name) * factor) for name in sizes} | changes)
+        return dataclasses.replace(self, **scaled | changes)
 
     @property
     def cold_count(self) -> int:

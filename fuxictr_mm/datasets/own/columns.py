@@ -13,6 +13,7 @@ import polars as pl
 from fuxictr_mm.data.lists import EMPTY_AS_NULL
 from fuxictr_mm.data.numbers import Moments
 from fuxictr_mm.data.schema import why_no_layers
+from fuxictr_mm.datasets.own.dates import NATIONAL
 from fuxictr_mm.datasets.own.tables import Table
 from fuxictr_mm.datasets.reader import Kind
 from fuxictr_mm.errors import ConfigError
@@ -26,8 +27,8 @@ FEW_VALUES = 100
 #: Texts with more distinct values than this fraction of the rows name the row, and are not categories.
 OWN_VALUE = 0.5
 
-#: ISO dates, with or without a time; new ones come with time, so that a category of them is unknown later.
-DATE = r"^\s*\d{4}-\d{2}-\d{2}(?:[T ]\d{2}:\d{2}[\d:.]*\s?(?:Z|z|UTC|[+-]\d{2}:?(?:\d{2})?)?)?\s*$"
+#: Dates, with or without a time; new ones come with time, so that a category of them is unknown later.
+DATE = rf"{NATIONAL}|" r"^\s*\d{4}-\d{2}-\d{2}(?:[T ]\d{2}:\d{2}[\d:.]*\s?(?:Z|z|UTC|[+-]\d{2}:?(?:\d{2})?)?)?\s*$"
 #: A day as an integer, such as 20240531; most integers of eight digits are none.
 DAY = r"^(?:19|20)\d{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])$"
 DATES = "it holds dates; convert them to numbers, such as hours of the day or days of age"
@@ -37,7 +38,7 @@ LISTS = 0.1
 LIST_SEPARATOR = "|"
 
 #: What may separate them where --types asks for a sequence.
-LIST_SEPARATORS = "|;,"
+LIST_SEPARATORS = "|>;,"
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Literal
 
 import polars as pl
 
+from fuxictr_mm.datasets.own.dates import from_national, order_of
 from fuxictr_mm.datasets.own.tables import Table, is_integer
 from fuxictr_mm.errors import ConfigError
 
@@ -17,7 +18,7 @@ ISO = (
 #: Of what times are numbers: of the source as they are, or instants in parts of a second since 1970 in UTC.
 Unit = Literal["number", "us", "ns"]
 
-EXPECTED = "an integer or an ISO time such as 2024-05-31T18:00:00+02:00, the same in all rows"
+EXPECTED = "an integer, an ISO time such as 2024-05-31T18:00:00+02:00 or a date such as 31.05.2024 18:00 in all rows"
 
 
 def from_iso(text: pl.Expr) -> pl.Expr:
@@ -59,6 +60,8 @@ def read_times(table: Table, column: str) -> pl.Expr:
     if unit == "number":
         table.refuse(values.is_null() | ~is_number, column, EXPECTED)
         return text.cast(pl.Int64)
+    if (order := order_of(table, column)) is not None:
+        return from_national(values, order)
     other = "; to convert a text of another form: "
     other += f'frame["{column}"] = pandas.to_datetime(frame["{column}"]), with dayfirst=True if the day is first'
     table.refuse(from_iso(values).is_null(), column, EXPECTED + other)

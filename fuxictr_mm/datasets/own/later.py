@@ -34,8 +34,9 @@ from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
 
 logger = logging.getLogger(__name__)
 
-#: Options that a later log may have of its own: the names of its files, and how they are encoded.
-FILES = ("interactions", "items", "users", "embeddings", "encoding", "positives")
+#: Options that a later log may have of its own: the names of its files, their encoding, and
+#: the order of their dates.
+FILES = ("interactions", "items", "users", "embeddings", "encoding", "positives", "date_order")
 
 #: Rows with values that the earlier log does not have are warned of from this fraction on.
 MANY_UNKNOWN = 0.5

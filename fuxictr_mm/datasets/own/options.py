@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from fuxictr_mm.errors import ConfigError, nearest
 
@@ -22,7 +22,7 @@ NEGATIVES_FROM = ("new", "any", "matched")
 NAMES = (
     "labels", "interactions", "items", "users", "embeddings", "roles", "types", "split", "split_by", "negatives",
     "negatives_from", "positive_from", "history_from", "encoding", "header", "impressions", "positives",
-    "match_on", "match_within", "like", "all_rows", "extend",
+    "match_on", "match_within", "like", "all_rows", "extend", "date_order",
 )  # fmt: skip
 
 
@@ -88,6 +88,8 @@ class LogOptions:
     positives: Mapping[str, str] = field(default_factory=dict)
     #: Columns by which positive rows or events belong to rows of the log; by default user and item.
     match_on: tuple[str, ...] = ()
+    #: Order of day, month and year of times such as 05/03/2024; by default the one that all rows agree with.
+    date_order: Literal["dmy", "mdy", "ymd"] | None = None
     match_within: str | None = None  #: Longest time from a row to the positive row or event that labels it.
 
     def __post_init__(self) -> None:
@@ -192,9 +194,15 @@ def add_log_options(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="for --like: rows to continue training with, split by time; new users, items and values get new numbers",
     )
-    group.add_argument("--interactions", metavar="FILE", help="log: file or pattern (default: interactions.*)")
-    group.add_argument("--items", metavar="FILE", help="log: one row per item (default: items.*, if it exists)")
-    group.add_argument("--users", metavar="FILE", help="log: one row per user (default: users.*, if it exists)")
+    group.add_argument(
+        "--interactions", metavar="FILE", help="log: file, pattern or folder within --source (default: interactions.*)"
+    )
+    group.add_argument(
+        "--items", metavar="FILE", help="log: the same, one row per item (default: items.*, if it exists)"
+    )
+    group.add_argument(
+        "--users", metavar="FILE", help="log: the same, one row per user (default: users.*, if it exists)"
+    )
     group.add_argument(
         "--positives",
         nargs="+",
@@ -231,6 +239,11 @@ def add_log_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="log: encoding of CSV files and JSON lines, such as cp1252 or gb18030 (default: utf-8, or that of a byte "
         "order mark)",
+    )
+    group.add_argument(
+        "--date_order",
+        choices=("dmy", "mdy", "ymd"),
+        help="log: order of day, month and year in times such as 05/03/2024 (default: the one that all rows fit)",
     )
     group.add_argument(
         "--embeddings",

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 import polars as pl
 
 from fuxictr_mm.datasets.own.columns import LogColumn, choose_columns, free_name
-from fuxictr_mm.datasets.own.events import EventLog, check_value, is_held, text_of
+from fuxictr_mm.datasets.own.events import LISTED, EventLog, check_value, is_held, text_of
 from fuxictr_mm.datasets.own.instants import Unit, read_times, unit_of
 from fuxictr_mm.datasets.own.options import LogOptions, Value
 from fuxictr_mm.datasets.own.positives import Positives
@@ -43,12 +44,15 @@ def find_files(source: Path, option: str, pattern: str | None) -> list[Path]:
     """
     name = pattern or f"{option}.*"
     if Path(name).is_absolute() or ".." in Path(name).parts:
-        raise ConfigError(f"--{option} {name}: expected a name within --source {source}")
+        raise ConfigError(f"--{option} {name}: expected a name within --source {source}, without that folder")
     paths = sorted({file for path in source.glob(name) for file in _files_of(path)})
     if not paths and pattern is not None:
         present = sorted(str(path.relative_to(source)) for path in source.rglob("*") if path.is_file())
         listing = ", ".join(present[:8]) or "no file"
-        raise MissingFileError(f"{source}: no file {name}{nearest(name, present)} for --{option} (it holds: {listing})")
+        within = "; names are within the folder of --source" if next(iter(Path().glob(name)), None) else ""
+        raise MissingFileError(
+            f"{source}: no file {name}{nearest(name, present)} for --{option} (it holds: {listing}){within}"
+        )
     seen: dict[Path, Path] = {}
     for path in paths:
         # Of one name, a file and its archive are the same rows twice; other parts may be packed in any way.
@@ -118,7 +122,10 @@ class LogSource:
         types = {**self.asked.types, **group}
         texts = (*ids.values(), *history, *self.asked.match_on)
         header = self._header_of(option, paths)
-        table = Table(paths, self.scratch, option, texts, types, encoding=self.encoding, header=header)
+        table = Table(
+            paths, self.scratch, option, texts, types, encoding=self.encoding, header=header,
+            date_order=self.asked.date_order,
+        )  # fmt: skip
         for role, column in ids.items():
             table.check(column, f"--roles {role}={column}")
         return table
@@ -168,7 +175,9 @@ class LogSource:
         paths, on = find_files(self.source, "positives", file), asked.match_on or (asked.user, asked.item)
         header = self._header_of(label, paths)
         scratch = self.scratch / f"positives-{label}"
-        table = Table(paths, scratch, "positives", on, encoding=self.encoding, header=header)
+        table = Table(
+            paths, scratch, "positives", on, encoding=self.encoding, header=header, date_order=asked.date_order
+        )
         if not time and asked.time in table.schema and (not asked.match_on or asked.match_within is not None):
             time = asked.time
         if not time and asked.match_within is not None:
@@ -478,17 +487,28 @@ class LogSource:
         is_known, expected = number.is_finite(), "a number or null"
         if is_class and bound is None:
             is_known = number.is_in([0.0, 1.0])
-            expected = (
-                "0, 1, yes, no, true, false or null; for one of its values, name it: "
-                f"--labels {column}=VALUE; for ratings, add --positive_from 4 or another threshold; to predict the "
-                f"number itself, add --types {column}=numeric"
-            )
+            expected = "0, 1, yes, no, true, false or null"
         wrong = label.is_not_null() & ~is_known.fill_null(False) & (label.cast(pl.String) != "NaN")
-        table.refuse(wrong, column, expected)
+        remedy = partial(self._remedy_of_label, column, number) if is_class and bound is None else None
+        table.refuse(wrong, column, expected, remedy)
         if is_class:
             number = (number if bound is None else number >= bound).cast(pl.Float32)
         self._check_both(column, number)
         return number.alias(column)
+
+    def _remedy_of_label(self, column: str, number: pl.Expr) -> str:
+        """Return what to do about a label that is not 0 and 1: of words and of numbers."""
+        counts = self.log.frame.select(pl.col(column).filter(number.is_null()).value_counts(sort=True)).unnest(column)
+        words = [
+            str(word).strip() for word in counts.drop_nulls(column).head(LISTED).collect(engine="streaming")[column]
+        ]
+        if words:
+            named = " or ".join(f"--labels {quote(f'{column}={word}')}" for word in reversed(words[:2]))
+            return f"name the value that is 1 (there are: {', '.join(words)}): {named}"
+        return (
+            f"for one of its values, name it: --labels {column}=VALUE; for ratings, add --positive_from 4 or another "
+            f"threshold; to predict the number itself, add --types {column}=numeric"
+        )
 
     def _read_weight(self, column: str) -> pl.Expr:
         table, weight = self.log, pl.col(column)

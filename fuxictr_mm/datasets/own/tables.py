@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import polars as pl
 
@@ -24,6 +25,17 @@ MISSING = ("", "-", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")
 #: Numbers as they are written; 007 is an id or a code, and so is e5.
 INTEGER = r"^-?(?:0|[1-9]\d*)$"
 FLOAT = r"^[+-]?(?:(?:0|[1-9]\d*)(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?$"
+
+#: Rows in which a unit is looked for.
+SAMPLE = 1000
+
+#: Amounts: a currency, percent or a common unit before or after a number.
+AMOUNT = (
+    r"^(?<before>[€$£¥₹₩₽]|EUR|USD|GBP|CHF|CNY|JPY)?\s?[+-]?\d[\d.,]*\s?"
+    r"(?<after>[€$£¥₹₩₽%]|EUR|USD|GBP|CHF|CNY|JPY|zł|kr|Kč|Ft|lei|kg|g|km|m|cm|mm|l|ml)?$"
+)
+#: With commas between thousands, such as 1,234.50.
+COMMAS = r"^[+-]?\d{1,3}(?:,\d{3})*(?:\.\d+)?$"
 
 #: Numbers with separators of thousands, such as 1.234,50 where commas separate no columns.
 GROUPED = r"^[+-]?(?:\d{1,3}(?:\.\d{3})+|\d+)(?:,\d+)?$"
@@ -48,6 +60,7 @@ class Table:
     as_integers: Mapping[str, bool] = field(default_factory=dict)
     encoding: Encoding = UTF8  #: Of files of text.
     header: Sequence[str] = ()  #: Names of the columns of CSV files without a header.
+    date_order: Literal["dmy", "mdy", "ymd"] | None = None  #: Of dates that may be of two orders, such as 05/03/2024.
 
     def __post_init__(self) -> None:
         for path in self.paths:
@@ -145,32 +158,52 @@ class Table:
         schema = frame.collect_schema().items()
         names = [name for name, kind in schema if kind == pl.String and name not in self.texts]
         names = [name for name in names if self.types.get(name) not in ("sequence", "text")]
-        texts, tests = {name: pl.col(name).str.strip_chars() for name in names}, []
+        units = self._units(frame, [name for name in names if self.types.get(name, "numeric") == "numeric"])
+        texts, tests = {name: _without(pl.col(name), units.get(name, "")) for name in names}, []
         for name, text in texts.items():
             is_missing, digits = text.is_null() | text.is_in(MISSING), text.str.contains(INTEGER)
             if has_commas and self.types.get(name, "numeric") == "numeric":
                 texts[name] = text.str.replace(",", ".", literal=True)
                 is_grouped = (is_missing | text.str.contains(GROUPED)).all() & text.str.contains(r"\..*,").any()
                 tests.append(is_grouped.alias(f"grouped {name}"))
+            elif units.get(name):  # in quotes
+                texts[name] = text.str.replace_all(",", "", literal=True)
+                tests.append((is_missing | text.str.contains(COMMAS)).all().alias(f"commas {name}"))
             kinds = {"integer": is_integer(text), "digits": digits, "float": texts[name].str.contains(FLOAT)}
             tests += [(is_missing | test).all().alias(f"{kind} {name}") for kind, test in kinds.items()]
             tests.append(text.filter(text.str.contains(",", literal=True)).first().alias(f"comma {name}"))
         found = frame.select(tests).collect(engine="streaming").row(0, named=True) if tests else {}
         grouped = [name for name in names if found.get(f"grouped {name}")]
         for name in grouped:
-            plain = pl.col(name).str.strip_chars().str.replace_all(".", "", literal=True)
+            plain = _without(pl.col(name), units.get(name, "")).str.replace_all(".", "", literal=True)
             texts[name] = plain.str.replace(",", ".", literal=True)
         # Digits alone that are not integers of 64 bits are ids, of which a float would take two for one.
-        floats = [name for name in names if found[f"float {name}"] or name in grouped]
+        floats = [
+            name for name in names if (found[f"float {name}"] or name in grouped) and found.get(f"commas {name}", True)
+        ]
         numbers = [name for name in floats if found[f"digits {name}"] == found[f"integer {name}"]]
         for name in numbers:
-            if found[f"comma {name}"] is not None and name not in self.types:
+            if name in units and name not in self.types:
+                logger.info(
+                    f"{self.paths[0]}: {name} is read as numbers without {units[name]!r}; --types {name}=categorical "
+                    "keeps the texts"
+                )
+            elif found[f"comma {name}"] is not None and name not in self.types:
                 logger.info(
                     f"{self.paths[0]}: {name} is read as numbers with decimal commas, such as "
                     f"{found[f'comma {name}']}; --types {name}=categorical keeps the texts"
                 )
         types = {name: pl.Int64 if found[f"integer {name}"] else pl.Float64 for name in numbers}
         return [texts[name].cast(kind, strict=False) for name, kind in types.items()]
+
+    def _units(self, frame: pl.LazyFrame, names: Sequence[str]) -> dict[str, str]:
+        """Return the currency or unit that the first value of a column has, where it has one."""
+        texts = {name: pl.col(name).str.strip_chars() for name in names}
+        first = [text.filter(~text.is_in(MISSING)).first() for text in texts.values()]
+        values = frame.head(SAMPLE).select(first).collect(engine="streaming").row(0, named=True) if first else {}
+        found = {name: re.match(AMOUNT.replace("?<", "?P<"), value or "") for name, value in values.items()}
+        units = {name: match["before"] or match["after"] for name, match in found.items() if match is not None}
+        return {name: unit for name, unit in units.items() if unit}
 
     def where(self, row: int) -> str:
         """Return file and row, counted from 0 after the header, of a row of ``frame``."""
@@ -181,11 +214,18 @@ class Table:
             row -= rows
         return str(self.paths[-1])
 
-    def refuse(self, bad: pl.Expr, column: str, expected: str) -> None:
-        """Raise a DataError that names the first row for which ``bad`` is true, where there is one."""
+    def refuse(self, bad: pl.Expr, column: str, expected: str, remedy: Callable[[], str] | None = None) -> None:
+        """Raise a DataError that names the first row for which ``bad`` is true, where there is one, and what to do."""
         rows = self.frame.with_row_index(":row").filter(bad).select(":row", value=pl.col(column)).head(1)
         for row, value in rows.collect(engine="streaming").iter_rows():
-            raise DataError(f"{self.where(row)}: {column} is {value!r}, expected {expected}")
+            fix = "" if remedy is None else f"; {remedy()}"
+            raise DataError(f"{self.where(row)}: {column} is {value!r}, expected {expected}{fix}")
+
+
+def _without(column: pl.Expr, unit: str) -> pl.Expr:
+    """Return texts without spaces around them, and without a unit before or after them."""
+    text = column.str.strip_chars()
+    return text.str.strip_prefix(unit).str.strip_suffix(unit).str.strip_chars() if unit else text
 
 
 def _fields(schema: Mapping[str, pl.DataType], path: Path) -> Iterator[tuple[str, pl.DataType, pl.Expr]]:

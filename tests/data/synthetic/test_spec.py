@@ -48,3 +48,12 @@ TINY = PRESETS["tiny"]
 def test_impossible_options_are_refused_in_one_line(name, value):
     with raises_naming(ConfigError, f"{name} is {value};"):
         dataclasses.replace(TINY, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("preset", "factor", "train", "valid"),
+    [("microlens-1m", 0.02, 72_000, 3000), ("taobao-mm", 1e-4, 7526, 752), ("tiny", 2, 32_000, 6000)],
+)
+def test_a_scaled_world_has_rows_enough_to_validate(preset, factor, train, valid):
+    spec = PRESETS[preset].scaled(factor)
+    assert (spec.train_rows, spec.valid_rows) == (train, valid)

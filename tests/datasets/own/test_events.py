@@ -146,7 +146,7 @@ def test_a_later_day_continues_a_log_of_events(write, prepare, caplog):
         ({"labels": ["page=home"], "impressions": ["event=view"]}, ["--labels", "home", "--impressions event=view"]),
         ({**OPTIONS, "match_within": "7d"}, ["--match_within 7d"]),
         ({**OPTIONS, "match_within": "soon"}, ["--match_within soon"]),
-        ({"labels": ["event"]}, ["row 0", "event", "--labels event=VALUE"]),
+        ({"labels": ["event"]}, ["row 0", "event", "--labels event=view"]),
     ],
 )
 def test_values_that_do_not_fit_are_refused(options, named, write, prepare_log):

@@ -163,3 +163,24 @@ def test_rows_that_are_there_twice_are_warned_of(shop, prepare_log, caplog):
         rows.write_csv(shop / "interactions.csv")
         prepare_log(shop, folder=f"warned-{is_warned}")
         assert any("row 300" in record.message for record in caplog.records) == is_warned, len(log)
+
+
+@pytest.mark.parametrize(
+    ("separator", "texts", "numbers"),
+    [
+        (";", ["16,24 €", "1.299,00 €", "", "0,99 €"], [16.24, 1299.0, None, 0.99]),
+        (";", ["EUR 7", "EUR 12"], [7, 12]),
+        (";", ["4,474 kg", "0,5 kg"], [4.474, 0.5]),
+        (",", ["$1,299.00", "$5.50", "-"], [1299.0, 5.5, None]),
+        (",", ["12.5%", "3%"], [12.5, 3.0]),
+        (",", ["12 €", "12 $"], ["12 €", "12 $"]),
+        (",", ["$1,5", "$2,75"], ["$1,5", "$2,75"]),
+        (",", ["K1", "K2"], ["K1", "K2"]),
+    ],
+)
+def test_amounts_of_one_unit_are_numbers(separator, texts, numbers, tmp_path):
+    pl.DataFrame({"price": texts, "other": "x"}).write_csv(tmp_path / "items.csv", separator=separator)
+    table = Table([tmp_path / "items.csv"], tmp_path / "scratch", "items")
+    assert table.frame.collect()["price"].to_list() == numbers
+    kept = Table([tmp_path / "items.csv"], tmp_path / "scratch", "items", types={"price": "categorical"})
+    assert kept.frame.collect()["price"].dtype == pl.String

@@ -1,0 +1,82 @@
+"""Dates in the orders of nations: read where all rows agree with one order, else refused with what settles it."""
+
+from datetime import datetime, timedelta, timezone
+
+import polars as pl
+import pytest
+
+from fuxictr_mm.datasets.own.base import Base
+from fuxictr_mm.datasets.own.columns import choose_columns
+from fuxictr_mm.datasets.own.instants import read_times
+from fuxictr_mm.datasets.own.tables import Table
+from fuxictr_mm.errors import DataError
+from tests.datasets.shop import rewrite
+from tests.errors import raises_naming
+
+MOMENTS = [datetime(2024, 3, 9, 0, 7, tzinfo=timezone.utc) + timedelta(hours=11 * number) for number in range(40)]
+FORMS = [
+    "%d.%m.%Y %H:%M",
+    "%d.%m.%Y, %H:%M:%S",
+    "%d/%m/%Y %H:%M",
+    "%m/%d/%Y %I:%M:%S %p",
+    "%m-%d-%YT%H:%M",
+    "%Y/%m/%d %H:%M",
+]
+AMBIGUOUS = ["5/3/2024 14:05", "6/3/2024 14:05"]
+
+
+def table_of(texts, path, **options):
+    pl.DataFrame({"at": texts, "item": "a"}).write_csv(path / "log.csv", separator=";")
+    return Table([path / "log.csv"], path / "scratch", "interactions", **options)
+
+
+def times_of(texts, path, **options):
+    table = table_of(texts, path, **options)
+    return table.frame.select(read_times(table, "at").alias("at")).collect()["at"].to_list()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_order_that_all_rows_agree_with_is_read(form, tmp_path):
+    texts = [moment.strftime(form) for moment in MOMENTS]
+    assert times_of(texts, tmp_path) == [int(moment.timestamp() * 1_000_000) for moment in MOMENTS]
+
+
+@pytest.mark.parametrize(("order", "day"), [("dmy", datetime(2024, 3, 5, 14, 5)), ("mdy", datetime(2024, 5, 3, 14, 5))])
+def test_dates_of_two_orders_need_the_option(order, day, tmp_path):
+    with raises_naming(DataError, "row 0", "at", "5/3/2024", "--date_order"):
+        times_of(AMBIGUOUS, tmp_path)
+    found = times_of(AMBIGUOUS, tmp_path, date_order=order)
+    assert found[0] == int(day.replace(tzinfo=timezone.utc).timestamp() * 1_000_000)
+
+
+def test_dots_have_no_month_first(tmp_path):
+    assert times_of(["05.03.2024"], tmp_path) == times_of(["2024-03-05"], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("other", "options"),
+    [
+        ("04/30/2024 10:00", {}),
+        ("31/02/2024", {}),
+        ("2024-03-30", {}),
+        ("noon", {}),
+        ("4/3/2024", {"date_order": "mdy"}),
+    ],
+)
+def test_the_first_row_of_another_order_is_named(other, options, tmp_path):
+    texts = ["30/03/2024 10:00", "29/03/2024 10:00", other]
+    with raises_naming(DataError, "row 0" if options else "row 2", "at", "30/03/2024" if options else other):
+        times_of(texts, tmp_path, **options)
+
+
+def test_such_dates_are_no_categories(tmp_path):
+    columns, left_out = choose_columns(table_of(["1.5.2024", "2.5.2024"] * 9, tmp_path), {"item"}, {}, set(), "item_")
+    assert not columns
+    assert set(left_out) == {"at"}
+
+
+def test_a_later_log_has_the_order_of_the_first(shop, prepare_log):
+    at = pl.datetime(2024, 3, 30) + pl.duration(minutes=pl.int_range(pl.len()))
+    rewrite(shop / "interactions.csv", lambda log: log.with_columns(time=at.dt.strftime("%d/%m/%Y %H:%M")))
+    folder, _, _ = prepare_log(shop)
+    assert Base(folder).asked.date_order == "dmy"
