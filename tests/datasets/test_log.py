@@ -364,7 +364,7 @@ def test_metrics_group_by_the_column_with_the_role(shop, prepare_log, tmp_path):
         (None, {"split": [0.5, 0.1, 0.1]}, ["--split"]),
         (None, {"types": ["device=number"]}, ["--types device=number", "numeric"]),
         (None, {"types": ["devices=none"]}, ["--types devices"]),
-        (None, {"types": ["title=sequence"]}, ["--types title=sequence", "items.csv", "'|'", "','"]),
+        (None, {"types": ["device=sequence"]}, ["--types device=sequence", "interactions.csv"]),
         (None, {"types": ["device=numeric"]}, ["--types device=numeric", "interactions.csv"]),
         (None, {"interactions": "log.csv"}, ["log.csv"]),
         (None, {"interactions": "/log.csv"}, ["--interactions /log.csv", "--source"]),

@@ -38,7 +38,7 @@ LISTS = 0.1
 LIST_SEPARATOR = "|"
 
 #: What may separate them where --types asks for a sequence.
-LIST_SEPARATORS = "|>;,"
+LIST_SEPARATORS = "|>;, "
 
 
 @dataclass(frozen=True)
@@ -148,8 +148,8 @@ def _is_nested(kind: pl.DataType) -> bool:
 
 
 def _mention_lists(name: str, kind: str, facts: tuple[int, int, int, int, str, int], table: Table) -> None:
-    """Log that a category may be lists: ``red, blue`` are two values, ``Oslo, Norway`` is one."""
-    if table.option == "items" and kind == "categorical" and facts[5] > LISTS * facts[0]:
+    """Log that a category may be lists: ``red, blue`` are two values, ``Oslo, Norway`` is one, as is ``New York``."""
+    if table.option == "items" and kind == "categorical" and facts[4] != " " and facts[5] > LISTS * facts[0]:
         logger.info(
             f"{table.paths[0]}: {name} is read as a category; if {facts[4]!r} separates several values in its texts, "
             f"--types {name}=sequence reads lists"

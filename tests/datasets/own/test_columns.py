@@ -6,7 +6,7 @@ from datetime import datetime
 import polars as pl
 import pytest
 
-from fuxictr_mm.errors import DataError
+from fuxictr_mm.errors import ConfigError, DataError
 from fuxictr_mm.yaml_files import load_yaml
 from tests.datasets.shop import rewrite, with_impressions, write_form
 from tests.errors import raises_naming
@@ -76,16 +76,23 @@ def test_columns_without_a_use_are_left_out(shop, prepare_log):
     assert set(facts["written"]) == {"basket_scaled"}
 
 
-def test_lists_separated_by_commas_are_read_where_they_are_asked_for(shop, prepare_log, values_of, caplog):
-    items = pl.read_csv(shop / "items.csv").with_columns(pl.col("tags").str.replace_all("|", ", ", literal=True))
+@pytest.mark.parametrize("mark", [", ", " "])
+def test_other_lists_are_read_where_they_are_asked_for(mark, shop, prepare_log, values_of, caplog):
+    items = pl.read_csv(shop / "items.csv").with_columns(pl.col("tags").str.replace_all("|", mark, literal=True))
     items.write_csv(shop / "items.csv")
     with caplog.at_level("INFO"):
         prepare_log(shop, folder="category")
-    assert "--types tags=sequence" in caplog.text
+    assert ("--types tags=sequence" in caplog.text) == (mark == ", ")  # a space may be that of New York
     folder, _, _ = prepare_log(shop, types=["tags=sequence"])
     tags = values_of(folder, "tags")
     found = [[tags[tag] for tag in row] for row in pl.read_parquet(folder / "items.parquet")["tags"]]
-    assert found[: len(items)] == [row.split(", ") for row in items["tags"]]
+    assert found[: len(items)] == [row.split(mark) for row in items["tags"]]
+
+
+def test_lists_without_a_mark_between_their_entries_are_refused(shop, prepare_log):
+    pl.read_csv(shop / "items.csv").with_columns(colour=pl.lit("red")).write_csv(shop / "items.csv")
+    with raises_naming(ConfigError, "--types colour=sequence", "items.csv"):
+        prepare_log(shop, types=["colour=sequence"])
 
 
 @pytest.mark.parametrize("form", ["csv", "parquet"])
