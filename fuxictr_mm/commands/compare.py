@@ -22,7 +22,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_examples(
         parser,
         "fuxictr-mm compare DIN_MM_tiny DIN_tiny                   all finished runs of two experiments, seeds grouped",
-        "fuxictr-mm compare DIN_MM_tiny DIN_MM_text_tiny DIN_tiny  each against the best",
         "fuxictr-mm compare checkpoints/tiny_mm/DIN_tiny other/tiny_mm/DIN_tiny/20250102-030405-seed7 --json",
         "fuxictr-mm compare DIN_MM_tiny other_program.csv --split test",
         "fuxictr-mm compare DIN_MM_tiny DIN_tiny --format latex > table.tex",

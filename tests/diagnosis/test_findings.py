@@ -11,6 +11,7 @@ from fuxictr_mm.diagnosis.findings import (
     Scale,
     ordered,
 )
+from fuxictr_mm.runs import cost_name
 
 
 def make(severity, code):
@@ -36,7 +37,7 @@ def test_what_raises_the_auc_when_it_is_changed_is_harmful(drop, found):
 
 def test_a_regression_is_measured_by_its_error_and_a_fraction_of_it_is_negligible():
     scale = Scale.of({"metric": "RMSE", "metrics": {"rmse": 20.0}})
-    assert (scale.cost, scale.is_negligible(0.02, 0.0), scale.is_negligible(0.03, 0.0)) == (
+    assert (cost_name(scale.metric), scale.is_negligible(0.02, 0.0), scale.is_negligible(0.03, 0.0)) == (
         "RMSE increase",
         True,
         False,

@@ -131,7 +131,7 @@ def test_rows_of_prepare_have_its_numbers(shop, tmp_path):
     for rows in (shop.data / "test", tmp_path / "copy.parquet", earlier.parent):
         assert np.abs(scores_of(shop, tmp_path, rows) - shop.scores).max() < 1e-5
     shutil.copy(earlier, tmp_path / "of_others.parquet")
-    with raises_naming(ServingError, "of_others.parquet", "basket"):
+    with raises_naming(ServingError, "of_others.parquet", "fuxictr_mm.numbering"):
         scores_of(shop, tmp_path, tmp_path / "of_others.parquet")
 
 
