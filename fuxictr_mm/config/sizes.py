@@ -40,11 +40,17 @@ PENALTY = Penalty(first=2e-4, low=1e-6, high=1e-3)
 
 #: With fewer training rows than this, a weak penalty lets the ids of users and items be memorised within two epochs:
 #: the model ranks worse than a dot product of embeddings, or a count by category (``docs/choosing_settings.md``).
-FEW_ROWS, FEW_ROWS_PENALTY = 20_000, Penalty(first=1e-2, low=1e-4, high=2e-2)
+FEW_ROWS = 30_000
 
-#: From this many training rows on, there are usually so many ids that the share of one in the mean loss is small beside
-#: the penalty of whole tables, which then holds its embedding near 0 (``docs/choosing_settings.md``).
-MANY_ROWS, MANY_ROWS_PENALTY = 1_000_000, Penalty(first=1e-5, low=1e-7, high=1e-3)
+#: The penalty with fewer training rows than each of these numbers. From a million rows on, there are usually so many
+#: ids that the fraction of one in the mean loss is small beside the penalty of whole tables, which then holds its
+#: embedding near 0.
+PENALTIES: tuple[tuple[float, Penalty], ...] = (
+    (FEW_ROWS, Penalty(first=1e-2, low=1e-4, high=2e-2)),
+    (60_000, Penalty(first=2e-3, low=1e-5, high=1e-2)),
+    (1e6, PENALTY),
+    (math.inf, Penalty(first=1e-5, low=1e-7, high=1e-3)),
+)
 
 #: Of ``LightFM`` the penalty falls with the rows, since the loss is their mean and the penalty is of whole tables: a
 #: fixed one of 2e-4 costs 0.02 of AUC with 80,000 rows (``docs/choosing_settings.md``). Fewer than 10,000 rows are not
@@ -79,10 +85,10 @@ def penalty_for(rows: int) -> Penalty:
 
     Examples
     --------
-    >>> penalty_for(12_000).first, penalty_for(3_000_000).first
-    (0.01, 1e-05)
+    >>> penalty_for(12_000).first, penalty_for(80_024).first
+    (0.01, 0.0002)
     """
-    return FEW_ROWS_PENALTY if rows < FEW_ROWS else MANY_ROWS_PENALTY if rows >= MANY_ROWS else PENALTY
+    return next(penalty for bound, penalty in PENALTIES if rows < bound)
 
 
 def factor_penalty_for(rows: int) -> Penalty:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from fuxictr_mm.config.sizes import (
     FEW_ROWS,
-    MANY_ROWS,
     PENALTY,
     SWA_EPOCHS,
     SWA_LEARNING_RATE,
@@ -27,7 +26,10 @@ USER_ROWS = 3
 #: Dim of the factorization of user and item beside ``DIN_MM``, the setting that is worth most where users recur.
 FACTOR_DIM = 17
 
-#: Columns of the items are compared if a value has so many items on average, and at most so many columns.
+#: Columns of the items are compared with fewer training rows than this: more rows gain nothing.
+COMPARED_ROWS = 100_000
+
+#: They are compared if a value has so many items on average, and at most so many columns.
 ITEMS_OF_A_VALUE, MOST_COMPARED = 5, 4
 
 #: Where embeddings tell what an item is, and so many rows are of items that training does not show, dropout of item ids
@@ -53,7 +55,7 @@ def columns_to_compare(summary: Summary, columns: Mapping[str, str]) -> list[str
     ``columns`` are the kinds of the columns of the items. From few rows a model does not learn that the target is of a
     category that the user likes; from many it does.
     """
-    if summary.splits["train"].rows >= FEW_ROWS:
+    if summary.splits["train"].rows >= COMPARED_ROWS:
         return []
     shared = [
         name
@@ -147,18 +149,16 @@ def explain(summary: Summary, users: bool, compared: Sequence[str] = ()) -> list
 
     ``users`` says whether the user is a feature; ``compared`` are the ``columns_to_compare``.
     """
-    lines = []
+    lines, reason = [], f"there are {summary.splits['train'].rows:,} training rows"
     if users:
         rows = summary.splits["train"].rows / summary.users
         lines.append(f"DIN_MM has factor_dim: {FACTOR_DIM}, since users have {rows:.0f} training rows on average")
     if (penalty := _penalty(summary)) != PENALTY.first:
-        bounds = f"fewer than {FEW_ROWS:,}" if penalty > PENALTY.first else f"at least {MANY_ROWS:,}"
-        reason = f"there are {bounds} training rows"
         lines.append(f"DIN and DIN_MM have embedding_regularizer: {penalty}, since {reason}")
-        if compared:
-            lines.append(
-                f"features of type: similarity compare target and history in {', '.join(compared)}, since {reason}"
-            )
+    if compared:
+        lines.append(
+            f"features of type: similarity compare target and history in {', '.join(compared)}, since {reason}"
+        )
     split, part = _newest_cold(summary)
     if _are_cold(summary) or (part >= SOME_COLD and not summary.coverage):
         fix = f"DIN_MM has dropout: {COLD_DROPOUT} of {ITEM_ID}"

@@ -62,7 +62,7 @@ def test_the_average_begins_after_two_epochs():
 
 @pytest.mark.parametrize(
     ("rows", "embeddings", "low", "high", "first"),
-    [(12_000, True, 1e-4, 2e-2, 1e-2), (12_000, False, 1e-4, 2e-2, 1e-2), (20_000, True, 1e-6, 1e-3, 2e-4)],
+    [(12_000, True, 1e-4, 2e-2, 1e-2), (40_000, False, 1e-5, 1e-2, 2e-3), (80_000, True, 1e-6, 1e-3, 2e-4)],
 )
 def test_few_rows_have_a_strong_penalty(rows, embeddings, low, high, first):
     """As ``prepare log`` writes it."""
