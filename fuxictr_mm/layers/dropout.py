@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,9 +14,6 @@ class Dropout(nn.Dropout):
     matrix products. Here each 64-bit number of the generator gives four masks of 16 bits, so ``p`` is exact to
     1 / 65536; kept entries are scaled by the exact expected fraction. On other devices PyTorch's kernel runs.
 
-    Behind a ReLU of an ``nn.Sequential`` (``replace_dropout``), the output takes the memory of the ReLU's, which then
-    knows the dropped entries by their zeros, so that neither a mask nor a second copy is kept for the backward pass.
-
     Srivastava et al., "Dropout", JMLR 2014, https://jmlr.org/papers/v15/srivastava14a.html
 
     Examples
@@ -28,22 +23,11 @@ class Dropout(nn.Dropout):
     ([0.0, 1.3333], True)
     """
 
-    #: The ReLU whose output nothing but this module reads; in a tuple, since it is not a part of this module.
-    relu: tuple[nn.ReLU, ...] = ()
-
     def forward(self, input: Tensor) -> Tensor:
         """Return ``input`` of any shape, its entries dropped with probability ``p`` while training."""
         if not self.training or self.p == 0 or self.p == 1 or input.device.type != "cpu":
             return F.dropout(input, self.p, self.training)
-        return (_ScaleInPlace if self._owns(input) else _Scale).apply(input, self.p)
-
-    def _owns(self, input: Tensor) -> bool:
-        """Whether the input is a ReLU's output that only this module and the ReLU's backward pass read."""
-        if not self.relu or torch.compiler.is_compiling() or self.relu[0]._forward_hooks:
-            return False
-        if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
-            return False  # the ReLU may have saved a copy, as in save_on_cpu and activation checkpointing
-        return input.grad_fn is not None and input.grad_fn.name() == "ReluBackward0"
+        return _Scale.apply(input, self.p)
 
 
 def keep_mask(x: Tensor, p: float, generator: torch.Generator | None = None) -> tuple[Tensor, float]:
@@ -117,29 +101,9 @@ class _Scale(torch.autograd.Function):
         return gradient * scale, None
 
 
-class _ScaleInPlace(torch.autograd.Function):
-    """``_Scale`` of a ReLU's output, in its place: the ReLU's gradient is zero where its output is."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
-        mask, factor = keep_mask(x, p)
-        ctx.factor = float(x.new_tensor(factor))
-        # Of ``data``, since autograd refuses an output that was written again.
-        return apply_mask(x.data, mask, out=x.data).mul_(ctx.factor)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient * ctx.factor, None
-
-
 def replace_dropout(module: nn.Module) -> None:
     """Replace every ``nn.Dropout`` inside a module by this Dropout."""
     for parent in list(module.modules()):
-        before: nn.Module | None = None
         for name, child in parent.named_children():
             if type(child) is nn.Dropout:
-                dropout = Dropout(child.p)
-                if type(parent) is nn.Sequential and type(before) is nn.ReLU:
-                    dropout.relu = (before,)
-                setattr(parent, name, dropout)
-            before = child
+                setattr(parent, name, Dropout(child.p))

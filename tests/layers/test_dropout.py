@@ -1,8 +1,5 @@
 """The faster dropout is dropout: unbiased, the same entries dropped on the way back, nothing outside of training."""
 
-import contextlib
-import copy
-
 import pytest
 import torch
 from torch import nn
@@ -79,57 +76,3 @@ def test_masks_of_two_bytes_are_integers_and_drop_the_same_entries(dtype):
     assert torch.equal(half, x.to(dtype) * expected.to(dtype))
     torch.manual_seed(3)
     assert torch.equal(Dropout(0.4)(x.to(dtype)), x.to(dtype) * (expected * scale).to(dtype))
-
-
-def behind_relu(dtype: torch.dtype) -> nn.Sequential:
-    net = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Dropout(0.4), nn.Linear(5, 2)).to(dtype)
-    replace_dropout(net)
-    return net
-
-
-def outputs_and_gradients(net, x):
-    torch.manual_seed(3)
-    x = x.clone().requires_grad_()
-    output = net(x)
-    return [output, *torch.autograd.grad(output.square().sum(), [x, *net.parameters()])]
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_behind_a_relu_it_is_the_same_function_and_takes_no_memory(dtype):
-    net, x = behind_relu(dtype), torch.randn(64, 3, dtype=dtype)
-    found = outputs_and_gradients(net, x)
-    relu_output = net[:2](x)
-    dropped = net[2](relu_output)
-    assert dropped.untyped_storage().data_ptr() == relu_output.untyped_storage().data_ptr()
-    net[2].relu = ()
-    expected = outputs_and_gradients(net, x)
-    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
-
-
-@pytest.mark.parametrize("way", [torch.autograd.graph.save_on_cpu, contextlib.nullcontext])
-def test_tensors_that_are_saved_elsewhere_stay_as_they_are(way):
-    """A ReLU whose output was copied before dropout does not know which entries were dropped."""
-    net, x = behind_relu(torch.float64), torch.randn(64, 3, dtype=torch.float64)
-    with way():
-        found = outputs_and_gradients(net, x)
-    net[2].relu = ()
-    assert all(torch.equal(*pair) for pair in zip(found, outputs_and_gradients(net, x), strict=True))
-
-
-def test_an_output_of_relu_that_a_hook_reads_stays_as_it_is():
-    net, seen = behind_relu(torch.float32), []
-    net[1].register_forward_hook(lambda _, inputs, output: seen.append((inputs[0].relu(), output)))
-    net(torch.randn(64, 3))
-    assert torch.equal(*seen[0])
-
-
-def test_a_copy_of_a_module_has_its_own_relu():
-    net = copy.deepcopy(behind_relu(torch.float32))
-    assert net[2].relu[0] is net[1]
-    assert len(list(net.modules())) == 5
-
-
-def test_only_a_relu_right_before_it_counts():
-    net = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 5), nn.Dropout(0.4))
-    replace_dropout(net)
-    assert net[3].relu == ()
