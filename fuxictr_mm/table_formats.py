@@ -42,6 +42,7 @@ def in_format(form: Format, header: Sequence[str], rows: Sequence[Sequence[Any]]
         stream = io.StringIO()
         csv.writer(stream, lineterminator="\n").writerows([header, *cells])
         return stream.getvalue().rstrip("\n")
+    cells = [[" ".join(cell.splitlines()) for cell in line] for line in cells]  # a row is one line
     is_number = [
         all(value is None or isinstance(value, int | float) for value in column) for column in zip(*rows, strict=True)
     ]

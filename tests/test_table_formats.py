@@ -3,6 +3,8 @@
 import csv
 import io
 
+import pytest
+
 from fuxictr_mm.table_formats import in_format
 
 HEADER = ["run", "95 % low", "AUC"]
@@ -32,3 +34,9 @@ def test_latex_escapes_texts():
 
 def test_a_table_without_rows():
     assert in_format("markdown", ["run"], []).splitlines() == ["| run |", "| --- |"]
+
+
+@pytest.mark.parametrize("form", ["markdown", "latex"])
+def test_a_row_is_one_line(form):
+    rows = [in_format(form, ["run", "AUC"], [[name, 0.5]]) for name in ("a\nb", "a b")]
+    assert rows[0] == rows[1]

@@ -29,6 +29,7 @@ from fuxictr_mm.data.lists import EMPTY_AS_NULL
 from fuxictr_mm.data.numbers import Moments
 from fuxictr_mm.datasets.histories import histories_before, history_ranges, partition_by_user
 from fuxictr_mm.datasets.negatives import sample_negatives, sample_repeats
+from fuxictr_mm.datasets.own.amounts import Form
 from fuxictr_mm.datasets.own.base import Notes
 from fuxictr_mm.datasets.own.columns import LogColumn, free_name, moments_of, split_lists
 from fuxictr_mm.datasets.own.dates import order_of
@@ -317,7 +318,9 @@ class Log(Reader):
     def _scaled_labels(self) -> list[LogColumn]:
         """Return the labels that are numbers, with their statistics in training."""
         names, moments = self._source.numeric_labels, self._training.moments
-        return [LogColumn(n, self._source.written_label(n), "numeric").scaled(moments[n]) for n in names]
+        written, forms = self._source.written_label, self._source.log.forms
+        columns = (LogColumn(name, written(name), "numeric", form=forms.get(name, Form())) for name in names)
+        return [column.scaled(moments[column.source]) for column in columns]
 
     # Rows
 
@@ -476,7 +479,10 @@ class Log(Reader):
         """Return what a later log is prepared with."""
         labels = [] if self.asked.negatives else self._source.labels
         newest = self._scan().filter(self._source.is_labelled).select(pl.col(":time").max()).collect().item()
-        options = replace(self.asked, date_order=order_of(self._source.log, self.asked.time)).changed()
+        # Of files of positives, the dates are of the same order.
+        order = order_of(self._source.log, self.asked.time)
+        order = self.asked.date_order or (None if order == "ymd" else order)
+        options = replace(self.asked, date_order=order).changed()
         notes = Notes(options, labels, newest, self._source.time_unit, list(self.embeddings()))
         return {"log": asdict(notes)}
 

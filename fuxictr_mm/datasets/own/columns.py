@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import polars as pl
 from fuxictr_mm.data.lists import EMPTY_AS_NULL
 from fuxictr_mm.data.numbers import Moments
 from fuxictr_mm.data.schema import why_no_layers
+from fuxictr_mm.datasets.own.amounts import Form
 from fuxictr_mm.datasets.own.dates import NATIONAL
 from fuxictr_mm.datasets.own.tables import Table
 from fuxictr_mm.datasets.reader import Kind
@@ -54,6 +55,8 @@ class LogColumn:
     std: float = 1.0
     #: Of a sequence in texts: what separates its entries.
     separator: str = LIST_SEPARATOR
+    #: Of a number in texts: its unit and decimal mark.
+    form: Form = field(default_factory=Form)
 
     def values(self) -> pl.Expr:
         """Return the column of the file as it is written, numbers standardised; what is missing is null."""
@@ -74,13 +77,15 @@ class LogColumn:
     def of_facts(cls, name: str, facts: Mapping[str, Any]) -> LogColumn:
         """Return a column by what the manifest says of it."""
         known = {key: facts[key] for key in ("mean", "std", "separator") if key in facts}
-        return cls(facts["column"], name, facts["type"], **known)
+        form = Form(facts.get("unit", ""), facts.get("decimal", ""))
+        return cls(facts["column"], name, facts["type"], form=form, **known)
 
     def facts(self) -> dict[str, Any]:
         """Return what the manifest says of the column."""
         statistics = {"mean": self.mean, "std": self.std} if self.kind == "numeric" else {}
         separated = {"separator": self.separator} if self.separator != LIST_SEPARATOR else {}
-        return {"column": self.source, "type": self.kind, **statistics, **separated}
+        form = {key: value for key, value in asdict(self.form).items() if value} if self.kind == "numeric" else {}
+        return {"column": self.source, "type": self.kind, **statistics, **separated, **form}
 
 
 def moments_of(values: pl.Series) -> Moments:
@@ -118,7 +123,8 @@ def choose_columns(
             continue
         name = free_name((source + SCALED if kind == "numeric" else source).replace(".", "_"), taken, prefix)
         separator = (kind == "sequence" and facts[source][4]) or LIST_SEPARATOR
-        columns.append(LogColumn(source, name, kind, separator=separator))  # type: ignore[arg-type]
+        form = table.forms.get(source, Form())
+        columns.append(LogColumn(source, name, kind, separator=separator, form=form))  # type: ignore[arg-type]
     return columns, left_out
 
 
@@ -160,7 +166,7 @@ def _count(frame: pl.LazyFrame, schema: Mapping[str, pl.DataType]) -> dict[str, 
     """Return of each column the number of values, about that of distinct ones, with null, of lists and of dates.
 
     The last two are what may separate the entries of lists, which is the first such character that any text holds, and
-    how many hold it.
+    how many hold it. Of ``>``, it is the one of paths, which more texts have than other characters.
     """
     counts = []
     for name, kind in schema.items():
@@ -181,7 +187,12 @@ def _count(frame: pl.LazyFrame, schema: Mapping[str, pl.DataType]) -> dict[str, 
             ).alias(f"dates {name}"),
         ]
     row = frame.select(counts).collect(engine="streaming").row(0, named=True) if counts else {}
-    marks = {name: next((mark for mark in LIST_SEPARATORS if row[f"{mark} {name}"]), "") for name in schema}
+    marks = {}
+    for name in schema:
+        held = {mark: row[f"{mark} {name}"] for mark in LIST_SEPARATORS if row[f"{mark} {name}"]}
+        if held.get(">", 0) < max(held.values(), default=0) and len(held) > 1:
+            held.pop(">", None)
+        marks[name] = next(iter(held), "")
     parts = ("count", "distinct", LIST_SEPARATOR, "dates")
     return {n: (*(row[f"{p} {n}"] for p in parts), marks[n], row.get(f"{marks[n]} {n}", 0)) for n in schema}
 

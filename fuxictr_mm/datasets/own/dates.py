@@ -12,8 +12,10 @@ from fuxictr_mm.errors import DataError
 #: Day, month and year in the order in which they are written.
 Order = Literal["dmy", "mdy", "ymd"]
 
+#: Parts that no date has, such as those of 12-34-5678, are of numbers of another kind.
+_PART, _YEAR = r"(?:0?[1-9]|[12]\d|3[01])", r"(?:19|20)\d{2}"
 NATIONAL = (
-    r"^(?<date>\d{1,2}\.\d{1,2}\.\d{4}|\d{1,2}/\d{1,2}/\d{4}|\d{1,2}-\d{1,2}-\d{4}|\d{4}[/.]\d{1,2}[/.]\d{1,2})"
+    rf"^(?<date>{_PART}\.{_PART}\.{_YEAR}|{_PART}/{_PART}/{_YEAR}|{_PART}-{_PART}-{_YEAR}|{_YEAR}[/.]{_PART}[/.]{_PART})"
     r"(?:(?:T|,? +)(?<hour>\d{1,2}):(?<minute>\d{2})(?::(?<second>\d{2}(?:[.,]\d{1,9})?))?"
     r"(?: ?(?<half>[AaPp])\.?[Mm]\.?)?)?$"
 )
@@ -62,12 +64,19 @@ def order_of(table: Table, column: str) -> Order | None:
     first = table.frame.select(date, text=text).head(1).collect()
     if not len(first) or first["date"][0] is None:
         return None
-    orders: tuple[Order, ...] = ("dmy", "mdy", "ymd")
-    if table.date_order is not None:
+    separator = next(mark for mark in "./-" if mark in first["date"][0])
+    orders: tuple[Order, ...] = ("dmy", "mdy")
+    is_one = pl.lit(True)
+    if first["date"][0][:4].isdecimal():
+        orders = ("ymd",)
+    elif table.date_order is not None:
         orders = (table.date_order,)
-    elif "." in first["date"][0]:  # where the month never comes first
-        orders = ("dmy", "ymd")
-    counts = [from_national(text, order).is_not_null().sum().alias(order) for order in orders]
+    else:
+        # A row with another separator is of another source, and does not tell the order of this one.
+        is_one = text.str.contains(rf"^\d+[{separator}]")
+        orders = ("dmy",) if separator == "." else orders  # where the month never comes first
+    is_read = {order: from_national(text, order).is_not_null() & is_one for order in orders}
+    counts = [is_read[order].sum().alias(order) for order in orders]
     found = table.frame.select(*counts, rows=pl.len()).collect(engine="streaming").row(0, named=True)
     possible = [order for order in orders if found[order] == found["rows"]]
     if len(possible) > 1:
@@ -79,6 +88,7 @@ def order_of(table: Table, column: str) -> Order | None:
         best = max(orders, key=found.__getitem__)
         if 2 * found[best] < found["rows"] and table.date_order is None:  # the first row is the odd one
             return None
-        expected = f"a date of the order {best}, as in {found[best]} of {found['rows']} rows"
-        table.refuse(from_national(text, best).is_null(), column, expected)
+        mark = f" with {separator!r}" if table.date_order is None else ""
+        expected = f"a date of the order {best}{mark}, as in {found[best]} of {found['rows']} rows"
+        table.refuse(~is_read[best].fill_null(False), column, expected)
     return possible[0]

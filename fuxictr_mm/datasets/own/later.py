@@ -83,7 +83,10 @@ class LaterSource(LogSource):
         codes = [column for column in columns if column.kind == "categorical"]
         as_integers = {column.source: not self.base.has_floats(column.name) for column in codes}
         types = {column.source: column.kind for column in columns if column.kind != "group"}
-        return replace(table, types={**table.types, **types}, as_integers=as_integers)
+        numbers = [column for column in columns if column.kind == "numeric"]
+        numbers += self.base.numeric_labels.values() if option == "interactions" else []
+        forms = {column.source: column.form for column in numbers}
+        return replace(table, types={**table.types, **types}, as_integers=as_integers, known_forms=forms)
 
     def _header_of(self, table: str, paths: Sequence[Path]) -> Sequence[str]:
         """Return the names of the earlier log, unless the files have names of their own, as those of Parquet do."""
@@ -187,9 +190,14 @@ class LaterSource(LogSource):
         for column in self.written(table.option):
             kind = kinds[column.source]
             if column.kind == "numeric" and not (kind.is_numeric() or kind == pl.Null):
+                of = f" with the unit {column.form.unit!r}" if column.form.unit else ""
                 raise DataError(
-                    f"{table.paths[0]}: {column.source} holds {kind}, expected numbers, as in {self.base.folder}"
+                    f"{table.paths[0]}: {column.source} holds {kind}, expected numbers{of}, as in {self.base.folder}"
                 )
+            unit = column.form.unit
+            if column.kind == "numeric" and unit and column.source not in table.forms and kind != pl.Null:
+                without = pl.col(column.source).is_not_null()
+                table.refuse(without, column.source, f"numbers with the unit {unit!r}, as in {self.base.folder}")
 
     def _events(self) -> pl.LazyFrame:
         self._check_numbers(self.log)

@@ -10,6 +10,7 @@ from functools import cached_property
 import numpy as np
 import polars as pl
 
+from fuxictr_mm.datasets.own.dates import order_of
 from fuxictr_mm.datasets.own.events import is_held, text_of
 from fuxictr_mm.datasets.own.instants import Unit, parse_duration, read_times, unit_of
 from fuxictr_mm.datasets.own.options import Value
@@ -105,6 +106,12 @@ class Positives:
             raise DataError(
                 f"{self.table.paths[0]}: {self.time} holds {words[1]}, expected {words[0]}, as {log_time} of "
                 f"{log.paths[0]}"
+            )
+        orders = order_of(log, log_time), order_of(self.table, self.time)
+        if set(orders) == {"dmy", "mdy"}:  # one option tells the order of a later log, and of its positives
+            raise DataError(
+                f"{self.table.paths[0]}: {self.time} holds dates of the order {orders[1]}, expected {orders[0]}, as "
+                f"{log_time} of {log.paths[0]}"
             )
         frames = []
         kinds = [frame.collect_schema()[":time"] for frame in (shown, found)]

@@ -13,6 +13,7 @@ from typing import Literal
 import polars as pl
 
 from fuxictr_mm.data import parquet
+from fuxictr_mm.datasets.own.amounts import NUMBERS, Form, form_in, unit_in
 from fuxictr_mm.encoding.csv_files import with_partitions
 from fuxictr_mm.encoding.text_files import CSV, UTF8, Encoding, form_of, is_text, scanned, schema_of, separator_in
 from fuxictr_mm.errors import ConfigError, DataError, first_line, nearest
@@ -28,17 +29,6 @@ FLOAT = r"^[+-]?(?:(?:0|[1-9]\d*)(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?$"
 
 #: Rows in which a unit is looked for.
 SAMPLE = 1000
-
-#: Amounts: a currency, percent or a common unit before or after a number.
-AMOUNT = (
-    r"^(?<before>[€$£¥₹₩₽]|EUR|USD|GBP|CHF|CNY|JPY)?\s?[+-]?\d[\d.,]*\s?"
-    r"(?<after>[€$£¥₹₩₽%]|EUR|USD|GBP|CHF|CNY|JPY|zł|kr|Kč|Ft|lei|kg|g|km|m|cm|mm|l|ml)?$"
-)
-#: With commas between thousands, such as 1,234.50.
-COMMAS = r"^[+-]?\d{1,3}(?:,\d{3})*(?:\.\d+)?$"
-
-#: Numbers with separators of thousands, such as 1.234,50 where commas separate no columns.
-GROUPED = r"^[+-]?(?:\d{1,3}(?:\.\d{3})+|\d+)(?:,\d+)?$"
 
 
 def is_integer(text: pl.Expr) -> pl.Expr:
@@ -61,6 +51,7 @@ class Table:
     encoding: Encoding = UTF8  #: Of files of text.
     header: Sequence[str] = ()  #: Names of the columns of CSV files without a header.
     date_order: Literal["dmy", "mdy", "ymd"] | None = None  #: Of dates that may be of two orders, such as 05/03/2024.
+    known_forms: Mapping[str, Form] = field(default_factory=dict)  #: How an earlier log writes the numbers of columns.
 
     def __post_init__(self) -> None:
         for path in self.paths:
@@ -118,8 +109,8 @@ class Table:
         return target
 
     @cached_property
-    def frame(self) -> pl.LazyFrame:
-        """All rows, lazily: texts of CSV files that are numbers in all rows as numbers, categories as texts."""
+    def _rows(self) -> pl.LazyFrame:
+        """All rows, lazily, with the texts of CSV files, and categories as texts."""
         pairs = zip(self._parts, self.paths, strict=True)
         parts = [with_partitions(pl.scan_parquet(part), path.absolute()) for part, path in pairs]
         frame = pl.concat(parts, how="diagonal_relaxed")
@@ -130,13 +121,19 @@ class Table:
                 casts[name] = pl.String
             elif isinstance(kind, pl.Decimal | pl.Float32):  # databases have integers of a scale of 0
                 casts[name] = pl.Int64 if isinstance(kind, pl.Decimal) and not kind.scale else pl.Float64
-        frame = frame.with_columns(pl.col(name).cast(kind) for name, kind in casts.items())
-        frame = frame.with_columns(self._numbers(frame))
+        return frame.with_columns(pl.col(name).cast(kind) for name, kind in casts.items())
+
+    @cached_property
+    def frame(self) -> pl.LazyFrame:
+        """All rows, lazily: texts of CSV files that are numbers in all rows as numbers, categories as texts."""
+        frame = self._rows.with_columns(self._numbers[0])
         return frame.with_columns(self._integers(frame))
 
     def _integers(self, frame: pl.LazyFrame) -> list[pl.Expr]:
         """Return casts of floats that are integers with missing values: pandas writes 12 as 12.0 in such a column."""
-        names = [name for name, kind in frame.collect_schema().items() if kind == pl.Float64]
+        schema = frame.collect_schema().items()
+        # 12 % is a quantity: as an integer, it could become a category.
+        names = [name for name, kind in schema if kind == pl.Float64 and not self.forms.get(name, Form()).unit]
         if not names:
             return []
         values = {name: pl.col(name).fill_nan(None) for name in names}
@@ -149,61 +146,83 @@ class Table:
         found = frame.select(tests).collect(engine="streaming").row(0, named=True)
         return [value.cast(pl.Int64) for name, value in values.items() if found[name]]
 
-    def _numbers(self, frame: pl.LazyFrame) -> list[pl.Expr]:
-        """Return casts of the columns of CSV files whose texts are all numbers."""
+    @property
+    def forms(self) -> dict[str, Form]:
+        """How numbers are written in the texts of a column, if they have a unit or a decimal comma."""
+        return self._numbers[1]
+
+    @cached_property
+    def _numbers(self) -> tuple[list[pl.Expr], dict[str, Form]]:
+        """Return casts of the columns of CSV files whose texts are all numbers, and how these are written."""
         if not any(form_of(path) in CSV for path in self.paths):
-            return []
+            return [], {}
         # 12,5 is a number where commas separate no columns; of a category, it may be two ids.
         has_commas = all(form_of(path) in CSV and separator_in(path, self.encoding) != "," for path in self.paths)
-        schema = frame.collect_schema().items()
+        schema = self._rows.collect_schema().items()
         names = [name for name, kind in schema if kind == pl.String and name not in self.texts]
         names = [name for name in names if self.types.get(name) not in ("sequence", "text")]
-        units = self._units(frame, [name for name in names if self.types.get(name, "numeric") == "numeric"])
-        texts, tests = {name: _without(pl.col(name), units.get(name, "")) for name in names}, []
+        numeric = [name for name in names if self.types.get(name, "numeric") == "numeric"]
+        forms = self._amounts(numeric, has_commas)
+        texts, tests = {name: pl.col(name).str.strip_chars() for name in names if name not in forms}, []
         for name, text in texts.items():
             is_missing, digits = text.is_null() | text.is_in(MISSING), text.str.contains(INTEGER)
-            if has_commas and self.types.get(name, "numeric") == "numeric":
+            if has_commas and name in numeric:
                 texts[name] = text.str.replace(",", ".", literal=True)
-                is_grouped = (is_missing | text.str.contains(GROUPED)).all() & text.str.contains(r"\..*,").any()
+                has_both = text.str.contains(r"\..*,").any() | pl.lit(self._known(name).decimal == ",")
+                is_grouped = (is_missing | text.str.contains(NUMBERS[","])).all() & has_both
                 tests.append(is_grouped.alias(f"grouped {name}"))
-            elif units.get(name):  # in quotes
-                texts[name] = text.str.replace_all(",", "", literal=True)
-                tests.append((is_missing | text.str.contains(COMMAS)).all().alias(f"commas {name}"))
             kinds = {"integer": is_integer(text), "digits": digits, "float": texts[name].str.contains(FLOAT)}
             tests += [(is_missing | test).all().alias(f"{kind} {name}") for kind, test in kinds.items()]
             tests.append(text.filter(text.str.contains(",", literal=True)).first().alias(f"comma {name}"))
-        found = frame.select(tests).collect(engine="streaming").row(0, named=True) if tests else {}
-        grouped = [name for name in names if found.get(f"grouped {name}")]
-        for name in grouped:
-            plain = _without(pl.col(name), units.get(name, "")).str.replace_all(".", "", literal=True)
-            texts[name] = plain.str.replace(",", ".", literal=True)
+            tests.append(text.str.contains(".", literal=True).any().alias(f"point {name}"))
+        found = self._rows.select(tests).collect(engine="streaming").row(0, named=True) if tests else {}
+        grouped = [name for name in texts if found.get(f"grouped {name}")]
         # Digits alone that are not integers of 64 bits are ids, of which a float would take two for one.
-        floats = [
-            name for name in names if (found[f"float {name}"] or name in grouped) and found.get(f"commas {name}", True)
-        ]
+        floats = [name for name in texts if found[f"float {name}"] or name in grouped]
         numbers = [name for name in floats if found[f"digits {name}"] == found[f"integer {name}"]]
+        casts = [form.numbers(pl.col(name)) for name, form in forms.items()]
         for name in numbers:
-            if name in units and name not in self.types:
+            comma = found[f"comma {name}"]
+            if comma is not None and name not in self.types:
                 logger.info(
-                    f"{self.paths[0]}: {name} is read as numbers without {units[name]!r}; --types {name}=categorical "
-                    "keeps the texts"
+                    f"{self.paths[0]}: {name} is read as numbers with decimal commas, such as {comma}; "
+                    f"--types {name}=categorical keeps the texts"
                 )
-            elif found[f"comma {name}"] is not None and name not in self.types:
-                logger.info(
-                    f"{self.paths[0]}: {name} is read as numbers with decimal commas, such as "
-                    f"{found[f'comma {name}']}; --types {name}=categorical keeps the texts"
-                )
-        types = {name: pl.Int64 if found[f"integer {name}"] else pl.Float64 for name in numbers}
-        return [texts[name].cast(kind, strict=False) for name, kind in types.items()]
+            if name in grouped or (comma is not None and not found[f"point {name}"]):
+                forms[name] = Form("", ",")
+            kind = pl.Int64 if found[f"integer {name}"] else pl.Float64
+            is_form = name in grouped and kind == pl.Float64
+            casts.append(forms[name].numbers(pl.col(name)) if is_form else texts[name].cast(kind, strict=False))
+        return casts, forms
 
-    def _units(self, frame: pl.LazyFrame, names: Sequence[str]) -> dict[str, str]:
-        """Return the currency or unit that the first value of a column has, where it has one."""
+    def _known(self, name: str) -> Form:
+        return self.known_forms.get(name, Form())
+
+    def _amounts(self, names: Sequence[str], has_commas: bool) -> dict[str, Form]:
+        """Return how the numbers of columns with a unit are written."""
         texts = {name: pl.col(name).str.strip_chars() for name in names}
         first = [text.filter(~text.is_in(MISSING)).first() for text in texts.values()]
-        values = frame.head(SAMPLE).select(first).collect(engine="streaming").row(0, named=True) if first else {}
-        found = {name: re.match(AMOUNT.replace("?<", "?P<"), value or "") for name, value in values.items()}
-        units = {name: match["before"] or match["after"] for name, match in found.items() if match is not None}
-        return {name: unit for name, unit in units.items() if unit}
+        values = self._rows.head(SAMPLE).select(first).collect(engine="streaming").row(0, named=True) if first else {}
+        units = {name: Form(unit_in(value)) for name, value in values.items()}
+        forms = {}
+        for name, begin in (units | {name: self._known(name) for name in names if name in self.known_forms}).items():
+            if not begin.unit:
+                continue
+            form, example = form_in(self._rows, name, begin, MISSING, has_commas)
+            if example is not None:
+                logger.warning(
+                    f"{self.paths[0]}: {name} is read as texts, since no row tells what the mark in {example!r} "
+                    "separates, thousands or decimals; write numbers without separators of thousands"
+                )
+            if form is None:
+                continue
+            forms[name] = form
+            if name not in self.types:
+                logger.info(
+                    f"{self.paths[0]}: {name} is read as numbers without {form.unit!r}; --types {name}=categorical "
+                    "keeps the texts"
+                )
+        return forms
 
     def where(self, row: int) -> str:
         """Return file and row, counted from 0 after the header, of a row of ``frame``."""
@@ -220,12 +239,6 @@ class Table:
         for row, value in rows.collect(engine="streaming").iter_rows():
             fix = "" if remedy is None else f"; {remedy()}"
             raise DataError(f"{self.where(row)}: {column} is {value!r}, expected {expected}{fix}")
-
-
-def _without(column: pl.Expr, unit: str) -> pl.Expr:
-    """Return texts without spaces around them, and without a unit before or after them."""
-    text = column.str.strip_chars()
-    return text.str.strip_prefix(unit).str.strip_suffix(unit).str.strip_chars() if unit else text
 
 
 def _fields(schema: Mapping[str, pl.DataType], path: Path) -> Iterator[tuple[str, pl.DataType, pl.Expr]]:

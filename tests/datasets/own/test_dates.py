@@ -8,6 +8,7 @@ import pytest
 from fuxictr_mm.datasets.own.base import Base
 from fuxictr_mm.datasets.own.columns import choose_columns
 from fuxictr_mm.datasets.own.instants import read_times
+from fuxictr_mm.datasets.own.positives import Positives
 from fuxictr_mm.datasets.own.tables import Table
 from fuxictr_mm.errors import DataError
 from tests.datasets.shop import rewrite
@@ -26,6 +27,7 @@ AMBIGUOUS = ["5/3/2024 14:05", "6/3/2024 14:05"]
 
 
 def table_of(texts, path, **options):
+    path.mkdir(exist_ok=True)
     pl.DataFrame({"at": texts, "item": "a"}).write_csv(path / "log.csv", separator=";")
     return Table([path / "log.csv"], path / "scratch", "interactions", **options)
 
@@ -61,12 +63,29 @@ def test_dots_have_no_month_first(tmp_path):
         ("2024-03-30", {}),
         ("noon", {}),
         ("4/3/2024", {"date_order": "mdy"}),
+        ("04-03-2024", {}),
     ],
 )
 def test_the_first_row_of_another_order_is_named(other, options, tmp_path):
     texts = ["30/03/2024 10:00", "29/03/2024 10:00", other]
     with raises_naming(DataError, "row 0" if options else "row 2", "at", "30/03/2024" if options else other):
         times_of(texts, tmp_path, **options)
+
+
+def test_the_year_in_front_needs_no_order(tmp_path):
+    assert times_of(["2024/3/5"], tmp_path, date_order="dmy") == times_of(["2024-03-05"], tmp_path)
+
+
+def test_numbers_that_no_date_has_are_categories(tmp_path):
+    table = table_of(["12-34-5678", "99-11-1234"] * 9, tmp_path)
+    assert [column.kind for column in choose_columns(table, {"item"}, {}, set(), "item_")[0]] == ["categorical"]
+
+
+def test_positives_of_the_other_order_are_refused(tmp_path):
+    log, table = (table_of([text], tmp_path / name) for name, text in (("a", "30/03/2024"), ("b", "03/30/2024")))
+    positives = Positives("click", table, ["item"], "at")
+    with raises_naming(DataError, "log.csv", "at", "mdy", "dmy"):
+        positives.find(log, "at")
 
 
 def test_such_dates_are_no_categories(tmp_path):
