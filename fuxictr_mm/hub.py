@@ -90,8 +90,8 @@ def describe_experiment(experiment: Experiment, result: Result | None) -> dict[s
 def save_safetensors(state: Mapping[str, Tensor], path: Path) -> None:
     """Write a state dict; a table that features share is stored once, with its other names in the metadata.
 
-    ``safetensors.torch.save_model`` does the same, but stores a part or the transpose of another tensor as if it were
-    all of it, so that another tensor would be read back.
+    ``safetensors.torch.save_model`` does the same, but stores a part or another shape of a tensor as if it were all of
+    it, so that another tensor would be read back.
     """
     import torch
     from safetensors import SafetensorError
@@ -100,15 +100,18 @@ def save_safetensors(state: Mapping[str, Tensor], path: Path) -> None:
     kept: dict[str, Tensor] = {}
     names: dict[tuple[Any, ...], str] = {}
     aliases: dict[str, str] = {}
+    memories: set[int] = set()
     for name, tensor in state.items():
         view = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
         if tensor.numel() and view in names:
             aliases[name] = names[view]
             continue
         names[view] = name
-        # safetensors refuses a part of another tensor's memory.
-        whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
-        kept[name] = tensor.contiguous() if whole else tensor.clone(memory_format=torch.contiguous_format)
+        # safetensors refuses tensors that share memory, and a part of one.
+        memory = tensor.untyped_storage()
+        own = memory.data_ptr() not in memories and memory.nbytes() == tensor.numel() * tensor.element_size()
+        kept[name] = tensor.contiguous() if own else tensor.clone(memory_format=torch.contiguous_format)
+        memories.add(memory.data_ptr())
     try:
         save_file(kept, path, metadata={"format": "pt", **aliases})
     except SafetensorError as error:  # also a full disk

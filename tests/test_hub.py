@@ -153,6 +153,7 @@ def test_a_shared_table_is_stored_once_and_read_under_both_names(trained, export
 def test_parts_of_one_memory_are_each_stored_whole(tmp_path):
     whole = torch.arange(12.0).view(3, 4)
     state = {"whole": whole, "row": whole[1], "turned": whole.T, "same": whole.view(3, 4), "none": whole[:0]}
+    state |= {"shape": whole.view(4, 3), "type": whole.view(torch.int32)}
     hub.save_safetensors(state, tmp_path / "a.safetensors")
     found = read_safetensors(tmp_path / "a.safetensors")
     assert set(found) == set(state)

@@ -404,7 +404,8 @@ class ImageEncoder:
                     yield [future.result() for future in futures]
 
     def _prepare(self, image: Any) -> dict[str, Tensor] | BrokenImage:
-        image = decode_image(image) if isinstance(image, bytes) else image
+        if not isinstance(image, BrokenImage):
+            image = decode_image(image) if isinstance(image, bytes) else to_rgb(image)
         if isinstance(image, BrokenImage):
             return image
         try:

@@ -8,8 +8,8 @@ with U_i the users who clicked i and I_u the items that u clicked. Two users who
 stronger evidence than two who share half the catalogue.
 
 The terms are enumerated by item (the anchor i) and by other item that two of its users clicked: most pairs of users
-share nothing but the anchor and add nothing. Anchors are processed in chunks. (The same as a matrix product,
-the column sums of A * (W A) / 2 with A the users x items of an anchor, takes 2.3 times as long by scipy.)
+share nothing but the anchor and add nothing. Anchors are processed in chunks. (By scipy, as the column sums of
+A * (W A) / 2 with A the users x items of an anchor, it takes 0.8 times as long for 1,400 items and 13 for 94,000.)
 
 Departures: pairs are unordered and u differs from v (the paper's sum over ordered pairs doubles every score); the users
 of an item and the items of a user are capped, see ``swing``.

@@ -344,6 +344,17 @@ def test_broken_images_get_zeros_and_a_reason_and_change_no_other(tiny, picture)
     assert len(reasons) == 5
 
 
+def test_an_image_of_pillow_is_encoded_as_its_file(tiny):
+    from PIL import Image
+
+    images = [Image.fromarray(GREY).convert(mode) for mode in ("RGB", "L", "P", "RGBA")]
+    images += [Image.new("RGBA", (8, 8)), Image.new("F", (8, 8))]
+    encoder = ImageEncoder(tiny("vit"))
+    vectors, broken = encoder.encode(images)
+    assert list(broken) == [5]
+    np.testing.assert_allclose(vectors[:5], encoder.encode(map(encoded, images[:5]))[0], atol=1e-6)
+
+
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_too_many_pixels_are_refused_by_the_header(monkeypatch, picture):
     from PIL import Image
