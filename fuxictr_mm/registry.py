@@ -192,8 +192,9 @@ def _without_docstrings(tree: ast.Module) -> ast.Module:
 
 def source_of(cls: type, method: str | None = None) -> str:
     """Return the file and line of a class, or of one of its methods, for errors."""
-    method_code = getattr(getattr(cls, method or "", None), "__code__", None)
-    if method_code is not None:
+    found = getattr(cls, method, None) if method is not None else None
+    method_code = getattr(inspect.unwrap(found) if found is not None else None, "__code__", None)
+    if method_code is not None and not _is_library(method_code.co_filename):  # not inherited from this package
         return f"{method_code.co_filename}, line {method_code.co_firstlineno}"
     try:
         return f"{inspect.getfile(cls)}, line {inspect.getsourcelines(cls)[1]}"
@@ -286,7 +287,7 @@ def _forget_changed(before: dict[Path, str], code: dict[Path, str], model: Path)
 def describe_error(error: BaseException, path: Path | None = None) -> str:
     """Return an error of a model file in one line, with the file and line that raised it.
 
-    Without ``path``, it is the last file of the traceback outside of torch, FuxiCTR and this package.
+    Without ``path``, it is the last file of the traceback outside of Python, installed packages and this package.
     """
     if isinstance(error, SyntaxError):
         return f"SyntaxError: {error.msg} (line {error.lineno})"
@@ -311,8 +312,11 @@ def failed_on_first_batch(model_id: str, method: str, error: BaseException, advi
 
 
 def _is_library(file: str) -> bool:
-    package = Path(__file__).resolve().parent
-    return "site-packages" in file or (Path(file).is_relative_to(package) and Path(file).parent.name != "model_zoo")
+    path, package = Path(file), Path(__file__).resolve().parent
+    if path.is_relative_to(package):  # also where this package is installed
+        return path.parent.name != "model_zoo"
+    python = Path(inspect.__file__).parent
+    return "site-packages" in file or file.startswith("<frozen ") or path.is_relative_to(python)
 
 
 def _from_package(target: str, name: str) -> type:

@@ -1,17 +1,21 @@
 """Models are found by name, one file at a time."""
 
 import copy
+import json
 import pickle
+import runpy
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
+import torch
 
 from fuxictr_mm import registry
 from fuxictr_mm.errors import ConfigError, MissingFileError
-from fuxictr_mm.registry import code_hash, list_models, load_model_class, search_folders
+from fuxictr_mm.model import MultimodalModel
+from fuxictr_mm.registry import code_hash, describe_error, list_models, load_model_class, search_folders, source_of
 from tests.errors import check_names, raises_naming
 from tests.paths import ROOT
 
@@ -238,3 +242,33 @@ def test_a_class_says_where_it_is_from():
     found = load_model_class("DIN")
     assert found.__module__ == "fuxictr_mm.model_zoo.DIN"
     assert Path(sys.modules[found.__module__].__file__).samefile(ROOT / "model_zoo/DIN.py")
+
+
+def test_an_error_in_a_module_of_python_is_named_by_the_line_that_calls_it():
+    with pytest.raises(ValueError, match="Expecting") as caught:
+        json.loads("{")
+    check_names(describe_error(caught.value), f"{Path(__file__)}, line")
+
+
+@pytest.mark.parametrize(
+    ("file", "is_author"), [("fuxictr_mm/model_zoo/X.py", True), ("fuxictr_mm/model.py", False), ("torch/x.py", False)]
+)
+def test_a_packaged_model_is_a_file_of_an_author(tmp_path, monkeypatch, file, is_author):
+    monkeypatch.setattr(registry, "__file__", str(tmp_path / "site-packages/fuxictr_mm/registry.py"))
+    path = tmp_path / "site-packages" / file
+    path.parent.mkdir(parents=True)
+    path.write_text("def fail():\n    raise KeyError\n")
+    with pytest.raises(KeyError) as caught:
+        runpy.run_path(str(path))["fail"]()
+    assert (f" in {path}, line 2" in describe_error(caught.value)) == is_author
+
+
+def test_the_place_of_a_method_is_in_the_file_of_its_author():
+    class Mine(MultimodalModel):
+        @torch.no_grad()
+        def logits(self, batch):
+            return batch
+
+    line = Mine.logits.__wrapped__.__code__.co_firstlineno
+    assert source_of(Mine, "logits") == f"{__file__}, line {line}"
+    assert source_of(Mine, "__init__") == f"{__file__}, line {line - 1}"

@@ -177,7 +177,8 @@ def compare(
 def _label(name: str | os.PathLike[str], names: Iterable[str | os.PathLike[str]]) -> str:
     """Return the last part of a path, or all of it where another name has the same last part."""
     short = Path(name).name
-    return os.fspath(name) if sum(Path(other).name == short for other in names) > 1 else short
+    is_ambiguous = sum(Path(other).name == short for other in names) > 1
+    return os.fspath(name) if is_ambiguous or not short else short  # "." has no last part
 
 
 def runs_of_one_configuration(runs: Sequence[Run], name: str, notes: list[str], split: str = "valid") -> list[Run]:

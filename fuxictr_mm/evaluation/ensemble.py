@@ -236,6 +236,8 @@ def combined_run(
 
 
 def _members(names: Sequence[str | os.PathLike[str]], root: str | os.PathLike[str]) -> list[Run]:
+    if not names:
+        raise ConfigError("ensemble: no name is given; give experiment ids, runs or folders, in one list")
     known, notes = find_runs(root), list[str]()
     found: dict[Path, Run] = {}
     for name in names:

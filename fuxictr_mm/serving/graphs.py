@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 LARGEST_ROUNDING = 1e-3
 
 #: What code raises that is given tensors of other shapes, or more or fewer of them, than it was written for.
-OF_MODEL_FILES = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+OF_MODEL_FILES = (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from fuxictr_mm.checking import Settings, matches, model_schema, unknown_key
 from fuxictr_mm.config import DATASET_KEYS, DEFAULTS, EXPERIMENT_KEYS, PATH_KEYS, load_dataset_config, load_model_config
-from fuxictr_mm.errors import ConfigError, MissingFileError, nearest
+from fuxictr_mm.errors import ConfigError, nearest
 from fuxictr_mm.registry import load_model_class
 from fuxictr_mm.tuning.space import Point, Range, RangeSettings, Space, read_range
 from fuxictr_mm.tuning.trial import FOLLOWED_KEYS
@@ -131,8 +131,6 @@ def _collected(problems: list[str], where: object) -> Iterator[None]:
     """Append the message of an error of the block, without its prefix ``where``."""
     try:
         yield
-    except MissingFileError:
-        raise
     except ConfigError as error:
         problems.append(str(error).removeprefix(f"{where}: "))
 
@@ -281,12 +279,16 @@ def _read_space(
     base = {**model, **dataset}
     schema: dict[str, Any] = {**DATASET_KEYS, **EXPERIMENT_KEYS}
     models = space.get("model", model["model"])
-    for name in models if isinstance(models, list) else [models]:
-        own = model_schema(load_model_class(name, model_zoo))
-        schema.update({key: kind for key, kind in own.items() if kind is not Any or key not in schema})
     found: Space = {}
     problems: list[str] = []
+    for name in dict.fromkeys(map(str, models if isinstance(models, list) else [models])):
+        with _collected(problems, tuner_yaml):
+            own = model_schema(load_model_class(name, model_zoo))
+            schema.update({key: kind for key, kind in own.items() if kind is not Any or key not in schema})
+    is_complete = not problems
     for key, values in space.items():
+        if not is_complete and key not in base and key not in schema:
+            continue  # perhaps a setting of the model that was not found
         with _collected(problems, tuner_yaml):
             found[key] = _read_values(f"{tuner_yaml}: tuner_space: {key}", key, values, search, base, schema)
     if problems:

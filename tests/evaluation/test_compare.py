@@ -322,3 +322,10 @@ def test_regressions_with_other_metrics_are_compared_by_one(make_run, tmp_path):
 def test_the_first_error_among_the_metrics_is_compared():
     assert metric_of(True, ["MAE", "RMSE"]) == "MAE"
     assert (metric_of(True, []), metric_of(False, ["MAE"])) == ("RMSE", "AUC")
+
+
+def test_a_folder_without_a_last_part_is_named_as_given(copy, monkeypatch):
+    folder = find_runs(copy, expid="DIN_tiny")[0].path.parent.resolve()
+    other = find_runs(copy, expid="DIN_MM_none_tiny")[0].path.resolve()
+    monkeypatch.chdir(folder)
+    assert {side.name for side in compare([".", other], copy, samples=100).sides} == {".", other.name}

@@ -268,6 +268,8 @@ def test_a_name_that_is_no_name_of_a_folder_is_refused(copy):
 def test_what_does_not_fit_is_refused(copy):
     with raises_naming(MissingFileError, "DIN_tinny"):
         ensemble(["DIN_tinny"], copy)
+    with raises_naming(ConfigError, "ensemble"):
+        ensemble([], copy)
     with raises_naming(ConfigError, "--average"):
         ensemble(["DIN_tiny"], copy, average="median")
     with raises_naming(ConfigError, "--fit-weights"):

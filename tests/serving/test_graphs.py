@@ -161,6 +161,12 @@ def test_a_state_that_reads_similarities_is_no_part_of_a_user(build, monkeypatch
         monkeypatch.setattr(type(model), "user_state", lambda self, context, history, ids, o=others: o(context))
         assert graphs_of(model).keys() == {"rows"}
 
+    def asserted(self, *given):
+        raise AssertionError  # as torch's attention does
+
+    monkeypatch.setattr(type(model), "user_state", asserted)
+    assert graphs_of(model).keys() == {"rows"}
+
     def interrupted(self, *given):
         raise MemoryError
 

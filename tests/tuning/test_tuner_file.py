@@ -85,6 +85,13 @@ def test_all_problems_in_one_message(folder):
         enumerate_trials(tuner_file(folder, space, head=HEAD + "studdy: a\nsearch: tpe\ntrials: 0\nseed: x\n"))
 
 
+def test_an_unknown_model_hides_no_other_problem(folder):
+    space = "model: [Fake, Other, 3]\nwidht: [1]\nbatch_size: []\nwidth: {low: 3, high: 1}"
+    with raises_naming(ConfigError, "'Other'", "'3'", "batch_size", "low is 3") as caught:
+        enumerate_trials(tuner_file(folder, space, head=HEAD + "search: tpe\ntrials: 1\n"))
+    assert "widht" not in str(caught.value)  # may be a setting of Other
+
+
 @pytest.mark.parametrize(
     ("space", "head", "names"),
     [
