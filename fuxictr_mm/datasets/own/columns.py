@@ -166,7 +166,7 @@ def _count(frame: pl.LazyFrame, schema: Mapping[str, pl.DataType]) -> dict[str, 
     """Return of each column the number of values, about that of distinct ones, with null, of lists and of dates.
 
     The last two are what may separate the entries of lists, which is the first such character that any text holds, and
-    how many hold it. Of ``>``, it is the one of paths, which more texts have than other characters.
+    how many hold it. ``>`` is that of paths if no fewer texts hold it than another, of which a space is none.
     """
     counts = []
     for name, kind in schema.items():
@@ -190,7 +190,8 @@ def _count(frame: pl.LazyFrame, schema: Mapping[str, pl.DataType]) -> dict[str, 
     marks = {}
     for name in schema:
         held = {mark: row[f"{mark} {name}"] for mark in LIST_SEPARATORS if row[f"{mark} {name}"]}
-        if held.get(">", 0) < max(held.values(), default=0) and len(held) > 1:
+        others = [count for mark, count in held.items() if mark not in "> "]
+        if held.get(">", 0) < max(others, default=0):
             held.pop(">", None)
         marks[name] = next(iter(held), "")
     parts = ("count", "distinct", LIST_SEPARATOR, "dates")

@@ -89,6 +89,15 @@ def test_other_lists_are_read_where_they_are_asked_for(mark, shop, prepare_log, 
     assert found[: len(items)] == [row.split(mark) for row in items["tags"]]
 
 
+def test_spaces_do_not_separate_where_there_are_paths(shop, prepare_log, values_of):
+    items = pl.read_csv(shop / "items.csv")
+    number = pl.int_range(pl.len())
+    path = pl.when(number % 3 == 0).then(pl.lit("Shoes > Big Boots")).otherwise(pl.lit("Garden Chairs"))
+    items.with_columns(path=path).write_csv(shop / "items.csv")
+    folder, _, _ = prepare_log(shop, types=["path=sequence"])
+    assert set(values_of(folder, "path").values()) >= {"Shoes", "Big Boots", "Garden Chairs"}
+
+
 def test_lists_without_a_mark_between_their_entries_are_refused(shop, prepare_log):
     pl.read_csv(shop / "items.csv").with_columns(colour=pl.lit("red")).write_csv(shop / "items.csv")
     with raises_naming(ConfigError, "--types colour=sequence", "items.csv"):
