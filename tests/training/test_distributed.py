@@ -45,6 +45,16 @@ with distributed.process_group(-1):
 """
 
 
+def build_in_float64(experiment, dataset):
+    """Return the model of an experiment; it, its items and labels are in float64."""
+    model = experiment.build_model(dataset).double()
+    for module in (model.items, dataset.items):
+        module.double()
+    get_labels = model.get_labels
+    model.get_labels = lambda batch: get_labels(batch).double()
+    return model
+
+
 def gradients_and_scores(expid, folder, batch_size, shard, settings):
     """Return gradients at several points of a run without dropout, buffers, and scores, all in float64."""
     torch.Tensor.float = torch.Tensor.double
@@ -53,11 +63,7 @@ def gradients_and_scores(expid, folder, batch_size, shard, settings):
     experiment = Experiment.load(expid, ROOT, **overrides)
     dataset = experiment.load_dataset({"train": True, "valid": True}, shard=Shard())
     torch.manual_seed(1)
-    model = experiment.build_model(dataset).double()
-    for module in (model.items, dataset.items):
-        module.double()
-    get_labels = model.get_labels
-    model.get_labels = lambda batch: get_labels(batch).double()
+    model = build_in_float64(experiment, dataset)
     distributed.distribute(model)
     rows = dataset.splits["train"]
     rows = concatenate(rows.slice(part.start, part.stop) for part in shard.train_rows(2501))
@@ -124,11 +130,7 @@ def own_statistics_model(folder):
     experiment = Experiment.load("DIN_MM_tiny", ROOT, model_root=folder, verbose=0, learning_rate=0.05, **settings)
     dataset = experiment.load_dataset({"train": True}, shard=Shard())
     torch.manual_seed(1)
-    model = experiment.build_model(dataset).double()
-    for module in (model.items, dataset.items):
-        module.double()
-    get_labels = model.get_labels
-    model.get_labels = lambda batch: get_labels(batch).double()
+    model = build_in_float64(experiment, dataset)
     model.average.begin()  # in float64
     model._steps_per_epoch = model._planned_steps = 10
     return model.train(), dataset
