@@ -43,7 +43,9 @@ from fuxictr_mm.runs import (
     Run,
     RunPaths,
     file_of_weights,
+    find_runs,
     read_run,
+    resolve_one,
     runs_of,
     vocabulary_of_weights,
 )
@@ -153,6 +155,8 @@ class Experiment:
 
         What a run has been trained with is no more than a warning: an older version may have ignored it.
         """
+        if not is_trained:
+            self.config = _with_run_of_weights(self.config)
         config, model_class = self.config, self.model_class
         device_of(config.gpu)
         for doubt in config.check_model(model_class):
@@ -294,8 +298,9 @@ class Experiment:
         path = file_of_weights(Path(self.config.initial_weights))
         if not path.is_file():
             raise MissingFileError(
-                f"initial_weights: {path}: no such weights; expected a file of weights, or the folder of a run or of "
-                "fuxictr-mm export-hub"
+                f"initial_weights: {path}: no such weights, and no finished run below {self.paths.model_root} has this "
+                "name or experiment id; expected one of them, a file of weights, or the folder of a run or of "
+                "fuxictr-mm export-hub (runs are listed by fuxictr-mm runs)"
             )
         if path.resolve() == RunPaths.of(self.config).weights.resolve():
             raise ConfigError(
@@ -492,3 +497,17 @@ class Experiment:
         metrics: dict[str, Any] = {"valid": result.valid, "test": result.test, "seconds": result.seconds}
         settings = config.to_dict()
         return Run(self.paths.runs, "", config=settings, finished=True, model_zoo=self.model_zoo, **names, **metrics)
+
+
+def _with_run_of_weights(config: ExperimentConfig) -> ExperimentConfig:
+    """Return the configuration with the folder of a run where ``initial_weights`` is its name or an experiment id."""
+    given = config.initial_weights
+    if given is None or file_of_weights(Path(given)).is_file():
+        return config
+    try:
+        runs = resolve_one(given, find_runs(config.model_root), config.model_root)
+    except MissingFileError:
+        return config  # which is an error only where the weights are read
+    except ConfigError as error:
+        raise ConfigError(f"initial_weights: {error}") from None
+    return ExperimentConfig.from_dict({**config.to_dict(), "initial_weights": str(runs[0].path)})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -75,4 +76,6 @@ def _cell(value: Any, form: Format) -> str:
 
 
 def _in_latex(text: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in text)
+    text = "".join(_LATEX.get(character, character) for character in text)
+    # After the end of a line, a bracket begins an option of it, and a star changes it.
+    return re.sub(r"^(\s*)([\[*])", r"\1{\2}", text)

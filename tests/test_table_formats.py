@@ -32,6 +32,11 @@ def test_latex_escapes_texts():
     assert lines[4:6] == [r"DIN\_a|b, c &  & 0.7123 \\", r"x \& y\textbackslash{} &  & 1.0e-07 \\"]
 
 
+def test_no_text_is_an_option_of_the_line_before():
+    lines = in_format("latex", ["[run]", "b"], [["[x]", "[y]"], ["*", 1]]).splitlines()
+    assert [line.partition(" & ")[0] for line in (lines[2], *lines[4:6])] == ["{[}run]", "{[}x]", "{*}"]
+
+
 def test_a_table_without_rows():
     assert in_format("markdown", ["run"], []).splitlines() == ["| run |", "| --- |"]
 

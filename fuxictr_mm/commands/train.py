@@ -48,8 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--initial_weights",
-        metavar="PATH",
-        help="start with these weights, a file or the folder of a run; tables may have rows of new ids",
+        metavar="RUN",
+        help="start with these weights: a run, an experiment id (its newest run) or a file; tables may have new ids",
     )
     parser.add_argument("--fold", help=argparse.SUPPRESS)
     parser.add_argument("--beside", action="store_true", help=argparse.SUPPRESS)
@@ -95,7 +95,7 @@ def _train_seeds(experiment: "Experiment", config: Path, args: argparse.Namespac
         raise ConfigError("--seed and --seeds exclude each other; keep one")
     if is_one_of_several():
         raise ConfigError("--seeds starts its own processes; start it without torchrun, or give one --seed")
-    runs = train_seeds(experiment, args.seeds, _processes(args, config))
+    runs = train_seeds(experiment, args.seeds, _processes(args, config, experiment))
     if args.quiet:
         return
     print(table(runs))
@@ -110,19 +110,21 @@ def _train_folds(experiment: "Experiment", config: Path, args: argparse.Namespac
 
     if is_one_of_several():
         raise ConfigError("--folds starts its own processes; start it without torchrun")
-    runs, combined = train_folds(experiment, args.folds, _processes(args, config), args.fold_by)
+    runs, combined = train_folds(experiment, args.folds, _processes(args, config, experiment), args.fold_by)
     if args.quiet:
         return
     print(table([*runs, combined]))
     print(f"submit their average: {_predict(args, combined.expid, experiment.config.model_root)}")
 
 
-def _processes(args: argparse.Namespace, config: Path) -> "Processes":
+def _processes(args: argparse.Namespace, config: Path, experiment: "Experiment") -> "Processes":
     from fuxictr_mm.tuning.seeds import Processes
     from fuxictr_mm.tuning.source import Source
 
     seed = [] if args.seed is None else ["--seed", str(args.seed)]
-    initial = [] if args.initial_weights is None else ["--initial_weights", args.initial_weights]
+    # Of an experiment id, all processes take the run that is the newest one now.
+    weights = experiment.config.initial_weights
+    initial = [] if weights is None else ["--initial_weights", weights]
     given = [*Source(args.data_root, args.model_zoo).arguments, *seed, *initial]
     return Processes(config, script_of(args), args.jobs, args.resume, given, args.quiet)
 

@@ -98,7 +98,8 @@ class ExperimentConfig(ModelSettings):
     )
     initial_weights: str | None = Field(
         None,
-        description="Weights that training starts from, a file or the folder of a run; set by `--initial_weights`. See "
+        description="Weights that training starts from: a file, the name or folder of a run, or an experiment id (its "
+        "newest run); set by `--initial_weights`. See "
         "[Later logs](your_data/later_logs.md#continue-training).",
     )
     record: bool = Field(True, description="Write the folder of the run.")

@@ -15,7 +15,7 @@ as often as they occur in its split, or other items by ``--negatives_from`` (``n
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -35,6 +35,7 @@ from fuxictr_mm.datasets.own.columns import LogColumn, free_name, moments_of, sp
 from fuxictr_mm.datasets.own.dates import order_of
 from fuxictr_mm.datasets.own.instants import as_instants
 from fuxictr_mm.datasets.own.options import LogOptions
+from fuxictr_mm.datasets.own.roles import with_names
 from fuxictr_mm.datasets.own.source import WRITTEN, LogSource, find_files
 from fuxictr_mm.datasets.own.splits import bounds_of_all, bounds_of_users, split_of
 from fuxictr_mm.datasets.own.tables import Table
@@ -49,6 +50,7 @@ from fuxictr_mm.datasets.own.warnings import (
 )
 from fuxictr_mm.datasets.reader import SPLITS, Embeddings, Kind, Reader, Rows
 from fuxictr_mm.datasets.writer import Summary
+from fuxictr_mm.encoding.text_files import Encoding
 from fuxictr_mm.errors import DataError
 from fuxictr_mm_serving.prepared import ITEM_FILE, SOURCE_ROW, SOURCE_TIME, SOURCE_USER, SOURCE_WEIGHT
 
@@ -103,11 +105,18 @@ class Log(Reader):
 
     def configure(self, given: Mapping[str, Any]) -> None:
         """Take the options of ``prepare log``."""
-        self.asked = LogOptions.of(given)
+        self.asked = self._with_names(LogOptions.of(given), given.get("roles") or ())
         self.options = self.asked.changed()
         if self.asked.weight is not None:
             self.sample_weight, self.row_sources = SOURCE_WEIGHT, (*self.row_sources, SOURCE_WEIGHT)
         self._set_labels()
+
+    def _with_names(self, asked: LogOptions, roles: Sequence[str]) -> LogOptions:
+        """Return the options with the columns that have a role by their names."""
+        header, encoding = asked.header.get("interactions", ()), Encoding(asked.encoding, "--encoding")
+        paths = find_files(self.source, "interactions", asked.interactions or "interactions.*")
+        table = Table(paths, self.scratch, "interactions", encoding=encoding, header=header)
+        return with_names(asked, [word.partition("=")[0] for word in roles], table)
 
     def _set_labels(self) -> None:
         source = self._source

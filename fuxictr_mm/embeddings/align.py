@@ -102,7 +102,7 @@ def align(
         dims = zip(used, split_dim(options.dim, len(used)), strict=True)
         start = start_matrix([(mean_squares(columns[part]), dim) for part, dim in dims])
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(options.seed)
+            torch.default_generator.manual_seed(options.seed)  # torch.manual_seed reseeds GPUs as well
             heads[name] = AlignmentHead(start, options.hidden)
         content = inputs if name == JOINT else columns[name]
         trained[name] = train_head(heads[name], content, pairs, options, f"align {name}", verbose)

@@ -109,7 +109,7 @@ def pretrain(
         start = start_matrix([(mean_squares(x), options.dim)])
         starts[name] = pad(start, (0, 0, 0, options.dim - len(start)))
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.seed)
+        torch.default_generator.manual_seed(options.seed)  # torch.manual_seed reseeds GPUs as well
         unit = SearchUnit(ItemFields(starts, len(trained)), options.num_heads)
     result = train_unit(unit, inputs, parts, ids, data, options, verbose)
     numbering = sources[0].numbering

@@ -6,8 +6,9 @@ import hashlib
 import importlib
 import logging
 import re
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 #: Files of a hub repository that are fetched, and the copies in other formats that are not.
 HUB_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.safetensors"]
 HUB_COPIES = ["onnx/*", "openvino/*", "original/*", "consolidated*"]
+
+#: Seconds in which the hub has to answer.
+PATIENCE = 8.0
 
 
 def require_extra(*modules: str) -> None:
@@ -65,17 +69,40 @@ def find_model(name: str, revision: str | None = None) -> Path:
 def _download(name: str, revision: str | None) -> Path:
     require_extra("huggingface_hub")
     import huggingface_hub
+    from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
 
     files: dict[str, Any] = {"allow_patterns": HUB_FILES, "ignore_patterns": HUB_COPIES}
+    is_silent = not HF_HUB_OFFLINE and not is_reachable(ENDPOINT)
     try:
-        return Path(huggingface_hub.snapshot_download(name, revision=revision, **files))
+        return Path(huggingface_hub.snapshot_download(name, revision=revision, local_files_only=is_silent, **files))
     except (OSError, ValueError) as error:
+        found = f"{ENDPOINT} does not answer, and it is not in the cache" if is_silent else first_line(error)
         raise MissingFileError(
             f"model '{name}': no such folder here, and as an id of the Hugging Face hub it cannot be downloaded "
-            f"({first_line(error)}); give a local folder with config.json, a tokenizer or processor and "
+            f"({found}); give a local folder with config.json, a tokenizer or processor and "
             "model.safetensors, or fill the cache where there is a network (hf download "
             f"{name}), copy it here, point HF_HOME to it and set HF_HUB_OFFLINE=1"
         ) from None
+
+
+def is_reachable(url: str) -> bool:
+    """Return whether a server answers within ``PATIENCE`` seconds, whatever it answers.
+
+    Without a network, the hub's own requests are repeated for minutes, and a lookup of a name has no time limit.
+    """
+    import huggingface_hub
+
+    answers: list[bool] = []
+
+    def ask() -> None:
+        with suppress(Exception):  # of the HTTP library, of which there are several
+            huggingface_hub.get_session().head(url, timeout=PATIENCE)
+            answers.append(True)
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(PATIENCE)
+    return bool(answers)
 
 
 def folder_digest(folder: Path) -> str:

@@ -147,7 +147,7 @@ def fit_rqvae(
     unit = float(np.sqrt(np.square(z).mean())) or 1.0
     x = torch.from_numpy(z / np.float32(unit))
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed reseeds GPUs as well
         model = RQVAE(space.dim, hidden_units, min(latent_dim, space.dim), levels, codes)
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
     steps_per_epoch = math.ceil(len(x) / batch_size)

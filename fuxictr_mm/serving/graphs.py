@@ -176,7 +176,7 @@ def graphs_of(model: MultimodalModel) -> dict[str, Traced]:
     The global generator of random numbers is not changed.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # torch.manual_seed reseeds GPUs as well
         return _graphs_of(model)
 
 

@@ -14,7 +14,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from fuxictr_mm.checking import Settings, matches, model_schema, unknown_key
 from fuxictr_mm.config import DATASET_KEYS, DEFAULTS, EXPERIMENT_KEYS, PATH_KEYS, load_dataset_config, load_model_config
-from fuxictr_mm.errors import ConfigError, nearest
+from fuxictr_mm.errors import ConfigError, MissingFileError, nearest
 from fuxictr_mm.registry import load_model_class
 from fuxictr_mm.tuning.space import Point, Range, RangeSettings, Space, read_range
 from fuxictr_mm.tuning.trial import FOLLOWED_KEYS
@@ -107,13 +107,19 @@ def read_tuner(tuner_yaml: Path, model_zoo: Path | None = None) -> Tuner:
     problems += [f"{key} is missing; see fuxictr-mm tune --help" for key in required if not tuner.get(key)]
     settings: dict[str, Any] = {"search": "tpe"}
     space: Space = {}
+    model, dataset, dataset_id = dict[str, Any](), dict[str, Any](), ""
     with _collected(problems, tuner_yaml):
         settings = _read_study(tuner_yaml, tuner)
-    with _collected(problems, tuner_yaml):
-        if all(map(tuner.get, required)):
-            model, dataset_id, dataset, origin = _read_base(tuner_yaml, tuner)
+    if tuner.get("base_expid"):
+        with _collected(problems, tuner_yaml):
+            model = _read_model(tuner_yaml, tuner)
+        with _collected(problems, tuner_yaml):
+            dataset_id, dataset = _read_dataset(tuner_yaml, tuner, model)
+    if tuner.get("tuner_space"):
+        with _collected(problems, tuner_yaml):
             space = _read_space(tuner_yaml, tuner["tuner_space"], settings["search"], model, dataset, model_zoo)
             if isinstance(tried := space.get("initial_weights"), list):
+                origin = _folder_of_models(tuner_yaml, tuner)
                 found = [_from_folder(path, origin) if isinstance(path, str) else path for path in tried]
                 space["initial_weights"] = found
     if problems:
@@ -131,7 +137,7 @@ def _collected(problems: list[str], where: object) -> Iterator[None]:
     """Append the message of an error of the block, without its prefix ``where``."""
     try:
         yield
-    except ConfigError as error:
+    except (ConfigError, MissingFileError) as error:
         problems.append(str(error).removeprefix(f"{where}: "))
 
 
@@ -203,12 +209,20 @@ def _check_monitor(tuner: Tuner) -> None:
         )
 
 
-def _read_base(tuner_yaml: Path, tuner: Mapping[str, Any]) -> tuple[dict[str, Any], str, dict[str, Any], Path]:
-    """Return settings of the base experiment, the dataset's id and settings, and the folder of the experiment."""
-    base_folder = Path(tuner.get("base_config") or tuner_yaml.parent)
-    if not base_folder.is_dir():
-        base_folder = tuner_yaml.parent / base_folder
-    name = tuner["base_expid"]
+def _base_folder(tuner_yaml: Path, tuner: Mapping[str, Any]) -> Path:
+    """Return the folder of the base experiment's configuration, which may not exist."""
+    folder = Path(tuner.get("base_config") or tuner_yaml.parent)
+    return folder if folder.is_dir() else tuner_yaml.parent / folder
+
+
+def _folder_of_models(tuner_yaml: Path, tuner: Mapping[str, Any]) -> Path:
+    """Return the folder that relative paths of the base experiment count from."""
+    return tuner_yaml.parent if "model_config" in tuner else _base_folder(tuner_yaml, tuner)
+
+
+def _read_model(tuner_yaml: Path, tuner: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of the base experiment."""
+    base_folder, name = _base_folder(tuner_yaml, tuner), tuner["base_expid"]
     if "model_config" in tuner:
         entries = _mapping(tuner_yaml, "model_config", tuner["model_config"])
         entry = _mapping(tuner_yaml, f"model_config: {name}", _entry(tuner_yaml, "base_expid", name, entries))
@@ -221,21 +235,27 @@ def _read_base(tuner_yaml: Path, tuner: Mapping[str, Any]) -> tuple[dict[str, An
         model = load_model_config(base_folder, name)
     if not isinstance(model.get("model"), str):
         raise ConfigError(f"{tuner_yaml}: {name}: model is {model.get('model')!r}, expected the name of a model")
+    # The experiments are written to another folder, from which relative paths would not be found.
+    if isinstance(path := model.get("initial_weights"), str):
+        model["initial_weights"] = _from_folder(path, _folder_of_models(tuner_yaml, tuner))
+    return model
+
+
+def _read_dataset(tuner_yaml: Path, tuner: Mapping[str, Any], model: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return the dataset's id and settings; nothing of a base experiment ``model`` that could not be read."""
     dataset_id = tuner.get("dataset_id", model.get("dataset_id"))
+    if dataset_id is None and not model:
+        return "", {}
     if not isinstance(dataset_id, str) or dataset_id == "TBD":
         raise ConfigError(f"{tuner_yaml}: dataset_id is {dataset_id!r}, expected a dataset id; write dataset_id: X")
     if "dataset_config" in tuner:
         entries = _mapping(tuner_yaml, "dataset_config", tuner["dataset_config"])
         dataset = _mapping(tuner_yaml, dataset_id, _entry(tuner_yaml, "dataset_id", dataset_id, entries))
-        origin = tuner_yaml.parent
-    else:
-        dataset = load_dataset_config(base_folder, dataset_id)
-        origin = base_folder
-    # The experiments are written to another folder, from which relative paths would not be found.
-    folder = tuner_yaml.parent if "model_config" in tuner else base_folder
-    if isinstance(path := model.get("initial_weights"), str):
-        model = {**model, "initial_weights": _from_folder(path, folder)}
-    return model, dataset_id, with_found_paths(dataset, origin), folder
+        return dataset_id, with_found_paths(dataset, tuner_yaml.parent)
+    base_folder = _base_folder(tuner_yaml, tuner)
+    if not model and not base_folder.is_dir():
+        return dataset_id, {}  # of which the base experiment says more
+    return dataset_id, with_found_paths(load_dataset_config(base_folder, dataset_id), base_folder)
 
 
 def _mapping(tuner_yaml: Path, where: str, value: Any) -> dict[str, Any]:
@@ -274,21 +294,21 @@ def _read_space(
     dataset: Mapping[str, Any],
     model_zoo: Path | None,
 ) -> Space:
-    """Return the values to try of each tuned key."""
+    """Return the values to try of each tuned key; ``model`` or ``dataset`` is empty where it could not be read."""
     space = _mapping(tuner_yaml, "tuner_space", space)
     base = {**model, **dataset}
     schema: dict[str, Any] = {**DATASET_KEYS, **EXPERIMENT_KEYS}
-    models = space.get("model", model["model"])
+    models = space.get("model", model.get("model", []))
     found: Space = {}
     problems: list[str] = []
     for name in dict.fromkeys(map(str, models if isinstance(models, list) else [models])):
         with _collected(problems, tuner_yaml):
             own = model_schema(load_model_class(name, model_zoo))
             schema.update({key: kind for key, kind in own.items() if kind is not Any or key not in schema})
-    is_complete = not problems
+    is_complete = bool(model and dataset) and not problems
     for key, values in space.items():
         if not is_complete and key not in base and key not in schema:
-            continue  # perhaps a setting of the model that was not found
+            continue  # perhaps a setting of what was not found
         with _collected(problems, tuner_yaml):
             found[key] = _read_values(f"{tuner_yaml}: tuner_space: {key}", key, values, search, base, schema)
     if problems:

@@ -9,14 +9,17 @@ import torch
 
 from fuxictr_mm.data.fingerprint import data_hashes
 from fuxictr_mm.data.vocabulary import Vocabularies
-from fuxictr_mm.errors import UserError
+from fuxictr_mm.errors import MissingFileError, UserError
 from fuxictr_mm.experiment import Experiment
+from fuxictr_mm.files import write_json
 from fuxictr_mm.runs import vocabulary_of_weights
 from fuxictr_mm.training.checkpoints import load_known_rows, save_state_dict
 from fuxictr_mm.training.initial_weights import load_initial_weights, warn_of_random_weights
+from fuxictr_mm.yaml_files import dump_yaml
 from fuxictr_mm_serving.prepared import EXTENDS
 from tests import ids
 from tests.errors import raises_naming
+from tests.paths import ROOT
 
 ITEM_TABLE = "embedding_layer.embedding_layer.embedding_layers.item_id.weight"
 
@@ -116,3 +119,26 @@ def test_random_weights_are_warned_of_where_rows_continue_a_log(caplog, extends)
     vocabularies.settings = {EXTENDS: {"item_id": ["a"]}} if extends else {}
     warn_of_random_weights(SimpleNamespace(vocabularies=vocabularies))
     assert [record.levelname for record in caplog.records] == ["WARNING"] * extends
+
+
+def test_a_run_or_an_experiment_id_stands_for_the_folder_of_its_weights(tmp_path):
+    settings = {"model_root": str(tmp_path / "runs"), "record": False}
+    before = Experiment.load("DIN_tiny", ROOT, **settings)
+    folders = [tmp_path / "runs/tiny_mm/DIN_tiny" / f"2026010{day}-000000-seed1" for day in (1, 2, 3)]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").write_text(dump_yaml(before.config.to_dict()))
+        (folder / "best.model").touch()
+    for folder in folders[:2]:  # the newest one is not finished
+        write_json(folder / "result.json", {"valid": {"AUC": 0.5}, "seconds": 1.0})
+    for given, found in (("DIN_tiny", folders[1]), (folders[0].name, folders[0]), (folders[0].parent, folders[1])):
+        experiment = Experiment.load("DIN_MM_tiny", ROOT, initial_weights=given, **settings)
+        assert experiment.config.initial_weights == str(found)
+        assert experiment.initial_weights == found / "best.model"
+    # Of this experiment itself, a run that ends meanwhile does not count.
+    again = before.with_settings(initial_weights="DIN_tiny")
+    write_json(folders[2] / "result.json", {"valid": {"AUC": 0.5}, "seconds": 1.0})
+    assert again.with_settings(seed=2).config.initial_weights == str(folders[1])
+    missing = Experiment.load("DIN_tiny", ROOT, initial_weights="DIN_tyni", **settings)
+    with raises_naming(MissingFileError, "initial_weights", "DIN_tyni"):
+        _ = missing.initial_weights

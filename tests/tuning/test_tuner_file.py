@@ -85,6 +85,24 @@ def test_all_problems_in_one_message(folder):
         enumerate_trials(tuner_file(folder, space, head=HEAD + "studdy: a\nsearch: tpe\ntrials: 0\nseed: x\n"))
 
 
+@pytest.mark.parametrize("missing", ["base_expid", "dataset_id", "files"])
+def test_a_missing_base_hides_no_problem_of_the_space(folder, missing):
+    head = {"base_config": "base", "base_expid": "Fake_default", "dataset_id": "tiny"}
+    expected = ["batch_size: an empty list", "learning_rate: low is 3"]
+    if missing == "files":
+        for name in ("model_config.yaml", "dataset_config.yaml"):
+            (folder / "base" / name).unlink()
+            expected.append(name)
+    else:
+        head[missing] = "other"
+        expected.append("'other'")
+    space = "widht: [1]\nbatch_size: []\nlearning_rate: {low: 3, high: 1}"
+    text = "".join(f"{key}: {value}\n" for key, value in {**head, "search": "tpe", "trials": 1}.items())
+    with raises_naming(ConfigError, *expected) as caught:
+        enumerate_trials(tuner_file(folder, space, head=text))
+    assert "widht" not in str(caught.value)  # may be a setting of what is missing
+
+
 def test_an_unknown_model_hides_no_other_problem(folder):
     space = "model: [Fake, Other, 3]\nwidht: [1]\nbatch_size: []\nwidth: {low: 3, high: 1}"
     with raises_naming(ConfigError, "'Other'", "'3'", "batch_size", "low is 3") as caught:

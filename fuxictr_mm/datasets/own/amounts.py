@@ -19,6 +19,10 @@ NUMBERS = {
     ",": r"^[+-]?(?:0|[1-9]\d*|[1-9]\d{0,2}(?:\.\d{3})+)(?:,\d+)?$",
     ".": r"^[+-]?(?:0|[1-9]\d*|[1-9]\d{0,2}(?:,\d{3})+)(?:\.\d+)?$",
 }
+#: By the decimal mark, numbers without separators of thousands; 007 is an id or a code, and so is e5.
+PLAIN = {mark: rf"^[+-]?(?:(?:0|[1-9]\d*)(?:[{mark}]\d*)?|[{mark}]\d+)(?:[eE][+-]?\d+)?$" for mark in NUMBERS}
+#: Numbers of telephones, which are no quantities.
+PHONE = r"^\+\d{7,}$"
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,26 @@ def unit_in(text: str | None) -> str:
     """
     match = re.match(AMOUNT, text or "")
     return (match["before"] or match["after"] or "") if match else ""
+
+
+def decimal_in(fits: Collection[str], marks: Collection[str], known: str, is_asked: bool) -> str | None:
+    """Return the decimal mark of a column of numbers without unit: "" if there is none, None if the rows do not tell.
+
+    ``fits`` are the decimal marks with which all rows are numbers, ``marks`` those that occur. ``known`` is that of an
+    earlier log. If ``is_asked``, the column is known to hold numbers, and a mark that may be either is the decimal one.
+
+    Examples
+    --------
+    >>> decimal_in((",",), (",", "."), "", False), decimal_in((",", "."), (".",), "", False)
+    (',', None)
+    """
+    if not marks and fits:
+        return ""
+    if known in fits:
+        return known
+    if len(fits) == 1:
+        return next(iter(fits))
+    return next(iter(marks)) if fits and is_asked and len(marks) == 1 else None
 
 
 def form_in(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -24,6 +25,12 @@ logger = logging.getLogger(__name__)
 
 #: Integers of more distinct values are numbers, unless their column is named as one of ids.
 FEW_VALUES = 100
+
+#: Integers from this one on are ids or hashes, which floats do not tell apart.
+HUGE = 2**53
+
+#: Names of columns whose digits are no quantity, beside those that end in id.
+CODES = r"(?i)(?:^|_)(?:zip|zip_?code|post_?code|postal_?code|plz|phone|phone_?number|mobile|tel|telephone)$"
 
 #: Texts with more distinct values than this fraction of the rows name the row, and are not categories.
 OWN_VALUE = 0.5
@@ -108,11 +115,11 @@ def choose_columns(
     for source, dtype in schema.items():
         kind, reason = types.get(source, ""), "set by --types"
         if not kind:
-            kind, reason = _kind_of(source, dtype, *facts[source][:4], table=table.option)
-            _mention_lists(source, kind, facts[source], table)
+            kind, reason = _kind_of(source, dtype, *facts[source][:5], table=table.option)
+            _mention_lists(source, kind, *facts[source][::6], mark=facts[source][5], table=table)
         elif not _is_possible(kind, dtype, prefix == "item_"):
             raise ConfigError(f"--types {source}={kind}: {table.paths[0]} holds {dtype} there, expected another type")
-        elif kind == "sequence" and dtype == pl.String and not facts[source][4]:
+        elif kind == "sequence" and dtype == pl.String and not facts[source][5]:
             one_of = " or ".join(map(repr, LIST_SEPARATORS))
             raise ConfigError(
                 f"--types {source}={kind}: no text of {table.paths[0]} holds {one_of}, which separate the entries; "
@@ -122,7 +129,7 @@ def choose_columns(
             left_out[source] = reason
             continue
         name = free_name((source + SCALED if kind == "numeric" else source).replace(".", "_"), taken, prefix)
-        separator = (kind == "sequence" and facts[source][4]) or LIST_SEPARATOR
+        separator = (kind == "sequence" and facts[source][5]) or LIST_SEPARATOR
         form = table.forms.get(source, Form())
         columns.append(LogColumn(source, name, kind, separator=separator, form=form))  # type: ignore[arg-type]
     return columns, left_out
@@ -153,20 +160,22 @@ def _is_nested(kind: pl.DataType) -> bool:
     return isinstance(kind, pl.List) and isinstance(kind.inner, pl.List)
 
 
-def _mention_lists(name: str, kind: str, facts: tuple[int, int, int, int, str, int], table: Table) -> None:
+def _mention_lists(name: str, kind: str, count: int, lists: int, mark: str, table: Table) -> None:
     """Log that a category may be lists: ``red, blue`` are two values, ``Oslo, Norway`` is one, as is ``New York``."""
-    if table.option == "items" and kind == "categorical" and facts[4] != " " and facts[5] > LISTS * facts[0]:
+    if table.option == "items" and kind == "categorical" and mark != " " and lists > LISTS * count:
         logger.info(
-            f"{table.paths[0]}: {name} is read as a category; if {facts[4]!r} separates several values in its texts, "
+            f"{table.paths[0]}: {name} is read as a category; if {mark!r} separates several values in its texts, "
             f"--types {name}=sequence reads lists"
         )
 
 
-def _count(frame: pl.LazyFrame, schema: Mapping[str, pl.DataType]) -> dict[str, tuple[int, int, int, int, str, int]]:
+def _count(
+    frame: pl.LazyFrame, schema: Mapping[str, pl.DataType]
+) -> dict[str, tuple[int, int, int, int, bool, str, int]]:
     """Return of each column the number of values, about that of distinct ones, with null, of lists and of dates.
 
-    The last two are what may separate the entries of lists, which is the first such character that any text holds, and
-    how many hold it. ``>`` is that of paths if no fewer texts hold it than another, of which a space is none.
+    Then whether an integer is too large for a number. The last two are what may separate the entries of lists, which is
+    the first such character that any text holds, and how many hold it. ``>`` is that of paths if no fewer texts hold it than another, of which a space is none.
     """
     counts = []
     for name, kind in schema.items():
@@ -185,6 +194,7 @@ def _count(frame: pl.LazyFrame, schema: Mapping[str, pl.DataType]) -> dict[str, 
                 if is_counted
                 else pl.lit(0)
             ).alias(f"dates {name}"),
+            ((pl.col(name).abs() >= HUGE).any() if kind.is_integer() else pl.lit(False)).alias(f"huge {name}"),
         ]
     row = frame.select(counts).collect(engine="streaming").row(0, named=True) if counts else {}
     marks = {}
@@ -194,15 +204,16 @@ def _count(frame: pl.LazyFrame, schema: Mapping[str, pl.DataType]) -> dict[str, 
         if held.get(">", 0) < max(others, default=0):
             held.pop(">", None)
         marks[name] = next(iter(held), "")
-    parts = ("count", "distinct", LIST_SEPARATOR, "dates")
+    parts = ("count", "distinct", LIST_SEPARATOR, "dates", "huge")
     return {n: (*(row[f"{p} {n}"] for p in parts), marks[n], row.get(f"{marks[n]} {n}", 0)) for n in schema}
 
 
 def _kind_of(
-    name: str, kind: pl.DataType, count: int, distinct: int, lists: int, dates: int, table: str
+    name: str, kind: pl.DataType, count: int, distinct: int, lists: int, dates: int, is_huge: bool, table: str
 ) -> tuple[str, str]:
     """Return the type of a column, and why it is none."""
-    is_item, is_id = table == "items", name.lower().endswith("id")
+    is_item = table == "items"
+    is_id = is_huge or name.lower().endswith("id") or re.search(CODES, name) is not None
     if not count:
         return "none", "it is empty"
     if kind.is_float():

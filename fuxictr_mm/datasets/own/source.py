@@ -207,12 +207,6 @@ class LogSource:
                 f"{file}: no event labels the impressions; name those that do, such as --labels {column}=purchase, or "
                 "add --negatives 1 if every impression is a click"
             )
-        if not labels and not self.asked.negatives:
-            raise ConfigError(
-                f"{file}: has no column {' or '.join(LABELS)}; name the label (1 for a click, 0 for none) with "
-                "--labels, or its file with --positives click=clicks.csv, or add --negatives 1 if every row is a "
-                "click, to sample an item without one for each"
-            )
         return labels or ["label"]
 
     @property

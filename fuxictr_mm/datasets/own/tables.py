@@ -13,7 +13,7 @@ from typing import Literal
 import polars as pl
 
 from fuxictr_mm.data import parquet
-from fuxictr_mm.datasets.own.amounts import NUMBERS, Form, form_in, unit_in
+from fuxictr_mm.datasets.own.amounts import NUMBERS, PHONE, PLAIN, Form, decimal_in, form_in, unit_in
 from fuxictr_mm.encoding.csv_files import with_partitions
 from fuxictr_mm.encoding.text_files import CSV, UTF8, Encoding, form_of, is_text, scanned, schema_of, separator_in
 from fuxictr_mm.errors import ConfigError, DataError, first_line, nearest
@@ -23,9 +23,8 @@ logger = logging.getLogger(__name__)
 #: What stands for no number in a CSV file.
 MISSING = ("", "-", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")
 
-#: Numbers as they are written; 007 is an id or a code, and so is e5.
+#: Integers as they are written; 007 is an id or a code.
 INTEGER = r"^-?(?:0|[1-9]\d*)$"
-FLOAT = r"^[+-]?(?:(?:0|[1-9]\d*)(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?$"
 
 #: Rows in which a unit is looked for.
 SAMPLE = 1000
@@ -79,17 +78,21 @@ class Table:
     def check(self, column: str, what: str) -> None:
         """Raise a ConfigError if a column does not exist."""
         if column not in self.schema:
-            if form_of(self.paths[0]) in CSV and any(re.match(FLOAT, name) for name in self.schema):
-                raise ConfigError(
-                    f"{what}: the first line of {self.paths[0]} holds values ({', '.join(self.schema)}), expected "
-                    f"names of columns; name them: --header {self.option}=NAME,NAME,... with {len(self.schema)} names, "
-                    f"one of them {column}"
-                )
+            self.check_header(column, what)
             is_key = self.option != "interactions" and what.startswith("--roles ")
             raise ConfigError(
                 f"{what}: {self.paths[0]} has no column '{column}'{nearest(column, self.schema)} (it has: "
                 f"{', '.join(self.schema)})"
                 f"{f'; rename the column of its ids to {column}, the name that they have in the log' if is_key else ''}"
+            )
+
+    def check_header(self, column: str, what: str) -> None:
+        """Raise a ConfigError if the first line of a CSV file holds values, where a column is missing."""
+        if form_of(self.paths[0]) in CSV and any(re.match(PLAIN["."], name) for name in self.schema):
+            raise ConfigError(
+                f"{what}: the first line of {self.paths[0]} holds values ({', '.join(self.schema)}), expected "
+                f"names of columns; name them: --header {self.option}=NAME,NAME,... with {len(self.schema)} names, "
+                f"one of them {column}"
             )
 
     @cached_property
@@ -166,34 +169,61 @@ class Table:
         texts, tests = {name: pl.col(name).str.strip_chars() for name in names if name not in forms}, []
         for name, text in texts.items():
             is_missing, digits = text.is_null() | text.is_in(MISSING), text.str.contains(INTEGER)
-            if has_commas and name in numeric:
-                texts[name] = text.str.replace(",", ".", literal=True)
-                has_both = text.str.contains(r"\..*,").any() | pl.lit(self._known(name).decimal == ",")
-                is_grouped = (is_missing | text.str.contains(NUMBERS[","])).all() & has_both
-                tests.append(is_grouped.alias(f"grouped {name}"))
-            kinds = {"integer": is_integer(text), "digits": digits, "float": texts[name].str.contains(FLOAT)}
+            kinds = {"integer": is_integer(text), "digits": digits}
+            for mark, is_number in self._is_number(name, text, name in numeric, has_commas).items():
+                kinds[mark] = is_number & ~text.str.contains(PHONE)
+            kinds["any"] = pl.any_horizontal(kinds.values())
             tests += [(is_missing | test).all().alias(f"{kind} {name}") for kind, test in kinds.items()]
-            tests.append(text.filter(text.str.contains(",", literal=True)).first().alias(f"comma {name}"))
-            tests.append(text.str.contains(".", literal=True).any().alias(f"point {name}"))
+            for mark in NUMBERS:
+                tests.append(text.filter(text.str.contains(mark, literal=True)).first().alias(f"first {mark} {name}"))
         found = self._rows.select(tests).collect(engine="streaming").row(0, named=True) if tests else {}
-        grouped = [name for name in texts if found.get(f"grouped {name}")]
-        # Digits alone that are not integers of 64 bits are ids, of which a float would take two for one.
-        floats = [name for name in texts if found[f"float {name}"] or name in grouped]
-        numbers = [name for name in floats if found[f"digits {name}"] == found[f"integer {name}"]]
         casts = [form.numbers(pl.col(name)) for name, form in forms.items()]
-        for name in numbers:
-            comma = found[f"comma {name}"]
-            if comma is not None and name not in self.types:
-                logger.info(
-                    f"{self.paths[0]}: {name} is read as numbers with decimal commas, such as {comma}; "
-                    f"--types {name}=categorical keeps the texts"
-                )
-            if name in grouped or (comma is not None and not found[f"point {name}"]):
-                forms[name] = Form("", ",")
-            kind = pl.Int64 if found[f"integer {name}"] else pl.Float64
-            is_form = name in grouped and kind == pl.Float64
-            casts.append(forms[name].numbers(pl.col(name)) if is_form else texts[name].cast(kind, strict=False))
+        for name, text in texts.items():
+            # Digits alone that are not integers of 64 bits are ids, of which a float would take two for one.
+            if not found[f"any {name}"] or found[f"digits {name}"] != found[f"integer {name}"]:
+                continue
+            fits = [mark for mark in NUMBERS if found.get(f"{mark} {name}")]
+            marks = {mark: example for mark in NUMBERS if (example := found[f"first {mark} {name}"]) is not None}
+            decimal = decimal_in(fits, marks, self._known(name).decimal, self.types.get(name) == "numeric")
+            self._mention_marks(name, decimal, marks)
+            if decimal:
+                form = Form("", decimal)
+                casts.append(form.numbers(pl.col(name)))
+                if not self._known(name).unit:  # which these numbers do not have
+                    forms[name] = form
+            elif decimal is not None:
+                casts.append(text.cast(pl.Int64 if found[f"integer {name}"] else pl.Float64, strict=False))
         return casts, forms
+
+    def _is_number(self, name: str, text: pl.Expr, is_numeric: bool, has_commas: bool) -> dict[str, pl.Expr]:
+        """Return, by the possible decimal marks of a column, whether a text is a number; of a category, by a point."""
+        is_plain, is_grouped = (
+            {mark: text.str.contains(pattern) for mark, pattern in patterns.items()} for patterns in (PLAIN, NUMBERS)
+        )
+        found = {".": is_plain["."]}
+        if is_numeric:
+            # Where commas separate columns, 1,234 may be two ids, but not if another row is 1,234.50.
+            is_settled = pl.lit(has_commas) | text.str.contains(r",.*\.").any()
+            found["."] |= is_grouped["."] & is_settled
+            if has_commas or self._known(name).decimal == ",":
+                found[","] = is_plain[","] | is_grouped[","]
+        return found
+
+    def _mention_marks(self, name: str, decimal: str | None, marks: Mapping[str, str]) -> None:
+        """Log how points and commas in the numbers of a column are read; warn if they are not."""
+        examples = " and ".join(map(repr, marks.values()))
+        if decimal is None and name not in self.types:
+            logger.warning(
+                f"{self.paths[0]}: {name} is read as texts, since the rows do not tell whether points and commas "
+                f"separate thousands or decimals, as in {examples}; write numbers without separators of thousands"
+                f"{f', or add --types {name}=numeric if it separates decimals' if len(marks) == 1 else ''}"
+            )
+        elif decimal and "," in marks and name not in self.types:
+            read = "decimal commas" if decimal == "," else "commas between thousands"
+            logger.info(
+                f"{self.paths[0]}: {name} is read as numbers with {read}, such as {marks[',']}; "
+                f"--types {name}=categorical keeps the texts"
+            )
 
     def _known(self, name: str) -> Form:
         return self.known_forms.get(name, Form())
