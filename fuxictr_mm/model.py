@@ -27,8 +27,15 @@ from fuxictr_mm.fuxictr_imports import FeatureEmbeddingDict, FeatureMap, MLP_Blo
 from fuxictr_mm.layers.dropout import replace_dropout
 from fuxictr_mm.registry import failed_on_first_batch, source_of
 from fuxictr_mm.runtime import compiled, device_of, is_main
-from fuxictr_mm.table_settings import sharded_group, touched_obstacle
-from fuxictr_mm.tables import choose_kinds, gathered_state, sharded_parameters, sharded_tables, touched_parameters
+from fuxictr_mm.table_settings import check_widths, sharded_group, touched_obstacle
+from fuxictr_mm.tables import (
+    choose_kinds,
+    gathered_state,
+    is_spread,
+    sharded_parameters,
+    sharded_tables,
+    touched_parameters,
+)
 from fuxictr_mm.tasks import MixedActivation, UncertaintyWeights, loss_of_tasks
 from fuxictr_mm.training import loop
 from fuxictr_mm.training.checkpoints import load_state_dict, save_state_dict
@@ -140,6 +147,9 @@ class MultimodalModel(EmbeddingModel):
         sharded = {n: s.get("sharding", "row") for n, s in features if s.get("table") == "sharded"}
         #: Settings of the optimizer of sharded tables.
         self._sharded_group = sharded_group(sharded, settings, compile, self.own_step()) if sharded else {}
+        if is_spread():
+            dims = {n: feature_map.features[n].get("embedding_dim", settings.embedding_dim) for n in sharded}
+            check_widths(dims, self.factor_dim)
         self.make_embedding(feature_map, settings.embedding_dim, self._sharded_group)
 
     def _set_tasks(self, tasks: tuple[str, ...]) -> None:

@@ -53,6 +53,26 @@ def sharded_group(
     return {"lr": rate, "rule": rule, "weight_decay": 0.0, "betas": (0.9, 0.999), "eps": EPSILON}
 
 
+def check_widths(widths: Mapping[str, int], factor_dim: int = 0) -> None:
+    """Refuse tables for several processes whose rows fbgemm cannot hold; ``widths`` are the dims by feature.
+
+    ``factor_dim`` is the part of each dim that the setting of this name adds.
+
+    Raises
+    ------
+    ConfigError
+        A dim is no multiple of 4.
+    """
+    for name, width in widths.items():
+        if rest := -width % 4:
+            setting, value = ("factor_dim", factor_dim) if factor_dim else ("embedding_dim", width)
+            parts = f" (embedding_dim {width - factor_dim} + factor_dim {factor_dim})" if factor_dim else ""
+            raise ConfigError(
+                f"feature '{name}': table is sharded, but its dim is {width}{parts}, expected a multiple of 4 for "
+                f"several processes; set {setting}: {value + rest}, or table: touched"
+            )
+
+
 def touched_obstacle(settings: ModelSettings, compile: bool) -> str | None:
     """Return the setting with which no table can be ``touched``, None if all can."""
     if touched_rule(settings.optimizer, settings.table_optimizer) is None:

@@ -27,6 +27,7 @@ from fuxictr_mm.embeddings.images import ImageFiles
 from fuxictr_mm.embeddings.item_files import ItemFileWriter, embedding_type, read_ids
 from fuxictr_mm.embeddings.pretrained import model_stem, require_extra
 from fuxictr_mm.embeddings.texts import ItemTexts, default_template
+from fuxictr_mm.encoding.text_encodings import UTF8, Encoding
 from fuxictr_mm.errors import ConfigError, DataError, Interrupted, UserError, first_line
 from fuxictr_mm.files import check_outputs, read_json, write_beside, write_json
 from fuxictr_mm.terminal import item_bar, listed
@@ -53,6 +54,7 @@ class EncodeOptions:
     report: StrPath | None = None  #: A JSON file to write with all missing items.
     verbose: int = 1  #: 0 shows no progress.
     numbering: Numbering = AS_IS  #: Of the items.
+    encoding: Encoding = UTF8  #: Of item files of text.
 
 
 @dataclass(frozen=True)
@@ -103,8 +105,8 @@ def encode_texts(
         An option, an input or a model is invalid.
     """
     job = _Job(out, [path], "txt", options)
-    template = default_template(path) if template is None else template
-    texts = ItemTexts(path, template, options.numbering)
+    template = default_template(path, options.encoding) if template is None else template
+    texts = ItemTexts(path, template, options.numbering, options.encoding)
     require_extra("transformers", "sentence_transformers")  # imports both, which takes seconds
     encoder = TextEncoder(options.model, **settings)
 
@@ -156,9 +158,10 @@ def encode_images(
             f"image_column {image_column}: is a column of the file of --items, which is missing; give --items FILE"
         )
     job, numbering, rows = _Job(out, [path, items], "img", options), options.numbering, options.chunk_rows
-    names = None if items is None or image_column is None else ImageNames(items, image_column, numbering)
+    encoding = options.encoding
+    names = None if items is None or image_column is None else ImageNames(items, image_column, numbering, encoding)
     # Before the images, whose names are unknown ids if this file cannot be read.
-    wanted = None if items is None else read_ids(items, numbering) if names is None else names.ids
+    wanted = None if items is None else read_ids(items, numbering, encoding) if names is None else names.ids
     with ImageFiles(path, names, numbering) as images:
         skipped, without = list(images.others), np.zeros(0, dtype=np.int64)
         if wanted is not None:

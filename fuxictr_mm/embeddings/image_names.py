@@ -12,6 +12,7 @@ from fuxictr_mm.data.arrow_types import is_plain_text
 from fuxictr_mm.data.ids import AS_IS, Numbering
 from fuxictr_mm.embeddings.item_files import read_ids
 from fuxictr_mm.embeddings.item_tables import read_items
+from fuxictr_mm.encoding.text_encodings import UTF8, Encoding
 from fuxictr_mm.errors import DataError
 
 
@@ -26,6 +27,8 @@ class ImageNames:
         Names relative to the folder or in the archive, such as ``covers/a1.jpg``; null or empty without an image.
     numbering : Numbering
         Of the items.
+    encoding : Encoding
+        Of a CSV or JSON lines file.
 
     Attributes
     ----------
@@ -37,11 +40,13 @@ class ImageNames:
         File and column.
     """
 
-    def __init__(self, path: str | os.PathLike[str], column: str, numbering: Numbering = AS_IS) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], column: str, numbering: Numbering = AS_IS, encoding: Encoding = UTF8
+    ) -> None:
         self.where = f"{path}: {column}"
-        self.ids = read_ids(path, numbering)
+        self.ids = read_ids(path, numbering, encoding)
         self.items: dict[str, list[int]] = {}
-        for file, first, ids, batch in read_items(path, [column], numbering):
+        for file, first, ids, batch in read_items(path, [column], numbering, encoding=encoding):
             kind = batch.column(column).type
             if not (is_plain_text(kind) or pa.types.is_null(kind)):
                 raise DataError(f"{file}: {column}: holds {kind}, expected names of files")

@@ -23,6 +23,7 @@ from fuxictr_mm.data.ids import AS_IS, Numbering
 from fuxictr_mm.data.schema import ITEM_ID
 from fuxictr_mm.data.synthetic.writer import open_writer
 from fuxictr_mm.embeddings.item_tables import read_items
+from fuxictr_mm.encoding.text_encodings import UTF8, Encoding
 from fuxictr_mm.errors import ConfigError, DataError, UserError
 from fuxictr_mm.files import atomic_path, check_outputs
 
@@ -109,9 +110,10 @@ def _read_lists(source: Source) -> Iterator[tuple[Path, np.ndarray, np.ndarray, 
             yield file, ids, flat, np.diff(offsets), array.is_valid().to_numpy(zero_copy_only=False)
 
 
-def read_ids(path: str | os.PathLike[str], numbering: Numbering) -> np.ndarray:
+def read_ids(path: str | os.PathLike[str], numbering: Numbering, encoding: Encoding = UTF8) -> np.ndarray:
     """Return the items ``(I,)`` int64 of an item file in its order, the padding left out."""
-    ids = np.concatenate([np.zeros(0, np.int64), *(ids[ids != 0] for _, _, ids, _ in read_items(path, [], numbering))])
+    read = read_items(path, [], numbering, encoding=encoding)
+    ids = np.concatenate([np.zeros(0, np.int64), *(ids[ids != 0] for _, _, ids, _ in read)])
     if ids.size == 0:
         raise DataError(f"{path}: no items, expected one row per item")
     require_unique(ids, str(path), numbering)

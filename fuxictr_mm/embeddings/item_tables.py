@@ -13,6 +13,7 @@ import pyarrow as pa
 from fuxictr_mm.data import parquet
 from fuxictr_mm.data.ids import Numbering
 from fuxictr_mm.encoding import text_files
+from fuxictr_mm.encoding.text_encodings import UTF8, Encoding
 from fuxictr_mm.errors import MissingFileError
 
 
@@ -25,13 +26,17 @@ def table_files(path: str | os.PathLike[str]) -> list[Path]:
     return [Path(path)]
 
 
-def names_of(file: Path) -> list[str]:
+def names_of(file: Path, encoding: Encoding = UTF8) -> list[str]:
     """Return the names of the columns of a file."""
-    return list(text_files.schema_of(file)) if text_files.is_text(file) else parquet.schema_of(file).names
+    return list(text_files.schema_of(file, encoding)) if text_files.is_text(file) else parquet.schema_of(file).names
 
 
 def read_items(
-    path: str | os.PathLike[str], columns: Sequence[str], numbering: Numbering, max_rows: int = parquet.CHUNK_ROWS
+    path: str | os.PathLike[str],
+    columns: Sequence[str],
+    numbering: Numbering,
+    max_rows: int = parquet.CHUNK_ROWS,
+    encoding: Encoding = UTF8,
 ) -> Iterator[tuple[Path, int, np.ndarray, pa.RecordBatch]]:
     """Yield file, first row, items ``(n,)`` int64 (0 is padding) and columns of an item file, chunk by chunk.
 
@@ -41,13 +46,17 @@ def read_items(
         A column that is missing, an id that is none, or a file that cannot be read.
     """
     for file in table_files(path):
-        key = numbering.key(names_of(file))
-        for row, batch in read_table(file, [key, *columns], key, max_rows):
+        key = numbering.key(names_of(file, encoding))
+        for row, batch in read_table(file, [key, *columns], key, max_rows, encoding):
             yield file, row, numbering.numbers(batch.column(key), f"{file}: {key}", row), batch
 
 
 def read_table(
-    file: Path, columns: Sequence[str], key: str, max_rows: int = parquet.CHUNK_ROWS
+    file: Path,
+    columns: Sequence[str],
+    key: str,
+    max_rows: int = parquet.CHUNK_ROWS,
+    encoding: Encoding = UTF8,
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
     """Yield ``(first row, record batch)`` of columns of a file.
 
@@ -61,8 +70,8 @@ def read_table(
     if not text_files.is_text(file):
         yield from parquet.read_chunks(file, columns, max_rows=max_rows)
         return
-    parquet.require_columns(file, names_of(file), columns)
-    with text_files.scanned(file) as rows:
+    parquet.require_columns(file, names_of(file, encoding), columns)
+    with text_files.scanned(file, encoding=encoding) as rows:
         frame = rows.select(columns).collect()
     if key in columns and frame[key].dtype == pl.String:
         frame = frame.with_columns(_as_integers(frame[key]))

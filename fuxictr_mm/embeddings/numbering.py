@@ -15,6 +15,7 @@ from fuxictr_mm.data.numbering import digests_in
 from fuxictr_mm.data.schema import ITEM_ID
 from fuxictr_mm.data.vocabulary import Vocabulary, plain
 from fuxictr_mm.embeddings.item_tables import names_of, read_table, table_files
+from fuxictr_mm.encoding.text_encodings import UTF8, Encoding
 from fuxictr_mm.encoding.text_files import is_text
 from fuxictr_mm.errors import DataError, UserError
 
@@ -22,7 +23,11 @@ StrPath = str | os.PathLike[str]
 
 
 def find_numbering(
-    files: Sequence[StrPath], roles: Roles, ids: str = "auto", train: StrPath | None = None
+    files: Sequence[StrPath],
+    roles: Roles,
+    ids: str = "auto",
+    train: StrPath | None = None,
+    encoding: Encoding = UTF8,
 ) -> Numbering:
     """Return how the ids of item files, and of a training split, are numbered.
 
@@ -37,7 +42,7 @@ def find_numbering(
     digest = _digest_of([*files, *([] if train is None else [train])])
     names = Numbering(roles, digest=digest)
     try:
-        keys = list(_read(files, names))
+        keys = list(_read(files, names, encoding=encoding))
         items = users = None
         if keys and why_numbered(keys, ids):
             rest = [train] if train is not None else []
@@ -70,10 +75,12 @@ def _digest_of(paths: Sequence[StrPath]) -> str | None:
     return next(iter(found), None)
 
 
-def _read(files: Sequence[StrPath], names: Numbering, column: str | None = None) -> Iterator[pa.Array]:
+def _read(
+    files: Sequence[StrPath], names: Numbering, column: str | None = None, encoding: Encoding = UTF8
+) -> Iterator[pa.Array]:
     """Yield the ids of a column, or of the keys, also those in lists."""
     for file in (part for path in files for part in table_files(path)):
-        name = column or names.key(names_of(file))
-        for _, batch in read_table(file, [name], name):
+        name = column or names.key(names_of(file, encoding))
+        for _, batch in read_table(file, [name], name, encoding=encoding):
             where = f"{file}: {name}"
             yield plain(entries_of(batch.column(0), where), where)

@@ -19,6 +19,7 @@ from fuxictr_mm.data.arrow_types import is_list, is_plain_text
 from fuxictr_mm.data.ids import AS_IS, Numbering
 from fuxictr_mm.embeddings.item_files import require_unique
 from fuxictr_mm.embeddings.item_tables import names_of, read_items, table_files
+from fuxictr_mm.encoding.text_encodings import UTF8, Encoding
 from fuxictr_mm.errors import ConfigError, DataError
 
 
@@ -34,6 +35,8 @@ class ItemTexts:
         Where all columns of a row are empty, the item has no text.
     numbering : Numbering
         Of the items.
+    encoding : Encoding
+        Of a CSV or JSON lines file.
 
     Attributes
     ----------
@@ -53,8 +56,10 @@ class ItemTexts:
     ([7, 9], [['Heat: a, b', None]])
     """
 
-    def __init__(self, path: str | os.PathLike[str], template: str, numbering: Numbering = AS_IS) -> None:
-        self.path, self._numbering = Path(path), numbering
+    def __init__(
+        self, path: str | os.PathLike[str], template: str, numbering: Numbering = AS_IS, encoding: Encoding = UTF8
+    ) -> None:
+        self.path, self._numbering, self._encoding = Path(path), numbering, encoding
         self._parts = parse_template(template)
         self._columns = list(dict.fromkeys(name for _, name in self._parts if name is not None))
         digest, ids = hashlib.sha256(), [np.zeros(0, dtype=np.int64)]
@@ -80,7 +85,7 @@ class ItemTexts:
             yield held
 
     def _read(self) -> Iterator[tuple[np.ndarray, list[str | None]]]:
-        for file, _, ids, batch in read_items(self.path, self._columns, self._numbering):
+        for file, _, ids, batch in read_items(self.path, self._columns, self._numbering, encoding=self._encoding):
             batch = batch.filter(pa.array(ids != 0))
             columns = [_as_texts(batch.column(name), f"{file}: {name}") for name in self._columns]
             yield ids[ids != 0], [self._fill(values) for values in zip(*columns, strict=True)]
@@ -92,9 +97,9 @@ class ItemTexts:
         return "".join(text + by_name.get(name or "", "") for text, name in self._parts).strip()
 
 
-def default_template(path: str | os.PathLike[str]) -> str:
+def default_template(path: str | os.PathLike[str], encoding: Encoding = UTF8) -> str:
     """Return the template of a file's column ``item_title``, or else ``title``."""
-    names = names_of(table_files(path)[0])
+    names = names_of(table_files(path)[0], encoding)
     title = next((name for name in ("item_title", "title") if name in names), None)
     if title is None:
         raise DataError(

@@ -140,3 +140,29 @@ def test_what_is_mistyped_is_one_line(arguments, value, capsys):
     shown = capsys.readouterr().err
     assert value in shown
     assert shown.count("\n") == 1
+
+
+def test_item_files_of_another_encoding(tmp_path, monkeypatch):
+    from fuxictr_mm.commands.embed import encode
+    from fuxictr_mm.embeddings.encode import EncodeReport
+    from fuxictr_mm.embeddings.item_files import read_ids
+    from fuxictr_mm.embeddings.texts import ItemTexts, default_template
+
+    path, found = tmp_path / "items.csv", {}
+    path.write_bytes("sku,title,größe\nä1,Käse,2\nb2,Öl,3\n".encode("cp1252"))
+
+    def encode_texts(path, out, options, template):
+        template = default_template(path, options.encoding)
+        items = options.numbering.items.values.to_pylist()
+        read = ItemTexts(path, template, options.numbering, options.encoding)
+        found["texts"] = dict(zip(items, next(read.chunks(9)), strict=True))
+        assert read_ids(path, options.numbering, options.encoding).tolist() == [1, 2]
+        return EncodeReport(str(out), "v", 1, 2, {})
+
+    monkeypatch.setattr(encode, "encode_texts", encode_texts)
+    given = ("encode", "--texts", path, "--model", "x/y", "--out", tmp_path / "out.parquet", "--roles", "target=sku")
+    run(*given, "--quiet", "--encoding", "cp1252")
+    assert found["texts"] == {"ä1": "Käse", "b2": "Öl"}
+    with pytest.raises(SystemExit) as ended:
+        run(*given, "--quiet", "--encoding", "cp-none")
+    assert ended.value.code == 2

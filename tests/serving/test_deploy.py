@@ -9,6 +9,7 @@ import yaml
 
 from fuxictr_mm.serving.pair_sizes import NUMBERS_OF_USER
 from fuxictr_mm_serving import __version__, command
+from fuxictr_mm_serving.hosts import is_expected
 from fuxictr_mm_serving.requests import ROUTES
 from tests.paths import ROOT
 
@@ -28,6 +29,16 @@ def entrypoint():
     program, *arguments = yaml.safe_load(re.search(r"^ENTRYPOINT (.*)$", text, re.M)[1])
     assert program == "fuxictr-mm-serve"
     return arguments
+
+
+def test_a_container_without_arguments_refuses_names_of_others():
+    """The port may be published on the loopback of the host, where web pages reach it by DNS rebinding."""
+    text = (ROOT / "deploy" / "Dockerfile").read_text()
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    names = parser.parse_args([*entrypoint(), *yaml.safe_load(re.search(r"^CMD (.*)$", text, re.M)[1])]).allow_host
+    called = ("rebound.example:8000", "localhost:8000", "127.0.0.1:8000")
+    assert [is_expected(header, names) for header in called] == [False, True, True]
 
 
 def test_labels_and_ports_fit(manifest):

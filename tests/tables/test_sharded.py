@@ -261,6 +261,16 @@ def test_the_start_of_a_table_does_not_change_that_of_other_layers(monkeypatch):
     assert len(rows.unique(dim=0)) == len(rows)
 
 
+@pytest.mark.parametrize(
+    ("settings", "fix"),
+    [({"embedding_dim": 32, "factor_dim": 17}, "factor_dim: 20"), ({"embedding_dim": 18}, "embedding_dim: 20")],
+)
+def test_dims_that_fbgemm_does_not_have_are_refused_for_several_processes(monkeypatch, settings, fix):
+    monkeypatch.setattr("fuxictr_mm.model.is_spread", lambda: True)
+    with raises_naming(ConfigError, "likes_level", fix):
+        build(feature_specs=SPECS, **settings)
+
+
 @pytest.fixture
 def spread(monkeypatch):
     """Tables as several processes have them, in a group of this one alone."""

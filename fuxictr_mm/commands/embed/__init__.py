@@ -42,8 +42,11 @@ def main_from_args(args: argparse.Namespace) -> None:
     """Run the stage that was asked for, on ids of any kind."""
     from fuxictr_mm.config import Roles
     from fuxictr_mm.embeddings.numbering import find_numbering
+    from fuxictr_mm.encoding.text_encodings import Encoding
 
-    numbering = find_numbering(_item_files(args), Roles.parse(args.roles), args.ids, getattr(args, "train", None))
+    encoding = Encoding(getattr(args, "encoding", None), "--encoding")
+    train = getattr(args, "train", None)
+    numbering = find_numbering(_item_files(args), Roles.parse(args.roles), args.ids, train, encoding)
     _module(args.stage).main_from_args(args, numbering)
 
 

@@ -10,6 +10,7 @@ from fuxictr_mm.commands.embed.options import add_output, add_settings, flag, gi
 from fuxictr_mm.data.ids import Numbering
 from fuxictr_mm.embeddings.encode import CHUNK_ROWS, EncodeOptions, encode_images, encode_texts
 from fuxictr_mm.embeddings.encoders import ImageOptions, TextOptions
+from fuxictr_mm.encoding.text_encodings import Encoding
 from fuxictr_mm.errors import ConfigError
 
 
@@ -32,6 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--items", metavar="FILE", help="images: Parquet, CSV or JSON lines file with the items to write"
     )
+    parser.add_argument(
+        "--encoding",
+        metavar="NAME",
+        help="encoding of a CSV or JSON lines file of --texts or --items, such as cp1252 or gb18030 (default: utf-8, "
+        "or that of a byte order mark)",
+    )
     parser.add_argument("--image-column", metavar="COLUMN", help="images: column of --items with file names")
     add_settings(parser, TextOptions)
     add_settings(parser, ImageOptions, without=list(TextOptions.model_fields))
@@ -50,7 +57,9 @@ def main_from_args(parsed: argparse.Namespace, numbering: Numbering) -> None:
             raise ConfigError(f"{flag(name)} is for --{other}, but --{kind} was given; leave it out")
     names = ("model", "column", "chunk_rows", "overwrite", "restart", "report")
     given = {name: getattr(parsed, name) for name in names}
-    options = EncodeOptions(**given, verbose=0 if parsed.quiet else 1, numbering=numbering)
+    options = EncodeOptions(
+        **given, verbose=0 if parsed.quiet else 1, numbering=numbering, encoding=Encoding(parsed.encoding, "--encoding")
+    )
     if kind == "texts":
         settings = given_settings(parsed, TextOptions)
         done = encode_texts(parsed.texts, parsed.out, options, template=parsed.template, **settings)

@@ -175,7 +175,8 @@ def _count(
     """Return of each column the number of values, about that of distinct ones, with null, of lists and of dates.
 
     Then whether an integer is too large for a number. The last two are what may separate the entries of lists, which is
-    the first such character that any text holds, and how many hold it. ``>`` is that of paths if no fewer texts hold it than another, of which a space is none.
+    the first such character that any text holds, and how many hold it. ``>`` is that of paths if no fewer texts hold it
+    than another, of which a space is none.
     """
     counts = []
     for name, kind in schema.items():
