@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from time import time
 from typing import Literal
 
 import polars as pl
@@ -14,15 +16,23 @@ Order = Literal["dmy", "mdy", "ymd"]
 
 #: Parts that no date has, such as those of 12-34-5678, are of numbers of another kind.
 _PART, _YEAR = r"(?:0?[1-9]|[12]\d|3[01])", r"(?:19|20)\d{2}"
-NATIONAL = (
-    rf"^(?<date>{_PART}\.{_PART}\.{_YEAR}|{_PART}/{_PART}/{_YEAR}|{_PART}-{_PART}-{_YEAR}|{_YEAR}[/.]{_PART}[/.]{_PART})"
+_LONG = rf"{_PART}\.{_PART}\.{_YEAR}|{_PART}/{_PART}/{_YEAR}|{_PART}-{_PART}-{_YEAR}|{_YEAR}[/.]{_PART}[/.]{_PART}"
+#: Years of two digits are those of 2000 to 2068; of later ones the century is not known.
+_SHORT_YEAR = r"[0-6]\d"
+_SHORT = "|".join(
+    rf"{_PART}{mark}{_PART}{mark}{_SHORT_YEAR}|{_SHORT_YEAR}{mark}{_PART}{mark}{_PART}" for mark in (r"\.", "/", "-")
+)
+_CLOCK = (
     r"(?:(?:T|,? +)(?<hour>\d{1,2}):(?<minute>\d{2})(?::(?<second>\d{2}(?:[.,]\d{1,9})?))?"
     r"(?: ?(?<half>[AaPp])\.?[Mm]\.?)?)?$"
 )
+NATIONAL = rf"^(?<date>{_LONG}){_CLOCK}"
+#: The same, also with years of two digits, which only times of rows have: in other columns, 10-11-12 may be anything.
+NATIONAL_TIME = rf"^(?<date>{_LONG}|{_SHORT}){_CLOCK}"
 
 
 def from_national(text: pl.Expr, order: Order) -> pl.Expr:
-    """Return such texts as microseconds since 1970, taken for UTC; null for another text.
+    """Return texts of ``NATIONAL_TIME`` as microseconds since 1970, taken for UTC; null for another text.
 
     Examples
     --------
@@ -30,9 +40,11 @@ def from_national(text: pl.Expr, order: Order) -> pl.Expr:
     >>> [pl.select(from_national(pl.lit(texts), order)).to_series().to_list() for order in ("dmy", "mdy")]
     [[1711807500000000, None], [None, 1711807500000000]]
     """
-    parts = text.str.strip_chars().str.extract_groups(NATIONAL).struct
+    parts = text.str.strip_chars().str.extract_groups(NATIONAL_TIME).struct
     numbers = parts.field("date").str.extract_all(r"\d+")
-    year, month, day = (numbers.list.get(order.index(letter), null_on_oob=True).str.zfill(2) for letter in "ymd")
+    year, month, day = (numbers.list.get(order.index(letter), null_on_oob=True) for letter in "ymd")
+    in_full = pl.when(year.str.contains(rf"^{_SHORT_YEAR}$")).then("20" + year).otherwise(year)
+    year = pl.when(in_full.str.contains(rf"^{_YEAR}$")).then(in_full)
     half, hour = parts.field("half").str.to_lowercase(), parts.field("hour").cast(pl.Int64)
     is_of_twelve = hour.is_between(1, 12)
     hour = (
@@ -45,7 +57,7 @@ def from_national(text: pl.Expr, order: Order) -> pl.Expr:
     clock = pl.concat_str(
         hour.cast(pl.String).str.zfill(2), parts.field("minute").fill_null("00"), seconds, separator=":"
     )
-    iso = pl.concat_str(pl.concat_str(year, month, day, separator="-"), clock, separator=" ")
+    iso = pl.concat_str(pl.concat_str(year, month.str.zfill(2), day.str.zfill(2), separator="-"), clock, separator=" ")
     return iso.str.to_datetime("%Y-%m-%d %H:%M:%S%.f", time_unit="us", strict=False).dt.timestamp("us")
 
 
@@ -60,35 +72,42 @@ def order_of(table: Table, column: str) -> Order | None:
     if table.frame.collect_schema()[column] != pl.String:
         return None
     text = pl.col(column).str.strip_chars()
-    date = text.str.extract_groups(NATIONAL).struct.field("date")
+    date = text.str.extract_groups(NATIONAL_TIME).struct.field("date")
     first = table.frame.select(date, text=text).head(1).collect()
     if not len(first) or first["date"][0] is None:
         return None
     separator = next(mark for mark in "./-" if mark in first["date"][0])
-    orders: tuple[Order, ...] = ("dmy", "mdy")
-    is_one = pl.lit(True)
-    if first["date"][0][:4].isdecimal():
+    is_short = re.search(r"\d{4}", first["date"][0]) is None
+    orders: tuple[Order, ...] = ("dmy", "mdy", "ymd") if is_short else ("dmy", "mdy")
+    is_one = date.str.contains(r"\d{4}") != is_short
+    if not is_short and first["date"][0][:4].isdecimal():
         orders = ("ymd",)
     elif table.date_order is not None:
         orders = (table.date_order,)
     else:
         # A row with another separator is of another source, and does not tell the order of this one.
-        is_one = text.str.contains(rf"^\d+[{separator}]")
-        orders = ("dmy",) if separator == "." else orders  # where the month never comes first
-    is_read = {order: from_national(text, order).is_not_null() & is_one for order in orders}
+        is_one &= text.str.contains(rf"^\d+[{separator}]")
+        orders = tuple(order for order in orders if separator != "." or order[0] != "m")  # the month never comes first
+    times = {order: from_national(text, order) for order in orders}
+    if is_short and table.date_order is None:  # a day as the year would often be later than now
+        tomorrow = int((time() + 86400) * 1e6)
+        times = {order: pl.when(found <= tomorrow).then(found) for order, found in times.items()}
+    is_read = {order: found.is_not_null() & is_one for order, found in times.items()}
     counts = [is_read[order].sum().alias(order) for order in orders]
     found = table.frame.select(*counts, rows=pl.len()).collect(engine="streaming").row(0, named=True)
     possible = [order for order in orders if found[order] == found["rows"]]
     if len(possible) > 1:
+        what = "which of day, month and year" if "ymd" in possible else "whether the day or the month"
         raise DataError(
-            f"{table.where(0)}: {column} is {first['text'][0]!r}, and no row tells whether the day or the month is "
-            "first; add --date_order dmy, or --date_order mdy"
+            f"{table.where(0)}: {column} is {first['text'][0]!r}, and no row tells {what} is first; add "
+            f"{' or '.join(f'--date_order {order}' for order in possible)}"
         )
     if not possible:
         best = max(orders, key=found.__getitem__)
         if 2 * found[best] < found["rows"] and table.date_order is None:  # the first row is the odd one
             return None
         mark = f" with {separator!r}" if table.date_order is None else ""
-        expected = f"a date of the order {best}{mark}, as in {found[best]} of {found['rows']} rows"
+        form = " and a year of two digits (2000 to 2068)" if is_short else ""
+        expected = f"a date of the order {best}{mark}{form}, as in {found[best]} of {found['rows']} rows"
         table.refuse(~is_read[best].fill_null(False), column, expected)
     return possible[0]

@@ -5,6 +5,7 @@ from datetime import datetime, timedelta, timezone
 import polars as pl
 import pytest
 
+from fuxictr_mm.datasets.own import dates
 from fuxictr_mm.datasets.own.base import Base
 from fuxictr_mm.datasets.own.columns import choose_columns
 from fuxictr_mm.datasets.own.instants import read_times
@@ -70,6 +71,34 @@ def test_the_first_row_of_another_order_is_named(other, options, tmp_path):
     texts = ["30/03/2024 10:00", "29/03/2024 10:00", other]
     with raises_naming(DataError, "row 0" if options else "row 2", "at", "30/03/2024" if options else other):
         times_of(texts, tmp_path, **options)
+
+
+@pytest.mark.parametrize("form", ["%d.%m.%y %H:%M", "%y-%m-%d %H:%M", "%m/%d/%y %I:%M %p"])
+def test_years_of_two_digits_are_read_where_one_order_is_left(form, tmp_path, monkeypatch):
+    monkeypatch.setattr(dates, "time", MOMENTS[-1].timestamp)
+    texts = [moment.strftime(form) for moment in MOMENTS]
+    assert times_of(texts, tmp_path) == [int(moment.timestamp() * 1_000_000) for moment in MOMENTS]
+
+
+@pytest.mark.parametrize(
+    ("texts", "named"),
+    [
+        (["12.05.11", "13.06.12"], ["row 0", "--date_order dmy", "--date_order ymd"]),  # of 2011 or of 2012
+        (["31.05.24", "30.05.2024"], ["row 1", "two digits"]),
+        (["30.05.2024", "30.05.2024", "31.05.24"], ["row 2"]),
+        (["31.05.98", "30.05.98"], ["row 0", "31.05.98"]),
+        (["31.05.24", "30.05.24", "30.05.98"], ["row 2", "30.05.98"]),
+    ],
+)
+def test_years_of_two_digits_that_may_be_others_are_refused(texts, named, tmp_path):
+    with raises_naming(DataError, "at", *named):
+        times_of(texts, tmp_path)
+
+
+def test_the_order_of_years_of_two_digits_is_that_of_the_option(tmp_path):
+    for order, day in (("dmy", "2011-05-12"), ("mdy", "2011-12-05"), ("ymd", "2012-05-11")):
+        assert times_of(["12.05.11"], tmp_path, date_order=order) == times_of([day], tmp_path / order)
+    assert table_of(["10-11-12", "10-10-12"], tmp_path / "size").frame.collect()["at"].to_list()[0] == "10-11-12"
 
 
 def test_the_year_in_front_needs_no_order(tmp_path):
