@@ -18,6 +18,9 @@ ISO = (
 #: Of what times are numbers: of the source as they are, or instants in parts of a second since 1970 in UTC.
 Unit = Literal["number", "us", "ns"]
 
+#: Units of integers since 1970, by the zeros that they have more than seconds: those of 1973 to 2286 do not overlap.
+UNITS = {"seconds": 0, "milliseconds": 3, "microseconds": 6, "nanoseconds": 9}
+
 EXPECTED = "an integer, an ISO time such as 2024-05-31T18:00:00+02:00 or a date such as 31.05.2024 18:00 in all rows"
 
 
@@ -46,9 +49,11 @@ def read_times(table: Table, column: str) -> pl.Expr:
     unit = unit_of(table, column)
     if kind.is_integer():
         table.refuse(values.is_null(), column, EXPECTED)
+        _refuse_two_units(table, column, values)
         return values.cast(pl.Int64)
     if kind.is_float():
         table.refuse(values.is_null() | ~values.is_finite(), column, EXPECTED)
+        _refuse_two_units(table, column, values)
         return values.cast(pl.Float64)
     if isinstance(kind, pl.Datetime | pl.Date):
         table.refuse(values.is_null(), column, "a time")
@@ -59,6 +64,7 @@ def read_times(table: Table, column: str) -> pl.Expr:
     is_number, has_zone = is_integer(text), text.str.contains(r"(?:Z|z|UTC|:.*[+-]\d{2}(?::?\d{2})?)$")
     if unit == "number":
         table.refuse(values.is_null() | ~is_number, column, EXPECTED)
+        _refuse_two_units(table, column, text.cast(pl.Int64))
         return text.cast(pl.Int64)
     if (order := order_of(table, column)) is not None:
         return from_national(values, order)
@@ -69,6 +75,26 @@ def read_times(table: Table, column: str) -> pl.Expr:
     others = "a time with a zone" if has_first else "a time without a zone"
     table.refuse(has_zone != has_first, column, f"{others}, as in the first row")
     return from_iso(values)
+
+
+def _refuse_two_units(table: Table, column: str, times: pl.Expr) -> None:
+    """Raise a DataError if times since 1970 are of two units, such as seconds and milliseconds."""
+    times = times.cast(pl.Float64)
+    is_of = {name: times.is_between(10.0 ** (8 + zeros), 10.0 ** (10 + zeros)) for name, zeros in UNITS.items()}
+    between = [times.is_between(10.0 ** (10 + zeros), 10.0 ** (11 + zeros), closed="none") for zeros in UNITS.values()]
+    counts = table.frame.select(
+        pl.any_horizontal(between).any().alias(":between"), **{n: i.sum() for n, i in is_of.items()}
+    )
+    is_between, *found = counts.collect(engine="streaming").row(0)
+    held = {name: count for name, count in zip(is_of, found, strict=True) if count}
+    if len(held) > 1 and not is_between:  # numbers of one unit that have grown so far were in between
+        fewest = min(held, key=held.__getitem__)
+        most = max((name for name in held if name != fewest), key=held.__getitem__)
+        table.refuse(
+            is_of[fewest],
+            column,
+            f"times in {most}, as in {held[most]} rows; {held[fewest]} are in {fewest}: write all in one unit",
+        )
 
 
 def unit_of(table: Table, column: str) -> Unit:

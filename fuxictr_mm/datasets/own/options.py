@@ -255,7 +255,8 @@ def add_log_options(parser: argparse.ArgumentParser) -> None:
         "--roles",
         nargs="+",
         metavar="ROLE=COLUMN",
-        help="log: columns with a role: user, target, time (default: user_id, item_id, time), group, history, weight",
+        help="log: columns with a role: user, target, time (default: user_id, item_id, time, or a usual name such as "
+        "timestamp), group, history, weight",
     )
     group.add_argument(
         "--types",

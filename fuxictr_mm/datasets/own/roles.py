@@ -102,7 +102,7 @@ def with_names(asked: LogOptions, given: Collection[str], table: Table) -> LogOp
     labels = _find_label(asked, [n for n in free if n not in found.values()], table) if is_sought else ()
     if found or labels:
         said = [f"{role} is {name}" for role, name in found.items()] + [f"label is {name}" for name in labels]
-        logger.info(f"{table.paths[0]}: {', '.join(said)}, by their names; --roles and --labels name others")
+        logger.info(f"{table.paths[0]}: {', '.join(said)}, found by name; --roles and --labels name others")
     values = {fields[role]: name for role, name in found.items()}
     return replace(asked, labels=labels or asked.labels, **values)  # type: ignore[arg-type]
 

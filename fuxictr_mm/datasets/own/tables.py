@@ -26,6 +26,9 @@ MISSING = ("", "-", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")
 #: Integers as they are written; 007 is an id or a code.
 INTEGER = r"^-?(?:0|[1-9]\d*)$"
 
+#: What spreadsheets make of long digits.
+ROUNDED = r"^\d[.,]\d+[eE]\+\d+$"
+
 #: Rows in which a unit is looked for.
 SAMPLE = 1000
 
@@ -176,7 +179,15 @@ class Table:
             tests += [(is_missing | test).all().alias(f"{kind} {name}") for kind, test in kinds.items()]
             for mark in NUMBERS:
                 tests.append(text.filter(text.str.contains(mark, literal=True)).first().alias(f"first {mark} {name}"))
+        ids = [name for name, kind in schema if kind == pl.String and name in self.texts]
+        tests += [pl.col(n).filter(pl.col(n).str.contains(ROUNDED)).first().alias(f"rounded {n}") for n in ids]
         found = self._rows.select(tests).collect(engine="streaming").row(0, named=True) if tests else {}
+        for name in ids:
+            if found[f"rounded {name}"] is not None:
+                logger.warning(
+                    f"{self.paths[0]}: {name} holds {found[f'rounded {name}']!r}: a spreadsheet seems to have rounded "
+                    "ids of many digits, so that several are one; export the column as text"
+                )
         casts = [form.numbers(pl.col(name)) for name, form in forms.items()]
         for name, text in texts.items():
             # Digits alone that are not integers of 64 bits are ids, of which a float would take two for one.

@@ -191,3 +191,40 @@ def test_amounts_of_one_unit_are_numbers(separator, texts, numbers, tmp_path):
     assert table.frame.collect()["price"].to_list() == numbers
     kept = Table([tmp_path / "items.csv"], tmp_path / "scratch", "items", types={"price": "categorical"})
     assert kept.frame.collect()["price"].dtype == pl.String
+
+
+def test_ids_that_a_spreadsheet_has_rounded_are_named(tmp_path, caplog):
+    for name, ids in (("plain", ["12345678901234567", "1e5"]), ("rounded", ["1.23457E+16", "7"])):
+        pl.DataFrame({"user": ids, "item": ["a", "b"]}).write_csv(tmp_path / f"{name}.csv")
+        table = Table([tmp_path / f"{name}.csv"], tmp_path / name, "interactions", ["user", "item"])
+        assert table.frame.collect()["user"].to_list() == ids
+        assert ("1.23457E+16" in caplog.text) == (name == "rounded")
+
+
+def test_codes_and_large_integers_are_categories(tmp_path):
+    from fuxictr_mm.datasets.own.columns import choose_columns
+
+    numbers = range(10_000, 10_300)
+    columns = {
+        "plz": numbers,
+        "hash": [2**60 + n for n in numbers],
+        "phone": [f"+49{n}00" for n in numbers],
+        "size": numbers,
+    }
+    pl.DataFrame({"asin": numbers, **columns}).write_csv(tmp_path / "items.csv")
+    table = Table([tmp_path / "items.csv"], tmp_path / "scratch", "items", ["asin"])
+    found, _ = choose_columns(table, {"asin"}, {}, set(), "item_")
+    assert {column.source: column.kind for column in found} == {
+        "plz": "categorical", "hash": "categorical", "phone": "text", "size": "numeric",
+    }  # fmt: skip
+
+
+def test_marks_of_numbers_without_a_unit_are_those_of_the_earlier_log(tmp_path):
+    for folder, texts in (("points", ["0.5", "1.25"]), ("commas", ["0,5", "1,25"])):
+        (tmp_path / folder).mkdir()
+        pl.DataFrame({"price": texts, "x": 1}).write_csv(tmp_path / folder / "a.csv", separator=";")
+        form = Table([tmp_path / folder / "a.csv"], tmp_path / folder / "scratch", "items").forms["price"]
+        pl.DataFrame({"price": ["1.234"], "x": 1}).write_csv(tmp_path / folder / "b.csv", separator=";")
+        known = {"types": {"price": "numeric"}, "known_forms": {"price": form}}
+        later = Table([tmp_path / folder / "b.csv"], tmp_path / folder / "later", "items", **known)
+        assert later.frame.collect()["price"].to_list() == [1.234 if folder == "points" else 1234.0]
