@@ -175,7 +175,8 @@ class Table:
             kinds = {"integer": is_integer(text), "digits": digits}
             for mark, is_number in self._is_number(name, text, name in numeric, has_commas).items():
                 kinds[mark] = is_number & ~text.str.contains(PHONE)
-            kinds["any"] = pl.any_horizontal(kinds.values())
+            grouped = [text.str.contains(NUMBERS["."])] if name in numeric else []  # perhaps: a warning names them
+            kinds["any"] = pl.any_horizontal(*kinds.values(), *grouped)
             tests += [(is_missing | test).all().alias(f"{kind} {name}") for kind, test in kinds.items()]
             for mark in NUMBERS:
                 tests.append(text.filter(text.str.contains(mark, literal=True)).first().alias(f"first {mark} {name}"))
@@ -214,9 +215,9 @@ class Table:
         found = {".": is_plain["."]}
         if is_numeric:
             # Where commas separate columns, 1,234 may be two ids, but not if another row is 1,234.50.
-            is_settled = pl.lit(has_commas) | text.str.contains(r",.*\.").any()
-            found["."] |= is_grouped["."] & is_settled
-            if has_commas or self._known(name).decimal == ",":
+            has_commas |= self._known(name).decimal == "," or self.types.get(name) == "numeric"
+            found["."] |= is_grouped["."] & (pl.lit(has_commas) | text.str.contains(r",.*\.").any())
+            if has_commas:
                 found[","] = is_plain[","] | is_grouped[","]
         return found
 

@@ -193,6 +193,23 @@ def test_amounts_of_one_unit_are_numbers(separator, texts, numbers, tmp_path):
     assert kept.frame.collect()["price"].dtype == pl.String
 
 
+@pytest.mark.parametrize(
+    ("texts", "types", "expected", "is_warned"),
+    [
+        (["1,234", "999"], {}, ["1,234", "999"], True),
+        (["1,234.50", "999"], {}, [1234.5, 999.0], False),
+        (["12,5", "999"], {}, ["12,5", "999"], False),  # perhaps two ids
+        (["12,5", "999"], {"price": "numeric"}, [12.5, 999.0], False),
+        (["12,5", "999"], {"price": "categorical"}, ["12,5", "999"], False),
+    ],
+)
+def test_commas_in_numbers_where_commas_separate_columns(texts, types, expected, is_warned, tmp_path, caplog):
+    pl.DataFrame({"price": texts, "x": 1}).write_csv(tmp_path / "items.csv")
+    table = Table([tmp_path / "items.csv"], tmp_path / "scratch", "items", types=types)
+    assert table.frame.collect()["price"].to_list() == expected
+    assert ("--types price=numeric" in caplog.text) == is_warned
+
+
 def test_ids_that_a_spreadsheet_has_rounded_are_named(tmp_path, caplog):
     for name, ids in (("plain", ["12345678901234567", "1e5"]), ("rounded", ["1.23457E+16", "7"])):
         pl.DataFrame({"user": ids, "item": ["a", "b"]}).write_csv(tmp_path / f"{name}.csv")
