@@ -83,7 +83,6 @@ TESTED_BY = {
     "fuxictr_mm/embeddings/fit_reducer": "embeddings/test_reduce",
     "fuxictr_mm/embeddings/image_names": "embeddings/test_images",
     "fuxictr_mm/embeddings/item_tables": "encoding/test_text_files",
-    "fuxictr_mm/embeddings/pretrained": "embeddings/test_encoders",
     "fuxictr_mm/embeddings/quantize_report": "embeddings/test_quantize",
     "fuxictr_mm/encoding/columns": "encoding/test_encode",
     "fuxictr_mm/encoding/files": "encoding/test_encode",

@@ -73,6 +73,9 @@ def with_names(asked: LogOptions, given: Collection[str], table: Table) -> LogOp
         No column has such a name, or several have.
     """
     fields = {"user": "user", "target": "item", "time": "time"}
+    is_sought = not (asked.labels or asked.positives or asked.impressions)
+    if fields.keys() <= set(given) and not is_sought:  # of JSON lines, finding the columns takes a pass
+        return asked
     used = {getattr(asked, role) for role in ("group", "history", "weight")} | set(asked.labels) | set(asked.match_on)
     used |= {getattr(asked, fields[role]) for role in given if role in fields}
     used |= {name for name, kind in asked.types.items() if kind == "none"}
@@ -98,7 +101,6 @@ def with_names(asked: LogOptions, given: Collection[str], table: Table) -> LogOp
             f"{table.paths[0]}: has no column {defaults} (it has: {', '.join(table.schema)}){why}; name the column of "
             f"the {' and the '.join(missing)}: --roles {option}"
         )
-    is_sought = not (asked.labels or asked.positives or asked.impressions)
     labels = _find_label(asked, [n for n in free if n not in found.values()], table) if is_sought else ()
     if found or labels:
         said = [f"{role} is {name}" for role, name in found.items()] + [f"label is {name}" for name in labels]
