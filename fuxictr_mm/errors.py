@@ -6,8 +6,9 @@ from collections.abc import Iterable
 
 def nearest(name: object, known: Iterable[object]) -> str:
     """Return ``"; did you mean 'x'?"`` for a near miss, else an empty string."""
-    matches = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.65)
-    return f"; did you mean '{matches[0]}'?" if matches else ""
+    spelled = {str(k).lstrip("-"): str(k) for k in known}  # the dashes of options make all of them alike
+    matches = difflib.get_close_matches(str(name).lstrip("-"), spelled, n=1, cutoff=0.65)
+    return f"; did you mean '{spelled[matches[0]]}'?" if matches else ""
 
 
 def first_line(error: BaseException) -> str:

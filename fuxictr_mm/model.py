@@ -6,6 +6,7 @@ one for each task.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
@@ -49,6 +50,8 @@ from fuxictr_mm.training.optim import (
     embedding_tables,
     make_optimizer,
 )  # fmt: skip
+
+logger = logging.getLogger(__name__)
 
 
 class MultimodalModel(EmbeddingModel):
@@ -298,7 +301,8 @@ class MultimodalModel(EmbeddingModel):
                     raise ConfigError(f"compile: True does not work here ({reason}); set compile: False") from error
             if self._has_scored:
                 raise
-            raise failed_on_first_batch(self.model_id, f"{type(self).__name__}.logits", error) from error
+            advice = f"batch.context has {', '.join(batch.context)}; " if isinstance(error, KeyError) else ""
+            raise failed_on_first_batch(self.model_id, f"{type(self).__name__}.logits", error, advice) from error
         if not self._has_scored:
             self._has_scored = True
         return logit
@@ -363,6 +367,8 @@ class MultimodalModel(EmbeddingModel):
         self.is_accumulating = done + 1 < count
         self.schedule.set_rates(self._total_steps, self._planned_steps)
         loss = self.backward(batch, count)
+        if self._total_steps == 1 and self.replicas is None:
+            warn_of_unused(self)
         if not self.is_accumulating:
             self.penalty.add_gradients()
             clip_gradients(self._trained, self._max_gradient_norm)
@@ -483,6 +489,18 @@ def _tasks_of(settings: ModelSettings, labels: Sequence[str], model_id: str) -> 
     except ConfigError as error:
         raise ConfigError(f"{model_id}: {error}") from None
     return per_label(settings.task, len(labels))
+
+
+def warn_of_unused(model: MultimodalModel) -> None:
+    """Warn of trained parameters without a gradient of the first batch, such as those of a layer without a call."""
+    trained = set(map(id, model._trained))
+    unused = [name for name, p in model.named_parameters() if id(p) in trained and p.grad is None]
+    if unused and is_main():
+        more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
+        logger.warning(
+            f"{model.model_id}: {', '.join(unused[:3])}{more}: no gradient of the first batch; "
+            f"if {type(model).__name__}.logits does not use them, remove them"
+        )
 
 
 def check_is_built(model: nn.Module) -> None:

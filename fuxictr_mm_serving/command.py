@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from socket import AF_INET, AF_INET6, AI_PASSIVE, IPPROTO_TCP, SO_REUSEADDR, SOCK_STREAM, SOL_SOCKET
@@ -126,9 +127,24 @@ def listen(host: str, port: int) -> socket.socket:
     return shared
 
 
+class JsonLines(logging.Formatter):
+    """A line of JSON for each record: its time and level, then what it says."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line; the text of another package, such as uvicorn, is its ``message``."""
+        time = datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds")
+        text = record.getMessage()
+        said = json.loads(text) if record.name == logger.name and text[:1] == "{" else {"message": text.strip()}
+        if record.exc_info:
+            said["exception"] = self.formatException(record.exc_info)
+        return json.dumps({"time": time, "level": record.levelname, **said})
+
+
 def log_to_stderr() -> None:
     """Write lines of all levels from ``INFO`` on."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonLines())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
 def announce(settings: Settings, shared: socket.socket) -> None:
@@ -161,7 +177,9 @@ def run_server(settings: Settings, shared: socket.socket, is_ready: Callable[[],
     log_to_stderr()
     app = make_app(settings)
     is_ready()
-    options = uvicorn.Config(app, access_log=False, log_level="warning", timeout_graceful_shutdown=settings.grace)
+    options = uvicorn.Config(
+        app, access_log=False, log_config=None, log_level="warning", timeout_graceful_shutdown=settings.grace
+    )
     with ended_by_signals():
         uvicorn.Server(options).run(sockets=[shared])
 

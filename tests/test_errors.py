@@ -25,6 +25,8 @@ def test_an_interruption_passes_except_exception():
         ("batchsize", "batch_size", True),
         ("train", "train_data", True),
         ("user", "user_id", True),
+        ("--quiet", "--out", False),
+        ("--epid", "--expid", True),
     ],
 )
 def test_only_near_names_are_suggested(name, known, suggested):

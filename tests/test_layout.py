@@ -17,7 +17,6 @@ TESTED_BY = {
     "fuxictr_mm/autopilot/candidates": "autopilot/test_plans",
     "fuxictr_mm/autopilot/folder": "commands/test_autopilot",
     "fuxictr_mm/autopilot/outcome": "autopilot/test_stages",
-    "fuxictr_mm/autopilot/search": "autopilot/test_stages",
     "fuxictr_mm/check_data/arrays": "check_data/test_layout",
     "fuxictr_mm/check_data/chunks": "check_data/test_check",
     "fuxictr_mm/check_data/columns": "check_data/test_layout",

@@ -39,9 +39,9 @@ class Clock:
         """Seconds that are spent."""
         return self.before + time.monotonic() - self._started
 
-    def until(self, part: float) -> float:
-        """Return when this part of the budget is over, by ``time.monotonic()``."""
-        return self._started + part * self.budget - self.before
+    def until(self, part: float, shares: int = 1) -> float:
+        """Return when this part of the budget is over, or an equal share of its rest, by ``time.monotonic()``."""
+        return time.monotonic() + self.left(part) / shares
 
     def left(self, part: float) -> float:
         """Return the seconds until this part of the budget is over."""

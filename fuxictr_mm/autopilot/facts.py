@@ -13,7 +13,8 @@ from fuxictr_mm.config.columns import split_entries
 from fuxictr_mm.data.arrow_types import numbers
 from fuxictr_mm.data.decoding import list_entries
 from fuxictr_mm.data.labels import decode_label
-from fuxictr_mm.data.parquet import count_rows, part_files, read_chunks, read_rows, schema_of
+from fuxictr_mm.data.numbering import extended_in
+from fuxictr_mm.data.parquet import count_rows, metadata_of, part_files, read_chunks, read_rows, schema_of
 from fuxictr_mm.data.vocabulary import Vocabularies
 from fuxictr_mm.diagnosis.importance import MODALITIES, modality_of
 from fuxictr_mm.encoding.fuxictr import as_integers
@@ -35,6 +36,7 @@ class Facts:
     cold: dict[str, float]  #: Fraction of the targets of a split without a training row.
     embeddings: dict[str, str]  #: The narrowest embedding column of each modality.
     group: str | None = None  #: The column of users, if the validation rows have it.
+    continues: bool = False  #: Whether the training rows continue an earlier log (prepare log --extend).
 
     def sentence(self) -> str:
         """Return the facts in a sentence."""
@@ -82,6 +84,7 @@ def look(dataset: DatasetConfig) -> Facts:
         },
         embeddings=_embeddings(dataset, items),
         group=dataset.roles.user if dataset.roles.user in schema_of(part_files(paths["valid"])[0]).names else None,
+        continues=bool(extended_in(metadata_of(part_files(paths["train"])[0]))),
     )
 
 

@@ -22,7 +22,7 @@ MOST_TRIALS, MOST_SEEDS = 100, 3
 LEAST_SEEDS = 2
 
 #: Parts of the budget: for comparing models, for that and tuning quick ones, for that and tuning the best; the rest is
-#: for seeds of the best trial of each model.
+#: for seeds of the best trial of each model. A model's first trial may begin until quick ones would have been tuned.
 COMPARING, QUICK, SEARCHING = 0.3, 0.5, 0.8
 
 
@@ -35,20 +35,20 @@ def compare(studies: Sequence[ModelStudy], clock: Clock, journal: Journal) -> li
         There is none.
     """
     slowest = 0.0
-    for number, study in enumerate(studies, start=1):
+    for number, study in enumerate(studies):
         name = study.plan.model
-        if number == 1:
-            study.run(1, math.inf)  # one trial there is, however long it takes
-        elif slowest > clock.left(COMPARING) and not study.has_begun:
+        if number and slowest > clock.left(QUICK) and not study.has_begun:
             journal.tell(
                 f"{name}: not tried, because a trial may take {slowest:.0f} s, which exceeds the remaining time."
             )
             continue
-        study.run(FIRST_TRIALS, clock.until(COMPARING * number / len(studies)))
-        slowest = max(slowest, *(trial.seconds for trial in study.finished), 0.0)
+        until, before = clock.until(COMPARING, len(studies) - number), clock.spent
+        study.run(1, math.inf)  # a trial with settings that suit the data says more than one more of another model
+        seconds = clock.spent - before  # with the start of its process
+        study.run(FIRST_TRIALS, until)
+        slowest = max(slowest, seconds, *(trial.seconds for trial in study.finished))
         if not study.finished:
-            reason = f" ({study.error})" if study.error else " within its part of the budget"
-            journal.tell(f"{name}: no trial has finished{reason}.")
+            journal.tell(f"{name}: no trial has finished{f' ({study.error})' if study.error else ''}.")
     found = [study for study in studies if study.finished]
     if not found:
         raise UserError(f"no trial has finished; see {studies[0].request.folder}/*/logs")

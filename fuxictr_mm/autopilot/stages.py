@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from pathlib import Path
 
@@ -14,9 +15,12 @@ from fuxictr_mm.autopilot.outcome import Outcome, conclude
 from fuxictr_mm.autopilot.plans import plans_for
 from fuxictr_mm.autopilot.search import compare, train_seeds, tune
 from fuxictr_mm.config import DatasetConfig, ExperimentConfig, load_dataset_config
-from fuxictr_mm.report.report import check_packages
+from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.tuning.tuner_file import with_found_paths
 from fuxictr_mm.yaml_files import write_entries
+
+#: What the search and the page need beyond the dependencies of the package.
+PACKAGES = ("optuna", "jinja2", "matplotlib")
 
 #: Part of the budget that a trial on a CPU may take, if that leaves it enough epochs.
 TRIAL = 0.25
@@ -28,9 +32,10 @@ def run(request: Request) -> Outcome:
     Raises
     ------
     UserError
-        The dataset is not one that the autopilot takes, or no trial has finished.
+        A package is not installed, the dataset is not one that the autopilot takes, or no trial has finished.
     """
-    check_packages()
+    if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
+        raise ConfigError(f'autopilot needs {", ".join(missing)}: pip install "fuxictr-mm[report,tuning]"')
     load_dataset_config(request.config, request.dataset_id)
     with locked(request):
         folder = link_config(request)
@@ -56,6 +61,11 @@ def _studies(request: Request, dataset: DatasetConfig, journal: Journal) -> list
     """Return the studies of the models that suit the dataset, their tuner files written."""
     facts = look(dataset)
     journal.tell(facts.sentence())
+    if facts.continues:
+        journal.tell(
+            "Warning: the training rows continue an earlier log (prepare log --extend), but are trained on alone, from "
+            "random weights; prepare all days at once for the autopilot."
+        )
     features = Features.of(dataset, list(facts.embeddings.values()))
     seconds = math.inf if request.gpu >= 0 else TRIAL * request.budget
     # With paths that are found from the folders of the studies.

@@ -73,7 +73,7 @@ def main_from_args(args: argparse.Namespace) -> None:
         if args.checkpoints:
             checkpoints = [Checkpoint(Path(path), experiment.config.learning_rate) for path in args.checkpoints]
         else:
-            checkpoints, metrics["before"] = train_keeping_checkpoints(experiment, dataset, Path(folder))
+            checkpoints, metrics["before"] = train_keeping_checkpoints(experiment, dataset, Path(folder), args.layer)
         influence = rank_by_influence(experiment, dataset, checkpoints, args.layer, not args.plain_loss)
         config = experiment.config.dataset
         separator = config.sep if config.data_format == "csv" else None

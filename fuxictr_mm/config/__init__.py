@@ -53,3 +53,6 @@ from fuxictr_mm.config.fingerprints import (
     with_text_keys,
 )  # fmt: skip
 from fuxictr_mm.config.model import HiddenUnits, ModelSettings, Regularizer, per_label
+
+# What model files import from here; the rest is for this package.
+__all__ = ["Dropout", "HiddenUnits"]

@@ -60,7 +60,8 @@ def influence_on_validation(
     Parameters
     ----------
     model : BaseModel
-        Ends in an ``nn.Linear`` whose output is the logit. It is left in eval mode, with the last checkpoint's weights.
+        Its logit is the output of an ``nn.Linear``, perhaps scaled and with other terms. It is left in eval mode,
+        with the last checkpoint's weights.
     checkpoints : sequence of Checkpoint
         At least one.
     train, valid : loader
@@ -92,21 +93,20 @@ def influence_on_validation(
         raise ConfigError("no checkpoints; influence needs at least one")
     model.eval()
     total: Tensor | float = 0.0
-    with _frozen(model):
+    with frozen(model):
         for number, checkpoint in enumerate(checkpoints, start=1):
             model.load_weights(checkpoint.path)
             if number == 1:
                 layer = find_last_layer(model, next(iter(valid)), layer)
             last = model.get_submodule(str(layer))
-            weight = torch.cat([parameter.detach().flatten() for parameter in last.parameters()])
             title = f"checkpoint {number}/{len(checkpoints)}"
-            inputs, labels = map(torch.cat, zip(*_last_inputs(model, last, valid, title, verbose), strict=True))
-            shift = _best_shift(inputs @ weight, labels, slope) if recalibrate else 0.0
-            slopes = slope(inputs @ weight + shift, labels)
+            inputs, logits, labels = map(torch.cat, zip(*_last_inputs(model, last, valid, title, verbose), strict=True))
+            shift = _best_shift(logits, labels, slope) if recalibrate else 0.0
+            slopes = slope(logits + shift, labels)
             gradient = (slopes.double() @ inputs.double() / len(labels)).to(inputs.dtype)
             scores = [
-                slope(inputs @ weight, labels) * (inputs @ gradient)
-                for inputs, labels in _last_inputs(model, last, train, title, verbose)
+                slope(logits, labels) * (inputs @ gradient)
+                for inputs, logits, labels in _last_inputs(model, last, train, title, verbose)
             ]
             total = total + checkpoint.learning_rate * torch.cat(scores)
     assert isinstance(total, torch.Tensor)
@@ -140,7 +140,7 @@ def loss_slope(model: Any) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def find_last_layer(model: Any, batch: Any, name: str | None = None) -> str:
-    """Return the name of the ``nn.Linear`` whose output is the logit, or check that the one named is.
+    """Return the name of the last ``nn.Linear`` whose output is the logit or a term of it, or check the one named.
 
     Raises
     ------
@@ -157,17 +157,18 @@ def find_last_layer(model: Any, batch: Any, name: str | None = None) -> str:
             f"(there are: {there})"
         )
     for candidate in [name] if name is not None else reversed(linears):
-        if last_layer_inputs(model, linears[candidate], batch) is not None:
+        if inputs_and_logits(model, linears[candidate], batch) is not None:
             return candidate
     tried = f"the output of --layer {name}" if name is not None else f"the output of no nn.Linear (tried: {there})"
-    raise ConfigError(f"{model.model_id}: {tried} is the model's logit; influence needs a model that ends in one")
+    raise ConfigError(f"{model.model_id}: {tried} is the model's logit or a term of it; influence needs such a layer")
 
 
-def last_layer_inputs(model: Any, layer: nn.Linear, batch: Any) -> Tensor | None:
-    """Return the inputs of the last layer for a batch ``(B, D)``, in its order, the last column 1 for a bias.
+def inputs_and_logits(model: Any, layer: nn.Linear, batch: Any) -> tuple[Tensor, Tensor] | None:
+    """Return the gradients of the logits of a batch by the last layer ``(B, D)``, and the logits ``(B,)``.
 
-    None if the output of the layer is not the logit. The parameters of the model, in eval mode, are frozen: only what
-    follows the layer is recorded for autograd.
+    The gradients are the inputs of the layer, the last column 1 for a bias, times the factor of its output in the
+    logit. None if the logit is not linear in its output. The parameters of the model, in eval mode, are frozen: only
+    what follows the layer is recorded for autograd.
     """
     import torch
 
@@ -189,17 +190,21 @@ def last_layer_inputs(model: Any, layer: nn.Linear, batch: Any) -> Tensor | None
     if len(calls) != 1 or calls[0][1].numel() != rows:
         return None
     inputs, output = calls[0]
-    order = _order_in_batch(model, answer, output)
-    if order is None:
+    found = _order_in_batch(model, answer, output)
+    if found is None:
         return None
+    order, factor = found
     inputs = inputs.reshape(rows, -1).index_select(0, order)
-    return inputs if layer.bias is None else torch.cat([inputs, inputs.new_ones(rows, 1)], dim=1)
+    if layer.bias is not None:
+        inputs = torch.cat([inputs, inputs.new_ones(rows, 1)], dim=1)
+    return factor * inputs, answer.get("logit", output).detach().reshape(-1)
 
 
-def _order_in_batch(model: Any, answer: Mapping[str, Tensor], output: Tensor) -> Tensor | None:
-    """Return the index in the layer's output of each example of the batch ``(B,)``, None if that is not the logit.
+def _order_in_batch(model: Any, answer: Mapping[str, Tensor], output: Tensor) -> tuple[Tensor, float] | None:
+    """Return the index in the layer's output of each example of the batch ``(B,)``, and its factor in the logit.
 
-    A model may compute a batch in another order; the gradient of the logits by the output tells which.
+    None if it is not a term of the logit. A model may compute a batch in another order, and add to the output or scale
+    it; the gradients of the logits by the output tell which.
     """
     import torch
 
@@ -207,20 +212,22 @@ def _order_in_batch(model: Any, answer: Mapping[str, Tensor], output: Tensor) ->
     rows = torch.arange(flat.numel(), device=flat.device)
     if "logit" not in answer:
         same = torch.allclose(model.output_activation(flat), answer["y_pred"].detach().reshape(-1), atol=1e-6)
-        return rows if same else None
+        return (rows, 1.0) if same else None
     logit = answer["logit"].reshape(-1)
     if not logit.requires_grad:
         return None
-    # The gradient of sum_i i logit_i is, at each position of the output, the index i of its logit.
-    index = torch.autograd.grad(logit @ rows.to(logit.dtype), output, allow_unused=True)[0]
-    if index is None or not torch.equal(index.reshape(-1).sort().values, rows.to(index.dtype)):
+    factors = torch.autograd.grad(logit.sum(), output, allow_unused=True, retain_graph=True)[0]
+    if factors is None or not (factors.any() and torch.equal(factors, factors.flatten()[0].expand_as(factors))):
         return None
-    order = index.reshape(-1).argsort()
-    return order if torch.allclose(flat[order], logit.detach(), atol=1e-6) else None
+    factor = float(factors.flatten()[0])
+    # The gradient of sum_i i logit_i is, at each position of the output, the factor times the index i of its logit.
+    index = torch.autograd.grad(logit @ rows.to(logit.dtype), output)[0].reshape(-1) / factor
+    is_permutation = torch.allclose(index.sort().values, rows.to(index.dtype), rtol=0, atol=0.1)
+    return (index.argsort(), factor) if is_permutation else None
 
 
 @contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
+def frozen(model: nn.Module) -> Iterator[None]:
     """Record no gradients of the model's parameters."""
     trained = [p for p in model.parameters() if p.requires_grad]
     model.requires_grad_(False)
@@ -233,14 +240,15 @@ def _frozen(model: nn.Module) -> Iterator[None]:
 
 def _last_inputs(
     model: Any, layer: nn.Linear, loader: Any, title: str, verbose: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the last layer's inputs ``(B, D)`` and the labels ``(B,)`` of each batch."""
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield the last layer's inputs ``(B, D)``, the logits ``(B,)`` and the labels ``(B,)`` of each batch."""
     with progress_bar(loader, title, verbose) as bar:
         for batch in bar:
-            inputs = last_layer_inputs(model, layer, batch)
-            if inputs is None:
-                raise ConfigError(f"{model.model_id}: the output of its last layer is not always its logit")
-            yield inputs, model.get_labels(batch).reshape(-1).to(inputs.dtype)
+            found = inputs_and_logits(model, layer, batch)
+            if found is None:
+                raise ConfigError(f"{model.model_id}: the output of its last layer is not always a term of its logit")
+            inputs, logits = found
+            yield inputs, logits, model.get_labels(batch).reshape(-1).to(inputs.dtype)
 
 
 def _best_shift(logits: Tensor, labels: Tensor, slope: Callable[[Tensor, Tensor], Tensor]) -> float:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fuxictr_mm.errors import ConfigError, DataError
-from fuxictr_mm.evaluation.influence import Checkpoint, influence_on_validation
+from fuxictr_mm.evaluation.influence import Checkpoint, find_last_layer, frozen, influence_on_validation
 
 if TYPE_CHECKING:
     from fuxictr_mm.data.dataset import Dataset
@@ -37,17 +37,21 @@ def rank_by_influence(
 
 
 def train_keeping_checkpoints(
-    experiment: Experiment, dataset: Dataset, folder: Path
+    experiment: Experiment, dataset: Dataset, folder: Path, layer: str | None = None
 ) -> tuple[list[Checkpoint], dict[str, dict[str, float]]]:
     """Train an experiment as ``Experiment.fit`` does, but keep the weights of every evaluation in a folder.
 
     Nothing is written elsewhere. Return the checkpoints up to the best, with the learning rate until then, and the
-    metrics of the best weights; those of ``test`` where it has labels.
+    metrics of the best weights; those of ``test`` where it has labels. A model without a last layer, or without that
+    named, is refused before.
     """
     from fuxictr_mm.training import loop
 
     experiment = experiment.with_settings(model_root=str(folder))
     config, splits = experiment.config, dataset.splits
+    probe = _build(experiment.in_float32(), dataset).eval()
+    with frozen(probe):
+        find_last_layer(probe, next(iter(experiment.make_loader(splits["valid"], probe))), layer)
     model = _build(experiment, dataset)
     train = experiment.make_loader(splits["train"], model, shuffle=config.shuffle, training=True)
     valid = experiment.make_loader(splits["valid"], model)

@@ -208,6 +208,8 @@ class _Fitting:
                 model._total_steps += 1
                 with _reported(epoch, index):
                     self.losses.add(model.train_step(batch))
+                if model._total_steps == 1:  # a model that computes nan is found at once
+                    self.losses.check(epoch, index)
                 rows += num_rows(batch)
                 self.speed.rows += num_rows(batch)
                 progress.batch, progress.step = index + 1, model._total_steps
@@ -226,7 +228,10 @@ class _Fitting:
         self.losses.check(epoch, model._batch_index)
         seconds = time.perf_counter() - started
         rows = int(distributed.total(rows))
-        logger.info(f"epoch {epoch + 1}: {rows} rows in {seconds:.1f} s, {rows / seconds:.0f} rows/s with evaluation")
+        if rows:  # none after a resumption from the end of an epoch
+            logger.info(
+                f"epoch {epoch + 1}: {rows} rows in {seconds:.1f} s, {rows / seconds:.0f} rows/s with evaluation"
+            )
         progress.epoch, progress.batch, progress.row = epoch + 1, 0, 0
         self.batches = model._steps_per_epoch = len(self.train)
         self.losses = _RunningLoss()
@@ -239,6 +244,8 @@ class _Fitting:
         losses = {"loss": loss} if model._total_steps else {}  # initial weights have none
         if losses:
             logger.info(f"epoch {epoch + 1}, step {model._total_steps}: train loss {loss:.6f}")
+        else:
+            logger.info("Before training, with the initial weights:")
         if self.validation is None:
             return
         training = {**losses, "learning_rate": model.optimizer.param_groups[0]["lr"]}
@@ -331,9 +338,10 @@ class _RunningLoss:
     def check(self, epoch: int, index: int) -> float:
         value = float(self.total) / self.steps if self.steps else 0.0
         if not math.isfinite(value):
+            advice = "check the model and" if epoch == index == 0 else "lower learning_rate, or check"
             raise UserError(
                 f"the training loss is {value} by epoch {epoch + 1}, batch {index + 1}; "
-                "lower learning_rate, or check the features for extreme values"
+                f"{advice} the features for extreme values"
             )
         return value
 

@@ -206,7 +206,7 @@ class TrainingCheckpoint:
         if differs == CONFIGURATION:
             raise UserError(
                 f"{self.path}: is a training checkpoint of another configuration of this experiment; "
-                "restore that configuration, or start again without --resume"
+                "restore that configuration, with its --initial_weights and --seed, or start again without --resume"
             )
         if differs == MODEL_FILE:
             raise UserError(

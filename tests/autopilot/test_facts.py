@@ -5,6 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fuxictr_mm.autopilot.facts import look
+from fuxictr_mm.data.numbering import to_metadata
 from fuxictr_mm.errors import ConfigError, DataError
 from tests.arrow import write_partitions
 from tests.errors import raises_naming
@@ -43,6 +44,14 @@ def test_the_facts_of_hive_partitions(dataset, tmp_path):
     assert found.embeddings == {"image": "img_emb_CLIPRN50", "text": "txt_emb_BERT"}
     by_level = dataset.model_copy(update=paths | {"roles": dataset.roles.model_copy(update={"target": "likes_level"})})
     assert look(by_level).cold["valid"] == 0
+
+
+def test_rows_that_continue_a_log_are_recognised(dataset, tmp_path):
+    rows = pq.read_table(TINY / "train.parquet")
+    assert not look(dataset).continues
+    begun = to_metadata({"user_id": "new"}, {"user_id": {"old": 3}})
+    pq.write_table(rows.replace_schema_metadata(begun), tmp_path / "train.parquet")
+    assert look(dataset.model_copy(update={"train_data": str(tmp_path / "train.parquet")})).continues
 
 
 def test_a_missing_split_is_named(dataset):

@@ -16,12 +16,14 @@ from fuxictr_mm.cli import main
 from fuxictr_mm.config import sizes as config_sizes
 from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.runs import find_runs
+from tests.errors import raises_naming
 from tests.paths import ROOT, TINY
 
 
 def test_missing_packages_are_named_before_anything_is_trained(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "jinja2", None)
-    with pytest.raises(ConfigError, match="jinja2"):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with raises_naming(ConfigError, "optuna", "jinja2"):
         stages.run(Request("X", tmp_path))
 
 

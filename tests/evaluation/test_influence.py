@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from fuxictr_mm import Experiment, cli
 from fuxictr_mm.data.loaders import InMemoryLoader, gather
 from fuxictr_mm.errors import ConfigError, UserError
-from fuxictr_mm.evaluation.influence import Checkpoint, find_last_layer, influence_on_validation, last_layer_inputs
+from fuxictr_mm.evaluation.influence import Checkpoint, find_last_layer, influence_on_validation, inputs_and_logits
 from fuxictr_mm.evaluation.influence_ranking import make_ranking, summarize
 from fuxictr_mm.evaluation.influence_training import number_of_worst, rank_by_influence, train_keeping_checkpoints
 from tests import several_histories
@@ -26,12 +26,15 @@ from tests.errors import exits_naming, raises_naming
 from tests.paths import ROOT, TINY
 from tests.tensors import read_tensors
 
+#: Settings of a logit that is half the output of the last layer and half a product of factors.
+FACTORS = {"factor_dim": 4, "factor_features": ["likes_level", "item_id"]}
+
 LAST = {"DIN_tiny": "dnn", "DIN_MM_tiny": "dnn", "QIN_tiny": "qnn.fc", "Transformer_DCN_tiny": "mlp"}
 
 
-def doubled(build, expid):
+def doubled(build, expid, **settings):
     """Return a model in float64 with loaders of 40 training and 30 validation rows."""
-    model, dataset = build(expid, learning_rate=0.01)
+    model, dataset = build(expid, learning_rate=0.01, **settings)
     model.double()
     for name in model.items.names:
         if model.items[name].is_floating_point():
@@ -69,10 +72,13 @@ def row_gradients(model, layer, loader, shift=0.0):
     return torch.stack(gradients)
 
 
-@pytest.mark.parametrize(("expid", "recalibrate"), [*((expid, False) for expid in LAST), ("DIN_MM_tiny", True)])
-def test_equals_the_definition(build, float64, tmp_path, expid, recalibrate):
+@pytest.mark.parametrize(
+    ("expid", "recalibrate", "settings"),
+    [*((expid, False, {}) for expid in LAST), ("DIN_MM_tiny", True, {}), ("DIN_MM_tiny", True, FACTORS)],
+)
+def test_equals_the_definition(build, float64, tmp_path, expid, recalibrate, settings):
     """Transformer_DCN computes its rows in another order than the batch's; all have a bias."""
-    model, train, valid = doubled(build, expid)
+    model, train, valid = doubled(build, expid, **settings)
     checkpoints = save_checkpoints(model, tmp_path)
     found = influence_on_validation(model, checkpoints, train, valid, recalibrate=recalibrate, verbose=0)
     expected = torch.zeros(40, dtype=torch.float64)
@@ -160,7 +166,9 @@ def test_fuxictr_models():
     batch = {"x": torch.randn(5, 3)}
     model = Wide("linear")
     assert find_last_layer(model, batch) == "last"
-    assert torch.equal(last_layer_inputs(model, model.last, batch), batch["x"])
+    inputs, logits = inputs_and_logits(model, model.last, batch)
+    assert torch.equal(inputs, batch["x"])
+    assert torch.equal(logits, model.last(batch["x"]).flatten())
     with raises_naming(ConfigError, "wide, last"):
         find_last_layer(Wide("sum"), batch)
     with raises_naming(ConfigError, "'last'"):

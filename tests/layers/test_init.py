@@ -66,3 +66,10 @@ def test_names_that_fuxictr_has_are_left_alone():
 def test_usable_as_feature_encoder(encoder):
     built = FeatureEmbeddingDict.get_feature_encoder(None, encoder)
     assert isinstance(built[0] if isinstance(encoder, list) else built, layers.SENet | layers.DINAttention)
+
+
+def test_a_type_checker_lets_model_files_import_every_layer():
+    ours = [
+        name for name, layer in vars(layers).items() if getattr(layer, "__module__", "").startswith(layers.__name__)
+    ]
+    assert set(ours) <= set(layers.__all__)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fuxictr_mm import Experiment
-from fuxictr_mm.errors import ConfigError
+from fuxictr_mm.errors import UserError
 from tests.errors import raises_naming
 from tests.paths import ROOT
 
@@ -70,13 +70,25 @@ def test_a_model_of_ten_lines_trains(train):
         ("        self.build()\n", "        self.build()\n        raise KeyError('x')\n", ["Mine.py, line 12"]),
         ("e.context, e.target", "e.contexts, e.target", ["Mine.logits", "contexts", "Mine.py, line 15"]),
         ("e.context, e.target", "e.context.T, e.target", ["Mine.logits", "Sizes", "Mine.py, line 15"]),
+        ("e.context, e.target", "batch.context['likes'], e.target", ["Mine.logits", "'likes'", "likes_level"]),
+        ("return self.dnn(", "return torch.zeros(1).log() * 0 + self.dnn(", ["epoch 1, batch 1", "model"]),
     ],
 )  # fmt: skip
 def test_a_mistake_names_the_file(train, old, new, named):
     source = without_settings_of_din(GOOD).replace(old, new)
-    with raises_naming(ConfigError, *named):
+    with raises_naming(UserError, *named):
         train(source)
     assert torch.is_grad_enabled()
+
+
+def test_a_layer_that_is_never_used_is_named(train, caplog):
+    with caplog.at_level("WARNING"):
+        train(
+            without_settings_of_din(GOOD).replace(
+                "self.build()", "self.extra = torch.nn.Linear(2, 2)\n        self.build()"
+            )
+        )
+    assert "extra.weight, extra.bias" in caplog.text
 
 
 def test_an_exception_of_a_later_batch_is_left_alone(train):

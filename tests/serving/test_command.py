@@ -1,6 +1,7 @@
 """The command: its options, its port, its workers."""
 
 import json
+import logging
 import os
 import signal
 import socket
@@ -9,6 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -171,6 +173,15 @@ def test_the_start_is_logged(exported, monkeypatch, caplog, host, token):
     assert [(record.levelname, json.loads(record.message)["open_to"]) for record in warnings] == (
         [("WARNING", host)] if is_open else []
     )
+
+
+def test_every_line_of_the_log_is_json():
+    texts = {"fuxictr_mm_serving": '{"serving": "http://x"}', "uvicorn.error": "Invalid HTTP request received.\nx"}
+    records = [logging.LogRecord(name, logging.WARNING, "", 0, text, None, None) for name, text in texts.items()]
+    ours, other = (json.loads(command.JsonLines().format(record)) for record in records)
+    assert (ours["level"], ours["serving"]) == ("WARNING", "http://x")
+    assert other["message"] == texts["uvicorn.error"]
+    assert datetime.fromisoformat(other["time"]).tzinfo is not None
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

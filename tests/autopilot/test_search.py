@@ -1,0 +1,44 @@
+"""Which models are tried within the budget."""
+
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from fuxictr_mm.autopilot.clock import Clock, Journal
+from fuxictr_mm.autopilot.search import compare
+
+
+class Study:
+    """A study whose trials take seconds of a clock that stands still otherwise."""
+
+    def __init__(self, model, seconds, now):
+        self.plan, self.seconds, self.now = SimpleNamespace(model=model), seconds, now
+        self.has_begun, self.error, self.finished = False, "", []
+
+    def run(self, trials, until):
+        while len(self.finished) < trials and self.now[0] < until:
+            self.now[0] += self.seconds
+            self.finished.append(SimpleNamespace(seconds=1.0, score=0.5))  # without the start of its process
+
+    @property
+    def best(self):
+        return self.finished[0]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "trials"),
+    [
+        ((5, 5, 5, 5), (2, 2, 2, 2)),
+        ((20, 8, 10, 10), (1, 1, 1, 1)),  # a slow start takes no model's first trial
+        ((26, 10, 10, 10), (1, 1, 0, 0)),
+        ((200, 1, 1, 1), (1, 0, 0, 0)),
+    ],
+)
+def test_the_models_share_what_is_left(tmp_path, monkeypatch, seconds, trials):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    clock = Clock(tmp_path / "state.json", 120)
+    studies = [Study(str(number), each, now) for number, each in enumerate(seconds)]
+    compare(studies, clock, Journal(clock, quiet=True))
+    assert tuple(len(study.finished) for study in studies) == trials
