@@ -149,12 +149,15 @@ def explain(summary: Summary, users: bool, compared: Sequence[str] = ()) -> list
 
     ``users`` says whether the user is a feature; ``compared`` are the ``columns_to_compare``.
     """
-    lines, reason = [], f"there are {summary.splits['train'].rows:,} training rows"
+    rows = summary.splits["train"].rows
+    lines, reason = [], f"there are {rows:,} training rows"
     if users:
-        rows = summary.splits["train"].rows / summary.users
-        lines.append(f"DIN_MM has factor_dim: {FACTOR_DIM}, since users have {rows:.0f} training rows on average")
+        lines.append(
+            f"DIN_MM has factor_dim: {FACTOR_DIM}, since users have {rows / summary.users:.0f} training rows on average"
+        )
     if (penalty := _penalty(summary)) != PENALTY.first:
-        lines.append(f"DIN and DIN_MM have embedding_regularizer: {penalty}, since {reason}")
+        why = reason if penalty == penalty_for(rows).first else f"items have {rows / summary.items:.1f} training rows on average"
+        lines.append(f"DIN and DIN_MM have embedding_regularizer: {penalty}, since {why}")
     if compared:
         lines.append(
             f"features of type: similarity compare target and history in {', '.join(compared)}, since {reason}"
@@ -176,7 +179,7 @@ def _newest_cold(summary: Summary) -> tuple[str, float]:
 
 
 def _penalty(summary: Summary) -> float:
-    return penalty_for(summary.splits["train"].rows).first
+    return penalty_for(summary.splits["train"].rows, 0 if summary.coverage else summary.items).first
 
 
 def _are_cold(summary: Summary) -> bool:
