@@ -54,8 +54,8 @@ PENALTIES: tuple[tuple[float, Penalty], ...] = (
     (math.inf, Penalty(first=1e-5, low=1e-7, high=1e-3)),
 )
 
-#: Items with fewer training rows than this on average, and no embeddings, are memorised in the same way: up to a million
-#: rows, the penalty is then that of fewer than 60,000 (with embeddings, it cost 0.002).
+#: Items with fewer training rows than this on average, and no embeddings, are memorised in the same way. Up to a
+#: million rows, the penalty is then that of fewer than 60,000 (with embeddings, it cost 0.002).
 ROWS_OF_AN_ITEM = 10
 
 #: Of ``LightFM`` the penalty falls with the rows, since the loss is their mean and the penalty is of whole tables: a

@@ -41,6 +41,19 @@ def test_item_ids_are_dropped_where_targets_are_cold_and_embeddings_tell_the_ite
     assert sum(f"{cold}%" in line for line in explain(summary, users_recur(summary))) == (cold > 80 or not coverage)
 
 
+@pytest.mark.parametrize(
+    ("cold", "sampled", "dropout"), [(5, True, 0.1), (4, True, None), (40, False, None), (85, True, 0.5)]
+)
+def test_item_ids_are_dropped_where_negatives_are_sampled_and_targets_cold(cold, sampled, dropout):
+    splits = {"train": SplitSummary(rows=300), "test": SplitSummary(rows=100, cold=cold)}
+    summary = Summary(9, 10, splits, {"title_emb": 1.0}, vocab_sizes={"user_id": 11})
+    entries = first_experiments(summary, 20, True, sampled=sampled)
+    assert entries["DIN_MM"].get("feature_specs") == (dropout and [{"name": "item_id", "dropout": dropout}])
+    assert ("feature_specs" in entries["DIN"], "feature_specs" in entries["LightFM"]) == (bool(dropout), False)
+    lines = explain(summary, True, sampled=sampled)
+    assert any("dropout: 0.1" in line for line in lines) == (sampled and cold >= 5)
+
+
 def test_where_users_recur_the_attention_has_a_factorization():
     splits = {"train": SplitSummary(rows=300)}
     summary = Summary(9, 10, splits, {"title_emb": 1.0}, vocab_sizes={"user_id": 11})
