@@ -68,7 +68,8 @@ def plan_for(model: str, dataset_id: str, facts: Facts, features: Features, seco
     lists = features.of_users if candidate.of_users else features.to_try
     space = {**candidate.space, "use_features": lists}
     first = {**candidate.first, "use_features": lists[0]}
-    penalty = factor_penalty_for(rows) if candidate.penalty is None else penalty_for(rows)
+    bare_items = 0 if facts.embeddings else facts.items
+    penalty = factor_penalty_for(rows) if candidate.penalty is None else penalty_for(rows, bare_items)
     space["embedding_regularizer"] = {"low": penalty.low, "high": penalty.high, "log": True}
     first["embedding_regularizer"] = (candidate.penalty if penalty is PENALTY else None) or penalty.first
     if candidate.has_average:

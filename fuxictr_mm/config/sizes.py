@@ -37,6 +37,8 @@ class Penalty:
 
 
 PENALTY = Penalty(first=2e-4, low=1e-6, high=1e-3)
+#: That of fewer than 60,000 rows, and of few rows per item without embeddings.
+SPARSE = Penalty(first=2e-3, low=1e-5, high=1e-2)
 
 #: With fewer training rows than this, a weak penalty lets the ids of users and items be memorised within two epochs:
 #: the model ranks worse than a dot product of embeddings, or a count by category (``docs/choosing_settings.md``).
@@ -47,10 +49,14 @@ FEW_ROWS = 30_000
 #: embedding near 0.
 PENALTIES: tuple[tuple[float, Penalty], ...] = (
     (FEW_ROWS, Penalty(first=1e-2, low=1e-4, high=2e-2)),
-    (60_000, Penalty(first=2e-3, low=1e-5, high=1e-2)),
+    (60_000, SPARSE),
     (1e6, PENALTY),
     (math.inf, Penalty(first=1e-5, low=1e-7, high=1e-3)),
 )
+
+#: Items with fewer training rows than this on average, and no embeddings, are memorised in the same way. Up to a
+#: million rows, the penalty is then that of fewer than 60,000 (with embeddings, it cost 0.002).
+ROWS_OF_AN_ITEM = 10
 
 #: Of ``LightFM`` the penalty falls with the rows, since the loss is their mean and the penalty is of whole tables: a
 #: fixed one of 2e-4 costs 0.02 of AUC with 80,000 rows (``docs/choosing_settings.md``). Fewer than 10,000 rows are not
@@ -80,15 +86,16 @@ def size_for(rows: int) -> Size:
     return next(size for size in SIZES if rows < size.bound)
 
 
-def penalty_for(rows: int) -> Penalty:
-    """Return the penalty on tables of ids for a number of training rows.
+def penalty_for(rows: int, items: int = 0) -> Penalty:
+    """Return the penalty on tables of ids for a number of training rows, of so many ``items`` without embeddings.
 
     Examples
     --------
-    >>> penalty_for(12_000).first, penalty_for(80_024).first
-    (0.01, 0.0002)
+    >>> penalty_for(12_000).first, penalty_for(80_024).first, penalty_for(80_024, items=10_000).first
+    (0.01, 0.0002, 0.002)
     """
-    return next(penalty for bound, penalty in PENALTIES if rows < bound)
+    found = next(penalty for bound, penalty in PENALTIES if rows < bound)
+    return SPARSE if found is PENALTY and rows < ROWS_OF_AN_ITEM * items else found
 
 
 def factor_penalty_for(rows: int) -> Penalty:

@@ -36,6 +36,11 @@ ITEMS_OF_A_VALUE, MOST_COMPARED = 5, 4
 #: gains: planted worlds of ``docs/choosing_settings.md``, which measured no gain with fewer cold rows.
 COLD, COLD_DROPOUT = 0.8, 0.5
 
+#: Where negatives are sampled, a user has as many of them as positives, and nothing but the relation of target and
+#: history tells one from the other: it is memorised by item, and items without training rows rank last. From this
+#: fraction of them on, dropout of item ids teaches the models what an unknown item is.
+SAMPLED_COLD, SAMPLED_DROPOUT = 0.05, 0.1
+
 #: Items without embeddings are known by their ids alone: from this fraction of cold rows on, the summary advises them.
 SOME_COLD = 0.2
 
@@ -95,12 +100,22 @@ def din_experiments(
 
 
 def first_experiments(
-    summary: Summary, max_len: int, users: bool, group: str = "user_id", labels: Mapping[str, bool] | None = None
+    summary: Summary,
+    max_len: int,
+    users: bool,
+    group: str = "user_id",
+    labels: Mapping[str, bool] | None = None,
+    sampled: bool = False,
 ) -> dict[str, dict[str, Any]]:
-    """Return ``din_experiments`` for what was written; with LightFM where ``users`` are a feature."""
+    """Return ``din_experiments`` for what was written; with LightFM where ``users`` are a feature.
+
+    ``sampled`` says whether the negatives are sampled.
+    """
     models = din_experiments(summary.splits["train"].rows, max_len, group, labels)
     for settings in models.values():
         settings["embedding_regularizer"] = _penalty(summary)
+        if _drops_of_sampled(summary, sampled):
+            settings["feature_specs"] = [{"name": ITEM_ID, "dropout": SAMPLED_DROPOUT}]
     settings = models["DIN_MM"]
     if users:
         fields = ["user_id", ITEM_ID, *summary.coverage]
@@ -109,7 +124,7 @@ def first_experiments(
         settings["feature_specs"] = [{"name": ITEM_ID, "dropout": COLD_DROPOUT}]
     if not users:
         return models
-    common = {name: value for name, value in models["DIN"].items() if name != "swa_start"}
+    common = {name: value for name, value in models["DIN"].items() if name not in ("swa_start", "feature_specs")}
     factors = {
         "learning_rate": 5e-3,
         "embedding_regularizer": factor_penalty_for(summary.splits["train"].rows).first,
@@ -144,22 +159,35 @@ def _tasks(labels: Mapping[str, bool]) -> dict[str, Any]:
     }
 
 
-def explain(summary: Summary, users: bool, compared: Sequence[str] = ()) -> list[str]:
+def explain(summary: Summary, users: bool, compared: Sequence[str] = (), sampled: bool = False) -> list[str]:
     """Return a line for each setting that follows from what the data are like, for the summary of ``prepare``.
 
-    ``users`` says whether the user is a feature; ``compared`` are the ``columns_to_compare``.
+    ``users`` says whether the user is a feature; ``compared`` are the ``columns_to_compare``; ``sampled`` says whether
+    the negatives are sampled.
     """
-    lines, reason = [], f"there are {summary.splits['train'].rows:,} training rows"
+    rows = summary.splits["train"].rows
+    lines, reason = [], f"there are {rows:,} training rows"
     if users:
-        rows = summary.splits["train"].rows / summary.users
-        lines.append(f"DIN_MM has factor_dim: {FACTOR_DIM}, since users have {rows:.0f} training rows on average")
+        lines.append(
+            f"DIN_MM has factor_dim: {FACTOR_DIM}, since users have {rows / summary.users:.0f} training rows on average"
+        )
     if (penalty := _penalty(summary)) != PENALTY.first:
-        lines.append(f"DIN and DIN_MM have embedding_regularizer: {penalty}, since {reason}")
+        why = (
+            reason
+            if penalty == penalty_for(rows).first
+            else f"items have {rows / summary.items:.1f} training rows on average"
+        )
+        lines.append(f"DIN and DIN_MM have embedding_regularizer: {penalty}, since {why}")
     if compared:
         lines.append(
             f"features of type: similarity compare target and history in {', '.join(compared)}, since {reason}"
         )
     split, part = _newest_cold(summary)
+    if _drops_of_sampled(summary, sampled):
+        lines.append(
+            f"DIN and DIN_MM have dropout: {SAMPLED_DROPOUT} of {ITEM_ID}, since {part:.0%} of the {split} rows are of "
+            "items that do not occur in training, and sampled negatives tell nothing of them"
+        )
     if _are_cold(summary) or (part >= SOME_COLD and not summary.coverage):
         fix = f"DIN_MM has dropout: {COLD_DROPOUT} of {ITEM_ID}"
         if not summary.coverage:
@@ -176,7 +204,11 @@ def _newest_cold(summary: Summary) -> tuple[str, float]:
 
 
 def _penalty(summary: Summary) -> float:
-    return penalty_for(summary.splits["train"].rows).first
+    return penalty_for(summary.splits["train"].rows, 0 if summary.coverage else summary.items).first
+
+
+def _drops_of_sampled(summary: Summary, sampled: bool) -> bool:
+    return sampled and _newest_cold(summary)[1] >= SAMPLED_COLD
 
 
 def _are_cold(summary: Summary) -> bool:

@@ -167,13 +167,20 @@ class Reader(ABC):
 
         group = next(iter(names_of(self.context, ("group",))), "user_id")
         labels = {name: name in self.numeric_labels for name in (self.label, *self.other_labels)}
-        return first_experiments(summary, self.max_len, self.embeds_users(summary), group, labels)
+        return first_experiments(
+            summary, self.max_len, self.embeds_users(summary), group, labels, self.samples_negatives
+        )
 
     def embeds_users(self, summary: Summary) -> bool:
         """Return whether the number of a user is a feature with its own embedding."""
         from fuxictr_mm.datasets.experiments import users_recur
 
         return self.evaluates_known_users and users_recur(summary)
+
+    @property
+    def samples_negatives(self) -> bool:
+        """Whether the rows of label 0 are sampled, not logged."""
+        return bool(self.options.get("negatives"))
 
     def columns_to_compare(self, summary: Summary) -> list[str]:
         """Return the columns of the items whose similarity of target and history is a feature: few rows given."""
@@ -185,7 +192,8 @@ class Reader(ABC):
         """Return lines on what in the experiments follows from what was found."""
         from fuxictr_mm.datasets.experiments import explain
 
-        return explain(summary, self.embeds_users(summary), self.columns_to_compare(summary))
+        compared = self.columns_to_compare(summary)
+        return explain(summary, self.embeds_users(summary), compared, self.samples_negatives)
 
     def written_label(self, name: str) -> str:
         """Return the name that a label of ``--labels`` is written with."""

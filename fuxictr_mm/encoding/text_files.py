@@ -131,7 +131,7 @@ def _plain(path: Path, folder: Path | None, encoding: Encoding, names: Sequence[
     """
     with _named_errors(path):
         codec = encoding.of(path)
-        has_colons = form_of(path) in CSV and _has_colons(_first_line(path, codec))
+        has_colons = form_of(path) in CSV and _has_colons(_first_line(path, codec), names)
         header = f"{_header(path, codec, names)}\n" if names else ""
     if path.suffix not in PACKED and codec is None and not has_colons and not header:
         yield path
@@ -196,9 +196,10 @@ def _first_line(path: Path, codec: str | None = None) -> str:
         return next((line for line in lines if line.strip("\r\n")), "").removeprefix("\ufeff")
 
 
-def _has_colons(line: str) -> bool:
-    """Whether two colons separate columns, three or more: no character does so more often."""
-    return line.count(COLONS) >= max(2, *map(line.count, ("\t", *SEPARATORS)))
+def _has_colons(line: str, names: Sequence[str] = ()) -> bool:
+    """Whether two colons separate columns: no character does so more often; of two columns, they have ``names``."""
+    others = max(map(line.count, ("\t", *SEPARATORS)))
+    return line.count(COLONS) >= max(2, others) or (len(names) == 2 and line.count(COLONS) == 1 and not others)
 
 
 def _header(path: Path, codec: str | None = None, names: Sequence[str] = ()) -> str:
@@ -210,7 +211,7 @@ def _header(path: Path, codec: str | None = None, names: Sequence[str] = ()) -> 
         The first line has another number of values than there are names.
     """
     first = _first_line(path, codec)
-    first = first.replace(COLONS, "\t") if _has_colons(first) else first
+    first = first.replace(COLONS, "\t") if _has_colons(first, names) else first
     if not names:
         return first
     separator = separator_of(first)

@@ -61,12 +61,19 @@ def test_the_average_begins_after_two_epochs():
 
 
 @pytest.mark.parametrize(
-    ("rows", "embeddings", "low", "high", "first"),
-    [(12_000, True, 1e-4, 2e-2, 1e-2), (40_000, False, 1e-5, 1e-2, 2e-3), (80_000, True, 1e-6, 1e-3, 2e-4)],
+    ("rows", "items", "embeddings", "low", "high", "first"),
+    [
+        (12_000, 9, True, 1e-4, 2e-2, 1e-2),
+        (40_000, 9, False, 1e-5, 1e-2, 2e-3),
+        (80_000, 8_001, True, 1e-6, 1e-3, 2e-4),
+        (80_000, 8_000, False, 1e-6, 1e-3, 2e-4),
+        (80_000, 8_001, False, 1e-5, 1e-2, 2e-3),
+        (3_000_000, 400_000, False, 1e-7, 1e-3, 1e-5),
+    ],
 )
-def test_few_rows_have_a_strong_penalty(rows, embeddings, low, high, first):
+def test_few_rows_have_a_strong_penalty(rows, items, embeddings, low, high, first):
     """As ``prepare log`` writes it."""
-    facts = replace(FACTS, rows={"train": rows}, embeddings={"text": "a"} if embeddings else {})
+    facts = replace(FACTS, rows={"train": rows}, items=items, embeddings={"text": "a"} if embeddings else {})
     plan = plan_for("DIN_MM", "tiny_mm", facts, FEATURES)
     assert plan.space["embedding_regularizer"] == {"low": low, "high": high, "log": True}
     assert plan.first["embedding_regularizer"] == first

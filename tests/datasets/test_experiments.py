@@ -41,6 +41,19 @@ def test_item_ids_are_dropped_where_targets_are_cold_and_embeddings_tell_the_ite
     assert sum(f"{cold}%" in line for line in explain(summary, users_recur(summary))) == (cold > 80 or not coverage)
 
 
+@pytest.mark.parametrize(
+    ("cold", "sampled", "dropout"), [(5, True, 0.1), (4, True, None), (40, False, None), (85, True, 0.5)]
+)
+def test_item_ids_are_dropped_where_negatives_are_sampled_and_targets_cold(cold, sampled, dropout):
+    splits = {"train": SplitSummary(rows=300), "test": SplitSummary(rows=100, cold=cold)}
+    summary = Summary(9, 10, splits, {"title_emb": 1.0}, vocab_sizes={"user_id": 11})
+    entries = first_experiments(summary, 20, True, sampled=sampled)
+    assert entries["DIN_MM"].get("feature_specs") == (dropout and [{"name": "item_id", "dropout": dropout}])
+    assert ("feature_specs" in entries["DIN"], "feature_specs" in entries["LightFM"]) == (bool(dropout), False)
+    lines = explain(summary, True, sampled=sampled)
+    assert any("dropout: 0.1" in line for line in lines) == (sampled and cold >= 5)
+
+
 def test_where_users_recur_the_attention_has_a_factorization():
     splits = {"train": SplitSummary(rows=300)}
     summary = Summary(9, 10, splits, {"title_emb": 1.0}, vocab_sizes={"user_id": 11})
@@ -50,18 +63,26 @@ def test_where_users_recur_the_attention_has_a_factorization():
 
 
 @pytest.mark.parametrize(
-    ("rows", "coverage", "penalty"),
-    [(12_000, True, 1e-2), (40_000, False, 2e-3), (80_000, True, 2e-4), (3_000_000, False, 1e-5)],
+    ("rows", "items", "coverage", "penalty"),
+    [
+        (12_000, 9, True, 1e-2),
+        (40_000, 9, False, 2e-3),
+        (80_000, 8_001, True, 2e-4),
+        (80_000, 8_000, False, 2e-4),
+        (80_000, 8_001, False, 2e-3),
+        (3_000_000, 400_000, False, 1e-5),
+    ],
 )
-def test_few_rows_have_a_strong_penalty_and_many_a_weak_one(rows, coverage, penalty):
-    """As ``docs/choosing_settings.md`` has it."""
+def test_few_rows_have_a_strong_penalty_and_many_a_weak_one(rows, items, coverage, penalty):
+    """As ``docs/choosing_settings.md`` has it; few rows per item without embeddings are as few rows."""
     splits = {"train": SplitSummary(rows=rows)}
-    summary = Summary(9, rows, splits, {"title_emb": 1.0} if coverage else {}, vocab_sizes={"user_id": rows + 1})
+    summary = Summary(items, rows, splits, {"title_emb": 1.0} if coverage else {}, vocab_sizes={"user_id": rows + 1})
     for name, entry in first_experiments(summary, 20, users_recur(summary)).items():
         if name != "LightFM":
             assert entry["embedding_regularizer"] == penalty
-    of_lines = ["embedding_regularizer" in line for line in explain(summary, users_recur(summary))]
-    assert of_lines == [True] * (penalty != 2e-4)
+    lines = explain(summary, users_recur(summary))
+    assert ["embedding_regularizer" in line for line in lines] == [True] * (penalty != 2e-4)
+    assert any("items have 10.0 " in line for line in lines) == (penalty == 2e-3 and rows == 80_000)
 
 
 @pytest.mark.parametrize(("rows", "compared"), [(99_999, ["category", "tags"]), (100_000, [])])

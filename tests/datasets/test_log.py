@@ -119,6 +119,7 @@ def test_negatives_are_items_that_the_user_has_no_event_of(tmp_path, prepare_log
         (int(u), int(i)): t
         for t, (u, i) in enumerate(zip(random.integers(0, 9, 200), random.zipf(1.5, 200) % 60, strict=True))
     }
+    rows |= {(user, 99): 200 + user for user in range(3)}  # an item that is new in test
     frame = pl.DataFrame([(*pair, time) for pair, time in rows.items()], schema=["user", "asin", "time"], orient="row")
     frame.write_parquet(tmp_path / "interactions.parquet")
     with raises_naming(UserError, "interactions.parquet", "--labels", "--negatives"):
@@ -143,7 +144,10 @@ def test_negatives_are_items_that_the_user_has_no_event_of(tmp_path, prepare_log
         assert {row["user_id"] for row in negatives} == {event["user_id"]}
         assert all(row["item_seq"] == event["item_seq"] for row in negatives)
         assert [event["label"], *(row["label"] for row in negatives)] == [1, 0, 0]
+    assert summary.splits["test"].cold >= 0.05 * summary.splits["test"].rows  # so dropout of ids is written
     overrides = {"epochs": 1, "record": False, "model_root": str(tmp_path / "runs"), "verbose": 0}
+    written = load_yaml(out / "model_config.yaml")[expids[0]]
+    assert written["feature_specs"] == [{"name": "item_id", "dropout": 0.1}]
     assert Experiment.load(expids[0], out, **overrides).fit().metrics["valid"]["AUC"] > 0
 
 

@@ -97,3 +97,13 @@ def test_two_colons_inside_a_name_separate_nothing(tmp_path):
     path.write_text("id,item::title\n7,a::b\n")
     with scanned(path, tmp_path) as rows:
         assert rows.collect().rows() == [("7", "a::b")]
+    path.write_text("7,a::b\n")
+    with scanned(path, tmp_path, names=["id", "item"]) as rows:
+        assert rows.collect().rows() == [("7", "a::b")]
+
+
+def test_two_colons_separate_two_columns_whose_names_are_given(tmp_path):
+    path = tmp_path / "users.dat"
+    path.write_text("1::18405182\n2::31260677\n")
+    with scanned(path, tmp_path, names=["user", "account"]) as rows:
+        assert rows.collect().rows() == [("1", "18405182"), ("2", "31260677")]
