@@ -19,6 +19,10 @@ SWITCHES = {
     "DIN_MM-din": {"interest": "din", "din_use_softmax": True, "cross": "mix", "bilinear": "field_all"},
     "DIN_MM-sparse": {"sparse_attention": True, "cross": "v1", "bilinear": "field_each"},
     "DIN_MM-mean": {"interest": "mean", "cross": "v2", "bilinear": "field_interaction"},
+    # On the CPU without effect.
+    "DIN_MM-fused": {"fused_attention": True},
+    "DIN_MM-fused_sparse": {"fused_attention": True, "sparse_attention": True, "num_heads": 1},
+    "DIN-fused": {"fused_attention": True, "attention_dropout": 0.2},
 }
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
