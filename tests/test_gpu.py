@@ -68,6 +68,12 @@ def test_the_same_predictions_and_gradients(tmp_path, case):
                 assert difference < 1e-3 * float(grads[name].norm()) + 1e-5 * float(total), name
 
 
+def test_fused_attention_reaches_the_layers(tmp_path):
+    for expid in ("DIN_tiny", "DIN_MM_tiny"):
+        model, _ = model_and_batches(expid, 0, tmp_path, fused_attention=True)
+        assert any(getattr(module, "uses_kernels", False) for module in model.modules())
+
+
 @pytest.mark.parametrize("case", [*NAMES, *SWITCHES])
 def test_bf16_predicts_nearly_the_same_and_trains(tmp_path, case):
     settings = SWITCHES.get(case, {})

@@ -19,7 +19,7 @@ from fuxictr_mm.layers.triton_kernels.rows import gather, scatter_add, store
 #: Items, dims and units of a block of each kernel. Compiled for sm_80 and sm_90, none spills registers.
 FORWARD = {"BLOCK_N": 64, "BLOCK_D": 32, "BLOCK_A": 128, "num_warps": 8, "num_stages": 2}
 OF_INPUTS = {"BLOCK_N": 32, "BLOCK_D": 128, "BLOCK_A": 32, "num_warps": 8, "num_stages": 2}
-OF_WEIGHT = {"BLOCK_N": 32, "BLOCK_D": 64, "BLOCK_A": 64, "num_warps": 4, "num_stages": 2}
+OF_WEIGHT = {"BLOCK_N": 32, "BLOCK_D": 128, "BLOCK_A": 64, "num_warps": 8, "num_stages": 2}
 #: Programs that share the sum over all items in the gradient of a block of the weights.
 SPLITS = 32
 
