@@ -58,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     option("--max_len", type=int, default=64, help="history positions")
     add_sizes(parser)
     option("--keep_freed_memory", action="store_true", help="let glibc keep freed memory, as a training run does")
+    option("--fused_attention", action="store_true", help="also with fused_attention: True (on a GPU)")
     option("--top", type=int, default=0, help="also print this many of the most expensive kernels or operators")
     option("--json", type=Path, metavar="FILE", help="write the figures there")
     args = parser.parse_args(argv)
@@ -71,9 +72,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     for name in args.model:
         for batch_size in args.batch_size:
             for precision in args.precision:
-                found = measure(args, name, batch_size, precision, report["machine"])
-                report["steps"].append(found)
-                print_step(found)
+                for fused in [False, True][: 1 + args.fused_attention]:
+                    found = measure(args, name, batch_size, precision, fused, report["machine"])
+                    report["steps"].append(found)
+                    print_step(found)
     if args.json is not None:
         args.json.write_text(json.dumps(report, indent=1) + "\n")
     return report
@@ -106,12 +108,13 @@ def seconds(work: Callable[[], Any], device: str) -> float:
 
 
 def measure(
-    args: argparse.Namespace, name: str, batch_size: int, precision: str, speeds: dict[str, float]
+    args: argparse.Namespace, name: str, batch_size: int, precision: str, fused: bool, speeds: dict[str, float]
 ) -> dict[str, Any]:
-    """Return the figures of one model, batch size and precision."""
+    """Return the figures of one model, batch size and precision, with or without ``fused_attention``."""
     folder = make_data(args.rows, args.users, args.items)
     gpu = -1 if args.device == "cpu" else 0
-    params = parameters(name, folder, batch_size=batch_size, max_len=args.max_len, gpu=gpu)
+    sizes = {"batch_size": batch_size, "max_len": args.max_len}
+    params = parameters(name, folder, **sizes, gpu=gpu, fused_attention=fused)
     before = tensor_bytes()
     dataset = read_dataset(ExperimentConfig.from_dict(params), {"train": True})
     parts = {"libraries": args.libraries, "data": tensor_bytes() - before}
@@ -142,6 +145,7 @@ def measure(
         "model": name,
         "batch_size": batch_size,
         "precision": precision,
+        "fused_attention": fused,
         "samples_per_second": statistics.median(rows / wall for wall, _, rows in blocks),
         "step_ms": 1e3 * step,
         "step_ms_range": [1e3 * min(b[0] for b in blocks), 1e3 * max(b[0] for b in blocks)],
@@ -242,11 +246,11 @@ def where_time_goes(events: EventList, steps: int, device: str, top: int) -> dic
 def print_step(found: dict[str, Any]) -> None:
     """Print the figures of one step."""
     line = (
-        "{model}, {batch_size}, {precision}: {samples_per_second:,.0f} samples/s, "
+        "{model}, {batch_size}, {precision}{fused}: {samples_per_second:,.0f} samples/s, "
         "step {step_ms:.2f} ms (CPU {cpu_ms:.2f}), "
         "floor {floor_ms:.3f} ms ({gflop:.1f} GFLOP), ratio {ratio:.1f}, products {products_ms:.2f} ms, "
         "all {busy_ms:.2f} ms, moves at least {moved_mb:,.0f} MB ({moved_ms:.2f} ms), peak {peak_mb:,.0f} MB"
-    ).format(**found)
+    ).format(**found, fused=", fused" if found["fused_attention"] else "")
     if "kernels" in found:
         line += ", {kernels:.0f} kernels, {waits:.1f} waits".format(**found)
     print(line, flush=True)

@@ -26,6 +26,7 @@ from fuxictr_mm.embedding_model import EmbeddingModel
 from fuxictr_mm.errors import ConfigError, UserError, first_line
 from fuxictr_mm.fuxictr_imports import FeatureEmbeddingDict, FeatureMap, MLP_Block
 from fuxictr_mm.layers.dropout import replace_dropout
+from fuxictr_mm.layers.triton_kernels import fuse
 from fuxictr_mm.registry import failed_on_first_batch, source_of
 from fuxictr_mm.runtime import compiled, device_of, is_main
 from fuxictr_mm.table_settings import check_widths, sharded_group, touched_obstacle
@@ -74,6 +75,9 @@ class MultimodalModel(EmbeddingModel):
         Factor on the learning rate on a plateau.
     compile : bool
         Compile the logits with ``torch.compile``; for its speed see ``docs/performance.md``.
+    fused_attention : bool
+        On a GPU, attention of the target to the history in kernels of its own, which have not been timed yet, see
+        ``docs/performance.md``. Without effect on a CPU, with ``compile``, and where a layer has no kernel.
     **params
         Those of ``fuxictr_mm.config.ModelSettings``, with their defaults; others are ignored.
 
@@ -112,6 +116,7 @@ class MultimodalModel(EmbeddingModel):
         loss_from: Literal["logits", "probability"] = "logits",
         factor: Annotated[float, Field(gt=0, le=1)] = 0.1,
         compile: bool = False,
+        fused_attention: bool = False,
         **params: Any,
     ) -> None:
         device_of(gpu)
@@ -145,6 +150,7 @@ class MultimodalModel(EmbeddingModel):
         #: Of several processes that train together.
         self.replicas: Replicas | None = None
         self.compiled_logits = compiled(self.logits) if compile else None
+        self._fuses_attention = fused_attention and gpu >= 0
         self._set_tasks(tasks)
         features = feature_map.features.items()
         sharded = {n: s.get("sharding", "row") for n, s in features if s.get("table") == "sharded"}
@@ -186,6 +192,8 @@ class MultimodalModel(EmbeddingModel):
         """Initialise the layers, move to the device, create the optimizer. The last line of a model's ``__init__``."""
         self.reset_parameters()
         replace_dropout(self)
+        if self._fuses_attention:
+            fuse(self)
         self.model_to_device()
         settings = self.model_settings
         tables = [m.embedding_layers for m in self.modules() if isinstance(m, FeatureEmbeddingDict)]

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,9 @@ from tests.fuxictr_models import MODEL
 from tests.paths import ROOT, TINY
 from tests.projects import write_project
 from tests.torchrun import DYING, start
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported
 
 
 @pytest.fixture(autouse=True)

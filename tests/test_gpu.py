@@ -19,6 +19,10 @@ SWITCHES = {
     "DIN_MM-din": {"interest": "din", "din_use_softmax": True, "cross": "mix", "bilinear": "field_all"},
     "DIN_MM-sparse": {"sparse_attention": True, "cross": "v1", "bilinear": "field_each"},
     "DIN_MM-mean": {"interest": "mean", "cross": "v2", "bilinear": "field_interaction"},
+    # On the CPU without effect.
+    "DIN_MM-fused": {"fused_attention": True},
+    "DIN_MM-fused_sparse": {"fused_attention": True, "sparse_attention": True, "num_heads": 1},
+    "DIN-fused": {"fused_attention": True, "attention_dropout": 0.2},
 }
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -62,6 +66,12 @@ def test_the_same_predictions_and_gradients(tmp_path, case):
             if name in grads:
                 difference = float((parameter.grad.cpu() - grads[name]).norm())
                 assert difference < 1e-3 * float(grads[name].norm()) + 1e-5 * float(total), name
+
+
+def test_fused_attention_reaches_the_layers(tmp_path):
+    for expid in ("DIN_tiny", "DIN_MM_tiny"):
+        model, _ = model_and_batches(expid, 0, tmp_path, fused_attention=True)
+        assert any(getattr(module, "uses_kernels", False) for module in model.modules())
 
 
 @pytest.mark.parametrize("case", [*NAMES, *SWITCHES])

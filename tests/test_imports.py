@@ -39,7 +39,7 @@ LIGHT = [
     ("import fuxictr_mm.config", "torch fuxictr pandas"),
     ("fm.load_run; import fuxictr_mm.runs, fuxictr_mm.evaluation.compare", "torch"),
     # FuxiCTR's layers and models import these, and a step of an optimizer torch's compiler.
-    ("import fuxictr_mm.layers, fuxictr_mm.model", "ray sklearn scipy.stats polars pandas h5py torch._dynamo"),
+    ("import fuxictr_mm.layers, fuxictr_mm.model", "ray sklearn scipy.stats polars pandas h5py torch._dynamo triton"),
     ("fm.Experiment; import fuxictr_mm.experiment", "ray sklearn scipy.stats polars pandas h5py torch._dynamo"),
     (
         """

@@ -96,6 +96,7 @@ TESTED_BY = {
     "fuxictr_mm/layers/one_trans": "model_zoo/test_OneTrans",
     "fuxictr_mm/layers/semantic_ids": "model_zoo/test_Transformer_DCN_Quant",
     "fuxictr_mm/layers/top_k_attention": "model_zoo/test_TWIN",
+    "fuxictr_mm/layers/triton_kernels/rows": "layers/triton_kernels/test_activation_unit",
     "fuxictr_mm/metric_names": "test_metrics",
     "fuxictr_mm/prediction": "test_experiment",
     "fuxictr_mm/reduction/reducer": "embeddings/test_reduce",

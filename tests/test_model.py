@@ -319,3 +319,8 @@ def test_the_groups_of_parameters(build):
     names = {id(p): name for name, p in model.named_parameters()}
     found = {names[id(p)].split(".")[-2] for p in tables["params"]}
     assert found == {"likes_level", "views_level", "item_id", "item_tags"}
+
+
+def test_fused_attention_has_no_effect_on_a_cpu(build):
+    model, _ = build("DIN_MM_tiny", fused_attention=True)
+    assert not model.attention.uses_kernels

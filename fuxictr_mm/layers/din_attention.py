@@ -15,6 +15,7 @@ from torch.compiler import is_compiling
 
 from fuxictr_mm.fuxictr_imports import MLP_Block
 from fuxictr_mm.jagged import Jagged, weighted_sum
+from fuxictr_mm.layers import triton_kernels
 from fuxictr_mm.layers.chunked_scores import chunked_scores, relu_layers
 
 
@@ -63,6 +64,9 @@ class DINAttention(nn.Module):
     (torch.Size([2, 4]), [0.0, 0.0, 0.0, 0.0])
     """
 
+    #: Whether a GPU computes the first layer in one kernel, with ReLU and dropout behind it.
+    uses_kernels = False
+
     def __init__(
         self,
         embedding_dim: int,
@@ -99,12 +103,24 @@ class DINAttention(nn.Module):
         if relu is not None:
             scores_N1 = chunked_scores(target, history, target_BA, items.distinct, weight_p, relu).unsqueeze(-1)
             scores_N = relu.output(scores_N1).squeeze(-1)
+        elif self._is_fused(target_BA):
+            from fuxictr_mm.layers.triton_kernels.activation_unit import first_layer
+
+            dropout = behind[1] if isinstance(behind[1], nn.Dropout) else None
+            p = dropout.p if dropout is not None and dropout.training else 0.0
+            hidden_NA = first_layer(target, history, target_BA, items.distinct, weight_p, p)
+            scores_N = behind[1 if dropout is None else 2 :](hidden_NA).squeeze(-1)
         else:
             product_ND = target.index_select(0, history.rows) * history.values
             hidden_NA = torch.addmm(items.values + target_BA.index_select(0, history.rows), product_ND, weight_p.t())
             scores_N = behind(hidden_NA).squeeze(-1)
         weights_N = history.with_values(scores_N).softmax().values if self.use_softmax else scores_N
         return weighted_sum(history, self.weights(weights_N))
+
+    def _is_fused(self, hidden: Tensor) -> bool:
+        """Whether a kernel computes the first layer, in the dtype of ``hidden``."""
+        before_relu = type(next(iter(self.attention_layer.mlp[1:]), None)) is nn.ReLU
+        return self.uses_kernels and before_relu and triton_kernels.takes(hidden)
 
     def keys(self, history: Tensor) -> Tensor:
         """Return the part of the first layer that depends only on the history ``(L, D)`` of one user, ``(L, A)``."""

@@ -17,6 +17,7 @@ from fuxictr_mm.jagged import (
     segment_products,
     weighted_sum,
 )
+from fuxictr_mm.layers import triton_kernels
 from fuxictr_mm.layers.history_search import first, softmax_of_found
 
 #: A product of a query and an entry, and its gradients, take the time of this many products inside a large matrix.
@@ -77,6 +78,9 @@ class MultiHeadTargetAttention(nn.Module):
     (torch.Size([2, 4]), [0.0, 0.0, 0.0, 0.0], torch.Size([3, 2]))
     """
 
+    #: Whether a GPU computes scores, weights and sums in one kernel, see ``_is_fused``.
+    uses_kernels = False
+
     def __init__(
         self,
         input_dim: int = 64,
@@ -127,9 +131,26 @@ class MultiHeadTargetAttention(nn.Module):
         weights : Jagged
             Entries of shape ``(N, H)``, before dropout; only with ``return_weights``.
         """
+        if not return_weights and self._is_fused(target, history):
+            from fuxictr_mm.layers.triton_kernels.target_attention import target_attention
+
+            return self._project(target_attention(self._queries_for_items(target), history, self.sparse))
         weights = self._weights(target, history)
         pooled = self._pool(history, self.dropout(weights.values))
         return (pooled, weights) if return_weights else pooled
+
+    def _is_fused(self, target: Tensor, history: Jagged) -> bool:
+        """Whether nothing but a kernel needs the weights: no dropout is active, and no hook reads or replaces them."""
+        drops = self.dropout.training and self.dropout.p > 0
+        if not self.uses_kernels or not self.use_qkvo or drops or self.dropout._forward_hooks:
+            return False
+        sizes = self.num_heads, history.distinct.shape[1]
+        return triton_kernels.takes(target, history.distinct) and triton_kernels.takes_queries(*sizes)
+
+    def _queries_for_items(self, target: Tensor) -> Tensor:
+        r"""Return :math:`W_k^\top W_q t` of every head, scaled, ``(B, H, D)``."""
+        query_BHK = self.W_q(target).unflatten(1, (self.num_heads, -1)) / self.scale
+        return torch.einsum("bhk,hkd->bhd", query_BHK, self.W_k.weight.unflatten(0, (self.num_heads, -1)))
 
     def _weights(self, target: Tensor, history: Jagged) -> Jagged:
         few_rows = is_exporting() or history.num_rows <= history.distinct.shape[0]  # sizes of an export vary
@@ -138,9 +159,7 @@ class MultiHeadTargetAttention(nn.Module):
             query_BD = _products([target, self.W_q.weight.t(), self.W_k.weight])
             products = segment_products(query_BD / self.scale, history, 1)
         elif self.use_qkvo and self._projects_queries(history):
-            query_BHK = self.W_q(target).unflatten(1, (self.num_heads, -1)) / self.scale
-            query_BHD = torch.einsum("bhk,hkd->bhd", query_BHK, self.W_k.weight.unflatten(0, (self.num_heads, -1)))
-            products = multi_query_products(query_BHD, history)
+            products = multi_query_products(self._queries_for_items(target), history)
         else:
             queries = (self.W_q(target) if self.use_qkvo else target) / self.scale
             keys = history.map(self.W_k) if self.use_qkvo else history
@@ -165,7 +184,10 @@ class MultiHeadTargetAttention(nn.Module):
         if self.num_heads == 1:
             pooled_BD = weighted_sum(history, weights_NH.squeeze(1))
             return _products([pooled_BD, self.W_v.weight.t(), self.W_o.weight.t()])
-        pooled_BHD = weighted_sum(history, weights_NH)
+        return self._project(weighted_sum(history, weights_NH))
+
+    def _project(self, pooled_BHD: Tensor) -> Tensor:
+        """Return the output ``(B, D)`` of the heads' sums of items."""
         value_HKD = self.W_v.weight.unflatten(0, (self.num_heads, self.head_dim))
         return self.W_o(torch.einsum("bhd,hkd->bhk", pooled_BHD, value_HKD).flatten(1))
 

@@ -1,0 +1,46 @@
+"""Kernels on a GPU, or in Triton's interpreter on the CPU (``TRITON_INTERPRET``, which tests/conftest.py sets)."""
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from fuxictr_mm.layers import Jagged, triton_kernels
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture
+def make_history() -> Callable[..., Jagged]:
+    """History of the given lengths over a few distinct items."""
+
+    def make(lengths: Sequence[int], dim: int, distinct: int = 4, dtype: torch.dtype = torch.float32) -> Jagged:
+        offsets = torch.tensor([0, *lengths]).cumsum(0)
+        index = torch.randint(distinct, (int(offsets[-1]),))
+        return Jagged(torch.randn(distinct, dim).to(dtype).requires_grad_(), offsets, index).to(DEVICE)
+
+    return make
+
+
+@pytest.fixture
+def assert_same() -> Callable[..., None]:
+    """Check values and gradients to the inputs against those of a function in float64, by their norms."""
+
+    def check(found: Tensor, inputs: Sequence[Tensor], reference: Callable[..., Tensor], tolerance: float) -> None:
+        exact = [x.detach().double().requires_grad_() for x in inputs]
+        expected = reference(*exact)
+        direction = torch.randn(found.shape, device=found.device).to(found.dtype)
+        gradients = torch.autograd.grad(found, inputs, direction)
+        expected_gradients = torch.autograd.grad(expected, exact, direction.double())
+        for x, y in zip((found, *gradients), (expected, *expected_gradients), strict=True):
+            assert x.shape == y.shape
+            assert (x - y).norm() <= tolerance * (y.norm() + 1)  # gradients of the softmax may cancel out
+
+    return check
+
+
+@pytest.fixture
+def always_takes(monkeypatch) -> None:
+    """Let layers call the kernels on this device too."""
+    monkeypatch.setattr(triton_kernels, "takes", lambda *_: True)

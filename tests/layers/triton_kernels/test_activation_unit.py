@@ -1,0 +1,123 @@
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fuxictr_mm.layers import DINAttention
+
+kernels = pytest.importorskip("fuxictr_mm.layers.triton_kernels.activation_unit", exc_type=ImportError)
+triton = pytest.importorskip("triton")
+tl = triton.language
+
+TOLERANCES = {torch.float32: 3e-6, torch.bfloat16: 1e-2}
+
+
+@triton.jit
+def add_rounded_product(a, b, sums, like, PRECISION: tl.constexpr):
+    """``_add_product`` for the interpreter, which cannot multiply bfloat16: rounded to it, in float32."""
+    dtype = like.dtype.element_ty
+    return tl.dot(a.to(dtype).to(tl.float32), b.to(dtype).to(tl.float32), sums)
+
+
+@pytest.fixture(autouse=True)
+def fast(monkeypatch):
+    monkeypatch.setattr(kernels, "SPLITS", 2)
+    if not torch.cuda.is_available():
+        monkeypatch.setattr(kernels, "_add_product", add_rounded_product)
+
+
+@pytest.fixture
+def check(make_history, assert_same):
+    def check(lengths, dim, units, dropout=0.0, distinct=4, dtype=torch.float32):
+        history = make_history(lengths, dim, distinct, dtype)
+        sizes = (len(lengths), dim), (len(lengths), units), (distinct, units), (units, dim)
+        inputs = [torch.randn(*size, device=history.distinct.device).to(dtype).requires_grad_() for size in sizes]
+        target, *parts = inputs
+        hidden = kernels.first_layer(target, history, *parts, dropout)
+        assert hidden.dtype == dtype
+
+        def dense(target, target_part, items_part, weight, items):
+            rows, index = history.rows, history.index
+            inner = target_part[rows] + items_part[index] + (target[rows] * items[index]) @ weight.t()
+            return inner.relu() * ((hidden != 0) / (1 - dropout) if dropout else 1)
+
+        assert_same(hidden, [*inputs, history.distinct], dense, TOLERANCES[dtype])
+        return hidden
+
+    return check
+
+
+@pytest.mark.parametrize(("dropout", "dtype"), [(0.0, torch.float32), (0.4, torch.float32), (0.4, torch.bfloat16)])
+def test_equals_the_formula(monkeypatch, check, dropout, dtype):
+    for blocks in (kernels.FORWARD, kernels.OF_INPUTS, kernels.OF_WEIGHT):
+        for name in ("BLOCK_N", "BLOCK_D", "BLOCK_A"):
+            monkeypatch.setitem(blocks, name, 16)
+    check([3, 0, 20, 1], 17, 18, dropout, dtype=dtype)
+
+
+@pytest.mark.parametrize("lengths", [[0, 0], [1], [70]])
+def test_no_items_and_a_single_row(check, lengths):
+    check(lengths, 3, 5)
+
+
+@pytest.mark.slow
+@given(
+    lengths=st.lists(st.integers(0, 40), min_size=1, max_size=5),
+    sizes=st.tuples(st.integers(1, 40), st.integers(1, 40), st.sampled_from([0.0, 0.3]), st.integers(1, 5)),
+)
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_equals_the_formula_for_all_shapes(check, lengths, sizes):
+    check(lengths, *sizes)
+
+
+def test_dropout_keeps_a_fraction_that_the_seed_decides(make_history):
+    history = make_history([64], 3)
+    device = history.distinct.device
+    parts = torch.ones(1, 60, device=device), torch.ones(4, 60, device=device), torch.zeros(60, 3, device=device)
+
+    def hidden(seed):
+        torch.manual_seed(seed)
+        return kernels.first_layer(torch.ones(1, 3, device=device), history, *parts, 0.25)
+
+    first = hidden(0)
+    assert torch.equal(first, hidden(0))
+    assert not torch.equal(first, hidden(1))
+    assert abs(first.mean() / 2 - 1) < 0.03  # 3,840 entries: three standard deviations, of a fixed seed
+    assert set(first.unique().tolist()) == {0.0, first.max().item()}
+    assert first[:, 0].unique().numel() == first[0].unique().numel() == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "autocast"),
+    [
+        ({}, True),
+        ({"attention_units": [9, 5], "use_softmax": True}, False),
+        ({"attention_units": [9], "output_activation": "Sigmoid"}, False),
+    ],
+)
+def test_a_fused_layer_gives_what_it_gives_otherwise(monkeypatch, always_takes, make_history, options, autocast):
+    monkeypatch.setattr("fuxictr_mm.layers.din_attention.relu_layers", lambda _: None)  # as on a GPU
+    history = make_history([3, 0, 5], 6)
+    device = history.distinct.device
+    layer = DINAttention(6, **{"attention_units": [7], **options}, hidden_activations="ReLU").to(device)
+    target = torch.randn(3, 6, device=device, requires_grad=True)
+    found = []
+    for fused in (False, True):
+        layer.uses_kernels = fused
+        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+            output = layer(target, history)
+        gradients = torch.autograd.grad(output.square().sum(), [target, history.distinct, *layer.parameters()])
+        found.append([output, *gradients])
+    for x, y in zip(*found, strict=True):
+        assert x.dtype == y.dtype
+        assert (x - y).norm() <= (6e-2 if autocast else 1e-5) * y.norm()
+
+
+@pytest.mark.parametrize("options", [{"hidden_activations": "Dice"}, {"batch_norm": True}, {"attention_units": []}])
+def test_the_kernel_is_left_out_for_other_layers(always_takes, monkeypatch, make_history, options):
+    monkeypatch.setattr(kernels, "first_layer", None)
+    monkeypatch.setattr("fuxictr_mm.layers.din_attention.relu_layers", lambda _: None)
+    history = make_history([3, 2], 6)
+    layer = DINAttention(6, **options).to(history.distinct.device)
+    layer.uses_kernels = True
+    assert layer(torch.randn(2, 6, device=history.distinct.device), history).shape == (2, 6)
