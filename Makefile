@@ -8,6 +8,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+KERNELS := $(VENV)/.kernels
 
 .PHONY: demo test lint docs clean
 
@@ -20,7 +21,7 @@ demo: $(STAMP)
 	$(BIN)/fuxictr-mm check-submission submission/DIN_MM_tiny.zip --rows 3000
 	$(BIN)/fuxictr-mm report DIN_MM_none_tiny DIN_tiny DIN_MM_tiny
 
-test: lint
+test: lint $(KERNELS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow tests
 
@@ -45,6 +46,10 @@ $(STAMP): requirements.txt requirements-scale-cpu.txt setup.py pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps tritonclient==2.73.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $(STAMP)
+
+$(KERNELS): requirements-kernels.txt $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-kernels.txt
+	touch $(KERNELS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
