@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ from fuxictr_mm.data.parquet import metadata_of
 from fuxictr_mm.datasets.own.columns import LogColumn
 from fuxictr_mm.datasets.own.instants import Unit, as_instants
 from fuxictr_mm.datasets.own.options import LogOptions
+from fuxictr_mm.datasets.own.tables import Table
 from fuxictr_mm.datasets.reader import SPLITS
-from fuxictr_mm.errors import ConfigError
+from fuxictr_mm.errors import ConfigError, DataError
 from fuxictr_mm.files import read_json
 from fuxictr_mm_serving.prepared import (
     HISTORIES,
@@ -87,6 +88,34 @@ class Base:
         labels = manifest["columns"]["interactions"].get("labels", {})
         #: Labels that are numbers, by their names in the log.
         self.numeric_labels = {facts["column"]: LogColumn.of_facts(name, facts) for name, facts in labels.items()}
+
+    def adapt(self, table: Table) -> Table:
+        """Return a table of a later log that is read with the types of this one."""
+        # A day without missing values may hold 12.0 where the earlier log had 12, or the reverse.
+        columns = self.columns.get(table.option, [])
+        codes = [column for column in columns if column.kind == "categorical"]
+        as_integers = {column.source: not self.has_floats(column.name) for column in codes}
+        types = {column.source: column.kind for column in columns if column.kind != "group"}
+        numbers = [column for column in columns if column.kind == "numeric"]
+        numbers += self.numeric_labels.values() if table.option == "interactions" else []
+        forms = {column.source: column.form for column in numbers}
+        return replace(table, types={**table.types, **types}, as_integers=as_integers, known_forms=forms)
+
+    def check_numbers(self, table: Table) -> None:
+        """Refuse a column of numbers that holds something else in a later log."""
+        kinds = table.frame.collect_schema()
+        for column in self.columns.get(table.option, []):
+            kind, unit = kinds[column.source], column.form.unit
+            if column.kind != "numeric" or kind == pl.Null:
+                continue
+            if not kind.is_numeric():
+                of = f" with the unit {unit!r}" if unit else ""
+                raise DataError(
+                    f"{table.paths[0]}: {column.source} holds {kind}, expected numbers{of}, as in {self.folder}"
+                )
+            if unit and column.source not in table.forms:
+                without = pl.col(column.source).is_not_null()
+                table.refuse(without, column.source, f"numbers with the unit {unit!r}, as in {self.folder}")
 
     def vocabulary(self, name: str) -> pl.Series:
         """Return the values of a column, or all users (``user_id``), in the order of their numbers."""
