@@ -15,7 +15,7 @@ as often as they occur in its split, or other items by ``--negatives_from`` (``n
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -188,7 +188,8 @@ class Log(Reader):
         which = np.flatnonzero(events[":split"].is_not_null().to_numpy())
         columns = self._written_columns(events[which])
         if self._sampler is not None:
-            generator = np.random.default_rng([SEED, number])
+            days_before = [] if self.continued is None else [self.continued.base.depth]
+            generator = np.random.default_rng([SEED, number, *days_before])
             columns, which = self._sampler.add(columns, which, events, self.max_len, generator)
         users, times = events[":code"].to_numpy(), events[":time"].to_numpy()
         items, positive = events[":item"].to_arrow(), events[":positive"].to_numpy()
@@ -286,7 +287,7 @@ class Log(Reader):
         order = self.asked.date_order or (None if order == "ymd" else order)
         options = replace(self.asked, date_order=order).changed()
         notes = Notes(options, labels, newest, self._source.time_unit, list(self.embeddings()))
-        return {"log": asdict(notes)}
+        return {"log": notes.as_json()}
 
     def advice(self, summary: Summary) -> list[str]:
         """Return the units of labels, and what follows from how often users recur and how many targets are cold."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -49,8 +49,15 @@ class Notes:
     embeddings: list[str]  #: Columns of embeddings that were written.
     #: Of a later log, the folder that the first one was prepared into, whose configuration has the experiments.
     trained: str | None = None
-    #: Of a log that extends another, the folder of that one.
+    #: Of a log that extends another, the folder of the first one.
     extends: str | None = None
+    #: Of a log that extends another and has sampled negatives, the folder of the one before it, with clicks that no
+    #: negative may be.
+    before: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what the manifest holds."""
+        return {name: value for name, value in asdict(self).items() if name != "before" or value is not None}
 
 
 class Base:
@@ -211,8 +218,26 @@ class Base:
 
     @cached_property
     def num_rows(self) -> int:
-        """Rows of all splits."""
-        return self._rows.select(pl.len()).collect().item()
+        """Rows of all splits, and of the logs before."""
+        return self._rows.select(pl.len()).collect().item() + sum(log.num_rows for log in self._before)
+
+    @cached_property
+    def _before(self) -> list[Base]:
+        """The log that this one extends, whose clicks are read as well; none unless negatives are sampled."""
+        if self.notes.before is None:
+            return []
+        folder = Path(self.notes.before)
+        if not (folder / MANIFEST).is_file():
+            raise ConfigError(
+                f"--like {self.folder}: extends {folder}, which is not there, and whose clicks must be no negatives; "
+                "put the folder back (a relative path is of the working directory), or prepare all days at once"
+            )
+        return [Base(folder)]
+
+    @property
+    def depth(self) -> int:
+        """The number of logs up to this one, each extended by the next; 1 where no negatives are sampled."""
+        return 1 + sum(log.depth for log in self._before)
 
     @property
     def names(self) -> dict[str, str]:
@@ -220,7 +245,10 @@ class Base:
         return dict(zip(self.asked.labels, self.notes.labels, strict=False))
 
     def events(self, is_wanted: pl.Expr, unit: Unit) -> pl.DataFrame:
-        """Return ``:user``, ``:item`` and ``:time`` of all clicks of some users, in the order of time."""
+        """Return ``:user``, ``:item`` and ``:time`` of all clicks of some users, in the order of time.
+
+        Of a log with sampled negatives that extends another, also those of the other.
+        """
         classes = [name for name in self.notes.labels if name not in self.numeric_labels]
         given = self.asked.history_from or ""
         label = self.names.get(given, given) or next(iter(classes), None)
@@ -231,7 +259,8 @@ class Base:
         rows = self._rows.filter(is_click).sort(SOURCE_TIME, SOURCE_ROW)
         named = rows.select(pl.col(SOURCE_USER).alias(":user"), "item_id", time.alias(":time"))
         clicks = named.filter(is_wanted & pl.col(":user").is_not_null()).collect(engine="streaming")
-        return clicks.select(":user", self.item_ids.gather(clicks["item_id"] - 1).alias(":item"), ":time")
+        clicks = clicks.select(":user", self.item_ids.gather(clicks["item_id"] - 1).alias(":item"), ":time")
+        return pl.concat([*(log.events(is_wanted, unit) for log in self._before), clicks])
 
     @property
     def trained(self) -> Path:

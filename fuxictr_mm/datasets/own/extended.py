@@ -36,15 +36,10 @@ class ExtendedLog(LaterLog):
                 f"--like {base.folder}: its rows are to score, and were not trained on; give --like {base.trained}, "
                 "with a log of all days since"
             )
-        if base.asked.negatives:
-            raise ConfigError(
-                f"--extend: {base.folder} has sampled negatives (--negatives), and those of a later log depend on all "
-                f"clicks of a user, of which it keeps the newest {base.max_len}; prepare all days at once"
-            )
         split = {name: given[name] for name in SPLIT if name in given}
         if "split" in split:
             split["split"] = tuple(split["split"])
-        self.asked = replace(self.asked, weight=base.asked.weight, **split)
+        self.asked = replace(self.asked, negatives=base.asked.negatives, weight=base.asked.weight, **split)
         self._kept = replace(base.asked, **split)  # for the log after this one, with the names of the first one's files
         self._set_weight()
         self.continued = replace(self.continued, is_trained=True)
@@ -72,5 +67,7 @@ class ExtendedLog(LaterLog):
 
     def notes(self) -> dict[str, Any]:
         """Return what a log after this one is prepared with."""
-        notes = {**super().notes()["log"], "trained": None, "extends": str(self.base.notes.extends or self.base.folder)}
-        return {"log": {**notes, "options": self._kept.changed()}}
+        base = self.base
+        notes = {**super().notes()["log"], "trained": None, "extends": str(base.notes.extends or base.folder)}
+        before = {"before": str(base.folder)} if self.asked.negatives else {}
+        return {"log": {**notes, **before, "options": self._kept.changed()}}

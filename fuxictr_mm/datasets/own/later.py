@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
@@ -131,4 +131,4 @@ class LaterLog(Log):
             unit=self._source.time_unit,
             trained=str(self.base.trained),
         )
-        return {"log": asdict(notes)}
+        return {"log": notes.as_json()}

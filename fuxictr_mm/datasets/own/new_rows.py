@@ -57,14 +57,19 @@ class NewRows:
         return pl.lit(True) if self.all_rows else self.is_later
 
     @property
+    def needs_all_clicks(self) -> bool:
+        """Whether the newest clicks of users are not enough: of rows in between, and of what negatives may be."""
+        return self.all_rows or (self.is_trained and not self.base.notes.labels)
+
+    @property
     def num_before(self) -> int:
         """Rows of the earlier log that ``with_earlier`` adds, or users with rows."""
-        return self.base.num_rows if self.all_rows else self.base.num_users
+        return self.base.num_rows if self.needs_all_clicks else self.base.num_users
 
     def with_earlier(self, events: pl.DataFrame, is_here: pl.Expr) -> pl.DataFrame:
-        """Return the events of some users after their clicks in the earlier log, of which the newest are kept."""
+        """Return the events of some users after their clicks in the earlier log: the newest ones, if these suffice."""
         kind = events.schema[":time"]
-        if self.all_rows:
+        if self.needs_all_clicks:
             before = self.base.events(is_here, self.unit).with_columns(pl.col(":time").cast(kind))
         else:
             before = self.base.clicks(is_here).with_columns(pl.lit(self.since).cast(kind).alias(":time"))
