@@ -7,7 +7,7 @@ import logging
 import polars as pl
 
 from fuxictr_mm.data.lists import EMPTY_AS_NULL
-from fuxictr_mm.datasets.own.columns import split_lists
+from fuxictr_mm.datasets.own.columns import LogColumn, split_lists
 from fuxictr_mm.datasets.own.source import LogSource
 from fuxictr_mm.datasets.own.tables import Table
 from fuxictr_mm.errors import DataError
@@ -68,6 +68,7 @@ def continued_items(source: LogSource, before: pl.DataFrame, seen: pl.Series) ->
     if source.items is not None:
         rows = item_rows(source, source.items)
         rows = rows.select(pl.col(source.asked.item).alias("item_id"), *(column.values() for column in columns))
+        _warn_of_lost(source, source.items, before.join(rows, on="item_id", suffix=":new"))
         parts = [rows, before.join(rows, on="item_id", how="anti")]
         features = pl.concat(parts)
     missing = seen.to_frame("item_id").join(features, on="item_id", how="anti")
@@ -79,3 +80,23 @@ def continued_items(source: LogSource, before: pl.DataFrame, seen: pl.Series) ->
     ids = pl.concat([before.select("item_id"), *(part.select("item_id") for part in parts), missing])
     order = ids.unique(maintain_order=True)
     return order.join(features, on="item_id", how="left", maintain_order="left")
+
+
+def _warn_of_lost(source: LogSource, table: Table, both: pl.DataFrame) -> None:
+    """Warn of features that earlier items lose; ``both`` has those of the earlier log, and new ones as ``NAME:new``."""
+    assert source.base is not None
+    for column in source.written("items"):
+        had, has = (_is_there(column, name) for name in (column.name, f"{column.name}:new"))
+        if count := both.select((had & ~has).sum()).item():
+            logger.warning(
+                f"{table.paths[0]}: {count} items that have a {column.source} in {source.base.folder} have none here "
+                "and lose it; to keep it, write the value, or leave out the row"
+            )
+
+
+def _is_there(column: LogColumn, name: str) -> pl.Expr:
+    """Whether an item has a value, of which another is written if it is missing."""
+    if column.kind == "sequence":
+        return (pl.col(name).list.len() > 0).fill_null(False)
+    missing = {"numeric": 0.0, "text": ""}.get(column.kind)
+    return pl.col(name).is_not_null() & (pl.lit(True) if missing is None else pl.col(name) != missing)
