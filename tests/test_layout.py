@@ -70,7 +70,7 @@ TESTED_BY = {
     "fuxictr_mm/datasets/folder": "datasets/test_writer",
     "fuxictr_mm/datasets/own/base": "datasets/own/test_later",
     "fuxictr_mm/datasets/own/buckets": "datasets/test_log",
-    "fuxictr_mm/datasets/own/catalog": "datasets/own/test_later",
+    "fuxictr_mm/datasets/own/catalog": "datasets/test_log",
     "fuxictr_mm/datasets/own/files": "datasets/test_log",
     "fuxictr_mm/datasets/own/ids": "datasets/test_log",
     "fuxictr_mm/datasets/own/labelling": "datasets/own/test_labels",
@@ -152,7 +152,6 @@ TESTED_BY = {
 THEMES = {
     "data/test_histories": "several histories in one row, from files to a model",
     "data/test_other_ids": "runs on other ids and on texts",
-    "datasets/own/test_labels": "labels of a log, from prepare to a run",
     "datasets/own/test_later_forms": "forms and rows of a later log",
     "docs/test_command_line_page": "docs/command_line.md",
     "docs/test_commands": "commands in the documentation",
