@@ -12,7 +12,14 @@ from fuxictr_mm.data.remote import is_remote
 from fuxictr_mm.data.schema import ITEM_ID
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, UserError
 from fuxictr_mm.files import read_json
-from fuxictr_mm_serving.prepared import ITEM_FILE, MANIFEST, NUMBERING, REWRITTEN, has_columns_of_prepare
+from fuxictr_mm_serving.prepared import (
+    ITEM_FILE,
+    MANIFEST,
+    NUMBERING,
+    REWRITTEN,
+    base_of_later_log,
+    has_columns_of_prepare,
+)
 
 
 def folder_of_later_log(rows: str) -> Path | None:
@@ -75,12 +82,13 @@ def of_unprepared(rows: str, item_files: str | Sequence[str] | None) -> str:
 
 
 def of_another_base(rows: str, item_files: str | Sequence[str] | None) -> str:
-    """Return the folder that a later log should have been prepared like, to end a sentence; else an empty text."""
+    """Return which folder a later log was prepared like, and which was expected; an empty text if it is the same."""
     later, folder = folder_of_later_log(rows), _folder_of_log(item_files or ())
     if later is None or folder is None:
         return ""
     its, own = (digests_in(metadata_of(path / ITEM_FILE)).get(ITEM_ID) for path in (later, folder))
-    return "" if its == own else f": {quote(str(folder))}"
+    base = base_of_later_log(later / ITEM_FILE)
+    return "" if its == own else f"; {later} was prepared --like {base}, expected --like {quote(str(folder))}"
 
 
 def _folder_of_log(item_files: str | Sequence[str]) -> Path | None:

@@ -81,7 +81,7 @@ def test_rows_of_a_log_after_another_folder_are_told_which(shop, later):
         check_numbering(str(later), [(rows, to_later_metadata({ITEM_ID: "known"}, 2, "all"))], FEATURES, vocabularies)
     assert of_another_base(str(rows), [str(shop)]) == ""  # of the same items
     write_items(shop, 2, to_metadata({ITEM_ID: "others"}))
-    assert str(shop.parent) in of_another_base(str(rows), [str(shop)])
+    assert f"data/market, expected --like {shop.parent}" in of_another_base(str(rows), [str(shop)])
     assert of_another_base(str(shop), [str(shop)]) == of_another_base(str(rows), None) == ""
 
 

@@ -266,7 +266,7 @@ def test_weights_score_a_later_log_with_new_items(tmp_path, capsys, monkeypatch)
         )
         == 0
     )
-    with raises_naming(DataError, "item_id", again, f"--like the folder that these are of: {base}"):
+    with raises_naming(DataError, "item_id", again, f"expected --like {base}"):
         trained.predict(tmp_path / "wrong" / "test")
 
 
