@@ -187,7 +187,7 @@ class Log(Reader):
         events = self._buckets.sorted(number)
         which = np.flatnonzero(events[":split"].is_not_null().to_numpy())
         columns = self._written_columns(events[which])
-        if self._sampler is not None:
+        if len(columns) and self._sampler is not None:  # a bucket may have no users
             days_before = [] if self.continued is None else [self.continued.base.depth]
             generator = np.random.default_rng([SEED, number, *days_before])
             columns, which = self._sampler.add(columns, which, events, self.max_len, generator)

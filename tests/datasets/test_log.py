@@ -114,6 +114,13 @@ def test_another_start_continues_and_gives_the_same_rows(shop, prepare_log, monk
     assert not (again / ".scratch").exists()
 
 
+@pytest.mark.slow
+def test_buckets_without_users_have_no_negatives(shop, prepare_log, monkeypatch):
+    monkeypatch.setattr(buckets, "CHUNK_ROWS", 10)  # more of them than users
+    _, summary, _ = prepare_log(drop_label(shop), negatives=1)
+    assert sum(split.rows for split in summary.splits.values()) == 600
+
+
 def test_negatives_are_items_that_the_user_has_no_event_of(tmp_path, prepare_log, read_split, monkeypatch):
     random = np.random.default_rng(0)
     rows = {
