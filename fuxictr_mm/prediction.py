@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fuxictr_mm.config import describe_differences, result_differences
-from fuxictr_mm.data.later_items import item_files_of, of_unprepared, refuse_folder_of_splits
+from fuxictr_mm.data.later_items import item_files_of, of_another_base, of_unprepared, refuse_folder_of_splits
 from fuxictr_mm.data.vocabulary import Vocabularies
 from fuxictr_mm.encoding.fuxictr import load_dataset
 from fuxictr_mm.errors import DataError, MissingFileError, UserError, first_line
@@ -112,7 +112,7 @@ def _predict_file(experiment: Experiment, path: str | None, weights: Path, logs:
         try:
             dataset = load_dataset(config, {"test": None}, vocabularies, **options)
         except (DataError, MissingFileError) as error:
-            hint = of_unprepared(path, item_files) if other and path else ""
+            hint = of_unprepared(path, item_files) or of_another_base(path, item_files) if other and path else ""
             raise type(error)(f"{error}{hint}") from error
         model = experiment.build_model(dataset)
         model.load_weights(weights)

@@ -31,6 +31,7 @@ from fuxictr_mm_serving.prepared import (
     SOURCE_ID,
     SOURCE_USER,
     VOCABULARIES,
+    base_of_later_log,
     has_columns_of_prepare,
 )
 from fuxictr_mm_serving.vocabulary import Integers, Texts
@@ -116,9 +117,14 @@ def check_numbering(export: Export, file: Path, *columns: str) -> None:
         # The new items of a later log have the numbers of others here.
         is_earlier = ALL_ITEMS not in given and given[name] in export.manifest.extends.get(name, ())
         if given[name] != expected[name] and not is_earlier:
+            what = "was numbered in another order than for the export"
+            remedy = "give files of the folder that it was trained on, or with source ids"
+            if ALL_ITEMS in given:
+                base = base_of_later_log(file)
+                what = f"is numbered as in {base}, which its log was prepared --like, not as in the export"
+                remedy = "prepare the log --like the folder that the export was trained on, or give source ids"
             raise ServingError(
-                f"{file}: '{name}' was numbered in another order than for the export (digest {str(given[name])[:8]}, "
-                f"expected {expected[name][:8]}); give files of the folder that it was trained on, or with source ids"
+                f"{file}: '{name}' {what} (digest {str(given[name])[:8]}, expected {expected[name][:8]}); {remedy}"
             )
     new, own = given.get(ALL_ITEMS), expected.get(ALL_ITEMS)
     if new is None or own is None or new == own or new in export.manifest.earlier_items:

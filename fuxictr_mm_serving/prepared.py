@@ -5,7 +5,9 @@ Here and not in ``fuxictr_mm``, because a server knows them too and does without
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 
 #: What was read, how columns were scaled, and what is finished.
 MANIFEST = "manifest.json"
@@ -58,3 +60,15 @@ SCALED = "_scaled"
 def has_columns_of_prepare(kinds: Mapping[str, object]) -> bool:
     """Whether a file of these columns and types is one of rows that ``prepare`` wrote: users are numbers there."""
     return SOURCE_ROW in kinds and str(kinds.get("user_id")).startswith(("int", "uint"))
+
+
+def base_of_later_log(file: Path) -> str:
+    """Return the folder that a file's log was prepared ``--like``, as its manifest has it; "another folder" if not."""
+    for folder in list(file.absolute().parents)[:2]:
+        try:
+            base = json.loads((folder / MANIFEST).read_text("utf-8"))["log"]["trained"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if base:
+            return str(base)
+    return "another folder"

@@ -6,12 +6,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote
 
-from fuxictr_mm.data.numbering import known_items
+from fuxictr_mm.data.numbering import digests_in, known_items
 from fuxictr_mm.data.parquet import metadata_of, open_parquet, part_files
 from fuxictr_mm.data.remote import is_remote
+from fuxictr_mm.data.schema import ITEM_ID
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, UserError
 from fuxictr_mm.files import read_json
-from fuxictr_mm_serving.prepared import ITEM_FILE, MANIFEST, NUMBERING, REWRITTEN, has_columns_of_prepare
+from fuxictr_mm_serving.prepared import (
+    ITEM_FILE,
+    MANIFEST,
+    NUMBERING,
+    REWRITTEN,
+    base_of_later_log,
+    has_columns_of_prepare,
+)
 
 
 def folder_of_later_log(rows: str) -> Path | None:
@@ -64,14 +72,28 @@ def of_unprepared(rows: str, item_files: str | Sequence[str] | None) -> str:
         is_prepared = NUMBERING.encode() in metadata_of(part_files(rows)[0])
     except UserError:
         return ""
-    files = [item_files] if isinstance(item_files, str) else item_files
-    folder = next((Path(file).parent for file in files if _is_of_log(Path(file))), None)
+    folder = _folder_of_log(item_files)
     if is_prepared or folder is None:
         return ""
     fix = f"; prepare your own rows with fuxictr-mm prepare log --like {quote(str(folder))}, and give their path"
     if has_columns_of_prepare({f.name: f.type for f in open_parquet(part_files(rows)[0]).schema_arrow}):
         fix += f"; or the file {REWRITTEN}"
     return fix
+
+
+def of_another_base(rows: str, item_files: str | Sequence[str] | None) -> str:
+    """Return which folder a later log was prepared like, and which was expected; an empty text if it is the same."""
+    later, folder = folder_of_later_log(rows), _folder_of_log(item_files or ())
+    if later is None or folder is None:
+        return ""
+    its, own = (digests_in(metadata_of(path / ITEM_FILE)).get(ITEM_ID) for path in (later, folder))
+    base = base_of_later_log(later / ITEM_FILE)
+    return "" if its == own else f"; {later} was prepared --like {base}, expected --like {quote(str(folder))}"
+
+
+def _folder_of_log(item_files: str | Sequence[str]) -> Path | None:
+    files = [item_files] if isinstance(item_files, str) else item_files
+    return next((Path(file).parent for file in files if _is_of_log(Path(file))), None)
 
 
 def _is_of_log(item_file: Path) -> bool:

@@ -20,7 +20,7 @@ from fuxictr_mm.data.remote import path_of
 from fuxictr_mm.data.schema import ITEM_ID, Feature
 from fuxictr_mm.data.vocabulary import Vocabularies, Vocabulary
 from fuxictr_mm.errors import DataError, MissingFileError
-from fuxictr_mm_serving.prepared import ALL_ITEMS, EARLIER_ITEMS, EXTENDS, ITEM_FILE, NUMBERING
+from fuxictr_mm_serving.prepared import ALL_ITEMS, EARLIER_ITEMS, EXTENDS, ITEM_FILE, NUMBERING, base_of_later_log
 
 #: Key in the metadata of files of a later log: how many of its items were numbered before, the digest of which it has.
 KNOWN_ITEMS = "fuxictr_mm.known_items"
@@ -141,7 +141,12 @@ def check_numbering(
         if digest != kept[name]:
             what, remedy = "was numbered again since the weights were trained", "train again, or prepare the rows of"
             remedy += " another log with fuxictr-mm prepare log --like DIR"
-            if kept[name] in extended_by(item_files, row_files).get(name, {}):
+            if ALL_ITEMS in found:
+                what = (
+                    f"is numbered as in {base_of_later_log(where)}, which this log was prepared --like, not as in the "
+                )
+                what, remedy = f"{what}data of the weights", "prepare it --like the folder that these are of"
+            elif kept[name] in extended_by(item_files, row_files).get(name, {}):
                 what = "has more numbers than the weights, which are of a log before it"
                 remedy = "use weights that were trained on it, or prepare it with --like and without --extend"
             raise DataError(

@@ -12,20 +12,6 @@ if TYPE_CHECKING:
     from fuxictr_mm.datasets.reader import Reader
     from fuxictr_mm.datasets.writer import Summary
 
-#: Settings of the experiments that are written, where a reader gives no others.
-DEFAULT_SETTINGS = {
-    "metrics": ["AUC", "logloss"],
-    "optimizer": "adam",
-    "learning_rate": 1e-3,
-    "embedding_regularizer": 1e-6,
-    "batch_size": 4096,
-    "epochs": 10,
-    "early_stop_patience": 2,
-    "embedding_dim": 32,
-    "dnn_hidden_units": [256, 128],
-    "net_dropout": 0.1,
-}
-
 #: What a comment begins with where gAUC is not among the metrics.
 LEFT_OUT = "gAUC is left out"
 
@@ -58,13 +44,13 @@ def write_files(
 ) -> list[str]:
     """Write ``dataset_config.yaml`` and ``model_config.yaml``; return the ids of the experiments, one of each model.
 
-    Existing files are kept, because they may have been changed. ``models`` are settings besides
-    ``DEFAULT_SETTINGS``, of which None leaves one out; ``advice`` are comments above the experiments. gAUC is left out
-    where the validation rows do not define it: a training would refuse it.
+    Existing files are kept, because they may have been changed. ``models`` are the settings of each, of which None
+    leaves one out; ``advice`` are comments above the experiments. gAUC is left out where the validation rows do not
+    define it: a training would refuse it.
     """
     experiments = {}
-    for model, others in models.items():
-        settings = {key: value for key, value in {**DEFAULT_SETTINGS, **others}.items() if value is not None}
+    for model, given in models.items():
+        settings = {key: value for key, value in given.items() if value is not None}
         if (reason := _leave_out_undefined(folder, dataset, settings)) is not None:
             advice = advice if reason in advice else [*advice, reason]
         experiments[f"{model}_{dataset_id}"] = {"model": model, "dataset_id": dataset_id, **settings}

@@ -78,23 +78,27 @@ def din_experiments(
     ``group`` is the column that metrics group by; ``labels`` says of each label whether it is a number, by default of
     one of 0 and 1.
     """
-    size = size_for(rows)
-    common: dict[str, Any] = {
-        "batch_size": size.batch_size,
-        "epochs": size.epochs,
-        "embedding_dim": size.embedding_dim,
-        "dnn_hidden_units": list(size.units),
-        **_tasks(labels or {"label": False}),
-        "group_id": group,
-        "max_len": max_len,
-        "embedding_regularizer": PENALTY.first,
-        "net_dropout": 0.2,
-    }
-    average = {"swa_start": updates_of(SWA_EPOCHS, rows, size.batch_size)}
+    size, tasks = size_for(rows), _tasks(labels or {"label": False})
     attention = {"num_heads": 4, "attention_hidden_units": [32], "attention_dropout": 0.1}
     own: dict[str, dict[str, Any]] = {"DIN": {}, "DIN_MM": attention}
     return {
-        name: {**common, **settings, "learning_rate": SWA_LEARNING_RATE[name], **average}
+        name: {
+            "metrics": tasks["metrics"],
+            "optimizer": "adam",
+            "learning_rate": SWA_LEARNING_RATE[name],
+            "embedding_regularizer": PENALTY.first,
+            "batch_size": size.batch_size,
+            "epochs": size.epochs,
+            "early_stop_patience": 2,
+            "embedding_dim": size.embedding_dim,
+            "dnn_hidden_units": list(size.units),
+            "net_dropout": 0.2,
+            **tasks,
+            "group_id": group,
+            "max_len": max_len,
+            **settings,
+            "swa_start": updates_of(SWA_EPOCHS, rows, size.batch_size),
+        }
         for name, settings in own.items()
     }
 

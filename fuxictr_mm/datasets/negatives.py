@@ -32,7 +32,8 @@ def sample_negatives(
     Parameters
     ----------
     users, items, splits : ndarray
-        ``(E,)`` integers, items from 0 to ``num_items - 1``, and names of splits: all events of these users.
+        ``(E,)`` integers, items from 0 to ``num_items - 1``, and names of splits: all events of these users. An event
+        of another name, such as an empty one, is before all splits.
     wanted : ndarray
         ``(S,)`` the event that each negative is for.
     samplers : mapping
@@ -47,7 +48,7 @@ def sample_negatives(
     """
     negatives = np.zeros(len(wanted), dtype=items.dtype)
     keys = users * num_items
-    so_far = np.zeros(len(users), dtype=bool)
+    so_far = ~np.isin(splits, SPLITS)
     for split in SPLITS:
         so_far |= splits == split
         seen = np.unique((keys + items)[so_far])

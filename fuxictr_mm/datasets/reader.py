@@ -162,7 +162,7 @@ class Reader(ABC):
         return {}
 
     def experiments(self, summary: Summary) -> dict[str, dict[str, Any]]:
-        """Return the models of the first experiments and their own settings; None leaves out a common one."""
+        """Return the models of the first experiments and their settings; one that is None is not written."""
         from fuxictr_mm.datasets.experiments import first_experiments
 
         group = next(iter(names_of(self.context, ("group",))), "user_id")

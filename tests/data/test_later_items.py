@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from fuxictr_mm.data.items import ItemTable
-from fuxictr_mm.data.later_items import folder_of_later_log, item_files_of, of_unprepared
+from fuxictr_mm.data.later_items import folder_of_later_log, item_files_of, of_another_base, of_unprepared
 from fuxictr_mm.data.numbering import check_numbering, known_items, to_later_metadata, to_metadata
 from fuxictr_mm.data.schema import ITEM_ID, Feature
 from fuxictr_mm.data.vocabulary import Vocabularies
 from fuxictr_mm.errors import DataError
+from fuxictr_mm_serving.prepared import NUMBERING
 from tests.errors import raises_naming
 
 FEATURES = [Feature(ITEM_ID, "categorical", "item", vocab_size=3), Feature("price", "numeric", "item")]
@@ -68,6 +69,20 @@ def test_rows_of_one_later_log_are_not_read_with_the_new_items_of_another(later)
             continue
         with raises_naming(DataError, rows, ITEM_ID, later):
             check_numbering(str(later), [(rows, metadata)], FEATURES, vocabularies)
+
+
+def test_rows_of_a_log_after_another_folder_are_told_which(shop, later):
+    """A later log has new items, so its numbers are not those of the run again, prepared anew."""
+    (later.parent / "manifest.json").write_text('{"log": {"trained": "data/market"}}')
+    (shop.parent / "manifest.json").write_text('{"log": {}}')
+    rows, vocabularies = later.parent / "test" / "part-00000.parquet", Vocabularies(path=shop.with_name("vocabulary"))
+    vocabularies.settings[NUMBERING] = {ITEM_ID: "others"}
+    with raises_naming(DataError, later, "data/market", vocabularies.path):
+        check_numbering(str(later), [(rows, to_later_metadata({ITEM_ID: "known"}, 2, "all"))], FEATURES, vocabularies)
+    assert of_another_base(str(rows), [str(shop)]) == ""  # of the same items
+    write_items(shop, 2, to_metadata({ITEM_ID: "others"}))
+    assert f"data/market, expected --like {shop.parent}" in of_another_base(str(rows), [str(shop)])
+    assert of_another_base(str(shop), [str(shop)]) == of_another_base(str(rows), None) == ""
 
 
 def test_rows_that_were_not_prepared_are_told_how(shop, later):

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fuxictr_mm.datasets import log as log_module
+from fuxictr_mm.datasets.own import buckets
 from fuxictr_mm.datasets.reader import load_reader
 from fuxictr_mm.datasets.writer import Writer
 from fuxictr_mm.errors import DataError, UserError
@@ -54,7 +55,7 @@ def test_rows_are_those_of_a_plain_computation(events, by, max_len, tmp_path_fac
     source = tmp_path_factory.mktemp("events")
     columns = dict(zip(("user", "asin", "time", "click"), zip(*events, strict=True), strict=True))
     pl.DataFrame(columns).write_csv(source / "interactions.csv")
-    monkeypatch.setattr(log_module, "CHUNK_ROWS", 20)
+    monkeypatch.setattr(buckets, "CHUNK_ROWS", 20)
     monkeypatch.setattr(log_module, "PART_ROWS", 5)
     reader = load_reader("log")(source, source / "out" / ".scratch", max_len)
     reader.configure({"roles": ROLES, "split_by": by})
@@ -89,8 +90,8 @@ def bounds_of(times):
 def test_another_start_continues_and_gives_the_same_rows(shop, prepare_log, monkeypatch):
     options = {"types": ["age=numeric"]}
     whole, summary, _ = prepare_log(shop, **options)
-    monkeypatch.setattr(log_module, "CHUNK_ROWS", 60)
-    monkeypatch.setattr(log_module, "READ_ROWS", 17)
+    monkeypatch.setattr(buckets, "CHUNK_ROWS", 60)
+    monkeypatch.setattr(buckets, "READ_ROWS", 17)
     written = Writer._write_chunk
 
     def killed(self, number, chunk):
@@ -111,6 +112,13 @@ def test_another_start_continues_and_gives_the_same_rows(shop, prepare_log, monk
         assert rows[0] == rows[1]
     assert (whole / "items.parquet").read_bytes() == (again / "items.parquet").read_bytes()
     assert not (again / ".scratch").exists()
+
+
+@pytest.mark.slow
+def test_buckets_without_users_have_no_negatives(shop, prepare_log, monkeypatch):
+    monkeypatch.setattr(buckets, "CHUNK_ROWS", 10)  # more of them than users
+    _, summary, _ = prepare_log(drop_label(shop), negatives=1)
+    assert sum(split.rows for split in summary.splits.values()) == 600
 
 
 def test_negatives_are_items_that_the_user_has_no_event_of(tmp_path, prepare_log, read_split, monkeypatch):

@@ -1,5 +1,6 @@
 """Scores have the ids of their rows."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from fuxictr_mm_serving.errors import ServingError
 from fuxictr_mm_serving.parquet import for_file, split
-from fuxictr_mm_serving.prepared import NUMBERED
+from fuxictr_mm_serving.prepared import ALL_ITEMS, NUMBERED, NUMBERING
 from fuxictr_mm_serving.row_ids import RowIds, as_schema
 from tests.errors import raises_naming
 
@@ -62,6 +63,22 @@ def test_rows_that_lost_their_metadata_are_not_taken_for_those_of_the_owner(tmp_
     assert for_file(export, file) is numbers
     pq.write_table(rows.drop_columns("source_row"), file)
     assert for_file(export, file) is export
+
+
+def test_rows_of_a_log_after_another_folder_name_it(tmp_path):
+    file = tmp_path / "test" / "rows.parquet"
+    file.parent.mkdir()
+    (tmp_path / "manifest.json").write_text('{"log": {"trained": "data/market"}}')
+    manifest = SimpleNamespace(numbering={"item_id": "other"}, extends={}, earlier_items=[])
+    export = SimpleNamespace(is_prepared=True, of_numbers=SimpleNamespace(columns=[]), manifest=manifest)
+    digests = json.dumps({"item_id": "its", ALL_ITEMS: "all"}).encode()
+    rows = pa.table({"item_id": [2]}).replace_schema_metadata({**NUMBERED, NUMBERING.encode(): digests})
+    pq.write_table(rows, file)
+    with raises_naming(ServingError, file, "data/market", "--like"):
+        for_file(export, file)
+    (tmp_path / "manifest.json").unlink()
+    with raises_naming(ServingError, file, "another folder"):
+        for_file(export, file)
 
 
 def test_ids_of_several_types_are_refused(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ from fuxictr_mm.data.parquet import metadata_of
 from fuxictr_mm.datasets.own.columns import LogColumn
 from fuxictr_mm.datasets.own.instants import Unit, as_instants
 from fuxictr_mm.datasets.own.options import LogOptions
+from fuxictr_mm.datasets.own.tables import Table
 from fuxictr_mm.datasets.reader import SPLITS
-from fuxictr_mm.errors import ConfigError
+from fuxictr_mm.errors import ConfigError, DataError
 from fuxictr_mm.files import read_json
 from fuxictr_mm_serving.prepared import (
     HISTORIES,
@@ -48,8 +49,15 @@ class Notes:
     embeddings: list[str]  #: Columns of embeddings that were written.
     #: Of a later log, the folder that the first one was prepared into, whose configuration has the experiments.
     trained: str | None = None
-    #: Of a log that extends another, the folder of that one.
+    #: Of a log that extends another, the folder of the first one.
     extends: str | None = None
+    #: Of a log that extends another and has sampled negatives, the folder of the one before it, with clicks that no
+    #: negative may be.
+    before: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what the manifest holds."""
+        return {name: value for name, value in asdict(self).items() if name != "before" or value is not None}
 
 
 class Base:
@@ -87,6 +95,34 @@ class Base:
         labels = manifest["columns"]["interactions"].get("labels", {})
         #: Labels that are numbers, by their names in the log.
         self.numeric_labels = {facts["column"]: LogColumn.of_facts(name, facts) for name, facts in labels.items()}
+
+    def adapt(self, table: Table) -> Table:
+        """Return a table of a later log that is read with the types of this one."""
+        # A day without missing values may hold 12.0 where the earlier log had 12, or the reverse.
+        columns = self.columns.get(table.option, [])
+        codes = [column for column in columns if column.kind == "categorical"]
+        as_integers = {column.source: not self.has_floats(column.name) for column in codes}
+        types = {column.source: column.kind for column in columns if column.kind != "group"}
+        numbers = [column for column in columns if column.kind == "numeric"]
+        numbers += self.numeric_labels.values() if table.option == "interactions" else []
+        forms = {column.source: column.form for column in numbers}
+        return replace(table, types={**table.types, **types}, as_integers=as_integers, known_forms=forms)
+
+    def check_numbers(self, table: Table) -> None:
+        """Refuse a column of numbers that holds something else in a later log."""
+        kinds = table.frame.collect_schema()
+        for column in self.columns.get(table.option, []):
+            kind, unit = kinds[column.source], column.form.unit
+            if column.kind != "numeric" or kind == pl.Null:
+                continue
+            if not kind.is_numeric():
+                of = f" with the unit {unit!r}" if unit else ""
+                raise DataError(
+                    f"{table.paths[0]}: {column.source} holds {kind}, expected numbers{of}, as in {self.folder}"
+                )
+            if unit and column.source not in table.forms:
+                without = pl.col(column.source).is_not_null()
+                table.refuse(without, column.source, f"numbers with the unit {unit!r}, as in {self.folder}")
 
     def vocabulary(self, name: str) -> pl.Series:
         """Return the values of a column, or all users (``user_id``), in the order of their numbers."""
@@ -182,8 +218,26 @@ class Base:
 
     @cached_property
     def num_rows(self) -> int:
-        """Rows of all splits."""
-        return self._rows.select(pl.len()).collect().item()
+        """Rows of all splits, and of the logs before."""
+        return self._rows.select(pl.len()).collect().item() + sum(log.num_rows for log in self._before)
+
+    @cached_property
+    def _before(self) -> list[Base]:
+        """The log that this one extends, whose clicks are read as well; none unless negatives are sampled."""
+        if self.notes.before is None:
+            return []
+        folder = Path(self.notes.before)
+        if not (folder / MANIFEST).is_file():
+            raise ConfigError(
+                f"--like {self.folder}: extends {folder}, which is not there, and whose clicks must be no negatives; "
+                "put the folder back (a relative path is of the working directory), or prepare all days at once"
+            )
+        return [Base(folder)]
+
+    @property
+    def depth(self) -> int:
+        """The number of logs up to this one, each extended by the next; 1 where no negatives are sampled."""
+        return 1 + sum(log.depth for log in self._before)
 
     @property
     def names(self) -> dict[str, str]:
@@ -191,7 +245,10 @@ class Base:
         return dict(zip(self.asked.labels, self.notes.labels, strict=False))
 
     def events(self, is_wanted: pl.Expr, unit: Unit) -> pl.DataFrame:
-        """Return ``:user``, ``:item`` and ``:time`` of all clicks of some users, in the order of time."""
+        """Return ``:user``, ``:item`` and ``:time`` of all clicks of some users, in the order of time.
+
+        Of a log with sampled negatives that extends another, also those of the other.
+        """
         classes = [name for name in self.notes.labels if name not in self.numeric_labels]
         given = self.asked.history_from or ""
         label = self.names.get(given, given) or next(iter(classes), None)
@@ -202,7 +259,8 @@ class Base:
         rows = self._rows.filter(is_click).sort(SOURCE_TIME, SOURCE_ROW)
         named = rows.select(pl.col(SOURCE_USER).alias(":user"), "item_id", time.alias(":time"))
         clicks = named.filter(is_wanted & pl.col(":user").is_not_null()).collect(engine="streaming")
-        return clicks.select(":user", self.item_ids.gather(clicks["item_id"] - 1).alias(":item"), ":time")
+        clicks = clicks.select(":user", self.item_ids.gather(clicks["item_id"] - 1).alias(":item"), ":time")
+        return pl.concat([*(log.events(is_wanted, unit) for log in self._before), clicks])
 
     @property
     def trained(self) -> Path:

@@ -7,38 +7,19 @@ first rows of each embedding table.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from fuxictr_mm.data.lists import EMPTY_AS_NULL
-from fuxictr_mm.datasets.log import Log
-from fuxictr_mm.datasets.own.columns import LogColumn
-from fuxictr_mm.datasets.own.later import LaterLog, LaterSource
+from fuxictr_mm.datasets.own.later import LaterLog
 from fuxictr_mm.errors import ConfigError, DataError
-from fuxictr_mm_serving.prepared import SOURCE_ROW, SOURCE_TIME, SOURCE_USER, SOURCE_WEIGHT
-
-logger = logging.getLogger(__name__)
 
 #: Options that an extension may have of its own besides the names of its files.
 SPLIT = ("split", "split_by")
-
-
-class ExtendedSource(LaterSource):
-    """The tables of a log that is trained on; rows that are not later were trained on before."""
-
-    _remedy = ""
-
-    def _check_events(self, path: Path) -> None:
-        super()._check_events(path)
-        rows = pl.scan_parquet(path).select((~self.is_labelled).sum()).collect().item()
-        if rows and self.events is None:
-            logger.warning(f"{self.log.paths[0]}: {rows} rows have no label; they are dropped")
 
 
 class ExtendedLog(LaterLog):
@@ -55,31 +36,21 @@ class ExtendedLog(LaterLog):
                 f"--like {base.folder}: its rows are to score, and were not trained on; give --like {base.trained}, "
                 "with a log of all days since"
             )
-        if base.asked.negatives:
-            raise ConfigError(
-                f"--extend: {base.folder} has sampled negatives (--negatives), and those of a later log depend on all "
-                f"clicks of a user, of which it keeps the newest {base.max_len}; prepare all days at once"
-            )
         split = {name: given[name] for name in SPLIT if name in given}
         if "split" in split:
             split["split"] = tuple(split["split"])
-        self.asked = replace(self.asked, weight=base.asked.weight, **split)
+        self.asked = replace(self.asked, negatives=base.asked.negatives, weight=base.asked.weight, **split)
         self._kept = replace(base.asked, **split)  # for the log after this one, with the names of the first one's files
-        if self.asked.weight is not None:
-            self.sample_weight = SOURCE_WEIGHT
-            self.row_sources = (SOURCE_USER, SOURCE_TIME, SOURCE_ROW, SOURCE_WEIGHT)
+        self._set_weight()
+        self.continued = replace(self.continued, is_trained=True)
         self.options |= {"extend": True, **{name: getattr(self.asked, name) for name in split}}
         self.options = {n: list(v) if isinstance(v, tuple) else v for n, v in self.options.items()}
         self.known_items, self.earlier_items = None, ()
         self.extends = base.numberings
 
-    @cached_property
-    def _source(self) -> ExtendedSource:
-        return ExtendedSource(self.asked, self.source, self.scratch, self.base, self._given)
-
     def files(self) -> list[Path]:
         """Return the files of the log, which must have all labels."""
-        missing = next((name for name in self.base.notes.labels if name not in self._source.labels), None)
+        missing = next((name for name in self.base.notes.labels if name not in self._source.labels.found), None)
         if missing is not None:
             raise DataError(
                 f"{self._source.log.paths[0]}: no column '{missing}', a label of {self.base.folder}; leave out "
@@ -87,32 +58,16 @@ class ExtendedLog(LaterLog):
             )
         return super().files()
 
-    def _splits_of(self, frame: pl.DataFrame) -> pl.DataFrame:
-        new = frame.filter(pl.col(":source_row").is_not_null())  # the others are clicks of the earlier log
-        return Log._splits_of(self, new)
-
-    # Numbers: those of the earlier log, then new ones
-
     def numbering(self, name: str) -> pl.Series:
         """Return the values of a column in the order of their numbers: those of the earlier log, then new ones."""
-        before = self.base.vocabulary(name)
+        before = super().numbering(name)
         new = self.items()[name] if name in self.item_columns else self.values(name)
         new = new.explode(**EMPTY_AS_NULL) if isinstance(new.dtype, pl.List) else new
         return pl.concat([before, new.drop_nulls().cast(before.dtype)]).unique(maintain_order=True)
 
-    def values(self, name: str) -> pl.Series:
-        """Return all users, or the values of training."""
-        return Log.values(self, name)
-
-    def _find_unknown(self, *_: Any) -> dict[str, float]:
-        return {}  # the columns are those of the earlier log
-
-    def _warn_of_unknown(self, columns: list[LogColumn]) -> None:
-        """Say nothing of new values, which are numbered."""
-
-    # What is written beside the rows
-
     def notes(self) -> dict[str, Any]:
         """Return what a log after this one is prepared with."""
-        notes = {**super().notes()["log"], "trained": None, "extends": str(self.base.notes.extends or self.base.folder)}
-        return {"log": {**notes, "options": self._kept.changed()}}
+        base = self.base
+        notes = {**super().notes()["log"], "trained": None, "extends": str(base.notes.extends or base.folder)}
+        before = {"before": str(base.folder)} if self.asked.negatives else {}
+        return {"log": {**notes, **before, "options": self._kept.changed()}}

@@ -42,7 +42,7 @@ def warn_of_leaks(source: LogSource, train: pl.DataFrame, columns: Sequence[LogC
             )
         return
     told = set()
-    for name in source.class_labels:
+    for name in source.labels.classes:
         for column, rows, value, only in find_leaks(train, [c for c in columns if c.name not in told], name):
             told.add(column.name)
             logger.warning(
@@ -72,10 +72,10 @@ def warn_of_repeats(source: LogSource, train: pl.DataFrame) -> None:
 
 def warn_of_events(source: LogSource, train: pl.DataFrame) -> None:
     """Warn where a label by the value of a column is that of a log of events, in which a view precedes a purchase."""
-    if source.events is not None:
+    if source.labels.events is not None:
         return
     pairs = train.drop_nulls(":user").sort(":user", ":item", ":time", maintain_order=True)
-    for name, value in source.values.items():
+    for name, value in source.labels.values.items():
         is_after = (pl.col(name) == 0).cum_max().over(":user", ":item")
         after = pairs.select(is_after.filter(pl.col(name) == 1).mean()).item() or 0.0
         if after >= FOLLOWING:
@@ -101,8 +101,10 @@ def warn_of_duplicates(source: LogSource, train: pl.DataFrame) -> None:
 
 def warn_of_short_histories(source: LogSource, rows: pl.DataFrame, max_len: int) -> None:
     """Warn where histories of the first label are short, and those of another one are longer."""
-    labels, is_train = source.class_labels, (rows[":split"] == "train").fill_null(False).to_numpy()
-    is_given = source.asked.history is not None or source.asked.history_from is not None or source.events is not None
+    labels, is_train = source.labels.classes, (rows[":split"] == "train").fill_null(False).to_numpy()
+    is_given = (
+        source.asked.history is not None or source.asked.history_from is not None or source.labels.events is not None
+    )
     if is_given or len(labels) < 2 or not is_train.any():
         return
     users, times = rows[":code"].to_numpy(), rows[":time"].to_numpy()

@@ -3,6 +3,7 @@
 import pytest
 
 from fuxictr_mm.datasets import log as log_module
+from fuxictr_mm.datasets.own import buckets
 from fuxictr_mm.datasets.own.extended import ExtendedLog
 from fuxictr_mm.datasets.own.later import LaterLog
 from fuxictr_mm.datasets.reader import load_reader
@@ -13,7 +14,7 @@ from tests.datasets.shop import ROLES
 @pytest.fixture
 def prepare(tmp_path, monkeypatch):
     """Prepare a source by itself or like another folder, in several chunks."""
-    monkeypatch.setattr(log_module, "CHUNK_ROWS", 120)
+    monkeypatch.setattr(buckets, "CHUNK_ROWS", 120)
     monkeypatch.setattr(log_module, "PART_ROWS", 16)
 
     def write(source, name, like=None, max_len=5, overwrite=False, **options):

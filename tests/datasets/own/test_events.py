@@ -5,6 +5,7 @@ import polars as pl
 import pytest
 
 from fuxictr_mm.datasets import log as log_module
+from fuxictr_mm.datasets.own import buckets
 from fuxictr_mm.datasets.own.instants import parse_duration
 from fuxictr_mm.datasets.own.options import LogOptions
 from fuxictr_mm.errors import ConfigError, DataError
@@ -33,7 +34,7 @@ def make_events(seed, rows=900):
 
 @pytest.fixture
 def write(tmp_path, monkeypatch):
-    monkeypatch.setattr(log_module, "CHUNK_ROWS", 120)
+    monkeypatch.setattr(buckets, "CHUNK_ROWS", 120)
     monkeypatch.setattr(log_module, "PART_ROWS", 16)
 
     def write(events, folder="events"):

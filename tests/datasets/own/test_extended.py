@@ -120,13 +120,30 @@ def run_or_exit(*arguments):
 
 
 @pytest.mark.slow
-def test_clicks_with_sampled_negatives_are_refused(prepare, tmp_path):
-    log, items, users = make_log(4)
-    clicks = [day.filter(pl.col("click") == 1).drop("click") for day in days_of(log)]
-    sources = [write_source(tmp_path / f"clicks{n}", day, items, users) for n, day in enumerate(clicks)]
-    base = prepare(sources[0], "clicks", labels=None, negatives=1)
-    with raises_naming(ConfigError, "--extend", base):
-        prepare(sources[1], "more", base, extend=True)
+@pytest.mark.parametrize("impressions", [None, ["event=buy"]])
+def test_negatives_are_no_clicks_of_earlier_days(prepare, tmp_path, impressions):
+    """Also none of those that are too old for the newest history of a user, of which there are 5."""
+    log, items, users = make_log(4, rows=400)
+    clicks = log.filter(pl.col("click") == 1).drop("click").with_columns(event=pl.lit("buy"))
+    folders, known = [], set()
+    for number, day in enumerate(days_of(clicks)):
+        source = write_source(tmp_path / f"clicks{number}", day, items, users)
+        options = {"labels": None, "negatives": 2, "impressions": impressions} if not number else {"extend": True}
+        folders.append(prepare(source, f"clicks{number}", *folders[-1:], **options))
+        if number:
+            rows = pl.concat([pl.read_parquet(folders[-1] / split) for split in ALL])
+            sampled = rows.filter(pl.col("label") == 0)
+            assert len(sampled) == 2 * len(day)
+            asins = values(folders[-1], "items", "item_id", "source_id")
+            pairs = {(user, asins[item]) for user, item in sampled.select("source_user", "item_id").iter_rows()}
+            assert not known & pairs
+        known |= set(day.select("user", "asin").iter_rows())
+    others = prepare(source, "again", folders[1], overwrite=True, extend=True)  # the same sample
+    for split in ALL:
+        assert pl.read_parquet(others / split).equals(pl.read_parquet(folders[2] / split))
+    folders[0].rename(tmp_path / "moved")
+    with raises_naming(ConfigError, folders[0], folders[1]):
+        prepare(source, "none", folders[1], extend=True)
 
 
 @pytest.mark.slow

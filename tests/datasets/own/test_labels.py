@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 
 from fuxictr_mm.datasets import log as log_module
+from fuxictr_mm.datasets.own import buckets
 from fuxictr_mm.datasets.own.later import LaterLog
 from fuxictr_mm.datasets.writer import Writer
 from fuxictr_mm.errors import ConfigError, DataError
@@ -23,7 +24,7 @@ NUMERIC = {"labels": ["click", "watch_s"], "types": ["watch_s=numeric"]}
 @pytest.fixture
 def watched(shop, monkeypatch):
     """The shop with the seconds of watching, of which some are missing, in several chunks."""
-    monkeypatch.setattr(log_module, "CHUNK_ROWS", 120)
+    monkeypatch.setattr(buckets, "CHUNK_ROWS", 120)
     monkeypatch.setattr(log_module, "PART_ROWS", 16)
     row = pl.int_range(pl.len())
     watch = pl.when(row % 5 != 0).then((pl.col("basket") * 3 + row % 7).round(1))

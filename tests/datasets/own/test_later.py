@@ -66,6 +66,35 @@ def test_histories_go_on_from_day_to_day(prepare, tmp_path):
         assert found == expected
 
 
+@pytest.mark.slow
+def test_features_of_earlier_items(prepare, tmp_path, caplog):
+    """A new row of an item counts whole, and a warning says what it lacks; items without one keep their features."""
+    log, items, users = make_log(4)
+    old, new = (log.filter((pl.col("time") > START + 110) == is_new) for is_new in (False, True))
+    source = write_source(tmp_path / "old", old, items, users)
+    pl.DataFrame({"asin": items["asin"], "vector": [[1.0, 2.0]] * len(items)}).write_parquet(source / "vectors.parquet")
+    pl.DataFrame({"asin": items["asin"], "image": [[1.0, 2.0]] * len(items)}).write_parquet(source / "images.parquet")
+    base = prepare(source, "shop", embeddings=["images.parquet", "vectors.parquet"])
+    some = items[:3].with_columns(price=pl.Series([None, 2.0, 3.0]), tags=pl.Series([None, "red", None]))
+    source = write_source(tmp_path / "new", new, some, users)
+    vectors = pl.DataFrame({"asin": items["asin"][:1], "vector": [[3.0, 4.0]]})
+    vectors.write_parquet(source / "vectors.parquet")
+    later = prepare(source, "shop_new", base, extend=True)
+    known, written = (pl.read_parquet(folder / "items.parquet") for folder in (base, later))
+    assert written[3:].equals(known[3 : len(written)])
+    assert written["price_scaled"][0] == 0
+    assert (written["price_scaled"][1:3] != known["price_scaled"][1:3]).all()
+    assert written["tags"].list.len().to_list()[:3] == [0, 1, 0]
+    lost = [message for message in caplog.messages if "lose it" in message]
+    assert [message.split("items.csv: ")[1].split(" in ")[0] for message in lost] == [
+        "2 items that have a tags",
+        "1 items that have a price",
+    ]
+    # The files of the later log need not be all of those of the earlier one.
+    assert pl.read_parquet(later / "vector.parquet")["vector"].to_list()[0] == [3.0, 4.0]
+    assert pl.read_parquet(later / "image.parquet")["image"].to_list()[0] == [1.0, 2.0]
+
+
 def test_the_command_to_score_names_the_folder_of_the_experiments(tmp_path, capsys):
     """Also the day after tomorrow, when ``--like`` has no experiments; the rate is of rows with a label."""
     log, items, users = make_log(4)
@@ -237,7 +266,7 @@ def test_weights_score_a_later_log_with_new_items(tmp_path, capsys, monkeypatch)
         )
         == 0
     )
-    with raises_naming(DataError, "item_id"):
+    with raises_naming(DataError, "item_id", again, f"expected --like {base}"):
         trained.predict(tmp_path / "wrong" / "test")
 
 
