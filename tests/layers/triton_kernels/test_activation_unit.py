@@ -173,3 +173,19 @@ def test_the_kernel_is_left_out_for_other_layers(always_takes, monkeypatch, make
     layer = DINAttention(6, **options).to(history.distinct.device)
     layer.uses_kernels = True
     assert layer(torch.randn(2, 6, device=history.distinct.device), history).shape == (2, 6)
+
+
+def test_the_kernel_applies_the_only_dropout_of_the_first_layer_and_none_in_eval(
+    always_takes, monkeypatch, make_history
+):
+    monkeypatch.setattr("fuxictr_mm.layers.din_attention.relu_layers", lambda _: None)
+    history = make_history([3, 2], 6)
+    device = history.distinct.device
+    given = []
+    monkeypatch.setattr(kernels, "first_layer", lambda *args: given.append(args[-1]) or torch.ones(5, 7, device=device))
+    layer = DINAttention(6, [7], dropout_rate=0.5).to(device)
+    layer.uses_kernels = True
+    layer.attention_layer.mlp[2].register_forward_hook(lambda *_: pytest.fail("dropout twice"))
+    layer(torch.randn(2, 6, device=device), history)
+    layer.eval()(torch.randn(2, 6, device=device), history)
+    assert given == [0.5, 0.0]
