@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fuxictr_mm.jagged import Jagged
-from fuxictr_mm.layers.triton_kernels.rows import gather, scatter_add, store
+from fuxictr_mm.layers.triton_kernels.rows import gather, relu, scatter_add, store
 
 #: Items, dims and units of a block of each kernel. Compiled for sm_80 and sm_90, none spills registers.
 FORWARD = {"BLOCK_N": 64, "BLOCK_D": 32, "BLOCK_A": 128, "num_warps": 8, "num_stages": 2}
@@ -49,7 +49,7 @@ def first_layer(
     weight : Tensor
         ``(A, D)`` W.
     dropout : float
-        Probability, 0 without dropout, below 1. One number of torch's generator on the CPU seeds its mask.
+        Probability, 0 without dropout. One number of torch's generator on the CPU seeds its mask.
 
     Returns
     -------
@@ -57,7 +57,8 @@ def first_layer(
         ``(N, A)`` in the dtype of the parts.
     """
     inputs = [x.to(target_part.dtype).contiguous() for x in (target, history.distinct, target_part, items_part, weight)]
-    return _FirstLayer.apply(history.places, history.rows, dropout, *inputs)
+    with torch.cuda.device_of(target):  # Triton launches on the current device; autograd sets it in the backward pass
+        return _FirstLayer.apply(history.places.contiguous(), history.rows, dropout, *inputs)
 
 
 class _FirstLayer(torch.autograd.Function):
@@ -70,7 +71,7 @@ class _FirstLayer(torch.autograd.Function):
         hidden = target_part.new_empty(count, units)
         precision = "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
         seed = int(torch.randint(2**31 - 1, ())) if dropout else 0
-        ctx.scale = 1 / (1 - dropout)
+        ctx.scale = 1 / (1 - dropout) if dropout < 1 else 0.0
         ctx.sizes = {"count": count, "dim": dim, "units": units, "PRECISION": precision}
         if count:
             grid = (triton.cdiv(count, FORWARD["BLOCK_N"]), triton.cdiv(units, FORWARD["BLOCK_A"]))
@@ -103,7 +104,7 @@ def _add_product(a, b, sums, like, PRECISION: tl.constexpr):
     return tl.dot(a.to(dtype), b.to(dtype), sums, input_precision=PRECISION)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["seed", "count"])  # they vary from step to step
 def _forward(
     target,
     items,
@@ -137,7 +138,7 @@ def _forward(
         weights = tl.trans(gather(weight, a, d, dim, a < units))
         sums = _add_product(product, weights, sums, hidden, PRECISION)
     sums += gather(target_part, r, a, units, exists) + gather(items_part, i, a, units, exists)
-    sums = tl.maximum(sums, 0.0)
+    sums = relu(sums)
     if DROPS:
         sums = tl.where(tl.rand(seed, (n[:, None] * units + a[None, :]).to(tl.int32)) >= dropout, sums * scale, 0.0)
     store(hidden, n, a, units, exists, sums)
@@ -146,11 +147,11 @@ def _forward(
 @triton.jit
 def _before_relu(hidden, gradient, n, a, units, exists, scale):
     """Return a block (n, a) of the gradient before ReLU and dropout: zero where the output is zero."""
-    passed = gather(hidden, n, a, units, exists) > 0
-    return tl.where(passed, gather(gradient, n, a, units, exists) * scale, 0.0)
+    is_zero = gather(hidden, n, a, units, exists) <= 0
+    return tl.where(is_zero, 0.0, gather(gradient, n, a, units, exists) * scale)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def _of_inputs(
     target,
     items,
@@ -193,7 +194,7 @@ def _of_inputs(
     scatter_add(of_items, i, d, dim, exists, of_product * gather(target, r, d, dim, exists))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def _of_weight(
     target,
     items,

@@ -1,4 +1,7 @@
-"""Rows of a table ``(R, C)`` in a kernel: a block of some rows and columns is read, or added to, by their numbers."""
+"""Rows of a table ``(R, C)`` in a kernel: a block of some rows and columns is read, or added to, by their numbers.
+
+Also ReLU, which both kinds of attention need.
+"""
 
 import triton
 import triton.language as tl
@@ -23,3 +26,9 @@ def store(table, rows, columns, width, exists, values):
     """Write a block ``(n, c)`` to rows of a table."""
     inside = exists[:, None] & (columns < width)[None, :]
     tl.store(table + rows[:, None] * width + columns[None, :], values, mask=inside)
+
+
+@triton.jit
+def relu(x):
+    """Return ReLU; of NaN it is NaN, for which ``tl.maximum`` returns 0 on a GPU, but not in the interpreter."""
+    return tl.where(x <= 0, 0.0, x)

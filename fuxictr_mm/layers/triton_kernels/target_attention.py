@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from fuxictr_mm.jagged import Jagged
 from fuxictr_mm.layers.triton_kernels import LARGEST_QUERY, filled
-from fuxictr_mm.layers.triton_kernels.rows import gather, scatter_add, store
+from fuxictr_mm.layers.triton_kernels.rows import gather, relu, scatter_add, store
 
 
 def target_attention(queries: Tensor, history: Jagged, sparse: bool) -> Tensor:
@@ -41,17 +41,18 @@ def target_attention(queries: Tensor, history: Jagged, sparse: bool) -> Tensor:
     Tensor
         ``(B, H, D)``, zero for an empty row, in the promoted dtype of queries and history.
     """
-    return _TargetAttention.apply(queries.contiguous(), history.distinct.contiguous(), history, sparse)
+    inputs = [x.contiguous() for x in (queries, history.distinct, history.places, history.offsets)]
+    with torch.cuda.device_of(queries):  # Triton launches on the current device; autograd sets it in the backward pass
+        return _TargetAttention.apply(*inputs, sparse)
 
 
 class _TargetAttention(torch.autograd.Function):
     """``target_attention`` of contiguous tensors."""
 
     @staticmethod
-    def forward(ctx: Any, queries: Tensor, items: Tensor, history: Jagged, sparse: bool) -> Tensor:
+    def forward(ctx: Any, queries: Tensor, items: Tensor, index: Tensor, offsets: Tensor, sparse: bool) -> Tensor:
         pooled = queries.new_empty(queries.shape, dtype=torch.promote_types(queries.dtype, items.dtype))
         norms = queries.new_empty(queries.shape[:2], dtype=torch.float32)
-        index, offsets = history.places, history.offsets
         ctx.sizes = _sizes(queries, sparse)
         if queries.shape[0]:
             _attend[queries.shape[:1]](queries, items, index, offsets, pooled, norms, **ctx.sizes)
@@ -67,7 +68,7 @@ class _TargetAttention(torch.autograd.Function):
         if queries.shape[0]:
             inputs = (queries, items, index, offsets, pooled, norms, gradient.contiguous())
             _differentiate[queries.shape[:1]](*inputs, of_queries, of_items, **ctx.sizes)
-        return of_queries, of_items.to(items.dtype), None, None
+        return of_queries, of_items.to(items.dtype), None, None, None
 
 
 def _sizes(queries: Tensor, sparse: bool) -> dict[str, Any]:
@@ -112,7 +113,7 @@ def _attend(
         s = gather(items, tl.load(index + n, mask=exists, other=0), d, dim, exists)
         scores = tl.sum(s[:, None, :] * q[None, :, :], axis=2)
         if SPARSE:
-            weights = tl.maximum(scores, 0.0)
+            weights = relu(scores)
         else:
             scores = tl.where(exists[:, None], scores, float("-inf"))
             higher = tl.maximum(peak, tl.max(scores, axis=0))
@@ -169,8 +170,8 @@ def _differentiate(
         scores = tl.sum(s[:, None, :] * q[None, :, :], axis=2)
         of_weights = tl.sum(s[:, None, :] * g[None, :, :], axis=2)
         if SPARSE:
-            weights = tl.maximum(scores, 0.0)
-            of_scores = tl.where(scores > 0, of_weights, 0.0)
+            weights = relu(scores)
+            of_scores = tl.where(scores <= 0, 0.0, of_weights)
         else:
             weights = tl.exp(tl.where(exists[:, None], scores, float("-inf")) - norm[None, :])
             of_scores = weights * (of_weights - mean[None, :])

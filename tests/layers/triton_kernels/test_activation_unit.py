@@ -1,13 +1,16 @@
+from contextlib import nullcontext
+from importlib import import_module
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fuxictr_mm.layers import DINAttention
+from fuxictr_mm.layers import DINAttention, Jagged
 
-kernels = pytest.importorskip("fuxictr_mm.layers.triton_kernels.activation_unit", exc_type=ImportError)
 triton = pytest.importorskip("triton")
 tl = triton.language
+kernels = import_module("fuxictr_mm.layers.triton_kernels.activation_unit")
 
 TOLERANCES = {torch.float32: 3e-6, torch.bfloat16: 1e-2}
 
@@ -22,13 +25,24 @@ def add_rounded_product(a, b, sums, like, PRECISION: tl.constexpr):
 @pytest.fixture(autouse=True)
 def fast(monkeypatch):
     monkeypatch.setattr(kernels, "SPLITS", 2)
-    if not torch.cuda.is_available():
-        monkeypatch.setattr(kernels, "_add_product", add_rounded_product)
 
 
 @pytest.fixture
-def check(make_history, assert_same):
+def multiplies_bfloat16(monkeypatch):
+    """Return a function that lets the interpreter multiply bfloat16."""
+
+    def multiply():
+        if not torch.cuda.is_available():
+            monkeypatch.setattr(kernels, "_add_product", add_rounded_product)
+
+    return multiply
+
+
+@pytest.fixture
+def check(make_history, assert_same, multiplies_bfloat16):
     def check(lengths, dim, units, dropout=0.0, distinct=4, dtype=torch.float32):
+        if dtype == torch.bfloat16:
+            multiplies_bfloat16()
         history = make_history(lengths, dim, distinct, dtype)
         sizes = (len(lengths), dim), (len(lengths), units), (distinct, units), (units, dim)
         inputs = [torch.randn(*size, device=history.distinct.device).to(dtype).requires_grad_() for size in sizes]
@@ -82,9 +96,43 @@ def test_dropout_keeps_a_fraction_that_the_seed_decides(make_history):
     first = hidden(0)
     assert torch.equal(first, hidden(0))
     assert not torch.equal(first, hidden(1))
+    # The next layer or step has another mask.
+    other = kernels.first_layer(torch.ones(1, 3, device=device), history, *parts, 0.25)
+    assert not torch.equal(hidden(1), other)
+    assert not kernels.first_layer(torch.ones(1, 3, device=device), history, *parts, 1.0).any()
     assert abs(first.mean() / 2 - 1) < 0.03  # 3,840 entries: three standard deviations, of a fixed seed
     assert set(first.unique().tolist()) == {0.0, first.max().item()}
     assert first[:, 0].unique().numel() == first[0].unique().numel() == 2
+
+
+def test_nan_of_one_row_stays_nan(make_history):
+    history = make_history([2, 1], 3)
+    device = history.distinct.device
+    target_part = torch.tensor([[torch.nan, 1.0], [1.0, 1.0]], device=device, requires_grad=True)
+    parts = target_part, torch.zeros(4, 2, device=device), torch.zeros(2, 3, device=device)
+    hidden = kernels.first_layer(torch.ones(2, 3, device=device), history, *parts, 0.0)
+    assert hidden.isnan().tolist() == [[True, False], [True, False], [False, False]]
+    (gradient,) = torch.autograd.grad(hidden, target_part, hidden.detach())
+    assert gradient.isnan().tolist() == [[True, False], [False, False]]
+
+
+def test_the_kernel_is_launched_on_the_device_of_its_inputs(monkeypatch, make_history):
+    history = make_history([1], 3)
+    target, *parts = (torch.ones(*size, device=history.distinct.device) for size in ((1, 3), (1, 2), (4, 2), (2, 3)))
+    seen = []
+    monkeypatch.setattr(torch.cuda, "device_of", lambda tensor: seen.append(tensor) or nullcontext())
+    kernels.first_layer(target, history, *parts, 0.0)
+    assert seen == [target]
+
+
+def test_an_index_with_gaps_between_its_numbers(make_history):
+    history = make_history([3, 2], 3)
+    device = history.distinct.device
+    strided = Jagged(history.distinct, history.offsets, history.index.repeat_interleave(2)[::2])
+    parts = torch.randn(2, 5, device=device), torch.randn(4, 5, device=device), torch.randn(5, 3, device=device)
+    target = torch.randn(2, 3, device=device)
+    found = [kernels.first_layer(target, h, *parts, 0.0) for h in (history, strided)]
+    assert torch.equal(*found)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +143,11 @@ def test_dropout_keeps_a_fraction_that_the_seed_decides(make_history):
         ({"attention_units": [9], "output_activation": "Sigmoid"}, False),
     ],
 )
-def test_a_fused_layer_gives_what_it_gives_otherwise(monkeypatch, always_takes, make_history, options, autocast):
+def test_a_fused_layer_gives_what_it_gives_otherwise(
+    monkeypatch, always_takes, make_history, multiplies_bfloat16, options, autocast
+):
+    if autocast:
+        multiplies_bfloat16()
     monkeypatch.setattr("fuxictr_mm.layers.din_attention.relu_layers", lambda _: None)  # as on a GPU
     history = make_history([3, 0, 5], 6)
     device = history.distinct.device
@@ -121,3 +173,19 @@ def test_the_kernel_is_left_out_for_other_layers(always_takes, monkeypatch, make
     layer = DINAttention(6, **options).to(history.distinct.device)
     layer.uses_kernels = True
     assert layer(torch.randn(2, 6, device=history.distinct.device), history).shape == (2, 6)
+
+
+def test_the_kernel_applies_the_only_dropout_of_the_first_layer_and_none_in_eval(
+    always_takes, monkeypatch, make_history
+):
+    monkeypatch.setattr("fuxictr_mm.layers.din_attention.relu_layers", lambda _: None)
+    history = make_history([3, 2], 6)
+    device = history.distinct.device
+    given = []
+    monkeypatch.setattr(kernels, "first_layer", lambda *args: given.append(args[-1]) or torch.ones(5, 7, device=device))
+    layer = DINAttention(6, [7], dropout_rate=0.5).to(device)
+    layer.uses_kernels = True
+    layer.attention_layer.mlp[2].register_forward_hook(lambda *_: pytest.fail("dropout twice"))
+    layer(torch.randn(2, 6, device=device), history)
+    layer.eval()(torch.randn(2, 6, device=device), history)
+    assert given == [0.5, 0.0]

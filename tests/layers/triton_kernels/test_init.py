@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,6 +27,16 @@ def test_fuse_without_triton(monkeypatch):
     monkeypatch.setattr(triton_kernels, "find_spec", lambda _: None)
     with raises_naming(ConfigError, "fused_attention", "Triton"):
         triton_kernels.fuse(nn.Linear(1, 1))
+
+
+def test_tensors_that_kernels_take(monkeypatch):
+    on_gpu = {
+        dtype: SimpleNamespace(is_cuda=True, dtype=dtype) for dtype in (torch.float32, torch.bfloat16, torch.float64)
+    }
+    assert triton_kernels.takes(on_gpu[torch.float32], on_gpu[torch.bfloat16])
+    assert not triton_kernels.takes(on_gpu[torch.float32], on_gpu[torch.float64])
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert not triton_kernels.takes(on_gpu[torch.float32])
 
 
 def test_tensors_that_kernels_do_not_take():

@@ -1,3 +1,5 @@
+from contextlib import nullcontext
+from importlib import import_module
 from itertools import pairwise
 
 import pytest
@@ -5,9 +7,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fuxictr_mm.layers import MultiHeadTargetAttention
+from fuxictr_mm.layers import Jagged, MultiHeadTargetAttention
 
-kernels = pytest.importorskip("fuxictr_mm.layers.triton_kernels.target_attention", exc_type=ImportError)
+pytest.importorskip("triton")
+kernels = import_module("fuxictr_mm.layers.triton_kernels.target_attention")
 
 TOLERANCES = {torch.float32: 3e-6, torch.bfloat16: 1e-2}
 
@@ -69,6 +72,35 @@ def test_scores_beyond_the_range_of_exponentials(make_history):
         assert pooled.item() == (1.0 if factor < 0 else 2.0)
         (gradient,) = torch.autograd.grad(pooled.sum(), queries)
         assert gradient.item() == 0.0
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_nan_of_one_row_stays_nan(make_history, sparse):
+    history = make_history([2, 1], 3)
+    queries = torch.ones(2, 1, 3, device=history.distinct.device)
+    queries[0] = torch.nan
+    pooled = kernels.target_attention(queries.requires_grad_(), history, sparse)
+    assert pooled.isnan().any(2).tolist() == [[True], [False]]
+    (gradient,) = torch.autograd.grad(pooled.square().sum(), queries)
+    assert gradient.isnan().any(2).tolist() == [[True], [False]]
+
+
+def test_the_kernel_is_launched_on_the_device_of_its_inputs(monkeypatch, make_history):
+    history = make_history([1], 3)
+    queries = torch.ones(1, 1, 3, device=history.distinct.device)
+    seen = []
+    monkeypatch.setattr(torch.cuda, "device_of", lambda tensor: seen.append(tensor) or nullcontext())
+    kernels.target_attention(queries, history, False)
+    assert seen == [queries]
+
+
+def test_an_index_with_gaps_between_its_numbers(make_history):
+    history = make_history([3, 2], 3)
+    strided = Jagged(
+        history.distinct, history.offsets.repeat_interleave(2)[::2], history.index.repeat_interleave(2)[::2]
+    )
+    queries = torch.randn(2, 2, 3, device=history.distinct.device)
+    assert torch.equal(*(kernels.target_attention(queries, h, False) for h in (history, strided)))
 
 
 @pytest.mark.parametrize(("heads", "sparse", "autocast"), [(1, False, False), (2, False, True), (2, True, False)])
