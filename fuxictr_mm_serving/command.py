@@ -63,7 +63,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default = getattr(Settings, name)
         option, text = f"--{name.replace('_', '-')}", f"{text} (default: {default:n})"
         parser.add_argument(option, type=type(default), default=default, metavar=unit, help=text)
-    parser.add_argument("--users", metavar="FILE", help="Parquet file or folder of users that requests may refer to")
+    parser.add_argument(
+        "--users",
+        action="append",
+        metavar="PATH",
+        help="users that requests may refer to: Parquet file, folder of part files, or whole folder of fuxictr-mm "
+        "prepare log; may be repeated, and the last row of a user counts",
+    )
     parser.add_argument("--user-column", default="user_id", metavar="NAME", help="its column of ids (user_id)")
     parser.add_argument("--titles", metavar="FILE", help="Parquet file with ids and titles of items, for the page")
     parser.add_argument("--title-column", metavar="NAME", help="its column of titles (item_title or title)")
