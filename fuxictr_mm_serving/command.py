@@ -108,8 +108,15 @@ def serve(args: argparse.Namespace) -> None:
             return
         log_to_stderr()
         with tempfile.TemporaryDirectory() as folder:
-            work = (settings, shared, folder)
-            Workers(serve_in_worker, work, count=args.workers, grace=settings.grace + 5, on_serving=when_ready).run()
+            workers = Workers(
+                serve_in_worker,
+                (settings, shared, folder),
+                count=args.workers,
+                grace=settings.grace + 5,
+                on_serving=when_ready,
+                on_end=shared.close,  # or clients would still connect, and nobody answer
+            )
+            workers.run()
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -178,6 +185,7 @@ def run_server(settings: Settings, shared: socket.socket, is_ready: Callable[[],
     """Answer requests in this process until it is to end; calls ``is_ready`` once the export is loaded."""
     import uvicorn
 
+    from fuxictr_mm_serving.draining import DrainingServer
     from fuxictr_mm_serving.server import make_app
 
     log_to_stderr()
@@ -187,7 +195,7 @@ def run_server(settings: Settings, shared: socket.socket, is_ready: Callable[[],
         app, access_log=False, log_config=None, log_level="warning", timeout_graceful_shutdown=settings.grace
     )
     with ended_by_signals():
-        uvicorn.Server(options).run(sockets=[shared])
+        DrainingServer(options).run(sockets=[shared])
 
 
 @contextmanager
