@@ -24,6 +24,7 @@ from fuxictr_mm_serving.folders import IGNORED, SUFFIXES, natural_key, partition
 from fuxictr_mm_serving.prepared import (
     ALL_ITEMS,
     EARLIER_ITEMS,
+    EXTENDS,
     HISTORIES,
     ITEM_FILE,
     NUMBERED,
@@ -123,6 +124,12 @@ def check_numbering(export: Export, file: Path, *columns: str) -> None:
         # The new items of a later log have the numbers of others here.
         is_earlier = ALL_ITEMS not in given and given[name] in export.manifest.extends.get(name, ())
         if given[name] != expected[name] and not is_earlier:
+            if expected[name] in _json_in(file, EXTENDS, {}).get(name, {}):
+                raise ServingError(
+                    f"{file}: '{name}' has more numbers than the export, which is of a log before it (digest "
+                    f"{str(given[name])[:8]}, expected {expected[name][:8]}); give files of the folder that the export "
+                    "was trained on, or an export of this one"
+                )
             raise ServingError(
                 f"{file}: '{name}' was numbered in another order than for the export (digest {str(given[name])[:8]}, "
                 f"expected {expected[name][:8]}); give files of the folder that it was trained on, or with source ids"

@@ -108,6 +108,8 @@ class Service:
         self._user_column = user_column
         self._switching = threading.Lock()
         self._damaged: list[tuple[str, int, int]] | None = None  # the stamp of what was refused
+        #: Whether the folder holds another export, which could not be loaded.
+        self.has_refused = False
         self.loaded = self._load(CHECKED_BYTES, None)
         self.titles = None
         if titles is not None:
@@ -172,10 +174,13 @@ class Service:
         with self._switching:
             is_other = version_of(self.folder) != self.loaded.version
             if not is_other and not self.loaded.damage:
+                self.has_refused = False
                 return False
             if self._stamp() == self._damaged:  # it has been refused, and to read it again could take minutes
                 return False
+            self.has_refused = is_other
             self.loaded = self._load(math.inf, self.loaded)  # also a damaged one that has been repaired
+            self.has_refused = False
             return is_other
 
     def _stamp(self) -> list[tuple[str, int, int]]:

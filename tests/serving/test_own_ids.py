@@ -20,7 +20,7 @@ from fuxictr_mm.serving.prepared import Prepared
 from fuxictr_mm_serving import Export, ServingError
 from fuxictr_mm_serving.new_items import NewItem
 from fuxictr_mm_serving.parquet import Titles, Users
-from fuxictr_mm_serving.prepared import NUMBERING
+from fuxictr_mm_serving.prepared import EXTENDS, NUMBERING
 from fuxictr_mm_serving.scoring import score_file
 from fuxictr_mm_serving.server import make_app
 from fuxictr_mm_serving.settings import Settings
@@ -207,6 +207,10 @@ def test_files_that_were_numbered_again_are_refused(shop, tmp_path, column):
         return
     with raises_naming(ServingError, path, f"'{column}'"):
         Users(path, "user_id", exported)
+    continued = {**metadata, EXTENDS.encode(): json.dumps({column: {digests[column]: 9}}).encode()}
+    pq.write_table(table.replace_schema_metadata(continued), tmp_path / "continued.parquet")
+    with raises_naming(ServingError, "continued.parquet", f"'{column}'", "more numbers"):
+        Users(tmp_path / "continued.parquet", "user_id", exported)
     if column == "item_id":
         with raises_naming(ServingError, titles, "'item_id'"):
             Titles(titles, exported)
