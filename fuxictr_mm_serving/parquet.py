@@ -124,7 +124,8 @@ def check_numbering(export: Export, file: Path, *columns: str) -> None:
         # The new items of a later log have the numbers of others here.
         is_earlier = ALL_ITEMS not in given and given[name] in export.manifest.extends.get(name, ())
         if given[name] != expected[name] and not is_earlier:
-            if expected[name] in _json_in(file, EXTENDS, {}).get(name, {}):
+            extended: dict[str, dict[str, int]] = _json_in(file, EXTENDS, {})
+            if expected[name] in extended.get(name, {}):
                 raise ServingError(
                     f"{file}: '{name}' has more numbers than the export, which is of a log before it (digest "
                     f"{str(given[name])[:8]}, expected {expected[name][:8]}); give files of the folder that the export "
