@@ -63,7 +63,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default = getattr(Settings, name)
         option, text = f"--{name.replace('_', '-')}", f"{text} (default: {default:n})"
         parser.add_argument(option, type=type(default), default=default, metavar=unit, help=text)
-    parser.add_argument("--users", metavar="FILE", help="Parquet file or folder of users that requests may refer to")
+    parser.add_argument(
+        "--users",
+        action="append",
+        metavar="PATH",
+        help="users that requests may refer to: Parquet file, folder of part files, or whole folder of fuxictr-mm "
+        "prepare log; may be repeated, and the last row of a user counts",
+    )
     parser.add_argument("--user-column", default="user_id", metavar="NAME", help="its column of ids (user_id)")
     parser.add_argument("--titles", metavar="FILE", help="Parquet file with ids and titles of items, for the page")
     parser.add_argument("--title-column", metavar="NAME", help="its column of titles (item_title or title)")
@@ -102,8 +108,15 @@ def serve(args: argparse.Namespace) -> None:
             return
         log_to_stderr()
         with tempfile.TemporaryDirectory() as folder:
-            work = (settings, shared, folder)
-            Workers(serve_in_worker, work, count=args.workers, grace=settings.grace + 5, on_serving=when_ready).run()
+            workers = Workers(
+                serve_in_worker,
+                (settings, shared, folder),
+                count=args.workers,
+                grace=settings.grace + 5,
+                on_serving=when_ready,
+                on_end=shared.close,  # or clients would still connect, and nobody answer
+            )
+            workers.run()
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -172,6 +185,7 @@ def run_server(settings: Settings, shared: socket.socket, is_ready: Callable[[],
     """Answer requests in this process until it is to end; calls ``is_ready`` once the export is loaded."""
     import uvicorn
 
+    from fuxictr_mm_serving.draining import DrainingServer
     from fuxictr_mm_serving.server import make_app
 
     log_to_stderr()
@@ -181,7 +195,7 @@ def run_server(settings: Settings, shared: socket.socket, is_ready: Callable[[],
         app, access_log=False, log_config=None, log_level="warning", timeout_graceful_shutdown=settings.grace
     )
     with ended_by_signals():
-        uvicorn.Server(options).run(sockets=[shared])
+        DrainingServer(options).run(sockets=[shared])
 
 
 @contextmanager

@@ -86,6 +86,9 @@ class Metrics:
             "fuxictr_mm_user_states", "User states by whether they were held", ["held"], registry=own
         )
         self.switches = prometheus_client.Counter("fuxictr_mm_switches", "Exports loaded after the first", registry=own)
+        self.failed = prometheus_client.Counter(
+            "fuxictr_mm_failed_switches", "Exports that could not be loaded after the first", registry=own
+        )
 
     def text(self) -> bytes:
         """Return the text that Prometheus reads."""
@@ -250,7 +253,8 @@ class Server:
             return answer(503, loaded.damage)
         names = ("experiment", "model", "created", "precision")
         manifest = {name: getattr(loaded.export.manifest, name) for name in names}
-        return JSONResponse({"status": "ready", "version": loaded.version, **manifest})
+        failed = {"switch": "failed"} if self.service.has_refused else {}
+        return JSONResponse({"status": "ready", "version": loaded.version, **manifest, **failed})
 
     async def read_metrics(self, _: Request) -> Response:
         """Metrics for Prometheus."""
@@ -399,5 +403,6 @@ async def watch(service: Service, metrics: Metrics, seconds: float) -> None:
         except Exception as error:  # whatever it is, the next export may be good
             reason, level = f"{type(error).__name__}: {error}", logging.ERROR
         if reason and reason != logged:  # not at every look
+            metrics.failed.inc()
             logger.log(level, json.dumps({"switch": "failed", "reason": reason}))
         logged = reason

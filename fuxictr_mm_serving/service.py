@@ -70,9 +70,9 @@ class Service:
     ----------
     folder : path
         The export, or a link to it.
-    users : path, optional
-        A Parquet file of users, or a folder of them: a column of ids, the history and the context, so that requests
-        may name a user.
+    users : path or sequence of paths, optional
+        Parquet files of users, or folders of them: a column of ids, the history and the context, so that requests may
+        name a user. Of a folder of ``fuxictr-mm prepare log``, the newest history of each user.
     user_column : str
         Its column of ids.
     titles : path, optional
@@ -94,7 +94,7 @@ class Service:
         self,
         folder: str | os.PathLike[str],
         *,
-        users: str | os.PathLike[str] | None = None,
+        users: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
         user_column: str = "user_id",
         titles: str | os.PathLike[str] | None = None,
         title_column: str | None = None,
@@ -103,10 +103,13 @@ class Service:
     ) -> None:
         self.folder = Path(folder)
         self.threads, self.cache_bytes = threads, cache_bytes
-        self._users = None if users is None else Path(users)
+        paths = [users] if isinstance(users, (str, os.PathLike)) else users or []
+        self._users = [Path(path) for path in paths]
         self._user_column = user_column
         self._switching = threading.Lock()
         self._damaged: list[tuple[str, int, int]] | None = None  # the stamp of what was refused
+        #: Whether the folder holds another export, which could not be loaded.
+        self.has_refused = False
         self.loaded = self._load(CHECKED_BYTES, None)
         self.titles = None
         if titles is not None:
@@ -130,7 +133,7 @@ class Service:
 
         Of rows of ``fuxictr-mm prepare``, they know the ids by their own export.
         """
-        if self._users is None:
+        if not self._users:
             return None
         is_same = present is not None and not export.is_prepared and present.export.columns == export.columns
         if present is not None and is_same and present.users is not None:
@@ -171,15 +174,18 @@ class Service:
         with self._switching:
             is_other = version_of(self.folder) != self.loaded.version
             if not is_other and not self.loaded.damage:
+                self.has_refused = False
                 return False
             if self._stamp() == self._damaged:  # it has been refused, and to read it again could take minutes
                 return False
+            self.has_refused = is_other
             self.loaded = self._load(math.inf, self.loaded)  # also a damaged one that has been repaired
+            self.has_refused = False
             return is_other
 
     def _stamp(self) -> list[tuple[str, int, int]]:
         """Return sizes and times of the files, that of users too: by them a repair is seen without reading them."""
-        found, paths = [], [] if self._users is None else [self._users]
+        found, paths = [], [*self._users]
         for folder in (self.folder, *paths):
             with suppress(OSError):
                 paths += folder.iterdir()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ class Settings:
     """What the command line says, for every worker."""
 
     folder: str  #: The export.
-    users: str | None = None  #: A Parquet file of users, or a folder of them.
+    users: str | Sequence[str] | None = None  #: Parquet files of users, or folders of them.
     titles: str | None = None  #: A Parquet file of titles.
     user_column: str = "user_id"  #: Column of ids in ``users``.
     title_column: str | None = None  #: Column of titles; by default ``item_title`` or ``title``.

@@ -65,6 +65,8 @@ class Workers:
         Seconds until those that were asked to end are killed.
     on_serving : callable
         Called once, when the first serves.
+    on_end : callable
+        Called before the processes are asked to end.
     """
 
     def __init__(
@@ -75,8 +77,10 @@ class Workers:
         count: int,
         grace: float,
         on_serving: Callable[[], None] = lambda: None,
+        on_end: Callable[[], None] = lambda: None,
     ) -> None:
-        self._work, self._args, self._grace, self._on_serving = work, args, grace, on_serving
+        self._work, self._args, self._grace = work, args, grace
+        self._on_serving, self._before_end = on_serving, on_end
         self._workers = [_Worker() for _ in range(count)]
         self._ends: list[float] = []
         self._in_vain = 0
@@ -164,6 +168,7 @@ class Workers:
         logger.error(json.dumps({"worker": "ended", "reason": reason, "started_again_in_s": delay}))
 
     def _end(self) -> None:
+        self._before_end()
         processes = [worker.process for worker in self._workers if worker.process]
         for process in processes:
             process.terminate()

@@ -15,7 +15,8 @@ from fuxictr_mm.check_data.arrays import is_number, split_lists
 from fuxictr_mm.check_data.translation import Translation
 from fuxictr_mm.data import parquet
 from fuxictr_mm.data.arrow_types import is_list, is_plain_text, plain_type
-from fuxictr_mm.data.parquet import open_parquet, part_files, schema_of
+from fuxictr_mm.data.numbering import extended_in, known_items
+from fuxictr_mm.data.parquet import metadata_of, open_parquet, part_files, schema_of
 from fuxictr_mm.errors import DataError, first_line
 from fuxictr_mm.terminal import progress_bar
 from fuxictr_mm_serving.prepared import ITEM_FILE, MANIFEST, ROW_SOURCES, SOURCE_ID
@@ -54,6 +55,14 @@ class DataFile:
         if not (self.path.parent / MANIFEST).is_file():
             return set()
         return set(ROW_SOURCES) if self.name in SPLITS else {SOURCE_ID} if self.file == ITEM_FILE else set()
+
+    @cached_property
+    def continues(self) -> bool:
+        """Whether ``fuxictr-mm prepare`` wrote it after an earlier folder, whose clicks its histories have as well."""
+        return any(
+            extended_in(metadata) or known_items(metadata) is not None
+            for metadata in map(metadata_of, part_files(self.path))
+        )
 
     @cached_property
     def schema(self) -> pa.Schema:

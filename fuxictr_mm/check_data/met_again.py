@@ -17,6 +17,9 @@ FEWEST_HISTORIES = 100
 #: If none of n histories shows something, its fraction is at most 3 / n (with a confidence of 95 %).
 AT_MOST = 3
 
+#: What is expected of a folder that continues another: without the clicks of that one, a leak cannot be told.
+EARLIER_DAYS = "clicks on items met before; the clicks of the folder that this one continues are not in the files"
+
 #: Columns of ``count_again`` beside ``click``.
 _COUNTS = (
     "rows", "longer", "both_ends", "last_again", "first_twice", "last_twice"
@@ -54,6 +57,7 @@ def target_in_history(subject: SplitInTime) -> Iterator[Fault]:
     found += f", {new.height:,} without an earlier click in the files"
     text = f"a history before the click, so at most some {expected:.1f} clicks on an item met before the files"
     severity = WARNING if WARNING in severities else INFO
+    severity, text = (INFO, EARLIER_DAYS) if split.continues else (severity, text)
     yield fault_of(split.file, ITEM_SEQ, split.own, pl.col("item"), found=found, expected=text, severity=severity)
 
 
@@ -71,6 +75,7 @@ def future_click(subject: SplitInTime) -> Iterator[Fault]:
     expected = total * max(n["last_again"], AT_MOST) / max(n["longer"], 1)
     severity = _severity_of_leak(rows.select(pair).unique().height, expected, n["longer"])
     text = f"histories older than the clicks, so at most some {expected:.1f} clicks on an item met before"
+    severity, text = (INFO, EARLIER_DAYS) if split.continues else (severity, text)
     yield fault_of(split.file, ITEM_SEQ, rows, pl.col("item"), expected=text, severity=severity)
 
 

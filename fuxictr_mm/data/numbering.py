@@ -126,6 +126,11 @@ def check_numbering(
                 continue
             first, where = found.setdefault(name, (digest, path))
             if digest != first and name in {ITEM_ID, ALL_ITEMS, *trained}:
+                if first in extended_in(metadata).get(name, {}):
+                    raise DataError(
+                        f"{path}: has more numbers of '{name}' than {where}, which is of a log before it; use weights "
+                        "that were trained on it, or prepare it with --like and without --extend"
+                    )
                 raise DataError(
                     f"{path}: numbers '{name}' in another order than {where}; give files of the same folder"
                 )

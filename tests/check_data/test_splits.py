@@ -1,5 +1,6 @@
 """Splits: keys, repeats, clicks of later splits against brute force, drift."""
 
+import json
 from collections import defaultdict
 
 import numpy as np
@@ -386,6 +387,21 @@ def test_where_no_history_shows_an_item_again_a_few_later_clicks_may(tmp_path, c
     write_world(tmp_path, "valid", {**made, "items": items, "labels": np.ones(400, dtype=int)})
     report, _ = check_folder(tmp_path, ["future-click"])
     assert [(f.severity, f.rows.height) for f in report.findings() if f.file == "train.parquet"] == [(severity, clicks)]
+
+
+@pytest.mark.parametrize("key", ["fuxictr_mm.extends", "fuxictr_mm.known_items"])
+def test_a_folder_that_continues_another_has_histories_of_clicks_that_are_not_in_it(tmp_path, key):
+    write_split(tmp_path, "train", [1, 2, 3], [5, 6, 7], [[5, 8], [9, 8], [9, 4]], [1, 1, 0])
+    write_split(tmp_path, "valid", [3, 2, 3], [9, 6, 4], [[], [], []], [1, 0, 1])
+    checks = ["target-in-history", "future-click"]
+    report, _ = check_folder(tmp_path, checks)
+    assert {(f.check, f.severity) for f in report.findings()} == {(name, "warning") for name in checks}
+    value = json.dumps({"item_id": {"0" * 64: 9}} if "extends" in key else 9)
+    for name in ("train", "valid"):
+        path = tmp_path / f"{name}.parquet"
+        pq.write_table(pq.read_table(path).replace_schema_metadata({key: value}), path)
+    report, _ = check_folder(tmp_path, checks)
+    assert {(f.check, f.severity) for f in report.findings()} == {(name, "info") for name in checks}
 
 
 @pytest.mark.parametrize(("label", "severity"), [(0, "info"), (1, "warning")])

@@ -1,5 +1,7 @@
 """Weights are refused the files of a folder that was prepared again with other numbers."""
 
+from pathlib import Path
+
 import numpy as np
 import polars as pl
 import pyarrow as pa
@@ -8,7 +10,7 @@ import pytest
 
 import fuxictr_mm as fm
 from fuxictr_mm.cli import main
-from fuxictr_mm.data.numbering import digest_of
+from fuxictr_mm.data.numbering import check_numbering, digest_of, to_metadata
 from fuxictr_mm.data.vocabulary import Vocabularies, Vocabulary
 from fuxictr_mm.errors import DataError
 from fuxictr_mm.experiment import Experiment
@@ -152,3 +154,12 @@ def test_digests_are_of_values_and_order():
         pa.array(v, pa.large_string()) for v in (["2", "1", "30"], ["12", "", "30"], ["1", "2"], ["1", "23", "0"])
     ]
     assert len({digest_of(Vocabulary(values)) for values in (texts, *others)}) == 5
+
+
+@pytest.mark.parametrize("continues", [True, False])
+def test_rows_that_continue_the_items_are_told_from_rows_of_another_order(continues):
+    items = to_metadata({"item_id": "1"})
+    rows = to_metadata({"item_id": "2"}, {"item_id": {"1": 9}} if continues else None)
+    files = [(Path("items.parquet"), items), (Path("rows.parquet"), rows)]
+    with raises_naming(DataError, "rows.parquet", "items.parquet", "more numbers" if continues else "another order"):
+        check_numbering([], files, [], Vocabularies())

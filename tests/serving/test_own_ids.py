@@ -20,7 +20,7 @@ from fuxictr_mm.serving.prepared import Prepared
 from fuxictr_mm_serving import Export, ServingError
 from fuxictr_mm_serving.new_items import NewItem
 from fuxictr_mm_serving.parquet import Titles, Users
-from fuxictr_mm_serving.prepared import NUMBERING
+from fuxictr_mm_serving.prepared import EXTENDS, NUMBERING
 from fuxictr_mm_serving.scoring import score_file
 from fuxictr_mm_serving.server import make_app
 from fuxictr_mm_serving.settings import Settings
@@ -207,6 +207,10 @@ def test_files_that_were_numbered_again_are_refused(shop, tmp_path, column):
         return
     with raises_naming(ServingError, path, f"'{column}'"):
         Users(path, "user_id", exported)
+    continued = {**metadata, EXTENDS.encode(): json.dumps({column: {digests[column]: 9}}).encode()}
+    pq.write_table(table.replace_schema_metadata(continued), tmp_path / "continued.parquet")
+    with raises_naming(ServingError, "continued.parquet", f"'{column}'", "more numbers"):
+        Users(tmp_path / "continued.parquet", "user_id", exported)
     if column == "item_id":
         with raises_naming(ServingError, titles, "'item_id'"):
             Titles(titles, exported)
@@ -278,3 +282,35 @@ def test_an_export_may_keep_the_numbers(shop, tmp_path):
     assert not (kept.export / "vocabulary.json").exists()
     assert exported.items.some(2) == [1, 2]
     assert "basket_scaled" in exported.columns
+
+
+def test_a_prepared_folder_gives_the_newest_state_of_every_user(shop, tmp_path):
+    exported = Export(shop.export)
+    written, folder = pl.read_parquet(shop.data / "train"), tmp_path / "later"
+    ids = dict(pl.read_parquet(shop.data / "items.parquet").select("item_id", "source_id").iter_rows())
+    histories = dict(pl.read_parquet(shop.data / "histories").select("source_user", "item_seq").iter_rows())
+    floors = dict(pl.read_parquet(shop.data / "vocabularies" / "floor.parquet").select("code", "value").iter_rows())
+    users = Users(shop.data, "user_id", exported)
+    assert set(users.some(99)) == {*written["source_user"]} == {*histories}
+    newest = pl.concat([written, *(pl.read_parquet(shop.data / name) for name in ("valid", "test"))])
+    newest = newest.sort("source_row").unique("source_user", keep="last")
+    for user, floor in newest.select("source_user", "floor").iter_rows():
+        found = users.get(user)
+        assert found["item_seq"] == [ids[number] for number in histories[user]]
+        assert (found["user_id"], found["floor"]) == (user, floors[floor])
+    # A later folder with rows of one user only, a history of each, and one of a user of a day that is not given.
+    (folder / "test").mkdir(parents=True)
+    (folder / "histories").mkdir()
+    rows = pq.read_table(shop.data / "test" / "part-00000.parquet").slice(0, 1)
+    pq.write_table(rows, folder / "test" / "part-00000.parquet")
+    state = {"source_user": [*histories, 99], "item_seq": [[number] for number in range(1, len(histories) + 2)]}
+    pq.write_table(pa.table(state), folder / "histories" / "part-00000.parquet")
+    both = Users([shop.data, folder], "user_id", exported)
+    for user, (item,) in zip(*state.values(), strict=True):
+        assert both.get(user)["item_seq"] == [ids[item]]
+    only = rows["source_user"][0].as_py()
+    assert both.get(only)["floor"] == floors[rows["floor"][0].as_py()]
+    assert all(both.get(user)["floor"] == users.get(user)["floor"] for user in {*histories} - {only})
+    assert both.get(99) == {"item_seq": [ids[state["item_seq"][-1][0]]], "user_id": 99}
+    with raises_naming(ServingError, shop.data, "item_id"):
+        Users(shop.data, "item_id", exported)

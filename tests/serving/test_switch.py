@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 from fuxictr_mm.serving.export import export
 from fuxictr_mm_serving import ServingError, service
 from fuxictr_mm_serving.manifest import checksum, version_of
-from fuxictr_mm_serving.server import make_app, watch
+from fuxictr_mm_serving.server import Metrics, make_app, watch
 from fuxictr_mm_serving.settings import Settings
 from tests.errors import raises_naming
 from tests.serving.server import REQUEST, ROWS, Server, rows_of
@@ -91,15 +91,16 @@ def test_the_watcher_survives_any_error_and_logs_it_once(caplog):
             raise RuntimeError("unexpected")
 
     async def look():
-        task = asyncio.create_task(watch(broken, None, 0.01))
+        task = asyncio.create_task(watch(broken, metrics, 0.01))
         await asyncio.sleep(0.2)
         assert not task.done()
         task.cancel()
 
-    broken = Broken()
+    broken, metrics = Broken(), Metrics()
     asyncio.run(look())
     assert broken.looks > 1
     assert caplog.text.count("unexpected") == 1
+    assert "fuxictr_mm_failed_switches_total 1.0" in metrics.text().decode()
 
 
 def test_the_end_does_not_wait_for_an_export_that_is_read():
@@ -136,9 +137,11 @@ def test_an_export_that_reads_other_columns_is_refused_until_the_users_have_them
         found.switch()
     assert found.score(user=1, candidates=[8]) == before
     assert not found.switch()
+    assert found.has_refused
     table = pq.read_table(ROWS)
     pq.write_table(table.rename_columns(["clicked" if n == "item_seq" else n for n in table.column_names]), users)
     assert found.switch()
+    assert not found.has_refused
     assert found.score(user=1, candidates=[8]).scores == pytest.approx(before.scores)
 
 

@@ -46,14 +46,16 @@ def stop():
 
 def test_a_worker_that_is_killed_comes_back(tmp_path, caplog):
     told = []
-    supervisor = Workers(write, (tmp_path,), count=1, grace=10, on_serving=lambda: told.append("serves"))
+    has_ended = (tmp_path / "terminated").exists
+    options = {"on_serving": lambda: told.append("serves"), "on_end": lambda: told.append(has_ended())}
+    supervisor = Workers(write, (tmp_path,), count=1, grace=10, **options)
     serves = lambda: supervisor._workers[0].serves  # noqa: E731
     when(serves, lambda: os.kill(starts(tmp_path)[0], signal.SIGKILL))
     when(lambda: len(starts(tmp_path)) == 2 and serves(), stop)
     handler = signal.getsignal(signal.SIGTERM)
     supervisor.run()
     assert (tmp_path / "terminated").exists()
-    assert told == ["serves"]
+    assert told == ["serves", False]
     assert signal.getsignal(signal.SIGTERM) is handler
     assert "SIGKILL" in caplog.text
     assert json.loads(caplog.messages[0])["started_again_in_s"] == 0
