@@ -60,9 +60,12 @@ def separator_of(header: str) -> str:
     return "\t" if "\t" in header else max(SEPARATORS, key=header.count)
 
 
-def separator_in(path: Path, encoding: Encoding = UTF8) -> str:
-    """Return what separates the columns of a CSV file, by its first line; a tab in place of two colons."""
-    return separator_of(_header(path, encoding.of(path)))
+def separator_in(path: Path, encoding: Encoding = UTF8, names: Sequence[str] = ()) -> str:
+    """Return what separates the columns of a CSV file, by its first line; a tab in place of two colons.
+
+    ``names`` are those of the columns of a file without a header.
+    """
+    return separator_of(_header(path, encoding.of(path), names))
 
 
 def schema_of(path: Path, encoding: Encoding = UTF8, names: Sequence[str] = ()) -> dict[str, pl.DataType]:
@@ -198,8 +201,11 @@ def _first_line(path: Path, codec: str | None = None) -> str:
 
 def _has_colons(line: str, names: Sequence[str] = ()) -> bool:
     """Whether two colons separate columns: no character does so more often; of two columns, they have ``names``."""
-    others = max(map(line.count, ("\t", *SEPARATORS)))
-    return line.count(COLONS) >= max(2, others) or (len(names) == 2 and line.count(COLONS) == 1 and not others)
+    others = ("\t", *SEPARATORS)
+    first, *rest = line.split(COLONS)
+    if len(names) == 2 and len(rest) == 1:  # the second text may hold commas, as of titles
+        return not any(mark in first for mark in others)
+    return len(rest) >= max(2, *map(line.count, others))
 
 
 def _header(path: Path, codec: str | None = None, names: Sequence[str] = ()) -> str:

@@ -117,7 +117,9 @@ def test_another_start_continues_and_gives_the_same_rows(shop, prepare_log, monk
 @pytest.mark.slow
 def test_buckets_without_users_have_no_negatives(shop, prepare_log, monkeypatch):
     monkeypatch.setattr(buckets, "CHUNK_ROWS", 10)  # more of them than users
-    _, summary, _ = prepare_log(drop_label(shop), negatives=1)
+    with raises_naming(UserError, "--types click=none"):
+        prepare_log(shop, negatives=1)
+    _, summary, _ = prepare_log(shop, negatives=1, types=["click=none"])  # as if all rows were clicks
     assert sum(split.rows for split in summary.splits.values()) == 600
 
 

@@ -104,6 +104,7 @@ def test_two_colons_inside_a_name_separate_nothing(tmp_path):
 
 def test_two_colons_separate_two_columns_whose_names_are_given(tmp_path):
     path = tmp_path / "users.dat"
-    path.write_text("1::18405182\n2::31260677\n")
-    with scanned(path, tmp_path, names=["user", "account"]) as rows:
-        assert rows.collect().rows() == [("1", "18405182"), ("2", "31260677")]
+    for first in ("18405182", "Piano, The"):
+        path.write_text(f"1::{first}\n2::31260677\n")
+        with scanned(path, tmp_path, names=["user", "account"]) as rows:
+            assert rows.collect().rows() == [("1", first), ("2", "31260677")]

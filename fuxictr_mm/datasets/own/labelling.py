@@ -12,12 +12,10 @@ from fuxictr_mm.datasets.own.files import LogFiles
 from fuxictr_mm.datasets.own.labels import Label, MatchedLabel, NumberLabel, ThresholdLabel, TruthLabel, ValueLabel
 from fuxictr_mm.datasets.own.options import LogOptions, Value
 from fuxictr_mm.datasets.own.positives import Positives
+from fuxictr_mm.datasets.own.roles import DEFAULTS
 from fuxictr_mm.datasets.own.tables import Table
 from fuxictr_mm.errors import ConfigError, nearest
 from fuxictr_mm_serving.prepared import SCALED
-
-#: Labels that are looked for where none is named.
-NAMES = ("label", "click")
 
 
 @dataclass(frozen=True)
@@ -114,11 +112,14 @@ def _choose(asked: LogOptions, log: Table, words: Mapping[str, str], others: Col
     for name in names:
         if name not in others:
             log.check(name, f"--labels {name}")
-    names = names or [name for name in NAMES if name in log.schema][:1]
+    names = names or [name for name in DEFAULTS if name in log.schema and asked.types.get(name) != "none"][:1]
     if asked.positive_from is not None and names and set(names) <= set(asked.positives):
         raise ConfigError("--positive_from: all labels are of --positives, which are 0 and 1; leave it out")
     if names and asked.negatives:
-        raise ConfigError(f"--negatives: {file} has the label '{names[0]}'; leave out --negatives")
+        raise ConfigError(
+            f"--negatives: {file} has the label '{names[0]}'; leave out --negatives, or the column: --types "
+            f"{names[0]}=none"
+        )
     if not names and not asked.negatives and asked.impressions:
         column = asked.impressions[0].partition("=")[0]
         raise ConfigError(

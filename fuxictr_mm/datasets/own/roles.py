@@ -36,9 +36,10 @@ NAMES: dict[str, Sequence[Sequence[str]]] = {
         ("date", "tdat"),
     ),
 }  # fmt: skip
+#: Labels that are taken without a line of the log where none is named, in this order.
+DEFAULTS = ("label", "click")
 LABELS: Sequence[Sequence[str]] = (
-    ("label",),
-    ("click",),
+    *((name,) for name in DEFAULTS),
     ("clicked", "isclick", "isclicked", "clk"),
     ("target",),
 )
@@ -76,7 +77,7 @@ def with_names(asked: LogOptions, given: Collection[str], table: Table) -> LogOp
     is_sought = not (asked.labels or asked.positives or asked.impressions)
     if fields.keys() <= set(given) and not is_sought:  # of JSON lines, finding the columns takes a pass
         return asked
-    used = {getattr(asked, role) for role in ("group", "history", "weight")} | set(asked.labels) | set(asked.match_on)
+    used = {getattr(asked, role) for role in ("group", "history", "weight")} | set(asked.labels)
     used |= {getattr(asked, fields[role]) for role in given if role in fields}
     used |= {name for name, kind in asked.types.items() if kind == "none"}
     free = [name for name in table.schema if name not in used]
@@ -111,12 +112,12 @@ def with_names(asked: LogOptions, given: Collection[str], table: Table) -> LogOp
 
 def _find_label(asked: LogOptions, free: Sequence[str], table: Table) -> tuple[str, ...]:
     """Return the label of a log whose label no option names, where it is not called by a default name."""
-    if any(group[0] in table.schema for group in LABELS[:2]):
+    if any(name in table.schema and asked.types.get(name) != "none" for name in DEFAULTS):
         return ()
     file, given = table.paths[0], [name for name in free if name not in asked.types]
     ratings, events = _first([RATINGS], given), _first([EVENTS], given)
-    names = _first(LABELS[:3] if asked.negatives else LABELS, given)
-    names = names or (ratings if asked.positive_from is not None else [])
+    names = ratings if asked.positive_from is not None else []
+    names = names or _first(LABELS[:3] if asked.negatives else LABELS, given)
     if len(names) > 1:
         option = " or ".join(f"--labels {name}" for name in names)
         raise ConfigError(f"{file}: {' and '.join(names)} may be the label; name one: {option}")

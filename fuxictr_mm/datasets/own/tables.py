@@ -53,7 +53,8 @@ class Table:
     encoding: Encoding = UTF8  #: Of files of text.
     header: Sequence[str] = ()  #: Names of the columns of CSV files without a header.
     date_order: Literal["dmy", "mdy", "ymd"] | None = None  #: Of dates that may be of two orders, such as 05/03/2024.
-    known_forms: Mapping[str, Form] = field(default_factory=dict)  #: How an earlier log writes the numbers of columns.
+    #: How an earlier log writes the numbers of columns, whose types cannot be changed; None if there is none.
+    known_forms: Mapping[str, Form] | None = None
 
     def __post_init__(self) -> None:
         for path in self.paths:
@@ -163,7 +164,8 @@ class Table:
         if not any(form_of(path) in CSV for path in self.paths):
             return [], {}
         # 12,5 is a number where commas separate no columns; of a category, it may be two ids.
-        has_commas = all(form_of(path) in CSV and separator_in(path, self.encoding) != "," for path in self.paths)
+        is_csv = all(form_of(path) in CSV for path in self.paths)
+        has_commas = is_csv and all(separator_in(path, self.encoding, self.header) != "," for path in self.paths)
         schema = self._rows.collect_schema().items()
         names = [name for name, kind in schema if kind == pl.String and name not in self.texts]
         names = [name for name in names if self.types.get(name) not in ("sequence", "text")]
@@ -224,13 +226,15 @@ class Table:
     def _mention_marks(self, name: str, decimal: str | None, marks: Mapping[str, str]) -> None:
         """Log how points and commas in the numbers of a column are read; warn if they are not."""
         examples = " and ".join(map(repr, marks.values()))
-        if decimal is None and name not in self.types:
+        if not self._is_mentioned(name):
+            return
+        if decimal is None:
             logger.warning(
                 f"{self.paths[0]}: {name} is read as texts, since the rows do not tell whether points and commas "
                 f"separate thousands or decimals, as in {examples}; write numbers without separators of thousands"
                 f"{f', or add --types {name}=numeric if it separates decimals' if len(marks) == 1 else ''}"
             )
-        elif decimal and "," in marks and name not in self.types:
+        elif decimal and "," in marks:
             read = "decimal commas" if decimal == "," else "commas between thousands"
             logger.info(
                 f"{self.paths[0]}: {name} is read as numbers with {read}, such as {marks[',']}; "
@@ -238,7 +242,11 @@ class Table:
             )
 
     def _known(self, name: str) -> Form:
-        return self.known_forms.get(name, Form())
+        return (self.known_forms or {}).get(name, Form())
+
+    def _is_mentioned(self, name: str) -> bool:
+        """Whether the log says how a column is read: where ``--types`` can change it."""
+        return self.known_forms is None and name not in self.types
 
     def _amounts(self, names: Sequence[str], has_commas: bool) -> dict[str, Form]:
         """Return how the numbers of columns with a unit are written."""
@@ -247,7 +255,8 @@ class Table:
         values = self._rows.head(SAMPLE).select(first).collect(engine="streaming").row(0, named=True) if first else {}
         units = {name: Form(unit_in(value)) for name, value in values.items()}
         forms = {}
-        for name, begin in (units | {name: self._known(name) for name in names if name in self.known_forms}).items():
+        units |= {name: form for name, form in (self.known_forms or {}).items() if name in names}
+        for name, begin in units.items():
             if not begin.unit:
                 continue
             form, example = form_in(self._rows, name, begin, MISSING, has_commas)
@@ -259,7 +268,7 @@ class Table:
             if form is None:
                 continue
             forms[name] = form
-            if name not in self.types:
+            if self._is_mentioned(name):
                 logger.info(
                     f"{self.paths[0]}: {name} is read as numbers without {form.unit!r}; --types {name}=categorical "
                     "keeps the texts"

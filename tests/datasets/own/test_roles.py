@@ -55,6 +55,19 @@ def test_what_no_name_tells_is_asked_for(columns, given, named, tmp_path):
         names_in(columns, tmp_path, **given)
 
 
+def test_a_column_to_match_on_may_be_the_item(tmp_path):
+    given = {"positives": ["click=clicks.csv"], "match_on": ["request", "asin"]}
+    assert names_in(["userId", "asin", "request", "ts"], tmp_path, **given) == ("userId", "asin", "ts")
+
+
+def test_a_default_label_that_is_left_out_is_none(tmp_path):
+    columns = ["user_id", "item_id", "time", "click", "clicked"]
+    assert names_in(columns, tmp_path, types=["click=none"])[3:] == ("clicked",)
+    columns = ["user_id", "item_id", "time", "clicked", "rating"]  # a threshold is of ratings
+    assert names_in(columns, tmp_path, positive_from=4.0)[3:] == ("rating",)
+    assert names_in(columns, tmp_path)[3:] == ("clicked",)
+
+
 def test_options_come_first(tmp_path):
     columns = ["userId", "uid", "movieId", "time", "timestamp", "rating"]
     given = {"roles": ["user=uid", "time=timestamp"], "positive_from": 4.0}

@@ -245,3 +245,21 @@ def test_marks_of_numbers_without_a_unit_are_those_of_the_earlier_log(tmp_path):
         known = {"types": {"price": "numeric"}, "known_forms": {"price": form}}
         later = Table([tmp_path / folder / "b.csv"], tmp_path / folder / "later", "items", **known)
         assert later.frame.collect()["price"].to_list() == [1.234 if folder == "points" else 1234.0]
+
+
+def test_no_option_is_advised_for_columns_of_a_later_log(tmp_path, caplog):
+    pl.DataFrame({"size": ["1.234", "2.345"], "price": ["5 €", "7 €"], "x": 1}).write_csv(
+        tmp_path / "a.csv", separator=";"
+    )
+    caplog.set_level("INFO")
+    for known_forms in (None, {}):
+        caplog.clear()
+        table = Table([tmp_path / "a.csv"], tmp_path / f"{known_forms}", "items", known_forms=known_forms)
+        assert table.frame.collect()["size"].to_list() == ["1.234", "2.345"]
+        assert all((f"--types {name}" in caplog.text) == (known_forms is None) for name in ("size", "price"))
+
+
+def test_decimal_commas_of_two_columns_with_two_colons(tmp_path):
+    (tmp_path / "items.dat").write_text("m1::12,5\nm2::7\n")
+    table = Table([tmp_path / "items.dat"], tmp_path / "scratch", "items", ["asin"], header=["asin", "price"])
+    assert table.frame.collect().to_dict(as_series=False) == {"asin": ["m1", "m2"], "price": [12.5, 7.0]}
