@@ -30,7 +30,10 @@ FEW_VALUES = 100
 HUGE = 2**53
 
 #: Names of columns whose digits are no quantity, beside those that end in id.
-CODES = r"(?i)(?:^|_)(?:zip|zip_?code|post_?code|postal(?:_?code)?|plz|ean|gtin|upc|barcode|phone|phone_?number|mobile|tel|telephone)$"
+CODES = (
+    r"(?i)(?:^|_)(?:zip|zip_?code|post_?code|postal(?:_?code)?|plz|ean|gtin|upc|barcode|phone|phone_?number|mobile|tel"
+    r"|telephone)$"
+)
 
 #: Texts with more distinct values than this fraction of the rows name the row, and are not categories.
 OWN_VALUE = 0.5

@@ -224,6 +224,7 @@ def test_codes_and_large_integers_are_categories(tmp_path):
     numbers = range(10_000, 10_300)
     columns = {
         "plz": numbers,
+        "ean": numbers,
         "hash": [2**60 + n for n in numbers],
         "phone": [f"+49{n}00" for n in numbers],
         "size": numbers,
@@ -232,7 +233,7 @@ def test_codes_and_large_integers_are_categories(tmp_path):
     table = Table([tmp_path / "items.csv"], tmp_path / "scratch", "items", ["asin"])
     found, _ = choose_columns(table, {"asin"}, {}, set(), "item_")
     assert {column.source: column.kind for column in found} == {
-        "plz": "categorical", "hash": "categorical", "phone": "text", "size": "numeric",
+        "plz": "categorical", "ean": "categorical", "hash": "categorical", "phone": "text", "size": "numeric",
     }  # fmt: skip
 
 
