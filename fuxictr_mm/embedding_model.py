@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from fuxictr_mm.data.batch import Batch, pad_columns
 from fuxictr_mm.data.items import ItemTable
-from fuxictr_mm.data.schema import why_no_layers
+from fuxictr_mm.data.schema import ITEM_ID, why_no_layers
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.fuxictr_imports import BaseModel, FeatureEmbeddingDict, FeatureMap
 from fuxictr_mm.jagged import Jagged
 from fuxictr_mm.layers.field_embedding import FieldEmbedding
 from fuxictr_mm.layers.history_search import directions, newest
 from fuxictr_mm.layers.similarity import HistorySimilarity
+from fuxictr_mm.layers.unknown_item import UnknownItem
 from fuxictr_mm.tables.sharded import place_tables, without_rows
 
 #: Items per id of a batch above which its distinct ids are found by sorting.
@@ -97,6 +98,8 @@ class EmbeddingModel(BaseModel):
             layers, folder = self.embedding_layer.embedding_layer.embedding_layers, Path(self.model_settings.model_root)
             place_tables(layers, spread, feature_map.features, sharded or {}, self.device, folder.absolute())
         check_encoders(self)
+        shares_unknown = specs.get(ITEM_ID, {}).get("unknown") == "trained"
+        self.unknown_item = UnknownItem(self.items.num_trained, self.field_dims[ITEM_ID]) if shares_unknown else None
         self.similarities = nn.ModuleDict(
             {n: HistorySimilarity(self.items.stored(s["of"]), s["statistics"])
              for n, s in self.computed.items() if s["computed"] == "similarity"}
@@ -251,7 +254,16 @@ class EmbeddingModel(BaseModel):
         frozen = [n for n in self.item_fields if n not in self.item_vectors]
         inputs = self.items.rows(ids, frozen)
         inputs.update({n: self._trained_vectors(n, ids) for n in self.item_vectors})
-        return self.embedding_layer(self._dropped({n: inputs[n] for n in self.item_fields}), flatten_emb=True)
+        if self.unknown_item is not None:
+            inputs[ITEM_ID] = self.unknown_item.known(inputs[ITEM_ID])
+        inputs = self._dropped({n: inputs[n] for n in self.item_fields})
+        embedded = self.embedding_layer(inputs, flatten_emb=True)
+        if self.unknown_item is None:
+            return embedded
+        dims = self.field_dims
+        fields = dict(zip(inputs, embedded.split([dims[n] for n in inputs], dim=1), strict=True))
+        fields[ITEM_ID] = self.unknown_item.fill(fields[ITEM_ID], inputs[ITEM_ID])
+        return torch.cat([*fields.values()], dim=1)
 
     def _trained_vectors(self, name: str, ids: Tensor) -> Tensor:
         """Return trainable embeddings ``(U, D)``; those of new items are as they are stored."""
@@ -298,7 +310,8 @@ class EmbeddingModel(BaseModel):
         """Return the inputs of the embedding, in training with ``dropout`` of features: some values are missing.
 
         Of an item, a field is missing for the whole batch, so that the target and every history agree. Values that are
-        kept are not scaled up: a missing id or modality is what the model sees of a cold item.
+        kept are not scaled up: a missing id or modality is what the model sees of a cold item. It is zero, unless the
+        id has an ``unknown_item``.
         """
         if not self.training:
             return inputs

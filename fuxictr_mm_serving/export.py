@@ -291,7 +291,7 @@ class Export:
     def score_candidates(self, state: State, candidates: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
         """Return the prediction for each candidate ``(M,)`` or ``(M, T)``, and whether the export holds it ``(M,)``.
 
-        An unknown candidate is scored as an item that training has not seen, whose embedding is that of padding.
+        An unknown candidate is scored as an item that training has not seen: it has row 0 of the item table.
         """
         found = self.items.numbers(candidates, "candidates")
         known = found > 0

@@ -279,6 +279,40 @@ def test_dropout_makes_values_padding_for_the_whole_batch(build, make_batch):
     assert torch.equal(seen["likes_level"], batch.context["likes_level"])
 
 
+@pytest.mark.parametrize("expid", ["DIN_tiny", "DIN_MM_factors_tiny", "LightFM_tiny"])
+def test_dropped_and_unseen_items_share_a_trained_embedding(build, make_batch, expid):
+    factors = {"factor_dim": 3} if expid == "DIN_MM_factors_tiny" else {}
+    specs = [{"name": "item_id", "dropout": 0.3, "unknown": "trained"}]
+    model, dataset = build(expid.replace("_factors", ""), feature_specs=specs, **factors)
+    batch = make_batch(dataset.splits["train"], range(300))
+    model.train()
+    for _ in range(2):
+        model.train_step(batch)
+    shared = model.unknown_item.embedding.detach()
+    assert (shared != 0).any()
+    first = sum(model.field_dims[n] for n in model.item_fields[: model.item_fields.index("item_id")])
+    columns = slice(first, first + model.field_dims["item_id"])
+    ids = torch.arange(model.items.num_items)
+    dropped = (model.embed_items(ids[model.unknown_item.seen])[:, columns] == shared).all(dim=1)
+    assert dropped.float().mean() == pytest.approx(0.3, abs=0.1)
+    model.unknown_item.seen[:] = False
+    model.train_step(batch)
+    model.eval()
+    seen = torch.zeros(len(ids), dtype=torch.bool)
+    seen[batch.target.long()] = True
+    seen[batch.history.values.long()] = True
+    unseen = ~seen | (ids == 0)  # what serving gives an item that the export does not hold
+    embedded, table = model.embed_items(ids), model.embedding_layer.embedding_layer.embedding_layers["item_id"].weight
+    assert 10 < unseen.sum() < len(ids) - 10
+    assert torch.equal((embedded[:, columns] == model.unknown_item.embedding).all(dim=1), unseen)
+    assert torch.equal(embedded[~unseen][:, columns], table[~unseen])
+    # The other fields are those of the item.
+    model.unknown_item = None
+    others = torch.ones(embedded.shape[1], dtype=torch.bool)
+    others[columns] = False
+    assert torch.equal(embedded[:, others], model.embed_items(ids)[:, others])
+
+
 def test_a_missing_modality_is_zero_after_its_projection(build, make_batch):
     model, dataset = build("DIN_MM_tiny", feature_specs=[{"name": MODAL, "dropout": 0.999, "freeze_emb": False}])
     model.train()

@@ -168,6 +168,8 @@ class Columns:
                 rules += _of_files(column)
             if has_items:
                 rules += _of_roles(column, roles)
+            if column.unknown == "trained":
+                rules += _of_unknown(column, self.used, roles.target if has_items else None)
             for key, sentence in rules:
                 problems[f"feature {name}.{key}"] = f"feature '{name}': {sentence}"
             if is_embedded(column, has_items):
@@ -238,6 +240,21 @@ def _of_table(column: FeatureConfig) -> Iterator[tuple[str, str]]:
     if column.sharding is not None and table != "sharded":
         fix = "set table: sharded, or leave it out"
         yield "sharding", f"sharding is {column.sharding}, but its table is {table or 'auto'}; {fix}"
+
+
+def _of_unknown(
+    column: FeatureConfig, used: Mapping[str, FeatureConfig], target: str | None
+) -> Iterator[tuple[str, str]]:
+    """Yield what does not go with ``unknown: trained``."""
+    if column.name != target:
+        which = "the target of a dataset with item files" if target is None else f"the target ({target})"
+        yield "unknown", f"unknown is trained, expected it of {which} alone; leave it out"
+    elif not column.dropout:
+        yield "unknown", "unknown is trained, but no id is dropped, which trains it; set dropout: 0.1"
+    elif shared := [name for name, other in used.items() if other.share_embedding == target]:
+        # An id of the other column would be padding where the item is unknown.
+        fix = f"leave out {', '.join(shared)}, or unknown"
+        yield "unknown", f"unknown is trained, but {', '.join(shared)} shares its embeddings; {fix}"
 
 
 def _of_shared(

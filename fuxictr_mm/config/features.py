@@ -61,6 +61,12 @@ class FeatureSpec(Settings):
         description="Probability in training that the feature is dropped, for an item in the whole batch, for a "
         "context column in a row: an id becomes padding, an embedding or a number zero.",
     )
+    unknown: Literal["padding", "trained"] | None = Field(
+        None,
+        description="For the target's id with `dropout`: what a dropped id has, and in evaluation and serving an item "
+        "without training rows. `padding` (null): zeros; `trained`: one embedding that they share, trained by the "
+        "dropped ids.",
+    )
     history: str | None = Field(
         None,
         description="For a `sequence` with one entry per item of a history, such as its time: the history's column. "

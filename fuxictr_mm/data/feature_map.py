@@ -64,6 +64,8 @@ def _fuxictr_spec(feature: Feature, history_len: int | None) -> dict[str, Any]:
         spec["sharding"] = feature.sharding
     if feature.dropout:
         spec["dropout"] = feature.dropout
+    if feature.unknown == "trained":
+        spec["unknown"] = "trained"
     if feature.is_computed:
         return spec | _computed_spec(feature)
     if feature.norm is not None or feature.scale != 1:

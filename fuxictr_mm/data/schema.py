@@ -38,6 +38,8 @@ class Feature:
     norm: str | None = None  #: How the stored embeddings are normalised: "l2", "layer", "standard".
     scale: float = 1.0  #: Factor on the stored embeddings, applied after ``norm``.
     dropout: float = 0.0  #: Probability that the value is missing in training.
+    #: What dropped ids and items without training rows have: "padding" or "trained", one embedding that they share.
+    unknown: str = "padding"
     of: str | None = None  #: The embedding or the ids that a similarity compares.
     statistics: tuple[str, ...] = ()  #: Statistics of the cosines that a similarity returns.
     #: False for a column that only a similarity or a setting of the model reads, and for a sequence along a history.
@@ -137,7 +139,8 @@ def _compared_columns(features: Sequence[Feature], columns: Columns) -> list[Fea
 #: Settings of a column that its feature has under the same name and with the same default.
 _AS_GIVEN = (
     "source", "vocab_size", "max_len", "embedding_dim", "pretrain_dim", "freeze_emb", "share_embedding",
-    "emb_output_dim", "in_item_dict", "norm", "scale", "dropout", "of", "padding", "table", "sharding", "padding_idx",
+    "emb_output_dim", "in_item_dict", "norm", "scale", "dropout", "unknown", "of", "padding", "table", "sharding",
+    "padding_idx",
 )  # fmt: skip
 
 

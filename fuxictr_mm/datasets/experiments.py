@@ -38,7 +38,7 @@ COLD, COLD_DROPOUT = 0.8, 0.5
 
 #: Where negatives are sampled, a user has as many of them as positives, and nothing but the relation of target and
 #: history tells one from the other: it is memorised by item, and items without training rows rank last. From this
-#: fraction of them on, dropout of item ids teaches the models what an unknown item is.
+#: fraction of them on, dropout of item ids teaches the models what an unknown item is, by an embedding of its own.
 SAMPLED_COLD, SAMPLED_DROPOUT = 0.05, 0.1
 
 #: Items without embeddings are known by their ids alone: from this fraction of cold rows on, the summary advises them.
@@ -119,7 +119,7 @@ def first_experiments(
     for settings in models.values():
         settings["embedding_regularizer"] = _penalty(summary)
         if _drops_of_sampled(summary, sampled):
-            settings["feature_specs"] = [{"name": ITEM_ID, "dropout": SAMPLED_DROPOUT}]
+            settings["feature_specs"] = [{"name": ITEM_ID, "dropout": SAMPLED_DROPOUT, "unknown": "trained"}]
     settings = models["DIN_MM"]
     if users:
         fields = ["user_id", ITEM_ID, *summary.coverage]
@@ -189,8 +189,8 @@ def explain(summary: Summary, users: bool, compared: Sequence[str] = (), sampled
     split, part = _newest_cold(summary)
     if _drops_of_sampled(summary, sampled):
         lines.append(
-            f"DIN and DIN_MM have dropout: {SAMPLED_DROPOUT} of {ITEM_ID}, since {part:.0%} of the {split} rows are of "
-            "items that do not occur in training, and sampled negatives tell nothing of them"
+            f"DIN and DIN_MM have dropout: {SAMPLED_DROPOUT} and unknown: trained of {ITEM_ID}, since {part:.0%} of "
+            f"the {split} rows are of items that do not occur in training, and sampled negatives tell nothing of them"
         )
     if _are_cold(summary) or (part >= SOME_COLD and not summary.coverage):
         fix = f"DIN_MM has dropout: {COLD_DROPOUT} of {ITEM_ID}"

@@ -29,6 +29,7 @@ from torch.utils._pytree import tree_map
 from fuxictr_mm.data.batch import num_rows, row_weights
 from fuxictr_mm.data.shards import Shard
 from fuxictr_mm.errors import UserError
+from fuxictr_mm.layers.unknown_item import UnknownItem
 from fuxictr_mm.runtime import device_of, is_one_of_several
 from fuxictr_mm.tables.gradients import no_gradient, sparse_gradient, touched_parameters, touched_rows
 from fuxictr_mm.tables.sharded import is_distributed
@@ -158,6 +159,17 @@ def average_running_statistics(model: nn.Module) -> None:
     of_names = dict(model.named_buffers()), ({} if average is None else average.of_dense)
     names = [f"{name}.{kind}" for name in norms for kind in ("running_mean", "running_var")]
     _average([values[name] for values in of_names for name in names if name in values])
+
+
+@torch.no_grad()
+def synchronize_buffers(model: nn.Module) -> None:
+    """Give all ranks the same buffers: the mean of running statistics, and the items that any rank has seen."""
+    average_running_statistics(model)
+    for module in model.modules() if size() > 1 else ():
+        if isinstance(module, UnknownItem):
+            seen = module.seen.to(torch.uint8)
+            dist.all_reduce(seen, dist.ReduceOp.MAX)
+            module.seen.copy_(seen)
 
 
 #: Elements of gradients that are averaged in one message.

@@ -151,4 +151,6 @@ def _columns_of_tables(model: nn.Module) -> dict[str, str]:
                 found[f"{prefix}.embedding_layers.{name}.weight"] = spec.get("share_embedding") or name
     for name in getattr(model, "item_vectors", ()):
         found[f"item_vectors.{name}.weight"] = ITEM_ID
+    if getattr(model, "unknown_item", None) is not None:
+        found["unknown_item.seen"] = ITEM_ID
     return found | dict.fromkeys(getattr(model, "per_item_buffers", ()), ITEM_ID)

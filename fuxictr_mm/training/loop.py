@@ -102,7 +102,7 @@ def fit(
     if model._stop_training:
         logger.info(f"Stopped early: no improvement for {model._early_stop_patience} evaluations")
     if not fitting.progress.saved:
-        distributed.average_running_statistics(model)
+        distributed.synchronize_buffers(model)
         with _averaged(model):
             _save_weights(model)
     logger.info(f"Best weights: {model.checkpoint}")
@@ -251,7 +251,7 @@ class _Fitting:
         training = {**losses, "learning_rate": model.optimizer.param_groups[0]["lr"]}
         if losses:
             training["rows_per_second"] = self.speed.read()
-        distributed.average_running_statistics(model)
+        distributed.synchronize_buffers(model)
         with _averaged(model):
             metrics = evaluate(model, self.validation, model._monitor.get_metrics())
             progress.history.append({"epoch": epoch + 1, "step": model._total_steps, **losses, **metrics})
@@ -272,7 +272,7 @@ class _Fitting:
         if self.must_save and not getattr(self.model, "is_accumulating", False):
             self.must_save = False
             self.progress.loss, self.progress.losses = self.losses.read()
-            distributed.average_running_statistics(self.model)
+            distributed.synchronize_buffers(self.model)
             self.checkpoint.save(self.model, self.progress)
         if signal and not self.must_save:
             self.checkpoint.wait()

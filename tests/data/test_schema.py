@@ -293,6 +293,13 @@ def test_settings_that_are_not_given_leave_no_trace():
     assert (spec["norm"], spec["scale"], spec["dropout"]) == ("l2", 10, 0.2)
 
 
+def test_no_column_shares_embeddings_of_items_of_which_some_are_one():
+    specs = [{"name": "item_id", "dropout": 0.1, "unknown": "trained"}]
+    assert feature_map_of(params(feature_specs=specs)).features["item_id"]["unknown"] == "trained"
+    with raises_naming(ConfigError, "'item_id'", "item_tags"):
+        features_of(params(feature_specs=[*specs, {"name": "item_tags", "share_embedding": "item_id"}]))
+
+
 @pytest.mark.parametrize(
     ("spec", "name", "value"),
     [
@@ -309,6 +316,8 @@ def test_settings_that_are_not_given_leave_no_trace():
         ({"name": "similarity", "of": "item_id"}, "similarity", "of is item_id"),
         ({"name": "similarity", "of": "item_emb"}, "similarity", f"did you mean '{VECTOR}'"),
         ({"name": VECTOR, "freeze_emb": False}, "similarity", f"of is {VECTOR}"),
+        ({"name": "item_tags", "dropout": 0.1, "unknown": "trained"}, "item_tags", "unknown is trained"),
+        ({"name": "item_id", "unknown": "trained"}, "item_id", "dropout: 0.1"),
     ],
 )
 def test_a_setting_without_a_meaning_is_refused(spec, name, value):

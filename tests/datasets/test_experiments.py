@@ -48,7 +48,8 @@ def test_item_ids_are_dropped_where_negatives_are_sampled_and_targets_cold(cold,
     splits = {"train": SplitSummary(rows=300), "test": SplitSummary(rows=100, cold=cold)}
     summary = Summary(9, 10, splits, {"title_emb": 1.0}, vocab_sizes={"user_id": 11})
     entries = first_experiments(summary, 20, True, sampled=sampled)
-    assert entries["DIN_MM"].get("feature_specs") == (dropout and [{"name": "item_id", "dropout": dropout}])
+    shared = {"unknown": "trained"} if dropout == 0.1 else {}
+    assert entries["DIN_MM"].get("feature_specs") == (dropout and [{"name": "item_id", "dropout": dropout, **shared}])
     assert ("feature_specs" in entries["DIN"], "feature_specs" in entries["LightFM"]) == (bool(dropout), False)
     lines = explain(summary, True, sampled=sampled)
     assert any("dropout: 0.1" in line for line in lines) == (sampled and cold >= 5)

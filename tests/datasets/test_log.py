@@ -157,7 +157,7 @@ def test_negatives_are_items_that_the_user_has_no_event_of(tmp_path, prepare_log
     assert summary.splits["test"].cold >= 0.05 * summary.splits["test"].rows  # so dropout of ids is written
     overrides = {"epochs": 1, "record": False, "model_root": str(tmp_path / "runs"), "verbose": 0}
     written = load_yaml(out / "model_config.yaml")[expids[0]]
-    assert written["feature_specs"] == [{"name": "item_id", "dropout": 0.1}]
+    assert written["feature_specs"] == [{"name": "item_id", "dropout": 0.1, "unknown": "trained"}]
     assert Experiment.load(expids[0], out, **overrides).fit().metrics["valid"]["AUC"] > 0
 
 

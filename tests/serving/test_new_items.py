@@ -19,6 +19,8 @@ from tests.serving.scores import NOISE, eager, load_model
 
 pytest.importorskip("onnxscript")
 
+CONTEXT = {"likes_level": 3, "views_level": 2, "user_id": 7}
+
 
 def test_codes_beyond_their_vocabulary_are_refused():
     items = NewItems({}, {"a": 1, "b": 2}, {"a": 17})
@@ -76,6 +78,31 @@ def test_a_new_item_by_its_ids(exported):
             found.embed_new([NewItem({}, {"item_tags": wrong})])
 
 
+@pytest.mark.slow
+def test_items_without_training_rows_share_a_trained_embedding(weights_of, tmp_path):
+    """In histories and as candidates, whether they are in the item files, only posted, or neither."""
+    specs = [{"name": "item_id", "dropout": 0.1, "unknown": "trained"}]
+    experiment, weights = weights_of("DIN_MM_tiny", max_len=1000, feature_specs=specs, factor_dim=3)
+    weights_of_half = torch.load(weights)
+    weights_of_half["unknown_item.seen"][::2] = True  # of no item: the weights are not trained
+    torch.save(weights_of_half, weights)
+    export(experiment, tmp_path / "out", weights=weights, tolerance=NOISE)
+    model, exported = load_model(experiment, weights), Export(tmp_path / "out")
+    context = {name: value for name, value in CONTEXT.items() if name in model.context_fields}
+    for history in ([], list(range(1, 60))):
+        state = exported.user_state(context, history)
+        found, _ = exported.score_candidates(state, [4, 5, 6, 7])
+        np.testing.assert_allclose(found, eager(model, context, history, [4, 5, 6, 7]), atol=NOISE, rtol=0)
+        # An item that nothing is known of is that of the model's row 0.
+        (unknown,), _ = exported.score_candidates(state, [10**6])
+        (posted,) = exported.score_items(state, exported.embed_new([NewItem()]))
+        (expected,) = eager(model, context, history, [0])
+        assert (unknown, posted) == pytest.approx((expected, expected), abs=NOISE)
+    shared = eager(model, context, history, [0, 5, 7])
+    model.unknown_item.embedding.data.zero_()
+    assert np.abs(eager(model, context, history, [0, 5, 7]) - shared).min() > NOISE
+
+
 #: Experiments whose models read contents or codes of the items, and what else they are given.
 NEW = [
     *(("DIN_MM_tiny", name) for name in ("txt_emb_pca8", "item_tags")),
@@ -119,8 +146,7 @@ def test_new_items_have_the_posted_content_in_every_use(weights_of, tmp_path, ex
     for name, layer in model.similarities.items():
         model.similarities[name] = type(layer)(more.stored(compared), layer.statistics)
     exported = Export(tmp_path / "out")
-    context = {"likes_level": 3, "views_level": 2, "user_id": 7}
-    context = {name: value for name, value in context.items() if name in model.context_fields}
+    context = {name: value for name, value in CONTEXT.items() if name in model.context_fields}
     for history in ([], list(range(1, 60))):
         state = exported.user_state(context, history)
         found = exported.score_items(state, exported.embed_new([given, NewItem()]))

@@ -205,6 +205,49 @@ def test_batch_norm_of_own_rows(tmp_path, monkeypatch):
             torch.testing.assert_close(value, dict(model.named_buffers())[name], rtol=1e-9, atol=1e-12)
 
 
+#: What each process runs: a step of a model on rows of its own.
+UNKNOWN = """
+import sys, torch
+sys.path.insert(0, {here!r})
+from fuxictr_mm.training import distributed
+import test_distributed as test
+
+with distributed.process_group(-1):
+    torch.save(test.step_with_unknown_items({folder!r}), {folder!r} + f"/rank{{distributed.rank()}}.pt")
+"""
+
+
+def step_with_unknown_items(folder):
+    """Return the items that the rows of this process have, and the state of a model after a step on them."""
+    specs = [{"name": "item_id", "dropout": 0.5, "unknown": "trained"}]
+    experiment = Experiment.load("DIN_tiny", ROOT, model_root=folder, verbose=0, feature_specs=specs)
+    dataset = experiment.load_dataset({"train": True}, shard=Shard())
+    model = experiment.build_model(dataset)
+    distributed.distribute(model)
+    start = 40 * distributed.rank()
+    (batch,) = InMemoryLoader(dataset.splits["train"].slice(start, start + 40), 40)
+    model.train()
+    model.train_step(batch)
+    distributed.synchronize_buffers(model)
+    return {"ids": torch.cat([batch.target.long(), batch.history.values.long()]), **model.state_dict()}
+
+
+@pytest.mark.slow
+def test_an_item_is_known_that_any_process_has_seen(tmp_path):
+    script = tmp_path / "unknown.py"
+    script.write_text(UNKNOWN.format(here=str(Path(__file__).parent), folder=str(tmp_path)))
+    done = start(script, processes=2)
+    assert done.returncode == 0, done.stderr
+    ranks = [read_tensors(tmp_path / f"rank{rank}.pt") for rank in (0, 1)]
+    ids = [set(found["ids"].tolist()) for found in ranks]
+    assert ids[0] - ids[1]
+    assert ids[1] - ids[0]
+    for found in ranks:
+        assert set(found["unknown_item.seen"].nonzero().flatten().tolist()) == ids[0] | ids[1]
+        assert found["unknown_item.embedding"].any()
+        assert torch.equal(found["unknown_item.embedding"], ranks[0]["unknown_item.embedding"])
+
+
 FOREIGN = """
 from fuxictr.pytorch.layers import FeatureEmbedding, MLP_Block
 from fuxictr.pytorch.models import BaseModel

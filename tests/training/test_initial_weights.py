@@ -78,11 +78,13 @@ def test_rows_of_texts_are_found_by_their_values(tmp_path):
     path = tmp_path / "a.model"
 
     def build(folder, **settings):
+        settings["feature_specs"] = [{"name": "item_id", "dropout": 0.1, "unknown": "trained"}]
         experiment = Experiment.load("X", folder, threads=1, **settings)
         dataset = experiment.load_dataset({"train": True, "valid": True})
         return experiment, dataset, experiment.build_model(dataset)
 
     _, old, before = build(first)
+    before.unknown_item.seen[1::2] = True
     save_state_dict(before.state_dict(), path)
     old.vocabularies.save(vocabulary_of_weights(path))
     experiment, new, model = build(second, initial_weights=path)
@@ -94,6 +96,10 @@ def test_rows_of_texts_are_found_by_their_values(tmp_path):
     others = sorted(set(range(1, len(table))) - set(numbers.tolist()))
     assert len(others) > 100
     assert torch.equal(table[others], initial[others])
+    # Items that training has seen stay so; new ones are unknown until it shows them.
+    seen = model.unknown_item.seen
+    assert torch.equal(seen[numbers], before.unknown_item.seen[1:])
+    assert not seen[others].any()
     # Without the vocabularies of the weights nothing tells which row is of which item.
     vocabulary_of_weights(path).unlink()
     experiment, new, model = build(second, initial_weights=path)
