@@ -237,7 +237,7 @@ def test_attributes_of_the_base_model_are_checked():
     found = set()
     for path in (ROOT / "fuxictr_mm").rglob("*.py"):
         found |= set(re.findall(r"\bmodel\.(_[a-z]\w*)", path.read_text()))
-    ours = {"_planned_steps", "_is_distributed", "_modules"}
+    ours = {"_planned_steps", "_is_distributed", "_modules", "_trained"}
     assert found - ours <= set(compat.BASE_MODEL)
     kind = type("BaseModel", (), {"fit": lambda self: self._verbose})
     with raises_naming(ConfigError, "_batch_index", "test_compat.py"):

@@ -58,7 +58,7 @@ SMALL = [
     (r"--expid X\b", "--expid DIN_MM_tiny"),
     (r" \.\.\. ", " "),
     (r"(--config data/(shop|shop_2|contest) --expid) DIN_MM_\2", r"\1 LightFM_\2"),
-    (r"--initial_weights DIN_MM_shop\b", "--initial_weights LightFM_shop"),
+    (r"(--initial_weights|fuxictr-mm compare) DIN_MM_shop", r"\1 LightFM_shop"),
     (r"for seed in 1 2 3", "for seed in 1 2"),
     (r"((?:run_expid\.py|fuxictr-mm train) [^#\n]*--seeds) 1 2 3", r"\1 1 2"),
     (r"--folds 5", "--folds 2"),

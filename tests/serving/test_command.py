@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import uvicorn
 
-from fuxictr_mm_serving import command
+from fuxictr_mm_serving import command, draining
 from fuxictr_mm_serving.errors import ServingError
 from fuxictr_mm_serving.graphs import OnnxGraph
 from fuxictr_mm_serving.manifest import version_of
@@ -203,10 +203,10 @@ def test_a_server_that_is_stopped_is_done(exported, monkeypatch, number):
 def test_requests_under_way_have_a_limited_time_to_end(exported, monkeypatch):
     given = []
 
-    class Ended(uvicorn.Server):
+    class Ended(draining.DrainingServer):
         def run(self, sockets):
             given.append((self.config.timeout_graceful_shutdown, sockets))
 
-    monkeypatch.setattr(uvicorn, "Server", Ended)
+    monkeypatch.setattr(draining, "DrainingServer", Ended)
     command.run_server(Settings(folder=str(exported), timeout=2.5), "a socket", lambda: given.append("ready"))
     assert given == ["ready", (4, ["a socket"])]
