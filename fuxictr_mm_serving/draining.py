@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
 import os
 import socket
 import time
 
 import uvicorn
+
+logger = logging.getLogger("fuxictr_mm_serving")
 
 #: Seconds in which the request of a new connection is to arrive once the server ends.
 FIRST_REQUEST_SECONDS = 0.5
@@ -21,14 +25,20 @@ class DrainingServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop accepting, then wait for the requests of connections that are new; the rest is as in uvicorn."""
+        try:
+            await self._drain(sockets or [])
+        except Exception as error:  # of another version of uvicorn, or of another event loop
+            logger.warning(json.dumps({"not_drained": repr(error)}))
+        await super().shutdown(sockets)
+
+    async def _drain(self, sockets: list[socket.socket]) -> None:
         if os.name == "posix":
-            await self._accept_waiting(sockets or [])
+            await self._accept_waiting(sockets)
         deadline = time.monotonic() + FIRST_REQUEST_SECONDS
         while time.monotonic() < deadline and any(
             getattr(connection, "cycle", self) is None for connection in self.server_state.connections
         ):
             await asyncio.sleep(0.01)
-        await super().shutdown(sockets)
 
     async def _accept_waiting(self, sockets: list[socket.socket]) -> None:
         loop, config = asyncio.get_running_loop(), self.config

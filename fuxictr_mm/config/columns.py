@@ -251,6 +251,8 @@ def _of_unknown(
         yield "unknown", f"unknown is trained, expected it of {which} alone; leave it out"
     elif not column.dropout:
         yield "unknown", "unknown is trained, but no id is dropped, which trains it; set dropout: 0.1"
+    elif column.padding_idx:
+        yield "unknown", f"unknown is trained, which takes 0 as a missing id, but padding_idx is {column.padding_idx}"
     elif shared := [name for name, other in used.items() if other.share_embedding == target]:
         # An id of the other column would be padding where the item is unknown.
         fix = f"leave out {', '.join(shared)}, or unknown"

@@ -188,8 +188,9 @@ def explain(summary: Summary, users: bool, compared: Sequence[str] = (), sampled
         )
     split, part = _newest_cold(summary)
     if _drops_of_sampled(summary, sampled):
+        which = "DIN has" if _are_cold(summary) and summary.coverage else "DIN and DIN_MM have"
         lines.append(
-            f"DIN and DIN_MM have dropout: {SAMPLED_DROPOUT} and unknown: trained of {ITEM_ID}, since {part:.0%} of "
+            f"{which} dropout: {SAMPLED_DROPOUT} and unknown: trained of {ITEM_ID}, since {part:.0%} of "
             f"the {split} rows are of items that do not occur in training, and sampled negatives tell nothing of them"
         )
     if _are_cold(summary) or (part >= SOME_COLD and not summary.coverage):

@@ -318,6 +318,7 @@ def test_no_column_shares_embeddings_of_items_of_which_some_are_one():
         ({"name": VECTOR, "freeze_emb": False}, "similarity", f"of is {VECTOR}"),
         ({"name": "item_tags", "dropout": 0.1, "unknown": "trained"}, "item_tags", "unknown is trained"),
         ({"name": "item_id", "unknown": "trained"}, "item_id", "dropout: 0.1"),
+        ({"name": "item_id", "unknown": "trained", "dropout": 0.1, "padding_idx": 3}, "item_id", "padding_idx is 3"),
     ],
 )
 def test_a_setting_without_a_meaning_is_refused(spec, name, value):

@@ -53,6 +53,7 @@ def test_item_ids_are_dropped_where_negatives_are_sampled_and_targets_cold(cold,
     assert ("feature_specs" in entries["DIN"], "feature_specs" in entries["LightFM"]) == (bool(dropout), False)
     lines = explain(summary, True, sampled=sampled)
     assert any("dropout: 0.1" in line for line in lines) == (sampled and cold >= 5)
+    assert any("DIN_MM have dropout: 0.1" in line for line in lines) == (dropout == 0.1)
 
 
 def test_where_users_recur_the_attention_has_a_factorization():

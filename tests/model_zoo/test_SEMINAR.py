@@ -80,3 +80,15 @@ def test_a_field_of_zeros_is_not_aligned(tiny_dataset, tmp_path, monkeypatch):
     torch.testing.assert_close(loss, sum(losses) / 3)
     loss.backward()
     assert not fields.grad[2, names[0]].any()
+
+
+def test_the_embedding_that_unknown_items_share_is_not_aligned(tiny_dataset, tmp_path):
+    root = Path(__file__).resolve().parents[2]
+    specs = [{"name": "item_id", "dropout": 0.5, "unknown": "trained"}]
+    specs += [{"name": ["codes_pq_text", "codes_pq_image"], "embedded": False}]
+    experiment = Experiment.load("SEMINAR_tiny", root, model_root=str(tmp_path), feature_specs=specs)
+    model = experiment.build_model(tiny_dataset(experiment.config.to_dict()))
+    model.unknown_item.embedding.data.fill_(0.5)
+    model.train()
+    model._align(torch.arange(1, 100)).backward()
+    assert not model.unknown_item.embedding.grad.any()

@@ -37,3 +37,19 @@ def test_connections_that_wait_are_answered():
     for client in asyncio.run(look()):
         with client, client.makefile("rb") as answer:
             assert answer.readline().startswith(b"HTTP/1.1 200")
+
+
+def test_a_server_without_what_draining_needs_ends_as_uvicorn_does():
+    async def look():
+        shared = listen("127.0.0.1", 0)
+        config = uvicorn.Config(app, loop="asyncio", lifespan="off", log_level="error")
+        config.load()
+        server = DrainingServer(config)
+        server.lifespan = config.lifespan_class(config)
+        await server.startup([shared])
+        del config.http_protocol_class  # as a version that has another name for it
+        with socket.create_connection(shared.getsockname(), timeout=10):
+            await server.shutdown([shared])
+        return shared
+
+    assert asyncio.run(look()).fileno() == -1
