@@ -72,7 +72,7 @@ def test_rows_of_one_later_log_are_not_read_with_the_new_items_of_another(later)
 
 
 def test_rows_of_a_log_after_another_folder_are_told_which(shop, later):
-    """A later log has new items, so its numbers are not those of the run again, prepared anew."""
+    """A later log has new items, so its numbers are not those of the run, which is prepared again."""
     (later.parent / "manifest.json").write_text('{"log": {"trained": "data/market"}}')
     (shop.parent / "manifest.json").write_text('{"log": {}}')
     rows, vocabularies = later.parent / "test" / "part-00000.parquet", Vocabularies(path=shop.with_name("vocabulary"))

@@ -17,14 +17,20 @@ async def app(scope, receive, send):
     await send({"type": "http.response.body", "body": b"x"})
 
 
+async def started():
+    """Return a server that has started, and its socket."""
+    shared = listen("127.0.0.1", 0)
+    config = uvicorn.Config(app, loop="asyncio", lifespan="off", log_level="error")
+    config.load()
+    server = DrainingServer(config)
+    server.lifespan = config.lifespan_class(config)
+    await server.startup([shared])
+    return server, shared
+
+
 def test_connections_that_wait_are_answered():
     async def look():
-        shared = listen("127.0.0.1", 0)
-        config = uvicorn.Config(app, loop="asyncio", lifespan="off", log_level="error")
-        config.load()
-        server = DrainingServer(config)
-        server.lifespan = config.lifespan_class(config)
-        await server.startup([shared])
+        server, shared = await started()
         # Connected by the system: the loop, which would accept them, has no turn in between.
         clients = [socket.create_connection(shared.getsockname(), timeout=10) for _ in range(20)]
         for client in clients[1:]:
@@ -41,13 +47,8 @@ def test_connections_that_wait_are_answered():
 
 def test_a_server_without_what_draining_needs_ends_as_uvicorn_does():
     async def look():
-        shared = listen("127.0.0.1", 0)
-        config = uvicorn.Config(app, loop="asyncio", lifespan="off", log_level="error")
-        config.load()
-        server = DrainingServer(config)
-        server.lifespan = config.lifespan_class(config)
-        await server.startup([shared])
-        del config.http_protocol_class  # as a version that has another name for it
+        server, shared = await started()
+        del server.config.http_protocol_class  # as a version that has another name for it
         with socket.create_connection(shared.getsockname(), timeout=10):
             await server.shutdown([shared])
         return shared

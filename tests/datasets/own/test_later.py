@@ -68,7 +68,7 @@ def test_histories_go_on_from_day_to_day(prepare, tmp_path):
 
 @pytest.mark.slow
 def test_features_of_earlier_items(prepare, tmp_path, caplog):
-    """A new row of an item counts whole, and a warning says what it lacks; items without one keep their features."""
+    """A new row of an item replaces the old one, and a warning names missing values; others keep their features."""
     log, items, users = make_log(4)
     old, new = (log.filter((pl.col("time") > START + 110) == is_new) for is_new in (False, True))
     source = write_source(tmp_path / "old", old, items, users)
