@@ -249,16 +249,19 @@ class EmbeddingModel(BaseModel):
         """Return a frozen embedding of the items ``ids`` ``(U,)`` at length 1, ``(U, A)``."""
         return directions(self.items.stored(name).index_select(0, ids))
 
-    def embed_items(self, ids: Tensor) -> Tensor:
-        """Return the concatenated fields ``(U, D)`` of the items ``ids`` ``(U,)``."""
+    def embed_items(self, ids: Tensor, *, fills_unknown: bool = True) -> Tensor:
+        """Return the concatenated fields ``(U, D)`` of the items ``ids`` ``(U,)``.
+
+        An id that is missing has the embedding of its ``unknown_item``; without one or ``fills_unknown``, it is zero.
+        """
         frozen = [n for n in self.item_fields if n not in self.item_vectors]
         inputs = self.items.rows(ids, frozen)
         inputs.update({n: self._trained_vectors(n, ids) for n in self.item_vectors})
+        inputs = self._dropped({n: inputs[n] for n in self.item_fields})
         if self.unknown_item is not None:
             inputs[ITEM_ID] = self.unknown_item.known(inputs[ITEM_ID])
-        inputs = self._dropped({n: inputs[n] for n in self.item_fields})
         embedded = self.embedding_layer(inputs, flatten_emb=True)
-        if self.unknown_item is None:
+        if self.unknown_item is None or not fills_unknown:
             return embedded
         dims = self.field_dims
         fields = dict(zip(inputs, embedded.split([dims[n] for n in inputs], dim=1), strict=True))

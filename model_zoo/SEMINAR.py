@@ -164,10 +164,8 @@ class SEMINAR(DNNModel):
 
     def _align(self, targets: Tensor) -> Tensor:
         """Return the mean contrastive loss of pairs of fields of the distinct items ``(B,)``."""
-        fields = self.embed_items(targets.unique()).unflatten(1, self.field_scale.shape)
-        if self.unknown_item is not None:  # which is of no item, as zeros are without it
-            shared = (fields == self.unknown_item.embedding.to(fields.dtype)).all(dim=2, keepdim=True)
-            fields = fields.masked_fill(shared, 0)
+        # An embedding that unknown items share is of none of them.
+        fields = self.embed_items(targets.unique(), fills_unknown=False).unflatten(1, self.field_scale.shape)
         return contrast_of_fields(fields[:, self.aligned], self.temperature)
 
     def add_loss(self, return_dict: Mapping[str, Tensor], y_true: Tensor) -> Tensor:

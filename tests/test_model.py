@@ -296,6 +296,10 @@ def test_dropped_and_unseen_items_share_a_trained_embedding(build, make_batch, e
     dropped = (model.embed_items(ids[model.unknown_item.seen])[:, columns] == shared).all(dim=1)
     assert dropped.float().mean() == pytest.approx(0.3, abs=0.1)
     model.unknown_item.seen[:] = False
+    model.feature_dropout["item_id"] = 0.999
+    model.train_step(batch)
+    assert model.unknown_item.seen[1:].float().mean() < 0.05  # a dropped id has not been trained
+    model.feature_dropout.clear()
     model.train_step(batch)
     model.eval()
     seen = torch.zeros(len(ids), dtype=torch.bool)

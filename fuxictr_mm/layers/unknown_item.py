@@ -32,7 +32,7 @@ class UnknownItem(nn.Module):
         self.register_buffer("seen", torch.zeros(num_items, dtype=torch.bool))
 
     def known(self, ids: Tensor) -> Tensor:
-        """Return ids ``(U,)`` with 0 in place of those that training has not shown; training shows these."""
+        """Return ids ``(U,)`` with 0 in place of those that training has not shown; in training these are shown."""
         if self.training:
             self.seen[ids] = True
             return ids
