@@ -25,7 +25,7 @@ from fuxictr_mm.errors import ConfigError, DataError, UserError
 from fuxictr_mm.files import atomic_path, read_json
 from fuxictr_mm.metric_names import ERRORS
 from fuxictr_mm.metrics import evaluate_metrics
-from fuxictr_mm_serving.parquet import is_numbered
+from fuxictr_mm_serving.numbering import is_numbered
 from fuxictr_mm_serving.prepared import (
     ITEM_FILE,
     MANIFEST,

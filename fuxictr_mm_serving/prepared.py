@@ -12,6 +12,12 @@ from pathlib import Path
 #: What was read, how columns were scaled, and what is finished.
 MANIFEST = "manifest.json"
 
+#: Folders of rows.
+SPLITS = ("train", "valid", "test")
+
+#: Columns of the numbers of users and items.
+USER_ID, ITEM_ID = "user_id", "item_id"
+
 #: The items, with their ids in the source.
 ITEM_FILE = "items.parquet"
 

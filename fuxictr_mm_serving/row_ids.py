@@ -12,11 +12,21 @@ from pathlib import Path
 import numpy as np
 
 from fuxictr_mm_serving.errors import ServingError
-from fuxictr_mm_serving.parquet import USER_ID, Part, is_numbered, pa, part_batches, pq
-from fuxictr_mm_serving.prepared import ITEM_FILE, SOURCE_ID, SOURCE_ROW, SOURCE_TIME, SOURCE_USER, VOCABULARIES
+from fuxictr_mm_serving.numbering import is_numbered
+from fuxictr_mm_serving.parquet import Part, pa, part_batches, pq
+from fuxictr_mm_serving.prepared import (
+    ITEM_FILE,
+    ITEM_ID,
+    SOURCE_ID,
+    SOURCE_ROW,
+    SOURCE_TIME,
+    SOURCE_USER,
+    USER_ID,
+    VOCABULARIES,
+)
 
-#: Index of a row in its file or folder, from 0, and the owner's item ids.
-ROW, ITEM_ID = "row", "item_id"
+#: Column of the index of a row in its file or folder, from 0.
+ROW = "row"
 
 
 class RowIds:

@@ -20,7 +20,8 @@ import numpy as np
 from fuxictr_mm_serving.errors import ServingError, UnknownItemError
 from fuxictr_mm_serving.export import Export
 from fuxictr_mm_serving.manifest import MANIFEST, checksum, read_manifest
-from fuxictr_mm_serving.parquet import Part, for_file, how_to_score_new_items, pa, pq, read_part, split
+from fuxictr_mm_serving.numbering import for_file, how_to_score_new_items
+from fuxictr_mm_serving.parquet import Part, pa, pq, read_part, schema_of, split
 from fuxictr_mm_serving.processes import end_with_parent, reason_of, start
 from fuxictr_mm_serving.row_ids import RowIds, as_schema
 
@@ -178,10 +179,7 @@ def _check_replaceable(out: Path) -> None:
         return
     if out.is_dir():
         raise ServingError(f"{out}: is a folder, expected a file to write")
-    try:
-        schema = pq.read_schema(out)
-    except (OSError, pa.ArrowException):
-        schema = pa.schema([])
+    schema = schema_of(out)
     is_scored = (schema.metadata or {}).items() >= SCORED.items()
     of_scores = [name == "score" or name.startswith("score_") for name in schema.names]
     if not is_scored and not (of_scores and all(of_scores)):

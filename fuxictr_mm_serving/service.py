@@ -24,7 +24,7 @@ from fuxictr_mm_serving.manifest import version_of
 from fuxictr_mm_serving.new_items import NewItem
 
 if TYPE_CHECKING:
-    from fuxictr_mm_serving.parquet import Users
+    from fuxictr_mm_serving.users import Users
 
 logger = logging.getLogger("fuxictr_mm_serving")
 
@@ -113,7 +113,7 @@ class Service:
         self.loaded = self._load(CHECKED_BYTES, None)
         self.titles = None
         if titles is not None:
-            from fuxictr_mm_serving.parquet import Titles
+            from fuxictr_mm_serving.users import Titles
 
             self.titles = Titles(titles, self.loaded.export, title_column)
 
@@ -138,7 +138,7 @@ class Service:
         is_same = present is not None and not export.is_prepared and present.export.columns == export.columns
         if present is not None and is_same and present.users is not None:
             return present.users
-        from fuxictr_mm_serving.parquet import Users
+        from fuxictr_mm_serving.users import Users
 
         return Users(self._users, self._user_column, export)
 

@@ -105,7 +105,7 @@ def read_file(name: str | os.PathLike[str], like: Run, split: str = "valid", tas
 def _has_owners_ids(table: pa.Table, like: Run, split: str) -> bool:
     """Whether ``predict --out`` or ``score`` wrote a table of rows of ``prepare``, whose ids are numbers."""
     from fuxictr_mm.data.parquet import part_files
-    from fuxictr_mm_serving.parquet import is_numbered
+    from fuxictr_mm_serving.numbering import is_numbered
     from fuxictr_mm_serving.prepared import SOURCE_ROW
 
     if not (data := like.config.get(f"{split}_data")) or not {SOURCE_ROW, "row"} & set(table.column_names):

@@ -54,7 +54,7 @@ def test_tables_of_prepared_rows_have_the_ids_of_the_owner(run, frame, tmp_path,
     texts.assign(row=range(len(frame))).sample(frac=1, random_state=1).to_parquet(path, index=False)
     with raises_naming(DataError, "scores.parquet", "_id"):  # other rows are joined by them
         read_file(path, run, "test")
-    monkeypatch.setattr("fuxictr_mm_serving.parquet.is_numbered", lambda file: True)
+    monkeypatch.setattr("fuxictr_mm_serving.numbering.is_numbered", lambda file: True)
     found = read_file(path, run, "test").predictions("test")[1]
     np.testing.assert_allclose(found, run.predictions("test")[1], atol=1e-7)
 

@@ -19,11 +19,11 @@ from fuxictr_mm.serving.export import export
 from fuxictr_mm.serving.prepared import Prepared
 from fuxictr_mm_serving import Export, ServingError
 from fuxictr_mm_serving.new_items import NewItem
-from fuxictr_mm_serving.parquet import Titles, Users
 from fuxictr_mm_serving.prepared import EXTENDS, NUMBERING
 from fuxictr_mm_serving.scoring import score_file
 from fuxictr_mm_serving.server import make_app
 from fuxictr_mm_serving.settings import Settings
+from fuxictr_mm_serving.users import Titles, Users
 from tests.errors import raises_naming
 
 #: Context and ids of a row, as the server reads them.

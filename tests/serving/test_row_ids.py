@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from fuxictr_mm_serving.errors import ServingError
-from fuxictr_mm_serving.parquet import for_file, split
+from fuxictr_mm_serving.numbering import for_file
+from fuxictr_mm_serving.parquet import split
 from fuxictr_mm_serving.prepared import ALL_ITEMS, NUMBERED, NUMBERING
 from fuxictr_mm_serving.row_ids import RowIds, as_schema
 from tests.errors import raises_naming

@@ -16,11 +16,11 @@ from fuxictr_mm_serving import Export, ServingError, service
 from fuxictr_mm_serving.features import ContextField
 from fuxictr_mm_serving.manifest import FieldEntry
 from fuxictr_mm_serving.new_items import ItemRows
-from fuxictr_mm_serving.parquet import Titles, Users
 from fuxictr_mm_serving.server import make_app
 from fuxictr_mm_serving.service import blank_context
 from fuxictr_mm_serving.settings import Settings
 from fuxictr_mm_serving.tables import Ids
+from fuxictr_mm_serving.users import Titles, Users
 from tests.errors import raises_naming
 from tests.serving.scores import load_model
 from tests.serving.server import REQUEST, ROWS, TITLES, rows_of
