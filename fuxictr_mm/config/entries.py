@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fuxictr_mm.config.dataset import PATH_KEYS
 from fuxictr_mm.errors import ConfigError, MissingFileError, nearest
 from fuxictr_mm.yaml_files import load_shared
 
@@ -109,6 +110,49 @@ def _find_entry(files: Mapping[Path, dict[str, Any]], name: str, kind: str) -> t
     where = ", ".join(map(str, files))
     listing = ", ".join(known) or "none"
     raise ConfigError(f"{where}: no {kind} '{name}'{nearest(name, known)} (there are: {listing})")
+
+
+def resolve_entry(
+    values: dict[str, Any], folder: Path, data_root: str | os.PathLike[str] | None, where: str
+) -> dict[str, str]:
+    """Resolve the paths in the merged settings of an experiment, and return one sentence per key that is wrong.
+
+    Parameters
+    ----------
+    values : dict
+        Settings, which get the paths found from ``folder``, or below ``data_root``.
+    folder : Path
+        Holds the configuration.
+    data_root : path, optional
+        Replaces the dataset's.
+    where : str
+        The dataset, for the sentences.
+    """
+    # The paths of an entry are relative to its own folder, also where autopilot links to the file.
+    links = [path for name in ("dataset_config.yaml", "dataset_config") if (path := folder / name).is_symlink()]
+    home = links[0].resolve().parent if links else folder
+    problems: dict[str, str] = {}
+    holders = [(values, key) for key in PATH_KEYS if key in values]
+    if isinstance(columns := values.get("feature_cols"), list):
+        holders += [(c, "pretrained_emb") for c in columns if isinstance(c, dict) and "pretrained_emb" in c]
+    for holder, key in holders:
+        try:
+            holder[key] = resolve_paths(holder[key], home, values.get("data_root"), data_root)
+        except ConfigError as error:
+            problems[key] = f"{where}: {key}: {error}"
+    if data_root is not None:
+        values["data_root"] = str(data_root)
+    elif values.get("item_info") is None and isinstance(values.get("data_root"), str):
+        # Read and written below it: FuxiCTR's feature_map.json, and encoded files.
+        values["data_root"] = os.path.expanduser(os.path.expandvars(values["data_root"]))
+        if not Path(values["data_root"]).exists() and (home / values["data_root"]).exists():
+            values["data_root"] = str(home / values["data_root"])
+    if "initial_weights" in values:
+        try:
+            values["initial_weights"] = resolve_paths(values["initial_weights"], folder, None, None)
+        except ConfigError as error:
+            problems["initial_weights"] = f"initial_weights: {error}"
+    return problems
 
 
 def resolve_paths(paths: Any, folder: Path, root: Any, new_root: str | os.PathLike[str] | None) -> Any:

@@ -14,20 +14,16 @@ from fuxictr_mm.checking import (
     Settings,
     SettingsError,
     check_call,
-    is_multimodal,
-    matches,
-    mismatch,
-    model_schema,
-    uncheckable,
     unknown_key,
     validate,
 )
 from fuxictr_mm.config.columns import Columns, problems_of_entries
-from fuxictr_mm.config.dataset import NO_EFFECT, PATH_KEYS, DatasetConfig, label_names
-from fuxictr_mm.config.entries import load_dataset_config, load_model_config, resolve_paths
-from fuxictr_mm.config.features import Dropout, FeatureSpec
+from fuxictr_mm.config.dataset import NO_EFFECT, DatasetConfig, label_names
+from fuxictr_mm.config.entries import load_dataset_config, load_model_config, resolve_entry
+from fuxictr_mm.config.features import FeatureSpec
 from fuxictr_mm.config.fingerprints import config_hash
-from fuxictr_mm.config.model import HiddenUnits, ModelSettings, per_label
+from fuxictr_mm.config.model import ModelSettings, per_label
+from fuxictr_mm.config.signature import check_signature
 from fuxictr_mm.errors import ConfigError, MissingFileError
 
 
@@ -202,30 +198,7 @@ class ExperimentConfig(ModelSettings):
             problems["dataset_id"] = str(error)
         problems |= {f"dataset.{key}": f"{where}: {unknown_key(key, known)}" for key in dataset if key not in known}
         values = {**experiment, **{k: v for k, v in dataset.items() if k in known and k != "description"}}
-        # The paths of an entry are relative to its own folder, also where autopilot links to the file.
-        links = [path for name in ("dataset_config.yaml", "dataset_config") if (path := folder / name).is_symlink()]
-        home = links[0].resolve().parent if links else folder
-        holders = [(values, key) for key in PATH_KEYS]
-        if isinstance(columns := values.get("feature_cols"), list):
-            holders += [(c, "pretrained_emb") for c in columns if isinstance(c, dict) and "pretrained_emb" in c]
-        for holder, key in holders:
-            try:
-                holder[key] = resolve_paths(holder[key], home, values.get("data_root"), data_root)
-            except KeyError:
-                pass  # no such split
-            except ConfigError as error:
-                problems[key] = f"{where}: {key}: {error}"
-        if data_root is not None:
-            values["data_root"] = str(data_root)
-        elif values.get("item_info") is None and isinstance(values.get("data_root"), str):
-            # Read and written below it: FuxiCTR's feature_map.json, and encoded files.
-            values["data_root"] = os.path.expanduser(os.path.expandvars(values["data_root"]))
-            if not Path(values["data_root"]).exists() and (home / values["data_root"]).exists():
-                values["data_root"] = str(home / values["data_root"])
-        try:
-            values |= {k: resolve_paths(values[k], folder, None, None) for k in ("initial_weights",) if k in values}
-        except ConfigError as error:
-            problems["initial_weights"] = f"initial_weights: {error}"
+        problems |= resolve_entry(values, folder, data_root, where)
         values.update(overrides or {})
         values.pop("model_id", None)
         config, found = cls._check(expid, values)
@@ -235,7 +208,7 @@ class ExperimentConfig(ModelSettings):
         if find_model is not None and "model" not in problems:
             try:
                 model_class = find_model(values["model"])
-                problems |= _check_signature(model_class, values, problems)[0]
+                problems |= check_signature(model_class, values, COMMON_KEYS, problems)[0]
                 if check_model is not None and "dataset_id" not in problems:
                     right = {k: v for k, v in {**DEFAULTS, **values}.items() if k not in problems}
                     problems = {**check_model(model_class, right), **problems}
@@ -296,7 +269,7 @@ class ExperimentConfig(ModelSettings):
             A key that neither the library nor the model has, a value that does not fit its annotation, or an
             annotation that cannot be checked; all in one line.
         """
-        problems, doubts = _check_signature(model_class, self.to_dict(), {})
+        problems, doubts = check_signature(model_class, self.to_dict(), COMMON_KEYS, {})
         if problems:
             raise SettingsError(self.expid, problems)
         return doubts
@@ -362,6 +335,9 @@ DATASET_KEYS = key_types(DatasetConfig, "description")
 #: Keys of an entry of model_config.yaml, except those of the model alone, with their types.
 EXPERIMENT_KEYS = key_types(ExperimentConfig, "expid", "dataset", "model_settings")
 
+#: Keys of every model.
+COMMON_KEYS = {*DATASET_KEYS, *EXPERIMENT_KEYS, "model_id"}
+
 #: Keys of an experiment that an entry of dataset_config.yaml may hold too.
 SHARED_KEYS = ("description", "resident", "buffer_rows")
 
@@ -376,85 +352,8 @@ DEFAULTS: dict[str, Any] = {
 }  # fmt: skip
 
 
-#: Settings of models of FuxiCTR's zoo that this library's models of the same names do not have.
-OF_FUXICTR = {
-    "BST": (
-        "bst_target_field", "bst_sequence_field", "attention_dropout", "layer_norm", "seq_pooling_type",
-        "stacked_transformer_layers", "use_causal_mask", "use_position_emb", "use_residual",
-    ),
-    "DIEN": (
-        "dien_target_field", "dien_sequence_field", "dien_neg_seq_field", "attention_activation", "attention_dropout",
-        "attention_hidden_units", "attention_type", "aux_activation", "aux_hidden_units", "aux_loss_alpha",
-        "enable_sum_pooling", "gru_type", "item_info_fields", "use_attention_softmax",
-    ),
-    "DIN": ("din_target_field", "din_sequence_field"),
-    "ETA": ("reuse_hash", "short_seq_len", "topk", "use_scale"),
-    "SDIM": ("hash_bits", "l2_norm", "reuse_hash", "short_seq_len", "use_qkvo", "use_scale"),
-    "SIM": ("alpha", "beta", "gsu_type", "short_seq_len", "topk"),
-    "TWIN": ("Kc_cross_features", "short_seq_len", "topk"),
-}  # fmt: skip
-
-#: Those of them that name the target or the history, which here are roles of the dataset, whatever the model.
-FIELDS_OF_FUXICTR = {key for keys in OF_FUXICTR.values() for key in keys if key.endswith("_field")}
-
-
 def load_config(
     folder: str | os.PathLike[str], expid: str, *, data_root: str | os.PathLike[str] | None = None
 ) -> dict[str, Any]:
     """Return the flat settings of an experiment, see ``ExperimentConfig.load``."""
     return ExperimentConfig.load(folder, expid, data_root).to_dict()
-
-
-def _check_signature(
-    model_class: type, values: Mapping[str, Any], known_problems: Mapping[str, str]
-) -> tuple[dict[str, str], list[str]]:
-    """Return what is wrong with flat settings by the signature of a model, and which keys could not be checked."""
-    schema = model_schema(model_class)
-    known = {*schema, *EXPERIMENT_KEYS, *DATASET_KEYS, "model_id"}
-    problems: dict[str, str] = {}
-    doubts: list[str] = []
-    theirs = 0
-    where = f"model {model_class.__name__}: "
-    for key, value in values.items():
-        if key in known_problems:
-            continue
-        if key not in known:
-            is_ours = is_multimodal(model_class)
-            if is_ours and (key in OF_FUXICTR.get(model_class.__name__, ()) or key in FIELDS_OF_FUXICTR):
-                # The advice is the same for all: once.
-                problems[key] = where + (f"'{key}' too" if theirs else _of_fuxictr(key, model_class.__name__))
-                theirs += 1
-            elif is_ours:
-                problems[key] = where + unknown_key(key, known)
-            else:
-                doubts.append(where + unknown_key(key, known))
-        else:
-            for annotation in (schema.get(key, Any), _usual(key, value)):
-                try:
-                    if not matches(value, annotation):
-                        problems.setdefault(key, where + mismatch(key, value, annotation))
-                except TypeError as error:  # a constraint that the type does not have
-                    problems[key] = uncheckable(model_class, key, annotation, error)
-    return problems, doubts
-
-
-def _of_fuxictr(key: str, model: str) -> str:
-    """Return a sentence about a setting that only a model of FuxiCTR has, of the same name or another."""
-    has_roles = key.endswith("_field") or f"{model.lower()}_target_field" in OF_FUXICTR.get(model, ())
-    roles = ", target and history are roles of the dataset" if has_roles else ""
-    if key not in OF_FUXICTR.get(model, ()):
-        theirs = next(name for name, keys in OF_FUXICTR.items() if key in keys)
-        return f"'{key}' is a key of FuxiCTR's {theirs}, which {model} does not have; leave it out{roles}"
-    return (
-        f"'{key}' is a key of FuxiCTR's {model}, and this is the library's; leave it out{roles}, or give a checkout of "
-        "FuxiCTR for its own: --model_zoo FuxiCTR/model_zoo"
-    )
-
-
-def _usual(key: str, value: Any) -> Any:
-    """Return the range that FuxiCTR's names of settings imply where a model does not annotate it."""
-    if key.endswith("dropout") and isinstance(value, int | float):
-        return Dropout
-    if key.endswith("hidden_units") and isinstance(value, list) and all(isinstance(dim, int) for dim in value):
-        return HiddenUnits
-    return Any
