@@ -39,7 +39,7 @@ from fuxictr_mm.tables import (
     touched_parameters,
 )
 from fuxictr_mm.tasks import MixedActivation, UncertaintyWeights, loss_of_tasks
-from fuxictr_mm.training import loop
+from fuxictr_mm.training import loop, scoring
 from fuxictr_mm.training.checkpoints import load_state_dict, save_state_dict
 from fuxictr_mm.training.distributed import Replicas
 from fuxictr_mm.training.optim import (
@@ -424,11 +424,11 @@ class MultimodalModel(EmbeddingModel):
 
     def evaluate(self, data_generator: Iterable[Any], metrics: Sequence[str] | None = None) -> dict[str, float]:
         """Return metrics over a loader."""
-        return loop.evaluate(self, data_generator, metrics or self.validation_metrics)
+        return scoring.evaluate(self, data_generator, metrics or self.validation_metrics)
 
     def predict(self, data_generator: Iterable[Any]) -> np.ndarray:
         """Return the predictions ``(rows,)``, or ``(rows, T)`` of T labels, float64, over a loader, in its order."""
-        return loop.predict(self, data_generator).double().numpy()
+        return scoring.predict(self, data_generator).double().numpy()
 
     def save_weights(self, checkpoint: str | os.PathLike[str]) -> None:
         """Write the state dict atomically. With sharded tables, all processes call it together."""

@@ -21,7 +21,7 @@ from fuxictr_mm.logs import LogFiles
 from fuxictr_mm.runs import is_present, outdated, present_first, runs_of, vocabulary_of_weights
 from fuxictr_mm.runtime import only_one
 from fuxictr_mm.threads import restored_threads
-from fuxictr_mm.training import distributed, loop
+from fuxictr_mm.training import distributed, scoring
 from fuxictr_mm.training.checkpoints import hub_weights, saved_settings
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def _predict_file(experiment: Experiment, path: str | None, weights: Path, logs:
         model = experiment.build_model(dataset)
         model.load_weights(weights)
         files.open(logs, "a")
-        return loop.predict(model, experiment.make_loader(dataset.splits["test"], model)).numpy()
+        return scoring.predict(model, experiment.make_loader(dataset.splits["test"], model)).numpy()
 
 
 def _write_frame(frame: Any, path: str) -> None:

@@ -55,6 +55,7 @@ TESTED_BY = {
     "fuxictr_mm/commands/train": "test_command_line",
     "fuxictr_mm/commands/tune": "tuning/test_grid",
     "fuxictr_mm/config/features": "data/test_schema",
+    "fuxictr_mm/config/signature": "config/test_experiment",
     "fuxictr_mm/config/sizes": "autopilot/test_plans",
     "fuxictr_mm/data/feature_map": "data/test_schema",
     "fuxictr_mm/data/interaction_files": "data/test_interactions",
@@ -130,6 +131,7 @@ TESTED_BY = {
     "fuxictr_mm/tables/gradients": "tables/test_kinds",
     "fuxictr_mm/tables/layout": "tables/test_sharded",
     "fuxictr_mm/training/metric_checks": "training/test_run",
+    "fuxictr_mm/training/scoring": "training/test_loop",
     "fuxictr_mm/training/settings_text": "training/test_run",
     "fuxictr_mm/tuning/child": "tuning/test_runner",
     "fuxictr_mm/tuning/database": "tuning/test_study",
@@ -142,9 +144,11 @@ TESTED_BY = {
     "fuxictr_mm_serving/errors": "serving/test_scoring",
     "fuxictr_mm_serving/features": "serving/test_scoring",
     "fuxictr_mm_serving/hosts": "serving/test_access",
+    "fuxictr_mm_serving/numbering": "serving/test_own_ids",
     "fuxictr_mm_serving/prepared": "serving/test_scoring",
     "fuxictr_mm_serving/server": "serving/test_access",
     "fuxictr_mm_serving/settings": "serving/test_access",
+    "fuxictr_mm_serving/users": "serving/test_own_ids",
 }
 
 #: Test files of no single module: documents, the whole process, and what holds for every model or module.

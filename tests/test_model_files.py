@@ -8,7 +8,7 @@ import torch
 
 from fuxictr_mm.errors import ConfigError, DataError
 from fuxictr_mm.experiment import Experiment
-from fuxictr_mm.training import loop
+from fuxictr_mm.training import loop, scoring
 from tests.errors import raises_naming
 from tests.fuxictr_models import ALL, CHALLENGE, HISTORY, LINEAR, MODEL, SEQUENCE
 from tests.paths import ROOT
@@ -235,7 +235,7 @@ def test_a_model_that_decides_about_its_checkpoints_itself_does(load_model_file,
     history = loop.fit(model, train, 9, valid)
     assert [entry["AUC"] for entry in history] == model.seen
     assert len(model.seen) == 3
-    assert loop.evaluate(model, valid, ["AUC"])["AUC"] == pytest.approx(model.seen[1])
+    assert scoring.evaluate(model, valid, ["AUC"])["AUC"] == pytest.approx(model.seen[1])
     assert model.optimizer.param_groups[0]["lr"] == pytest.approx(experiment.config.learning_rate / 4)
     assert "redefines" not in caplog.text
 
@@ -248,5 +248,5 @@ def test_a_function_around_forward_is_called_for_every_batch(load_model_file):
     alone = model.forward
     model.forward = lambda batch: calls.append(1) or alone(batch)
     loader = experiment.make_loader(dataset.splits["valid"], model, batch_size=500)
-    loop.score(model, loader)
+    scoring.score(model, loader)
     assert len(calls) == len(loader) > 1

@@ -21,7 +21,7 @@ from fuxictr_mm.evaluation.intervals import NORMAL_95, measured, metric_of, samp
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.runs import is_falling
 from fuxictr_mm.runtime import device_of
-from fuxictr_mm.training import loop
+from fuxictr_mm.training import scoring
 
 #: Lower bounds of the buckets of history lengths; the last bucket is open.
 LENGTHS = (0, 1, 3, 6, 11, 21, 51, 101)
@@ -77,7 +77,7 @@ class Scorer:
         """Return the predictions ``(R,)`` float64, also of another table, or with ``change`` applied to each batch."""
         loader = self.experiment.make_loader(self.table if table is None else table, self.model)
         batches: Iterator[Any] = iter(loader) if change is None else map(change, loader)
-        prediction = loop.predict(self.model, batches).double().numpy()
+        prediction = scoring.predict(self.model, batches).double().numpy()
         self.passes += 1
         self.advance()
         return prediction

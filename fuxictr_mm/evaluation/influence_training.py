@@ -45,7 +45,7 @@ def train_keeping_checkpoints(
     metrics of the best weights; those of ``test`` where it has labels. A model without a last layer, or without that
     named, is refused before.
     """
-    from fuxictr_mm.training import loop
+    from fuxictr_mm.training import loop, scoring
 
     experiment = experiment.with_settings(model_root=str(folder))
     config, splits = experiment.config, dataset.splits
@@ -61,10 +61,10 @@ def train_keeping_checkpoints(
         # Steps after the best weights do not affect the model.
         values = [model._monitor.get_value(entry) for entry in history]
         del keeper.kept[values.index(model._best_metric) + 1 :]
-    metrics = {"valid": loop.evaluate(model, valid, config.metrics)}
+    metrics = {"valid": scoring.evaluate(model, valid, config.metrics)}
     # A label of one value is a placeholder.
     if "test" in splits and any(len(values) > 1 for values in dataset.summaries["test"].labels):
-        metrics["test"] = loop.evaluate(model, experiment.make_loader(splits["test"], model), config.metrics)
+        metrics["test"] = scoring.evaluate(model, experiment.make_loader(splits["test"], model), config.metrics)
     return keeper.kept, metrics
 
 

@@ -298,10 +298,10 @@ def _predict_finite(experiment: Experiment, model: Any, dataset: Dataset) -> np.
 def _predict(
     experiment: Experiment, model: Any, dataset: Dataset, *, batches: int | None = None, batch_size: int | None = None
 ) -> np.ndarray:
-    from fuxictr_mm.training import loop
+    from fuxictr_mm.training import scoring
 
     loader = experiment.make_loader(dataset.splits["valid"], model, batch_size=batch_size)
-    return loop.predict(model, loader if batches is None else islice(loader, batches)).numpy()
+    return scoring.predict(model, loader if batches is None else islice(loader, batches)).numpy()
 
 
 def _describe(

@@ -20,7 +20,7 @@ from fuxictr_mm.data.schema import ITEM_ID
 from fuxictr_mm.jagged import Jagged
 from fuxictr_mm.serving.graphs import NUM_ITEMS, NUM_ROWS, column_example, traced_rows
 from fuxictr_mm.serving.tables import Content, Parts, starts_of
-from fuxictr_mm.training.loop import of_tasks, predictions_of
+from fuxictr_mm.training.scoring import of_tasks, predictions_of
 
 if TYPE_CHECKING:
     from fuxictr_mm.data.dataset import Dataset

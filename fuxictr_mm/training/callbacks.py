@@ -44,7 +44,7 @@ from fuxictr_mm.training.resume import newest_checkpoint
 from fuxictr_mm.yaml_files import dump_yaml
 
 if TYPE_CHECKING:
-    from fuxictr_mm.training.loop import Scored
+    from fuxictr_mm.training.scoring import Scored
 
 
 logger = logging.getLogger(__name__)

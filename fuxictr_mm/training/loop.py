@@ -1,4 +1,4 @@
-"""Training, evaluation and scoring of any FuxiCTR ``BaseModel``, ours or a third party's.
+"""Training of any FuxiCTR ``BaseModel``, ours or a third party's.
 
 Epochs, ``eval_steps``, monitor, plateau decay, early stopping and best weights at the end are as in FuxiCTR.
 """
@@ -8,11 +8,10 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -21,11 +20,12 @@ from fuxictr_mm.data.batch import num_rows
 from fuxictr_mm.errors import ConfigError, DataError, Interrupted, UserError
 from fuxictr_mm.fuxictr_imports import BaseModel
 from fuxictr_mm.runtime import collect_signals, is_main
-from fuxictr_mm.tables import answer_lookups, sharded_tables
+from fuxictr_mm.tables import sharded_tables
 from fuxictr_mm.terminal import progress_bar
 from fuxictr_mm.training import distributed
 from fuxictr_mm.training.callbacks import Callback
 from fuxictr_mm.training.resume import Progress, TrainingCheckpoint
+from fuxictr_mm.training.scoring import evaluate
 
 logger = logging.getLogger(__name__)
 
@@ -406,81 +406,3 @@ def _save_weights(model: BaseModel) -> None:
     """Write the weights on the main process; the others send their part of sharded tables."""
     if is_main() or sharded_tables(model):
         model.save_weights(model.checkpoint)
-
-
-class Scored(NamedTuple):
-    """Samples of a loader with their predictions, in its order, of all processes, on the device."""
-
-    prediction: Tensor  #: ``(rows,)``, or ``(rows, T)`` of T labels.
-    label: Tensor | None  #: The same, NaN for one of several labels that is missing; None if not requested.
-    group: Tensor | None  #: ``(rows,)``; None if not requested, or without a ``group_id``.
-    tasks: Sequence[str] = ()  #: Names of several labels; empty for one.
-    kinds: Sequence[str] = ()  #: The task of each of these labels.
-
-
-@torch.no_grad()
-def score(
-    model: BaseModel, loader: Iterable[Any], what: str = "evaluation", labels: bool = True, groups: bool = True
-) -> Scored:
-    """Score the samples of a loader; ``what`` names the progress bar."""
-    model.eval()
-    names = model.feature_map.labels
-    predictions, truths, users = [], [], []
-    with progress_bar(loader, what, model._verbose) as bar:
-        for batch in bar:
-            predictions.append(of_tasks(predictions_of(model.forward(batch), names), len(names)))
-            if labels:
-                truths.append(of_tasks(model.get_labels(batch), len(names)))
-            if groups and model.feature_map.group_id is not None:
-                users.append(model.get_group_id(batch).reshape(-1))
-    answer_lookups(model)
-    if not distributed.total(len(predictions)):
-        raise DataError(f"{what}: no rows")
-    if not predictions:  # of this process
-        number = next(model.parameters())
-        predictions.append(number.new_zeros((0, len(names)) if len(names) > 1 else 0))
-        truths += predictions * labels
-        if groups and model.feature_map.group_id is not None:
-            users.append(torch.zeros(0, dtype=torch.int64, device=number.device))
-    joined = [distributed.gather_rows(torch.cat(parts)) if parts else None for parts in (predictions, truths, users)]
-    y_pred, y_true, group = joined
-    assert y_pred is not None
-    if len(names) == 1:
-        return Scored(y_pred, y_true, group)
-    task_of = getattr(model.feature_map, "tasks", {})
-    return Scored(y_pred, y_true, group, tuple(names), [task_of.get(name, "binary_classification") for name in names])
-
-
-def predictions_of(output: Mapping[str, Any], names: Sequence[str]) -> Any:
-    """Return what a model predicts: one tensor, or one for each label of FuxiCTR's multi-task models."""
-    return output["y_pred"] if "y_pred" in output else [output[f"{name}_pred"] for name in names]
-
-
-def of_tasks(values: Tensor | Sequence[Tensor], num_tasks: int) -> Tensor:
-    """Return predictions or labels as ``(B,)``, or ``(B, T)`` of several."""
-    if not isinstance(values, Tensor):
-        values = torch.cat([value.view(-1, 1) for value in values], dim=1)
-    return values.reshape(-1) if num_tasks == 1 else values
-
-
-def evaluate(model: BaseModel, loader: Iterable[Any], metrics: Sequence[str]) -> dict[str, float]:
-    """Return metrics over a loader, computed once over all rows."""
-    return measure(score(model, loader), metrics)
-
-
-def measure(scored: Scored, metrics: Sequence[str]) -> dict[str, float]:
-    """Return metrics of scored rows, and log them."""
-    from fuxictr_mm.metrics import evaluate_metrics, evaluate_tasks
-
-    if scored.tasks:
-        assert scored.label is not None
-        result = evaluate_tasks(scored.label, scored.prediction, metrics, scored.tasks, scored.group, scored.kinds)
-    else:
-        result = evaluate_metrics(scored.label, scored.prediction, metrics, scored.group)
-    logger.info("[Metrics] " + " - ".join(f"{name}: {value:.6f}" for name, value in result.items()))
-    return dict(result)
-
-
-def predict(model: BaseModel, loader: Iterable[Any]) -> Tensor:
-    """Return the predictions ``(rows,)``, or ``(rows, T)`` of T labels, over a loader, on the CPU, in its order."""
-    return score(model, loader, "scoring", labels=False, groups=False).prediction.cpu()

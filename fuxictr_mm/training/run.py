@@ -44,7 +44,7 @@ from fuxictr_mm.runs import (
     vocabulary_of_weights,
 )
 from fuxictr_mm.runtime import is_main
-from fuxictr_mm.training import distributed, loop
+from fuxictr_mm.training import distributed, loop, scoring
 from fuxictr_mm.training.baselines import warn_of_baselines
 from fuxictr_mm.training.callbacks import Callback, RunWriter, TensorBoardLogger, is_installed
 from fuxictr_mm.training.initial_weights import load_initial_weights, warn_of_random_weights
@@ -251,16 +251,16 @@ class TrainingRun:
         logger.info("Validation")
         if (weight := config.dataset.sample_weight) is not None:
             logger.info(f"Metrics count every row once: {weight} (sample_weight) weights the loss alone")
-        scored = loop.score(model, valid)
-        of_valid = loop.measure(scored, config.metrics)
+        scored = scoring.score(model, valid)
+        of_valid = scoring.measure(scored, config.metrics)
         of_test, scored_test = dict[str, float](), None
         if "test" in dataset.splits and (test_metrics or config.record):
             logger.info("Test")
             test_rows = dataset.splits["test"]
             test = experiment.make_loader(test_rows, model)
-            scored_test = loop.score(model, test, labels=bool(test_metrics), groups=test_rows.has_groups)
+            scored_test = scoring.score(model, test, labels=bool(test_metrics), groups=test_rows.has_groups)
             if test_metrics:
-                of_test = loop.measure(scored_test, test_metrics)
+                of_test = scoring.measure(scored_test, test_metrics)
         if scored.label is not None:
             calibrate = f"{experiment.command('predict')} --calibrate platt"
             # Probabilities of weighted rows are not those of these rows; their order is.

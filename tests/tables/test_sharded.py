@@ -20,7 +20,7 @@ from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.tables import gathered_state, sharded_parameters, sharded_tables
 from fuxictr_mm.tables.layout import Layout, Part, TableShape, by_rows, choose_layouts
 from fuxictr_mm.tables.sharded import check_torchrec
-from fuxictr_mm.training import distributed, loop
+from fuxictr_mm.training import distributed, scoring
 from fuxictr_mm.training.resume import Progress, TrainingCheckpoint
 from tests.errors import check_names, raises_naming
 from tests.paths import ROOT
@@ -71,11 +71,11 @@ def train(settings, folder, shard):
         # Parts and numbers of batches that differ by rank: of two rows, the third rank has none.
         for count, rows_a_batch in ((777, 100), (2, 1)):
             part = shard.part(count)
-            scored = loop.score(
+            scored = scoring.score(
                 model, InMemoryLoader(dataset.splits["valid"].slice(part.start, part.stop), rows_a_batch)
             )
     part = shard.part(777)
-    scored = loop.score(model, InMemoryLoader(dataset.splits["valid"].slice(part.start, part.stop), 100))
+    scored = scoring.score(model, InMemoryLoader(dataset.splits["valid"].slice(part.start, part.stop), 100))
     optimizer = model.optimizer.state_dict()["sharded"]["state"]
     if tables := sharded_tables(model):
         optimizer = {i: {"sum": table.gather(table.sums)} for i, table in enumerate(tables) if i in optimizer}

@@ -12,7 +12,7 @@ from fuxictr_mm.data.interactions import concatenate
 from fuxictr_mm.data.loaders import InMemoryLoader
 from fuxictr_mm.data.shards import Shard
 from fuxictr_mm.experiment import Experiment
-from fuxictr_mm.training import distributed, loop
+from fuxictr_mm.training import distributed, scoring
 from fuxictr_mm.training.distributed import LocalBatchNorm, SyncBatchNorm, replace_batch_norm
 from tests.paths import ROOT
 from tests.projects import write_project
@@ -78,7 +78,7 @@ def gradients_and_scores(expid, folder, batch_size, shard, settings):
         model.optimizer.step()
     part = shard.part(777)
     valid = InMemoryLoader(dataset.splits["valid"].slice(part.start, part.stop), batch_size)
-    scored = loop.score(model, valid)
+    scored = scoring.score(model, valid)
     rows = {"scores": scored.prediction, "labels": scored.label, "groups": scored.group}
     return {"points": points, "state": model.state_dict(), **rows}
 
@@ -322,7 +322,7 @@ def test_killed_and_resumed_with_as_many_processes_or_fewer(dying):
     model = experiment.build_model(dataset)
     model.load_state_dict(expected)
     valid = experiment.make_loader(dataset.splits["valid"], model)
-    assert loop.evaluate(model, valid, ["AUC", "gAUC", "logloss"]) == pytest.approx(metrics, abs=1e-7)
+    assert scoring.evaluate(model, valid, ["AUC", "gAUC", "logloss"]) == pytest.approx(metrics, abs=1e-7)
 
 
 @pytest.mark.slow
