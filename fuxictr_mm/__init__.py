@@ -1,6 +1,10 @@
 """Multimodal click-through rate prediction on FuxiCTR.
 
-What ``__all__`` names is the public interface, stable under semantic versioning; all other modules are private.
+What ``__all__`` names is the public interface, stable under semantic versioning. Files of models, layers and readers
+import ``MultimodalModel`` and ``DNNModel`` of ``fuxictr_mm.model``, ``fuxictr_mm.data.batch.Batch``,
+``fuxictr_mm.jagged``, ``fuxictr_mm.layers``, ``fuxictr_mm.config``, ``fuxictr_mm.errors`` and
+``fuxictr_mm.datasets.reader``. These, and what else the API pages of the documentation name, change only with a line in
+``CHANGELOG.md``; everything else is private.
 
 Examples
 --------
