@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shlex
 from collections.abc import Mapping
 from copy import copy
@@ -32,6 +31,7 @@ from fuxictr_mm.data.vocabulary import Vocabularies
 from fuxictr_mm.embedding_model import check_names
 from fuxictr_mm.encoding.fuxictr import load_dataset
 from fuxictr_mm.errors import ConfigError, MissingFileError, UserError
+from fuxictr_mm.files import StrPath
 from fuxictr_mm.fuxictr_imports import seed_everything
 from fuxictr_mm.model import check_is_built
 from fuxictr_mm.prediction import find_weights, predict
@@ -57,8 +57,6 @@ from fuxictr_mm.training.memory import warn_of_large_parameters
 from fuxictr_mm.training.run import TrainingRun
 
 logger = logging.getLogger(__name__)
-
-StrPath = str | os.PathLike[str]
 
 
 class Experiment:

@@ -12,13 +12,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, UserError, first_line
 
+#: What every function takes for a path.
+StrPath: TypeAlias = str | os.PathLike[str]
+
 
 @contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_path(path: StrPath) -> Iterator[Path]:
     """Yield a temporary file in the folder of ``path``; it replaces ``path`` if the block ends without an exception.
 
     Raises
@@ -48,7 +51,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def write_beside(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any]) -> None:
+def write_beside(path: StrPath, write: Callable[[BinaryIO], Any]) -> None:
     """Write a file atomically; raises as ``atomic_path``."""
     with atomic_path(path) as temporary, temporary.open("wb") as stream:
         try:
@@ -107,11 +110,7 @@ def write_folder(out: Path, write: Callable[[Path], None]) -> None:
             shutil.rmtree(beside)
 
 
-def check_outputs(
-    outputs: Iterable[str | os.PathLike[str] | None],
-    inputs: Iterable[str | os.PathLike[str] | None],
-    overwrite: bool,
-) -> None:
+def check_outputs(outputs: Iterable[StrPath | None], inputs: Iterable[StrPath | None], overwrite: bool) -> None:
     """Raise an error for output files that cannot or must not be written, before any work; None is skipped.
 
     Raises
@@ -144,7 +143,7 @@ def check_outputs(
             raise ConfigError(f"{output}: {folder} is not writable; give another folder")
 
 
-def check_replaceable(output: str | os.PathLike[str], names: Iterable[str], what: str) -> None:
+def check_replaceable(output: StrPath, names: Iterable[str], what: str) -> None:
     """Raise an error if a file to replace is not of the kind that a command writes; empty files are accepted.
 
     ``names`` are what a file of the kind holds: keys of its JSON object, columns of its Parquet table, or ``<html>``;

@@ -7,7 +7,6 @@ one for each task.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -24,6 +23,7 @@ from fuxictr_mm.data.feature_map import unify_dims
 from fuxictr_mm.embedding_model import Embedded as Embedded  # model files import it from here
 from fuxictr_mm.embedding_model import EmbeddingModel
 from fuxictr_mm.errors import ConfigError, UserError, first_line
+from fuxictr_mm.files import StrPath
 from fuxictr_mm.fuxictr_imports import FeatureEmbeddingDict, FeatureMap, MLP_Block
 from fuxictr_mm.layers.dropout import replace_dropout
 from fuxictr_mm.layers.triton_kernels import fuse
@@ -430,13 +430,13 @@ class MultimodalModel(EmbeddingModel):
         """Return the predictions ``(rows,)``, or ``(rows, T)`` of T labels, float64, over a loader, in its order."""
         return scoring.predict(self, data_generator).double().numpy()
 
-    def save_weights(self, checkpoint: str | os.PathLike[str]) -> None:
+    def save_weights(self, checkpoint: StrPath) -> None:
         """Write the state dict atomically. With sharded tables, all processes call it together."""
         state = gathered_state(self)
         if is_main() or not sharded_tables(self):
             save_state_dict(state, checkpoint)
 
-    def load_weights(self, checkpoint: str | os.PathLike[str]) -> None:
+    def load_weights(self, checkpoint: StrPath) -> None:
         """Read a state dict.
 
         Raises

@@ -17,6 +17,7 @@ from fuxictr_mm.data.later_items import item_files_of, of_another_base, of_unpre
 from fuxictr_mm.data.vocabulary import Vocabularies
 from fuxictr_mm.encoding.fuxictr import load_dataset
 from fuxictr_mm.errors import DataError, MissingFileError, UserError, first_line
+from fuxictr_mm.files import StrPath
 from fuxictr_mm.logs import LogFiles
 from fuxictr_mm.runs import is_present, outdated, present_first, runs_of, vocabulary_of_weights
 from fuxictr_mm.runtime import only_one
@@ -45,7 +46,7 @@ def predict(experiment: Experiment, data: Any, weights: Path, logs: Sequence[Pat
             raise type(error)(str(error).replace(path, "data frame")) from error
 
 
-def find_weights(experiment: Experiment, weights: str | os.PathLike[str] | None = None) -> Path:
+def find_weights(experiment: Experiment, weights: StrPath | None = None) -> Path:
     """Return the file of weights that an experiment predicts with; see ``Experiment.find_weights``."""
     path = experiment.paths.weights if weights is None else Path(weights)
     if not path.exists():

@@ -1,6 +1,5 @@
 """Submission files of the challenge: a zip with one ``prediction.csv``, columns ``ID`` and the name of the task."""
 
-import os
 import re
 import zipfile
 import zlib
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, first_line
-from fuxictr_mm.files import write_beside
+from fuxictr_mm.files import StrPath, write_beside
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,9 +33,7 @@ class SubmissionReport:
     mean: float
 
 
-def write_submission(
-    path: str | os.PathLike[str], predictions: Any, task: str = "Task2", expected_rows: int | None = None
-) -> Path:
+def write_submission(path: StrPath, predictions: Any, task: str = "Task2", expected_rows: int | None = None) -> Path:
     """Check predictions and write them as a submission; the same predictions give the same bytes.
 
     Every number is the shortest decimal that round-trips in its type, float32 or float64.
@@ -101,9 +98,7 @@ def _csv_bytes(values: "np.ndarray", task: str) -> bytes:
     return f"ID,{task}\n".encode() + sink.getvalue().to_pybytes()
 
 
-def check_submission(
-    path: str | os.PathLike[str], rows: int | None = None, task: str | None = None
-) -> SubmissionReport:
+def check_submission(path: StrPath, rows: int | None = None, task: str | None = None) -> SubmissionReport:
     """Check a file by the rules of the challenge's server.
 
     Parameters

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import re
 from collections.abc import Mapping
 from functools import lru_cache
@@ -14,7 +13,7 @@ import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from fuxictr_mm.errors import ConfigError, MissingFileError
-from fuxictr_mm.files import write_beside
+from fuxictr_mm.files import StrPath, write_beside
 
 #: Keys whose values are keys elsewhere, of datasets and experiments, and keys of mappings that these are keys of.
 IDS, ENTRIES = ("dataset_id", "base_expid"), ("model_config", "dataset_config")
@@ -34,7 +33,7 @@ TYPES = {
 }
 
 
-def load_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
+def load_yaml(path: StrPath) -> dict[str, Any]:
     """Read a YAML 1.2 file whose top level is a mapping.
 
     Its keys and the values of ``IDS`` are taken as strings, such as the experiment id 2024.
@@ -51,7 +50,7 @@ def load_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     return copy.deepcopy(load_shared(path))
 
 
-def load_shared(path: str | os.PathLike[str]) -> dict[str, Any]:
+def load_shared(path: StrPath) -> dict[str, Any]:
     """Read a file as ``load_yaml`` does, parsed once for all that read it; the result must not be changed."""
     path = Path(path)
     if not path.is_file():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -17,10 +16,11 @@ from fuxictr_mm.check_data.numbering import find_translation
 from fuxictr_mm.check_data.titles import check_titles
 from fuxictr_mm.config import Roles
 from fuxictr_mm.errors import ConfigError, nearest
+from fuxictr_mm.files import StrPath
 
 
 def check_folder(
-    folder: str | os.PathLike[str],
+    folder: StrPath,
     checks: Iterable[str] | None = None,
     *,
     title_column: str | None = None,

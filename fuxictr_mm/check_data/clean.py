@@ -6,7 +6,6 @@ written under another name and renamed when it is complete.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -29,7 +28,7 @@ from fuxictr_mm.data.arrow_types import is_bytes, is_list, plain_type
 from fuxictr_mm.data.parquet import part_files, schema_of
 from fuxictr_mm.data.vocabulary import as_text as plain_id
 from fuxictr_mm.errors import ConfigError
-from fuxictr_mm.files import write_folder
+from fuxictr_mm.files import StrPath, write_folder
 
 #: A row group is written when it has so many rows or bytes.
 GROUP_ROWS, GROUP_BYTES = 100_000, 128 << 20
@@ -46,7 +45,7 @@ class Plan:
     change: dict[str, dict[int, list[Change]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
 
 
-def clean_folder(layout: Layout, report: Report, target: str | os.PathLike[str]) -> list[dict[str, Any]]:
+def clean_folder(layout: Layout, report: Report, target: StrPath) -> list[dict[str, Any]]:
     """Write a cleaned copy of a checked folder into a folder that does not exist or is empty.
 
     Returns ``check``, ``file``, ``column`` and ``count`` of every finding above info, and what was ``done`` about it.

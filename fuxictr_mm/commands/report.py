@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from fuxictr_mm.arguments import add_examples, add_output_options, show
 from fuxictr_mm.evaluation.compare import Pair
-from fuxictr_mm.files import check_outputs, check_replaceable
+from fuxictr_mm.files import StrPath, check_outputs, check_replaceable
 from fuxictr_mm.report.page import DatasetSection
 from fuxictr_mm.report.report import report
 from fuxictr_mm.terminal import plural
@@ -51,7 +50,7 @@ def main_from_args(args: argparse.Namespace) -> None:
     show(args, as_dict(sections, args.out), "\n".join(lines))
 
 
-def as_dict(sections: Sequence[DatasetSection], out: str | os.PathLike[str]) -> dict[str, Any]:
+def as_dict(sections: Sequence[DatasetSection], out: StrPath) -> dict[str, Any]:
     """Return the leaderboards as a JSON document."""
     datasets = []
     for section in sections:

@@ -11,10 +11,11 @@ from typing import Any
 
 from fuxictr_mm.config.dataset import PATH_KEYS
 from fuxictr_mm.errors import ConfigError, MissingFileError, nearest
+from fuxictr_mm.files import StrPath
 from fuxictr_mm.yaml_files import load_shared
 
 
-def find_config(given: str | os.PathLike[str] | None, script_folder: str | os.PathLike[str]) -> Path:
+def find_config(given: StrPath | None, script_folder: StrPath) -> Path:
     """Return the configuration folder: the given one, else the working directory if it has one, else the script's."""
     if given is not None:
         return Path(given)
@@ -22,22 +23,22 @@ def find_config(given: str | os.PathLike[str] | None, script_folder: str | os.Pa
     return here if (here / "model_config.yaml").is_file() or (here / "model_config").is_dir() else Path(script_folder)
 
 
-def results_csv_path(config_dir: str | os.PathLike[str]) -> Path:
+def results_csv_path(config_dir: StrPath) -> Path:
     """Return the CSV in the working directory that results of a configuration folder go to, named after the folder."""
     return Path(f"{Path(config_dir).resolve().name}.csv")
 
 
-def list_experiments(folder: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
+def list_experiments(folder: StrPath) -> dict[str, dict[str, Any]]:
     """Return every experiment id of a folder with its own settings (``Base`` left out)."""
     return _list_entries(folder, "model_config")
 
 
-def list_datasets(folder: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
+def list_datasets(folder: StrPath) -> dict[str, dict[str, Any]]:
     """Return every dataset id of a folder with its settings."""
     return _list_entries(folder, "dataset_config")
 
 
-def load_model_config(folder: str | os.PathLike[str], expid: str) -> dict[str, Any]:
+def load_model_config(folder: StrPath, expid: str) -> dict[str, Any]:
     """Return the settings of one experiment, ``Base`` included, unchecked."""
     files = _read_files(folder, "model_config")
     base: dict[str, Any] = {}
@@ -52,12 +53,12 @@ def load_model_config(folder: str | os.PathLike[str], expid: str) -> dict[str, A
     return values
 
 
-def load_dataset_config(folder: str | os.PathLike[str], dataset_id: str) -> dict[str, Any]:
+def load_dataset_config(folder: StrPath, dataset_id: str) -> dict[str, Any]:
     """Return the settings of one dataset, unchecked."""
     return _find_entry(_read_files(folder, "dataset_config"), dataset_id, "dataset id")[1]
 
 
-def _read_files(folder: str | os.PathLike[str], stem: str) -> dict[Path, dict[str, Any]]:
+def _read_files(folder: StrPath, stem: str) -> dict[Path, dict[str, Any]]:
     """Return the content of each file of one kind, either ``stem.yaml`` or all of a folder ``stem/``."""
     folder = Path(folder)
     single = folder / f"{stem}.yaml"
@@ -73,7 +74,7 @@ def _read_files(folder: str | os.PathLike[str], stem: str) -> dict[Path, dict[st
     return {path: load_shared(path) for path in paths}
 
 
-def _list_entries(folder: str | os.PathLike[str], stem: str) -> dict[str, dict[str, Any]]:
+def _list_entries(folder: StrPath, stem: str) -> dict[str, dict[str, Any]]:
     files = _read_files(folder, stem)
     return {n: _entry(path, content, n) for path, content in files.items() for n in content if _is_id(n)}
 
@@ -112,9 +113,7 @@ def _find_entry(files: Mapping[Path, dict[str, Any]], name: str, kind: str) -> t
     raise ConfigError(f"{where}: no {kind} '{name}'{nearest(name, known)} (there are: {listing})")
 
 
-def resolve_entry(
-    values: dict[str, Any], folder: Path, data_root: str | os.PathLike[str] | None, where: str
-) -> dict[str, str]:
+def resolve_entry(values: dict[str, Any], folder: Path, data_root: StrPath | None, where: str) -> dict[str, str]:
     """Resolve the paths in the merged settings of an experiment, and return one sentence per key that is wrong.
 
     Parameters
@@ -155,7 +154,7 @@ def resolve_entry(
     return problems
 
 
-def resolve_paths(paths: Any, folder: Path, root: Any, new_root: str | os.PathLike[str] | None) -> Any:
+def resolve_paths(paths: Any, folder: Path, root: Any, new_root: StrPath | None) -> Any:
     """Return paths with another root, variables expanded, and looked up from ``folder`` where they exist only there.
 
     Those below a root of ``./`` are looked up from ``folder`` first, as ``prepare`` writes them next to its data, also

@@ -25,6 +25,7 @@ from fuxictr_mm.config.fingerprints import config_hash
 from fuxictr_mm.config.model import ModelSettings, per_label
 from fuxictr_mm.config.signature import check_signature
 from fuxictr_mm.errors import ConfigError, MissingFileError
+from fuxictr_mm.files import StrPath
 
 
 class Fold(Settings):
@@ -143,9 +144,9 @@ class ExperimentConfig(ModelSettings):
     @classmethod
     def load(
         cls,
-        folder: str | os.PathLike[str],
+        folder: StrPath,
         expid: str,
-        data_root: str | os.PathLike[str] | None = None,
+        data_root: StrPath | None = None,
         overrides: Mapping[str, Any] | None = None,
         find_model: Callable[[str], type] | None = None,
         check_model: Callable[[type, Mapping[str, Any]], Mapping[str, str]] | None = None,
@@ -352,8 +353,6 @@ DEFAULTS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def load_config(
-    folder: str | os.PathLike[str], expid: str, *, data_root: str | os.PathLike[str] | None = None
-) -> dict[str, Any]:
+def load_config(folder: StrPath, expid: str, *, data_root: StrPath | None = None) -> dict[str, Any]:
     """Return the flat settings of an experiment, see ``ExperimentConfig.load``."""
     return ExperimentConfig.load(folder, expid, data_root).to_dict()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from fuxictr_mm.data.parquet import part_files
 from fuxictr_mm.data.remote import is_remote, path_of
 from fuxictr_mm.errors import MissingFileError
+from fuxictr_mm.files import StrPath
 from fuxictr_mm_serving.folders import partition_values
 
 #: Bytes of a block; blocks that are read of a file (256 MiB) and of a folder (4 GiB), and the fewest of each file.
@@ -42,7 +42,7 @@ def changed_data(before: Mapping[str, str] | None, params: Mapping[str, Any]) ->
     return None if changed is None else f"{changed}: {paths[changed]}"
 
 
-def hash_files(path: str | os.PathLike[str], ending: str = ".parquet", *, strict: bool = True) -> str:
+def hash_files(path: StrPath, ending: str = ".parquet", *, strict: bool = True) -> str:
     """Return a hash of a file, or of the files of a folder with their names and the columns of Hive partitions.
 
     A file of up to ``BLOCKS * BLOCK_BYTES`` bytes is read as a whole. Of a larger one, its size and as many blocks

@@ -7,7 +7,6 @@ Shape letters: R rows, N history items of all rows, I items (padding included).
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,6 +18,7 @@ from fuxictr_mm.data.decoding import check_ids, finite, integers, list_entries, 
 from fuxictr_mm.data.parquet import part_files, read_chunks, schema_of
 from fuxictr_mm.data.schema import Feature
 from fuxictr_mm.errors import DataError
+from fuxictr_mm.files import StrPath
 
 if TYPE_CHECKING:
     from fuxictr_mm.data.vocabulary import Vocabulary
@@ -145,7 +145,7 @@ def _check_items(
     )
 
 
-def is_zero_padded(path: str | os.PathLike[str], column: str) -> bool:
+def is_zero_padded(path: StrPath, column: str) -> bool:
     """Whether the first lists of integers of a dataset all have the same length, and some have a 0 at an end.
 
     Empty lists and nulls do not count: padded files have them where a history is missing.

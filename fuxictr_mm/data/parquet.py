@@ -5,7 +5,6 @@ Every error names the file, and the column.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import pyarrow.parquet as pq
 from fuxictr_mm.data.arrow_types import plain_array
 from fuxictr_mm.data.remote import is_remote, path_of
 from fuxictr_mm.errors import DataError, MissingFileError, first_line, nearest
+from fuxictr_mm.files import StrPath
 from fuxictr_mm_serving.folders import IGNORED, SUFFIXES, natural_key, partition_values
 
 #: Rows decoded at a time, and fewer where lists are long: at most so many values (4 M ids are 34 MB).
@@ -44,7 +44,7 @@ TABLE_FORMATS = {"_delta_log": "Delta", ".hoodie": "Hudi"}
 READ_BYTES = 1 << 20
 
 
-def part_files(path: str | os.PathLike[str], suffix: str = ".parquet", *, strict: bool = True) -> list[Path]:
+def part_files(path: StrPath, suffix: str = ".parquet", *, strict: bool = True) -> list[Path]:
     """Return the files of a dataset: one file, the same with ``suffix`` appended, or a folder of part files.
 
     The part files of a folder are in natural order (``part.2`` before ``part.10``). Hive partitions (subfolders such
@@ -194,7 +194,7 @@ def schema_of(path: Path, metadata: pq.FileMetaData | None = None, texts: Collec
 
 
 def read_rows(
-    path: str | os.PathLike[str], columns: Sequence[str], max_rows: int | None = None
+    path: StrPath, columns: Sequence[str], max_rows: int | None = None
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
     """Yield the chunks of ``read_chunks`` for all part files of a dataset, with consecutive row numbers."""
     first = 0
@@ -206,12 +206,12 @@ def read_rows(
         first += rows
 
 
-def count_rows(path: str | os.PathLike[str]) -> int:
+def count_rows(path: StrPath) -> int:
     """Return the number of rows of a dataset, from the files' footers only."""
     return sum(open_parquet(file).metadata.num_rows for file in part_files(path))
 
 
-def require_columns(path: str | os.PathLike[str], present: Sequence[str], wanted: Sequence[str]) -> None:
+def require_columns(path: StrPath, present: Sequence[str], wanted: Sequence[str]) -> None:
     """Raise a DataError for the first column that is missing, with the nearest name, or that occurs twice."""
     for name in wanted:
         if name not in present:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -10,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from fuxictr_mm.errors import UserError
+from fuxictr_mm.files import StrPath
 
 
 class RemotePath(PurePosixPath):
@@ -82,12 +82,12 @@ class RemotePath(PurePosixPath):
             ) from error
 
 
-def is_remote(path: str | os.PathLike[str]) -> bool:
+def is_remote(path: StrPath) -> bool:
     """Whether a path is in an object store."""
     return isinstance(path, RemotePath) or "://" in str(path)
 
 
-def path_of(path: str | os.PathLike[str]) -> Path:
+def path_of(path: StrPath) -> Path:
     """Return a path on a disk, or in an object store, which can be read like one.
 
     Examples

@@ -5,7 +5,6 @@ Shape letters: R examples, I items.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ from fuxictr_mm.data.vocabulary import Vocabulary
 from fuxictr_mm.diagnosis.findings import NOTE, WARNING, Finding
 from fuxictr_mm.diagnosis.scorer import by_bucket
 from fuxictr_mm.evaluation.intervals import with_interval
+from fuxictr_mm.files import StrPath
 from fuxictr_mm.terminal import format_table
 
 #: Lower bounds of the buckets of clicks; the last bucket is open.
@@ -38,11 +38,7 @@ class Popularity(NamedTuple):
 
 
 def count_items(
-    path: str | os.PathLike[str],
-    label: str,
-    num_items: int,
-    target: str = ITEM_ID,
-    vocabulary: Vocabulary | None = None,
+    path: StrPath, label: str, num_items: int, target: str = ITEM_ID, vocabulary: Vocabulary | None = None
 ) -> Popularity:
     """Count the examples of a training file by item, a chunk at a time; ``label`` and ``target`` are its columns.
 

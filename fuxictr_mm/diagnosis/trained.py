@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fuxictr_mm.errors import ConfigError, MissingFileError
+from fuxictr_mm.files import StrPath
 
 if TYPE_CHECKING:
     from fuxictr_mm.experiment import Experiment
@@ -33,12 +34,7 @@ class Trained:
 
 
 def find_trained(
-    expid: str,
-    *,
-    run: str | None = None,
-    weights: str | os.PathLike[str] | None = None,
-    test_data: str | None = None,
-    **where: Any,
+    expid: str, *, run: str | None = None, weights: StrPath | None = None, test_data: str | None = None, **where: Any
 ) -> Trained:
     """Return configuration and weights of an experiment; ``where`` is as of ``Experiment.load``.
 

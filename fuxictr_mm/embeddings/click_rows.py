@@ -5,7 +5,6 @@ Shapes: R rows of a chunk, N history items of a chunk.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from fuxictr_mm.data import decoding, parquet
 from fuxictr_mm.data.ids import Numbering
 from fuxictr_mm.errors import DataError, nearest
+from fuxictr_mm.files import StrPath
 
 Integers = NDArray[np.int64]
 
@@ -32,7 +32,7 @@ class ClickRows(NamedTuple):
     row_of: Integers  #: ``(N,)``, the row of each.
 
 
-def read_click_rows(path: str | os.PathLike[str], label: str, numbering: Numbering) -> Iterator[ClickRows]:
+def read_click_rows(path: StrPath, label: str, numbering: Numbering) -> Iterator[ClickRows]:
     """Yield the clicks of each chunk; raises DataError or MissingFileError for columns that are missing or wrong."""
     names, user_ids = numbering.roles, numbering.users
     columns = [names.user, names.target, names.history, label]

@@ -6,7 +6,6 @@ of a centroid.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, get_args
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fuxictr_mm.errors import ConfigError, DataError, UserError
+from fuxictr_mm.files import StrPath
 from fuxictr_mm.reduction.reducer import scale_rows
 from fuxictr_mm.reduction.saved import SavedFormat
 
@@ -293,7 +293,7 @@ def _with_kmeans(quantizer: Any, seed: int) -> Any:
     return quantizer
 
 
-def save_codebooks(codebooks: Mapping[str, Codebook], path: str | os.PathLike[str]) -> None:
+def save_codebooks(codebooks: Mapping[str, Codebook], path: StrPath) -> None:
     """Write codebooks, by the columns of their codes, to a safetensors file; raises UserError as ``SavedFormat``."""
     arrays: dict[str, Floats] = {}
     described: dict[str, Any] = {}
@@ -317,7 +317,7 @@ def save_codebooks(codebooks: Mapping[str, Codebook], path: str | os.PathLike[st
     SAVED.save(path, {"codebooks": described}, arrays)
 
 
-def load_codebooks(path: str | os.PathLike[str]) -> dict[str, Codebook]:
+def load_codebooks(path: StrPath) -> dict[str, Codebook]:
     """Read a file of ``save_codebooks``; raises MissingFileError or DataError as ``SavedFormat``."""
     return SAVED.load(
         path, lambda content, arrays: {c: _codebook(spec, c, arrays) for c, spec in content["codebooks"].items()}

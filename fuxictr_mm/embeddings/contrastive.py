@@ -18,7 +18,6 @@ distinct items of a batch, M neighbors.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -32,6 +31,7 @@ from torch.nn import functional as F
 from fuxictr_mm.embeddings.content_inputs import ContentInput, from_arrays, state_of, to_arrays
 from fuxictr_mm.embeddings.early_stopping import TrainingResult, train_until_best
 from fuxictr_mm.errors import DataError
+from fuxictr_mm.files import StrPath
 from fuxictr_mm.reduction.saved import SavedFormat, check_modalities
 
 if TYPE_CHECKING:
@@ -241,7 +241,7 @@ class Alignment:
             columns[_column(name)] = F.normalize(head(inputs[name]), dim=-1) * len(head.start) ** 0.5 * present
         return {column: aligned.numpy() for column, aligned in columns.items()}
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: StrPath) -> None:
         """Write a safetensors file, with the names as JSON in its metadata."""
         arrays = to_arrays(self.inputs)
         for number, head in enumerate(self.heads.values()):
@@ -249,7 +249,7 @@ class Alignment:
         SAVED.save(path, {"modalities": [part.name for part in self.inputs], "heads": list(self.heads)}, arrays)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Alignment:
+    def load(cls, path: StrPath) -> Alignment:
         """Read a file of ``save``; raises MissingFileError or DataError."""
         return SAVED.load(path, cls._from_content)
 

@@ -6,7 +6,6 @@ Shape letters: I items, n items of a chunk, D dim.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -29,7 +28,7 @@ from fuxictr_mm.embeddings.pretrained import model_stem, require_extra
 from fuxictr_mm.embeddings.texts import ItemTexts, default_template
 from fuxictr_mm.encoding.text_encodings import UTF8, Encoding
 from fuxictr_mm.errors import ConfigError, DataError, Interrupted, UserError, first_line
-from fuxictr_mm.files import check_outputs, read_json, write_beside, write_json
+from fuxictr_mm.files import StrPath, check_outputs, read_json, write_beside, write_json
 from fuxictr_mm.terminal import item_bar, listed
 
 #: Items of a chunk, the most that a killed run has to encode again.
@@ -37,9 +36,6 @@ CHUNK_ROWS = 1024
 
 #: Items or files that a message names.
 FEW = 5
-
-
-StrPath = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import PurePosixPath
 
@@ -14,6 +13,7 @@ from fuxictr_mm.embeddings.item_files import read_ids
 from fuxictr_mm.embeddings.item_tables import read_items
 from fuxictr_mm.encoding.text_encodings import UTF8, Encoding
 from fuxictr_mm.errors import DataError
+from fuxictr_mm.files import StrPath
 
 
 class ImageNames:
@@ -40,9 +40,7 @@ class ImageNames:
         File and column.
     """
 
-    def __init__(
-        self, path: str | os.PathLike[str], column: str, numbering: Numbering = AS_IS, encoding: Encoding = UTF8
-    ) -> None:
+    def __init__(self, path: StrPath, column: str, numbering: Numbering = AS_IS, encoding: Encoding = UTF8) -> None:
         self.where = f"{path}: {column}"
         self.ids = read_ids(path, numbering, encoding)
         self.items: dict[str, list[int]] = {}

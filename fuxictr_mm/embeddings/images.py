@@ -31,6 +31,7 @@ from fuxictr_mm.data.vocabulary import Vocabulary
 from fuxictr_mm.embeddings.encoders import MAX_IMAGE_BYTES, BrokenImage
 from fuxictr_mm.embeddings.image_names import ImageNames, leads_out
 from fuxictr_mm.errors import DataError, MissingFileError, UserError, first_line
+from fuxictr_mm.files import StrPath
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp")
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -72,9 +73,7 @@ class ImageFiles:
         Names of files that are not ``ID.jpg`` (or .jpeg, .png, .webp), or not in ``names``.
     """
 
-    def __init__(
-        self, path: str | os.PathLike[str], names: ImageNames | None = None, numbering: Numbering = AS_IS
-    ) -> None:
+    def __init__(self, path: StrPath, names: ImageNames | None = None, numbering: Numbering = AS_IS) -> None:
         self.path, self._names, self._items = Path(path), names, numbering.items
         if not self.path.exists():
             raise MissingFileError(f"{path}: no such folder or archive of images")

@@ -5,7 +5,6 @@ Shape letters: I items, n items of a chunk, D dim.
 
 from __future__ import annotations
 
-import os
 import re
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -25,7 +24,7 @@ from fuxictr_mm.data.synthetic.writer import open_writer
 from fuxictr_mm.embeddings.item_tables import read_items
 from fuxictr_mm.encoding.text_encodings import UTF8, Encoding
 from fuxictr_mm.errors import ConfigError, DataError, UserError
-from fuxictr_mm.files import atomic_path, check_outputs
+from fuxictr_mm.files import StrPath, atomic_path, check_outputs
 
 if TYPE_CHECKING:
     from fuxictr_mm.embeddings.contrastive import Alignment
@@ -110,7 +109,7 @@ def _read_lists(source: Source) -> Iterator[tuple[Path, np.ndarray, np.ndarray, 
             yield file, ids, flat, np.diff(offsets), array.is_valid().to_numpy(zero_copy_only=False)
 
 
-def read_ids(path: str | os.PathLike[str], numbering: Numbering, encoding: Encoding = UTF8) -> np.ndarray:
+def read_ids(path: StrPath, numbering: Numbering, encoding: Encoding = UTF8) -> np.ndarray:
     """Return the items ``(I,)`` int64 of an item file in its order, the padding left out."""
     read = read_items(path, [], numbering, encoding=encoding)
     ids = np.concatenate([np.zeros(0, np.int64), *(ids[ids != 0] for _, _, ids, _ in read)])
@@ -305,7 +304,7 @@ class ItemFileWriter:
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: StrPath,
         schema: Mapping[str, pa.DataType],
         overwrite: bool = False,
         of_items: Collection[str] = (),
@@ -374,7 +373,7 @@ class ItemFileWriter:
 
 
 def write_embeddings(
-    sources: Sequence[Source], trained: Alignment | Pretrained, out: str | os.PathLike[str], overwrite: bool = False
+    sources: Sequence[Source], trained: Alignment | Pretrained, out: StrPath, overwrite: bool = False
 ) -> None:
     """Write the columns of what ``align`` or ``pretrain`` trained, for all items of the sources.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,9 +14,10 @@ from fuxictr_mm.data.ids import Numbering
 from fuxictr_mm.encoding import text_files
 from fuxictr_mm.encoding.text_encodings import UTF8, Encoding
 from fuxictr_mm.errors import MissingFileError
+from fuxictr_mm.files import StrPath
 
 
-def table_files(path: str | os.PathLike[str]) -> list[Path]:
+def table_files(path: StrPath) -> list[Path]:
     """Return a CSV or JSON lines file, or the files of ``parquet.part_files``."""
     if not text_files.is_text(Path(path)) or Path(path).is_dir():
         return parquet.part_files(path)
@@ -32,7 +32,7 @@ def names_of(file: Path, encoding: Encoding = UTF8) -> list[str]:
 
 
 def read_items(
-    path: str | os.PathLike[str],
+    path: StrPath,
     columns: Sequence[str],
     numbering: Numbering,
     max_rows: int = parquet.CHUNK_ROWS,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,16 +17,11 @@ from fuxictr_mm.embeddings.item_tables import names_of, read_table, table_files
 from fuxictr_mm.encoding.text_encodings import UTF8, Encoding
 from fuxictr_mm.encoding.text_files import is_text
 from fuxictr_mm.errors import DataError, UserError
-
-StrPath = str | os.PathLike[str]
+from fuxictr_mm.files import StrPath
 
 
 def find_numbering(
-    files: Sequence[StrPath],
-    roles: Roles,
-    ids: str = "auto",
-    train: StrPath | None = None,
-    encoding: Encoding = UTF8,
+    files: Sequence[StrPath], roles: Roles, ids: str = "auto", train: StrPath | None = None, encoding: Encoding = UTF8
 ) -> Numbering:
     """Return how the ids of item files, and of a training split, are numbered.
 

@@ -5,7 +5,6 @@ Shape letters: M items, D dim, L levels, C codes of a level, K neighbors, Q quer
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -39,7 +38,7 @@ from fuxictr_mm.embeddings.item_files import (
 )
 from fuxictr_mm.embeddings.quantize_report import Statistics, related
 from fuxictr_mm.errors import ConfigError
-from fuxictr_mm.files import check_outputs, write_json
+from fuxictr_mm.files import StrPath, check_outputs, write_json
 from fuxictr_mm.reduction.saved import check_modalities
 from fuxictr_mm.terminal import progress_bar
 
@@ -108,13 +107,13 @@ class QuantizeOptions(Settings):
 
 def quantize(
     sources: Sequence[Source],
-    out: str | os.PathLike[str],
+    out: StrPath,
     options: QuantizeOptions | None = None,
     *,
-    apply: str | os.PathLike[str] | None = None,
+    apply: StrPath | None = None,
     among: Sequence[Source] = (),
-    save: str | os.PathLike[str] | None = None,
-    report: str | os.PathLike[str] | None = None,
+    save: StrPath | None = None,
+    report: StrPath | None = None,
     neighbors: int = 0,
     metric: str = "l2",
     decoded: bool = False,
@@ -254,7 +253,7 @@ def _fit_codebook(x: Floats, group: Sequence[Modality], options: QuantizeOptions
 def _write(
     joined: JoinedEmbeddings,
     books: Mapping[str, Codebook],
-    out: str | os.PathLike[str],
+    out: StrPath,
     catalogue: JoinedEmbeddings,
     neighbors: int,
     metric: str,

@@ -9,7 +9,6 @@ Shape letters: I items, n items of a chunk, D dim of an embedding, K dim after t
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from fuxictr_mm.embeddings.item_files import (
     read_embeddings,
 )
 from fuxictr_mm.errors import ConfigError
-from fuxictr_mm.files import atomic_path, check_outputs, write_beside
+from fuxictr_mm.files import StrPath, atomic_path, check_outputs, write_beside
 from fuxictr_mm.reduction.reducer import Reducer
 from fuxictr_mm.reduction.summary import summarize
 from fuxictr_mm.terminal import item_bar
@@ -33,12 +32,12 @@ from fuxictr_mm.terminal import item_bar
 
 def reduce_vectors(
     sources: Sequence[Source],
-    out: str | os.PathLike[str],
+    out: StrPath,
     *,
-    apply: str | os.PathLike[str] | None = None,
-    save: str | os.PathLike[str] | None = None,
-    report: str | os.PathLike[str] | None = None,
-    h5: str | os.PathLike[str] | None = None,
+    apply: StrPath | None = None,
+    save: StrPath | None = None,
+    report: StrPath | None = None,
+    h5: StrPath | None = None,
     prefix: str = "item_emb",
     overwrite: bool = False,
     progress: bool = False,

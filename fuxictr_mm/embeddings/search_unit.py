@@ -21,7 +21,6 @@ Shapes: F fields, I items, P_m components of a modality, P of all, D dim, B posi
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -38,6 +37,7 @@ from fuxictr_mm.embeddings.content_inputs import ContentInput, by_modality, from
 from fuxictr_mm.embeddings.contrastive import AlignmentHead
 from fuxictr_mm.embeddings.early_stopping import TrainingResult, train_until_best
 from fuxictr_mm.embeddings.sequences import NextItemBatch, NextItems, share_below
+from fuxictr_mm.files import StrPath
 from fuxictr_mm.jagged import Jagged
 from fuxictr_mm.layers import MultiHeadTargetAttention, contrast_of_fields
 from fuxictr_mm.reduction.saved import SavedFormat, check_modalities
@@ -212,7 +212,7 @@ class Pretrained:
             for column, found in zip(self.columns, [self.fields.fuse(fields), *fields.unbind(1)], strict=True)
         }
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: StrPath) -> None:
         """Write a safetensors file, with the names as JSON in its metadata."""
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, pa.schema([(ID, self.ids.type)])) as writer:
@@ -223,7 +223,7 @@ class Pretrained:
         SAVED.save(path, {"modalities": [part.name for part in self.inputs]}, arrays)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Pretrained:
+    def load(cls, path: StrPath) -> Pretrained:
         """Read a file of ``save``; raises MissingFileError or DataError."""
         return SAVED.load(path, cls._from_content)
 

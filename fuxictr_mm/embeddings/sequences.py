@@ -5,7 +5,6 @@ Shapes: U users, N clicks, I items, B positions of a batch, J negatives, X disti
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from fuxictr_mm.data.ids import AS_IS, Numbering
 from fuxictr_mm.embeddings.click_rows import Integers, pack, read_click_rows
 from fuxictr_mm.errors import DataError
+from fuxictr_mm.files import StrPath
 
 #: Held-out next items that an evaluation scores, at most.
 MAX_EVALUATED = 4096
@@ -28,7 +28,7 @@ class Sequences:
     items: Integers  #: ``(N,)``, item ids.
 
     @classmethod
-    def read(cls, path: str | os.PathLike[str], label: str = "label", numbering: Numbering = AS_IS) -> Sequences:
+    def read(cls, path: StrPath, label: str = "label", numbering: Numbering = AS_IS) -> Sequences:
         """Read the longest history of each user, followed by the clicked targets that it does not have.
 
         The histories of a user's rows are mostly prefixes of one another; of equally long ones the last is read.

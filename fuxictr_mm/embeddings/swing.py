@@ -20,7 +20,6 @@ more users of an anchor clicked), E clicks on them, T terms (two users of a colu
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -39,7 +38,7 @@ from fuxictr_mm.embeddings.click_rows import ITEM_BITS, Integers, pack, read_cli
 from fuxictr_mm.embeddings.item_files import require_unique
 from fuxictr_mm.embeddings.item_tables import read_items
 from fuxictr_mm.errors import ConfigError, DataError
-from fuxictr_mm.files import write_beside
+from fuxictr_mm.files import StrPath, write_beside
 from fuxictr_mm.terminal import item_bar
 
 Floats = NDArray[np.float64]
@@ -79,7 +78,7 @@ class Clicks:
         return cls(matrix, item_ids.astype(np.int64))
 
     @classmethod
-    def read(cls, path: str | os.PathLike[str], label: str = "label", numbering: Numbering = AS_IS) -> Clicks:
+    def read(cls, path: StrPath, label: str = "label", numbering: Numbering = AS_IS) -> Clicks:
         """Read the clicks of a training split: the items of the histories, and the targets whose label is 1.
 
         Read the training split only: a model trained on clicks of the other splits cannot be evaluated on them.
@@ -110,7 +109,7 @@ class Clicks:
         return cls.from_keys(distinct)
 
 
-def _read_keys(path: str | os.PathLike[str], label: str, numbering: Numbering) -> Iterator[Integers]:
+def _read_keys(path: StrPath, label: str, numbering: Numbering) -> Iterator[Integers]:
     """Yield the distinct clicks of each chunk, as keys."""
     for rows in read_click_rows(path, label, numbering):
         new = rows.clicked > 0
@@ -148,7 +147,7 @@ class Neighbors:
         """Number of items that have neighbors."""
         return len(_starts(self.items))
 
-    def write(self, path: str | os.PathLike[str], numbering: Numbering = AS_IS) -> None:
+    def write(self, path: StrPath, numbering: Numbering = AS_IS) -> None:
         """Write a Parquet file of ``item_id``, ``neighbors`` and ``scores`` (lists), one row per item."""
         starts = _starts(self.items)
         offsets = pa.array(np.append(starts, len(self.items)), pa.int64())
@@ -162,7 +161,7 @@ class Neighbors:
         write_beside(path, lambda stream: pq.write_table(table, stream, compression="zstd"))
 
     @classmethod
-    def read(cls, path: str | os.PathLike[str], numbering: Numbering = AS_IS) -> Neighbors:
+    def read(cls, path: StrPath, numbering: Numbering = AS_IS) -> Neighbors:
         """Read a file of the form that ``write`` writes; the items may be in any order.
 
         Raises
@@ -178,9 +177,7 @@ class Neighbors:
         return cls(*_best(np.repeat(ids, lengths), neighbors, scores))
 
 
-def _read_neighbors(
-    path: str | os.PathLike[str], numbering: Numbering
-) -> Iterator[tuple[Integers, Integers, Integers, Floats]]:
+def _read_neighbors(path: StrPath, numbering: Numbering) -> Iterator[tuple[Integers, Integers, Integers, Floats]]:
     """Yield ids, lengths of the lists, neighbors and scores of each chunk."""
     for file, row, ids, batch in read_items(path, ["neighbors", "scores"], numbering):
         flat, offsets = numbering.lists(batch.column("neighbors"), f"{file}: neighbors", row, known=False)

@@ -6,7 +6,6 @@ Shape letter: I items.
 from __future__ import annotations
 
 import hashlib
-import os
 import string
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from fuxictr_mm.embeddings.item_files import require_unique
 from fuxictr_mm.embeddings.item_tables import names_of, read_items, table_files
 from fuxictr_mm.encoding.text_encodings import UTF8, Encoding
 from fuxictr_mm.errors import ConfigError, DataError
+from fuxictr_mm.files import StrPath
 
 
 class ItemTexts:
@@ -56,9 +56,7 @@ class ItemTexts:
     ([7, 9], [['Heat: a, b', None]])
     """
 
-    def __init__(
-        self, path: str | os.PathLike[str], template: str, numbering: Numbering = AS_IS, encoding: Encoding = UTF8
-    ) -> None:
+    def __init__(self, path: StrPath, template: str, numbering: Numbering = AS_IS, encoding: Encoding = UTF8) -> None:
         self.path, self._numbering, self._encoding = Path(path), numbering, encoding
         self._parts = parse_template(template)
         self._columns = list(dict.fromkeys(name for _, name in self._parts if name is not None))
@@ -97,7 +95,7 @@ class ItemTexts:
         return "".join(text + by_name.get(name or "", "") for text, name in self._parts).strip()
 
 
-def default_template(path: str | os.PathLike[str], encoding: Encoding = UTF8) -> str:
+def default_template(path: StrPath, encoding: Encoding = UTF8) -> str:
     """Return the template of a file's column ``item_title``, or else ``title``."""
     names = names_of(table_files(path)[0], encoding)
     title = next((name for name in ("item_title", "title") if name in names), None)

@@ -16,6 +16,7 @@ from fuxictr_mm.errors import ConfigError, DataError, UserError
 from fuxictr_mm.evaluation.intervals import measured, metric_of
 from fuxictr_mm.evaluation.others import is_prediction_file, read_file
 from fuxictr_mm.evaluation.significance import Difference, Side, bootstrap, conclude, difference, holm
+from fuxictr_mm.files import StrPath
 from fuxictr_mm.runs import (
     TEST_DATA,
     Predictions,
@@ -90,8 +91,8 @@ class Comparison:
 
 
 def compare(
-    names: Sequence[str | os.PathLike[str]],
-    root: str | os.PathLike[str] = "checkpoints",
+    names: Sequence[StrPath],
+    root: StrPath = "checkpoints",
     *,
     split: str = "valid",
     task: str | None = None,
@@ -174,7 +175,7 @@ def compare(
     return replace(found, notes=notes)
 
 
-def _label(name: str | os.PathLike[str], names: Iterable[str | os.PathLike[str]]) -> str:
+def _label(name: StrPath, names: Iterable[StrPath]) -> str:
     """Return the last part of a path, or all of it where another name has the same last part."""
     short = Path(name).name
     is_ambiguous = sum(Path(other).name == short for other in names) > 1

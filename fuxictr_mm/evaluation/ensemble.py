@@ -23,7 +23,7 @@ from fuxictr_mm.data.fingerprint import data_hashes
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
 from fuxictr_mm.evaluation.combine import AVERAGES, averaged, combine, import_lightgbm
 from fuxictr_mm.evaluation.compare import runs_of_one_configuration
-from fuxictr_mm.files import read_json, write_json
+from fuxictr_mm.files import StrPath, read_json, write_json
 from fuxictr_mm.runs import (
     DATA,
     ENSEMBLE,
@@ -62,8 +62,8 @@ SHARED = (
 
 
 def ensemble(
-    names: Sequence[str | os.PathLike[str]],
-    root: str | os.PathLike[str] = "checkpoints",
+    names: Sequence[StrPath],
+    root: StrPath = "checkpoints",
     *,
     average: str | None = None,
     fit_weights: bool = False,
@@ -235,7 +235,7 @@ def combined_run(
     return read_run(path)
 
 
-def _members(names: Sequence[str | os.PathLike[str]], root: str | os.PathLike[str]) -> list[Run]:
+def _members(names: Sequence[StrPath], root: StrPath) -> list[Run]:
     if not names:
         raise ConfigError("ensemble: no name is given; give experiment ids, runs or folders, in one list")
     known, notes = find_runs(root), list[str]()

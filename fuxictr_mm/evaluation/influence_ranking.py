@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fuxictr_mm.config import Roles
+from fuxictr_mm.files import StrPath
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -21,11 +21,7 @@ SHOWN = 10
 
 
 def make_ranking(
-    path: str | os.PathLike[str],
-    label: str,
-    influence: np.ndarray,
-    roles: Roles | None = None,
-    separator: str | None = None,
+    path: StrPath, label: str, influence: np.ndarray, roles: Roles | None = None, separator: str | None = None
 ) -> pa.Table:
     """Return ``row``, ``user_id`` (if the file has it), ``item_id``, ``label``, ``influence`` and ``rank``, by row.
 

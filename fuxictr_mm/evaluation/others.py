@@ -5,7 +5,6 @@ Shape letters: n examples of a split, R rows of a file.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fuxictr_mm.errors import DataError, MissingFileError, UserError, first_line
+from fuxictr_mm.files import StrPath
 from fuxictr_mm.runs import Predictions, Run
 
 if TYPE_CHECKING:
@@ -44,12 +44,12 @@ class PredictionFile(Run):
         return self.rows
 
 
-def is_prediction_file(name: str | os.PathLike[str]) -> bool:
+def is_prediction_file(name: StrPath) -> bool:
     """Whether a name is that of a CSV or Parquet file, not of a run."""
     return Path(name).suffix.lower() in ENDINGS
 
 
-def read_file(name: str | os.PathLike[str], like: Run, split: str = "valid", task: str | None = None) -> PredictionFile:
+def read_file(name: StrPath, like: Run, split: str = "valid", task: str | None = None) -> PredictionFile:
     """Read predictions of another program, ``.csv`` or ``.parquet``, for the examples that a run was evaluated on.
 
     The file has a column of scores (``SCORES``). Columns that the data file of the split has as well, such as user_id

@@ -6,13 +6,13 @@ Shape letters: I items, n items of a chunk, D dim of an embedding, K dim after t
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from fuxictr_mm.files import StrPath
 from fuxictr_mm.reduction.pca import PrincipalComponents
 from fuxictr_mm.reduction.saved import SavedFormat, check_modalities
 
@@ -126,7 +126,7 @@ class Reducer:
     def _whitened(self, result: np.ndarray, pca: PrincipalComponents) -> np.ndarray:
         return result / np.sqrt(np.where(pca.variances > 0, pca.variances, 1)) if self.whiten else result
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: StrPath) -> None:
         """Write a safetensors file, with the meaning of its arrays as JSON in the metadata."""
         arrays: dict[str, np.ndarray] = {}
         pcas = {str(number): modality.pca for number, modality in enumerate(self.modalities)}
@@ -144,7 +144,7 @@ class Reducer:
         SAVED.save(path, {"modalities": described, "joint": joint, "strategies": strategies, **settings}, arrays)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Reducer:
+    def load(cls, path: StrPath) -> Reducer:
         """Read what ``save`` wrote; raises MissingFileError or DataError."""
         return SAVED.load(path, cls._from_content)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, UserError, nearest
-from fuxictr_mm.files import write_beside
+from fuxictr_mm.files import StrPath, write_beside
 
 Built = TypeVar("Built")
 
@@ -32,7 +31,7 @@ class SavedFormat:
         """Key of the content in the metadata."""
         return f"fuxictr_mm.{self.what}"
 
-    def save(self, path: str | os.PathLike[str], content: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+    def save(self, path: StrPath, content: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
         """Write a file atomically; raises UserError where it cannot be written."""
         from safetensors.numpy import save
 
@@ -41,9 +40,7 @@ class SavedFormat:
         data = save(contiguous, metadata={self.key: text, "sha256": checksum(text, contiguous)})
         write_beside(path, lambda stream: stream.write(data))
 
-    def load(
-        self, path: str | os.PathLike[str], build: Callable[[dict[str, Any], dict[str, np.ndarray]], Built]
-    ) -> Built:
+    def load(self, path: StrPath, build: Callable[[dict[str, Any], dict[str, np.ndarray]], Built]) -> Built:
         """Return the result of ``build`` for the content and the arrays of a file.
 
         Raises MissingFileError, or DataError where the file is damaged or of another kind or version.

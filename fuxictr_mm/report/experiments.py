@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fuxictr_mm.errors import UserError
+from fuxictr_mm.files import StrPath
 from fuxictr_mm.runs import TEST_DATA, Run, differences, different_files, left_out, present_first
 from fuxictr_mm.terminal import listed, number, plural
 
@@ -71,7 +72,7 @@ class Gathered:
     notes: list[str]  #: What is omitted, with the reason.
 
 
-def gather(runs: Sequence[Run], named: Iterable[str | os.PathLike[str]] = ()) -> list[Gathered]:
+def gather(runs: Sequence[Run], named: Iterable[StrPath] = ()) -> list[Gathered]:
     """Group runs, newest first, by dataset and experiment.
 
     The configuration that is kept of an experiment is the first of ``present_first``, and so is the run of each seed.

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from fuxictr_mm.errors import ConfigError, MissingFileError, nearest
-from fuxictr_mm.files import write_beside
+from fuxictr_mm.files import StrPath, write_beside
 from fuxictr_mm.report.experiments import gather, of_label
 from fuxictr_mm.report.page import DatasetSection, describe_dataset, render
 from fuxictr_mm.runs import RUN_NAME, Run, find_runs, resolve
@@ -17,9 +16,9 @@ from fuxictr_mm.terminal import listed, progress_bar
 
 
 def report(
-    names: Sequence[str | os.PathLike[str]] = (),
-    root: str | os.PathLike[str] = "checkpoints",
-    out: str | os.PathLike[str] = "report.html",
+    names: Sequence[StrPath] = (),
+    root: StrPath = "checkpoints",
+    out: StrPath = "report.html",
     *,
     dataset: str | None = None,
     label: str | None = None,
@@ -96,7 +95,7 @@ def _with_label(runs: Sequence[Run], label: str) -> list[Run]:
     return [replace(run, valid=metrics_of(run, run.valid), test=metrics_of(run, run.test)) for run in found]
 
 
-def _selected(everything: Sequence[Run], root: str | os.PathLike[str], dataset: str | None) -> list[Run]:
+def _selected(everything: Sequence[Run], root: StrPath, dataset: str | None) -> list[Run]:
     if not everything:
         raise MissingFileError(
             f"{root}: no runs; give their model_root with --root, or train first: fuxictr-mm train --expid NAME"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, UserError, nearest
-from fuxictr_mm.files import read_json
+from fuxictr_mm.files import StrPath, read_json
 from fuxictr_mm.runs.evaluations import read_lines
 from fuxictr_mm.runs.paths import CONFIG, DATA, ENVIRONMENT, METRICS, MODEL_CODE, RESULT, RUN_NAME, RunPaths
 from fuxictr_mm.runs.result import Result
@@ -23,12 +23,7 @@ from fuxictr_mm.yaml_files import load_yaml
 Content = TypeVar("Content")
 
 
-def load_run(
-    name: str | os.PathLike[str],
-    root: str | os.PathLike[str] = "checkpoints",
-    *,
-    model_zoo: str | os.PathLike[str] | None = None,
-) -> Run:
+def load_run(name: StrPath, root: StrPath = "checkpoints", *, model_zoo: StrPath | None = None) -> Run:
     """Return a run by its folder, such as ``checkpoints/tiny_mm/DIN_tiny/20260102-030405-seed1``, or by a name.
 
     Parameters
@@ -54,11 +49,7 @@ def load_run(
 
 
 def find_runs(
-    root: str | os.PathLike[str] = "checkpoints",
-    *,
-    dataset: str | None = None,
-    model: str | None = None,
-    expid: str | None = None,
+    root: StrPath = "checkpoints", *, dataset: str | None = None, model: str | None = None, expid: str | None = None
 ) -> list[Run]:
     """Return the runs below a folder, newest first, with unfinished and broken ones; outside links are ignored.
 
@@ -106,7 +97,7 @@ def is_run(folder: Path) -> bool:
     return folder.is_dir() and (RUN_NAME.fullmatch(folder.name) is not None or (folder / CONFIG).is_file())
 
 
-def read_run(folder: str | os.PathLike[str]) -> Run:
+def read_run(folder: StrPath) -> Run:
     """Read the folder of a run; files that cannot be read are named in ``problem``."""
     path = Path(folder).resolve()
     problems: list[str] = []
@@ -150,16 +141,14 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
     )
 
 
-def resolve(names: Iterable[str | os.PathLike[str]], root: str | os.PathLike[str] = "checkpoints") -> list[Run]:
+def resolve(names: Iterable[StrPath], root: StrPath = "checkpoints") -> list[Run]:
     """Return the runs of several names, each once; see ``resolve_one``."""
     runs = find_runs(root)
     found = {run.path.resolve(): run for name in names for run in resolve_one(name, runs, root)}
     return list(found.values())
 
 
-def resolve_one(
-    name: str | os.PathLike[str], runs: Sequence[Run], root: str | os.PathLike[str] = "checkpoints"
-) -> list[Run]:
+def resolve_one(name: StrPath, runs: Sequence[Run], root: StrPath = "checkpoints") -> list[Run]:
     """Return the runs that a name means, newest first.
 
     It is an experiment id (all its finished runs), the name of a run, or the folder of a run or of an experiment's

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fuxictr_mm.config import json_hash, label_names, per_label, seeds_hash
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
-from fuxictr_mm.files import read_json
+from fuxictr_mm.files import StrPath, read_json
 from fuxictr_mm.runs.evaluations import read_lines
 from fuxictr_mm.runs.paths import DATA, DIAGNOSIS, METRICS, MODEL_CODE, PREDICTIONS, WEIGHTS, RunPaths
 from fuxictr_mm.runs.predictions import Predictions
@@ -77,7 +77,7 @@ class Run:
     parameters: int | None = None
     valid_rows: int | None = None
     problem: str = ""
-    model_zoo: str | os.PathLike[str] | None = field(default=None, repr=False, compare=False)
+    model_zoo: StrPath | None = field(default=None, repr=False, compare=False)
 
     def __fspath__(self) -> str:
         return os.fspath(self.path)

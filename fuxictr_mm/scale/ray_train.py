@@ -11,16 +11,11 @@ from typing import Any
 
 from fuxictr_mm.arguments import Parser, add_debug, add_examples, add_experiment_options, run_main
 from fuxictr_mm.errors import UserError
+from fuxictr_mm.files import StrPath
 
 
 def train_on_ray(
-    expid: str,
-    config: str | os.PathLike[str] = ".",
-    workers: int = 2,
-    *,
-    gpus: bool = False,
-    max_failures: int = 3,
-    **options: Any,
+    expid: str, config: StrPath = ".", workers: int = 2, *, gpus: bool = False, max_failures: int = 3, **options: Any
 ) -> dict[str, dict[str, float]]:
     """Train an experiment with processes of Ray, and return its metrics by split, as ``Run.metrics``.
 

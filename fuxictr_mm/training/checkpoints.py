@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fuxictr_mm.config import describe_differences, differing, result_differences
 from fuxictr_mm.errors import MissingFileError, UserError, first_line, nearest
-from fuxictr_mm.files import read_json, write_beside
+from fuxictr_mm.files import StrPath, read_json, write_beside
 from fuxictr_mm.runs import HUB_CONFIG, HUB_FEATURES, HUB_WEIGHTS, config_of_weights
 from fuxictr_mm.tables.sharded import is_distributed
 from fuxictr_mm.yaml_files import load_yaml
@@ -41,12 +41,12 @@ INSIDE = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 AVERAGE_COUNT = "n_averaged"
 
 
-def save_state_dict(state: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
+def save_state_dict(state: Mapping[str, Tensor], path: StrPath) -> None:
     """Write a state dict atomically: an older file is replaced once the new one is complete."""
     write_beside(path, lambda stream: torch.save(dict(state), stream))
 
 
-def load_state_dict(model: nn.Module, path: str | os.PathLike[str]) -> None:
+def load_state_dict(model: nn.Module, path: StrPath) -> None:
     """Read weights into a model, all of them or none.
 
     Parameters

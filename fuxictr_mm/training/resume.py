@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 import shutil
 import time
 from collections.abc import Collection, Iterator, Mapping
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from fuxictr_mm.data.fingerprint import data_paths
 from fuxictr_mm.errors import UserError
-from fuxictr_mm.files import read_json, write_json
+from fuxictr_mm.files import StrPath, read_json, write_json
 from fuxictr_mm.fuxictr_imports import BaseModel
 from fuxictr_mm.runtime import is_main
 from fuxictr_mm.tables import sharded_tables, touched_rows
@@ -101,7 +100,7 @@ class TrainingCheckpoint:
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: StrPath,
         config_hash: str,
         model_code: str = "",
         every_seconds: float = 300.0,
