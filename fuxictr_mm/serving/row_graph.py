@@ -27,7 +27,8 @@ class RowsGraph(ItemsGraph):
         self._longest = 0
         # Ids are row numbers of `items`; item 0, padding, is row 0.
         model.embed_histories = self._embed_histories  # type: ignore[method-assign]
-        model.embed_items = self._embed_items  # type: ignore[method-assign]
+        # Only losses of the training ask for zeros in place of the embedding of unknown items.
+        model.embed_items = self._embed_items  # type: ignore[assignment, method-assign]
         model.embed_context = self._embed_context  # type: ignore[method-assign]
         model.contents = self._contents  # type: ignore[method-assign]
         model.history_codes = self._history_codes  # type: ignore[method-assign]
