@@ -71,7 +71,7 @@ def write_submission(path: StrPath, predictions: Any, task: str = "Task2", expec
         raise DataError(f"{path}: predictions have shape {values.shape}, expected one number per row, (n,)")
     if values.dtype not in (np.float32, np.float64):
         values = values.astype(np.float64)
-    _check_values(str(path), values, expected_rows, first_line=2)
+    _check_values(str(path), values, expected_rows)
     content = _csv_bytes(values, task)
     member = zipfile.ZipInfo(MEMBER, date_time=(1980, 1, 1, 0, 0, 0))
     member.compress_type = zipfile.ZIP_DEFLATED
@@ -138,7 +138,7 @@ def check_submission(path: StrPath, rows: int | None = None, task: str | None = 
     ids, texts = _read_columns(where, content)
     _check_ids(where, ids)
     values = _numbers(where, texts)
-    _check_values(where, values, rows, first_line=2)
+    _check_values(where, values, rows)
     return SubmissionReport(len(values), found_task, float(values.min()), float(values.max()), float(values.mean()))
 
 
@@ -260,7 +260,7 @@ def _numbers(where: str, texts: "pa.Array") -> "np.ndarray":
     return pc.replace_substring(texts, "+", "", max_replacements=1).cast(pa.float64()).to_numpy()
 
 
-def _check_values(where: str, values: "np.ndarray", rows: int | None, first_line: int) -> None:
+def _check_values(where: str, values: "np.ndarray", rows: int | None) -> None:
     """Refuse predictions that are not one per row, not finite, outside [0, 1] or constant."""
     import numpy as np
 
@@ -271,16 +271,17 @@ def _check_values(where: str, values: "np.ndarray", rows: int | None, first_line
         )
     if len(values) == 0:
         raise DataError(f"{where}: no predictions; expected one per row of the test file")
+    # Line 1 is the header.
     row = _first(~np.isfinite(values))
     if row is not None:
         raise DataError(
-            f"{where} line {row + first_line}: the prediction is {values[row]}; expected a finite number from 0 to 1: "
+            f"{where} line {row + 2}: the prediction is {values[row]}; expected a finite number from 0 to 1: "
             "the model's weights or inputs hold NaN or infinity"
         )
     row = _first((values < 0) | (values > 1))
     if row is not None:
         raise DataError(
-            f"{where} line {row + first_line}: the prediction is {values[row]}; expected a probability from 0 to 1: "
+            f"{where} line {row + 2}: the prediction is {values[row]}; expected a probability from 0 to 1: "
             "write probabilities, not logits"
         )
     if len(values) > 1 and values.min() == values.max():

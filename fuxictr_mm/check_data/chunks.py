@@ -104,10 +104,6 @@ class Chunk:
             rows = self.rows.with_columns(value=self.raw[column]).filter(condition)
             yield fault_of(self.split.file, column, rows, pl.col("value"))
 
-    def entry_faults(self, condition: pl.Expr, value: str = "item") -> Iterator[Fault]:
-        """Yield the history entries where a condition holds."""
-        yield fault_of(self.split.file, self.lists, self.entries.filter(condition), pl.col(value))
-
 
 @dataclass(frozen=True)
 class Histories:
@@ -143,7 +139,8 @@ def unknown_target(chunk: Chunk) -> Iterator[Fault]:
 @check(Histories, ERROR, "ids of the item files", Action.DROP_ENTRY)
 def unknown_history(histories: Histories) -> Iterator[Fault]:
     """History ids that are in no item file."""
-    return histories.chunk.entry_faults(~pl.col("known"), "value")
+    chunk = histories.chunk
+    yield fault_of(chunk.split.file, chunk.lists, chunk.entries.filter(~pl.col("known")), pl.col("value"))
 
 
 @check(Histories, WARNING, "a list, empty or of padding", Action.SET_ZERO, "set to padding")

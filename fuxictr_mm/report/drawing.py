@@ -172,7 +172,7 @@ def dots(
     def paint(figure: Any) -> None:
         axes = figure.add_subplot()
         left = 0.12 + LETTER * max(len(name) for name in names)
-        _place(figure, left, 0.5, 0.04)
+        _place(figure, left, 0.04)
         if reference is not None:
             axes.axvline(reference, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
         for index, row in enumerate(rows):
@@ -225,7 +225,7 @@ def lines(title: str, caption: str, panels: Sequence[Panel], label: str, *, squa
     """Draw panels one above the other on one horizontal axis; ``square``: both axes have the same scale."""
 
     def paint(figure: Any) -> None:
-        _place(figure, 0.72, 0.5, 0.08)
+        _place(figure, 0.72, 0.08)
         for axes, panel in zip(figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0], panels, strict=True):
             for line in panel.lines:
                 _line(axes, line)
@@ -247,10 +247,10 @@ def lines(title: str, caption: str, panels: Sequence[Panel], label: str, *, squa
     return draw(title, caption, 4.0 if square else 1.0 + 1.75 * len(panels), paint)
 
 
-def _place(figure: Any, left: float, bottom: float, top: float) -> None:
+def _place(figure: Any, left: float, top: float) -> None:
     """Set the margins, in inches; on the right, space for half of a number."""
     width, height = figure.get_size_inches()
-    figure.subplots_adjust(left / width, bottom / height, 1 - 0.2 / width, 1 - top / height, hspace=0.12)
+    figure.subplots_adjust(left / width, 0.5 / height, 1 - 0.2 / width, 1 - top / height, hspace=0.12)
 
 
 def _line(axes: Any, line: Line) -> None:
