@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -115,29 +116,23 @@ def fit(
     return fitting.progress.history
 
 
+@dataclass
 class _Fitting:
     """One call of ``fit``: the model, its loaders, and their progress."""
 
-    def __init__(
-        self,
-        model: BaseModel,
-        train: Any,
-        epochs: int,
-        validation: Iterable[Any] | None,
-        checkpoint: TrainingCheckpoint | None,
-        callbacks: Sequence[Callback],
-    ) -> None:
-        self.model = model
-        self.train = train
-        self.epochs = epochs
-        self.validation = validation
-        self.checkpoint = checkpoint
-        self.callbacks = callbacks
-        self.batches = len(train)
+    model: BaseModel
+    train: Any
+    epochs: int
+    validation: Iterable[Any] | None
+    checkpoint: TrainingCheckpoint | None
+    callbacks: Sequence[Callback]
+
+    def __post_init__(self) -> None:
+        self.batches = len(self.train)
         self.eval_steps = 0
-        shard = getattr(train, "shard", None)
+        shard = getattr(self.train, "shard", None)
         streams = None if shard is None else shard.streams
-        self.progress = Progress(streams, getattr(train, "global_size", None))
+        self.progress = Progress(streams, getattr(self.train, "global_size", None))
         self.losses = _RunningLoss()
         self.speed = _Speed()
         self.must_save = False

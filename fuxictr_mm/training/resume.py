@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import KW_ONLY, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fuxictr_mm.data.fingerprint import data_paths
 from fuxictr_mm.errors import UserError
-from fuxictr_mm.files import StrPath, read_json, write_json
+from fuxictr_mm.files import read_json, write_json
 from fuxictr_mm.fuxictr_imports import BaseModel
 from fuxictr_mm.runtime import is_main
 from fuxictr_mm.tables import sharded_tables, touched_rows
@@ -71,6 +71,7 @@ class Content:
     files: dict[str, str] | None = None  #: Hashes of the files of the tensors.
 
 
+@dataclass(eq=False)
 class TrainingCheckpoint:
     """The training checkpoints of an experiment: weights, optimizer, random generators and progress.
 
@@ -94,30 +95,21 @@ class TrainingCheckpoint:
         How many are kept, the newest ones.
     in_background : bool
         Write during training, from a copy.
-    data : mapping of str to str
+    data : dict of str to str
         Hashes of the files that decide the weights, by their paths; a checkpoint of others is refused.
     """
 
-    def __init__(
-        self,
-        path: StrPath,
-        config_hash: str,
-        model_code: str = "",
-        every_seconds: float = 300.0,
-        data: Mapping[str, str] | None = None,
-        *,
-        every_steps: int | None = None,
-        keep: int = 1,
-        in_background: bool = False,
-    ) -> None:
-        self.path = Path(path)
-        self.config_hash = config_hash
-        self.model_code = model_code
-        self.every_seconds = every_seconds
-        self.every_steps = every_steps
-        self.keep = keep
-        self.in_background = in_background
-        self.data = dict(data or {})
+    path: Path
+    config_hash: str
+    model_code: str = ""
+    every_seconds: float = 300.0
+    data: dict[str, str] = field(default_factory=dict)
+    _: KW_ONLY
+    every_steps: int | None = None
+    keep: int = 1
+    in_background: bool = False
+
+    def __post_init__(self) -> None:
         self._written = time.monotonic()
         self._tensors = TensorFiles()
 
