@@ -30,11 +30,11 @@ class TokenMixerLarge(DNNModel):
 
     with context c, target t, history items s and the mean of the tokens of a layer. ``RankMixer`` is its predecessor.
 
-    Departures: the paper's tokens are MLPs of features grouped by meaning, beside one of all features; here linear maps
-    of slices of their concatenation, in the order of the dataset. Its sparse experts are left out. Its text was not at
-    hand, only its equations and accounts of it: the layers with a residual and a loss, every second or third but the
-    last, are as public re-implementations have them; those differ in the output, here the mean of the tokens, in the
-    weight of the losses, and in biases, which the equations have.
+    Departures: the paper's tokens are MLPs of features grouped by meaning, and one of all features; here linear maps of
+    slices of their concatenation, in the order of the dataset, and of all of it. Its sparse experts are left out. Only
+    its equations and others' accounts of it were at hand: that every second or third layer, but not the last, has a
+    residual and a loss is from these; the heads and the weight of these losses, and the mean of the tokens as the
+    output, are chosen here. The equations have biases, which some accounts leave out.
 
     Parameters
     ----------
