@@ -49,7 +49,10 @@ for name in ("SIM", "SIM_hard", "ETA", "TWIN"):
     SIZES[name]["attention_dim"] = 64
 SIZES["ETA"]["hash_bits"] = 32
 #: Others, of similar sizes; the last two have no graphs of user and candidates.
-OTHERS = ("HSTU", "OneTrans", "BST", "RankMixer", "DHEN", "DMF", "DMGIN", "INFNet", "InterFormer", "Transformer_DCN")
+OTHERS = (
+    "HSTU", "OneTrans", "BST", "RankMixer", "TokenMixerLarge", "HyFormer", "DHEN", "DMF", "DMGIN", "INFNet",
+    "InterFormer", "Transformer_DCN",
+)  # fmt: skip
 SIZES |= {name: {"embedding_dim": 64, "dnn_hidden_units": [512, 128, 64]} for name in OTHERS}
 for name in ("HSTU", "OneTrans", "RankMixer"):
     SIZES[name]["token_dim"] = 64

@@ -39,7 +39,14 @@ from fuxictr_mm.layers.simcen import ContrastiveProduct, ContrastLayer, contrast
 from fuxictr_mm.layers.similarity import HistorySimilarity
 from fuxictr_mm.layers.structured_zeros import StaircaseCrossNetV2
 from fuxictr_mm.layers.target_attention import MultiHeadTargetAttention
-from fuxictr_mm.layers.tokens import PerTokenLinear, SliceTokens, TokenMixing
+from fuxictr_mm.layers.tokens import (
+    PerTokenLinear,
+    SliceTokens,
+    SwiGLU,
+    TokenMixerLargeBlock,
+    TokenMixing,
+    mix_tokens,
+)
 from fuxictr_mm.layers.transformer import Buckets, JaggedTransformerLayer, TargetTransformer, append, rotate
 
 # What a type checker lets model files import from here.
@@ -74,7 +81,9 @@ __all__ = [
     "SimTier",
     "SliceTokens",
     "StaircaseCrossNetV2",
+    "SwiGLU",
     "TargetTransformer",
+    "TokenMixerLargeBlock",
     "TokenMixing",
     "append",
     "contrast_of_fields",
@@ -83,6 +92,7 @@ __all__ = [
     "directions",
     "first",
     "mean_squares",
+    "mix_tokens",
     "mlp_of_shared",
     "mlp_of_shared_fields",
     "newest",

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fuxictr_mm.layers import PerTokenLinear, SliceTokens, TokenMixing
+from fuxictr_mm.layers import PerTokenLinear, SliceTokens, SwiGLU, TokenMixerLargeBlock, TokenMixing, mix_tokens
 
 
 def one_by_one(layer, tokens):
@@ -34,11 +34,56 @@ def test_slices(assert_same, dim):
     assert_same(ours(inputs), one_by_one(theirs.linear, expected), [inputs], ours, theirs)
 
 
+def mixed_one_by_one(tokens, num_mixed):
+    size = tokens.shape[2] // num_mixed
+    parts = [[tokens[:, t, h * size : (h + 1) * size] for t in range(tokens.shape[1])] for h in range(num_mixed)]
+    return torch.stack([torch.cat(part, dim=1) for part in parts], dim=1)
+
+
+@pytest.mark.parametrize("num_mixed", [1, 2, 3, 6])
+def test_mixed_tokens_are_mixed_back(num_mixed):
+    tokens = torch.randn(2, 5, 6)
+    mixed = mix_tokens(tokens, num_mixed)
+    assert torch.equal(mixed, mixed_one_by_one(tokens, num_mixed))
+    assert torch.equal(mix_tokens(mixed, 5), tokens)
+
+
 def test_mixing(assert_same):
     ours = TokenMixing(3, 6, 7).double()
     theirs = copy.deepcopy(ours)
     tokens = torch.randn(2, 3, 6, dtype=torch.float64, requires_grad=True)
-    mixed = [torch.cat([tokens[:, t, 2 * h : 2 * h + 2] for t in range(3)], dim=1) for h in range(3)]
-    y = theirs.norm1(tokens + torch.stack(mixed, dim=1))
+    y = theirs.norm1(tokens + mixed_one_by_one(tokens, 3))
     expected = theirs.norm2(y + one_by_one(theirs.second, F.gelu(one_by_one(theirs.first, y))))
     assert_same(ours(tokens), expected, [tokens], ours, theirs)
+
+
+def gated_one_by_one(layer, tokens):
+    hidden = one_by_one(layer.gate, tokens), one_by_one(layer.first, tokens)
+    return one_by_one(layer.second, hidden[0] * torch.sigmoid(hidden[0]) * hidden[1])
+
+
+def test_a_gated_mlp(assert_same):
+    ours = SwiGLU(4, 6, num_tokens=3).double()
+    theirs = copy.deepcopy(ours)
+    tokens = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
+    assert_same(ours(tokens), gated_one_by_one(theirs, tokens), [tokens], ours, theirs)
+    shared = SwiGLU(4, 6).double()
+    for name, layer in shared.named_children():
+        of_tokens = getattr(ours, name)
+        of_tokens.weight.data.copy_(layer.weight.t().expand_as(of_tokens.weight))
+        of_tokens.bias.data.copy_(layer.bias.expand_as(of_tokens.bias))
+    torch.testing.assert_close(shared(tokens), ours(tokens), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("num_tokens", "num_mixed"), [(3, 2), (3, 3), (1, 6), (4, 1)])
+def test_mixing_and_mixing_back(assert_same, num_tokens, num_mixed):
+    ours = TokenMixerLargeBlock(num_tokens, 6, num_mixed, hidden_factor=3).double()
+    tokens = torch.randn(2, num_tokens, 6, dtype=torch.float64, requires_grad=True)
+    assert (ours(tokens) - tokens).abs().max() < 0.1  # it starts near the identity
+    for parameter in ours.parameters():
+        parameter.data += 0.3 * torch.randn(parameter.shape, dtype=torch.float64)
+    theirs = copy.deepcopy(ours)
+    mixed = mixed_one_by_one(tokens, num_mixed)
+    mixed = mixed + gated_one_by_one(theirs.mixed_mlp, theirs.norm1(mixed))
+    back = mixed_one_by_one(mixed, num_tokens)
+    assert_same(ours(tokens), tokens + gated_one_by_one(theirs.token_mlp, theirs.norm2(back)), [tokens], ours, theirs)

@@ -20,8 +20,9 @@ from fuxictr_mm.serving.user_graphs import AttentionGraph, CandidateGraph, UserG
 from tests.paths import ROOT
 
 FOLDED = (
-    "BST", "DHEN", "DIEN", "DIN", "DIN_CrossAttention", "DIN_MM", "DMF", "DMGIN", "ESMM", "ETA", "HSTU", "INFNet",
-    "LateFusion", "MIND", "MUSE", "OneTrans", "QIN", "RankMixer", "SDIM", "SEMINAR", "SIM", "SimCEN", "TWIN",
+    "BST", "DHEN", "DIEN", "DIN", "DIN_CrossAttention", "DIN_MM", "DMF", "DMGIN", "ESMM", "ETA", "HSTU", "HyFormer",
+    "INFNet", "LateFusion", "MIND", "MUSE", "OneTrans", "QIN", "RankMixer", "SDIM", "SEMINAR", "SIM", "SimCEN", "TWIN",
+    "TokenMixerLarge",
 )  # fmt: skip
 CASES = [
     *((f"{name}_tiny", {}) for name in FOLDED),
@@ -30,6 +31,7 @@ CASES = [
     ("DMF_tiny", {"num_heads": 2, "num_tiers": 4}),
     ("ETA_tiny", {"hash_bits": 2, "short_len": 0, "num_heads": 4}),  # most distances are equal
     ("HSTU_tiny", {"num_heads": 4, "num_layers": 3, "max_len": 6}),
+    ("HyFormer_tiny", {"num_queries": 2, "num_tokens": 6, "num_heads": 2, "num_layers": 3}),
     ("INFNet_v2_tiny", {"num_layers": 3}),
     ("MUSE_tiny", {"form": "code", "num_heads": 2, "num_tiers": 4}),
     ("OneTrans_tiny", {"num_layers": 1}),
@@ -49,7 +51,10 @@ CASES = [
 ]
 
 
-ATTENTION = {"DHEN", "DIN", "DIN_CrossAttention", "DIN_MM", "ESMM", "LateFusion", "QIN", "RankMixer", "SimCEN"}
+ATTENTION = {
+    "DHEN", "DIN", "DIN_CrossAttention", "DIN_MM", "ESMM", "HyFormer", "LateFusion", "QIN", "RankMixer", "SimCEN",
+    "TokenMixerLarge",
+}  # fmt: skip
 
 
 def context_of(dataset):
