@@ -36,10 +36,10 @@ class PerTokenLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_tokens, out_dim)) if bias else None
         nn.init.normal_(self.weight, std=1 / math.sqrt(in_dim))
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return ``(B, T, O)`` of tokens ``(B, T, I)``."""
-        output = torch.einsum("bti,tio->bto", tokens, self.weight)
-        return output if self.bias is None else output + self.bias
+    def forward(self, tokens: Tensor, part: slice = slice(None)) -> Tensor:
+        """Return ``(B, T, O)`` of tokens ``(B, T, I)``, or of those of a part of the T."""
+        output = torch.einsum("bti,tio->bto", tokens, self.weight[part])
+        return output if self.bias is None else output + self.bias[part]
 
 
 class SliceTokens(nn.Module):
