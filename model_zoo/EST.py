@@ -13,6 +13,7 @@ from fuxictr_mm.config import HiddenUnits
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.jagged import mean_pooling
 from fuxictr_mm.layers import ESTLayer, PerTokenLinear, mlp_of_shared, neighbours, search_user
+from fuxictr_mm.layers.tokens import ALL
 from fuxictr_mm.model import DNNModel
 
 
@@ -95,13 +96,13 @@ class EST(DNNModel):
         e = self.embed(batch)
         _, contents = self.contents(batch, self.content)
         near = neighbours(contents, self.top_k)
-        tokens, behaviours = self.tokens(torch.cat([e.context, e.target], dim=1)), e.history.map(self.behaviour)
+        tokens, behaviours = self.tokens(torch.cat([e.context, e.target], dim=1), ALL), e.history.map(self.behaviour)
         for layer in self.layers:
             tokens, behaviours = layer(tokens, behaviours, *near)
         context, target = (self.norm(tokens[:, part]).flatten(1) for part in (self.of_context, self.of_target))
         return self.dnn(torch.cat([context, self.norm(mean_pooling(behaviours)), target], dim=1))
 
-    def tokens(self, fields: Tensor, part: slice = slice(None)) -> Tensor:
+    def tokens(self, fields: Tensor, part: slice) -> Tensor:
         """Return the tokens ``(B, T, W)`` of concatenated fields ``(B, T E)``, or of a part of the fields."""
         return self.feature_tokens(fields.unflatten(1, (-1, self.embedding_dim)), part)
 

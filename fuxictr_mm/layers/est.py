@@ -1,7 +1,7 @@
 """A layer of EST: feature tokens read the behaviours, which read those of similar content.
 
-Shape letters: B rows, T feature tokens of a row, N behaviours of all rows, L behaviours of one row, W token dim, H heads,
-E dim of a head, K neighbours of a behaviour, M candidates of one user.
+Shape letters: B rows, T feature tokens of a row, N behaviours of all rows, L behaviours of one row, W token dim,
+H heads, E dim of a head, K neighbours of a behaviour, M candidates of one user.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fuxictr_mm.jagged import Jagged, multi_query_products, weighted_sum
-from fuxictr_mm.layers.tokens import PerTokenLinear
+from fuxictr_mm.layers.tokens import ALL, PerTokenLinear
 
 
 class ESTLayer(nn.Module):
@@ -82,7 +82,7 @@ class ESTLayer(nn.Module):
         scores = behaviours.with_values(multi_query_products(query_BTHW.flatten(1, 2), normed))
         pooled_BTHW = weighted_sum(normed, scores.softmax().values).unflatten(1, (-1, self.num_heads))
         attended = torch.einsum("bthw,hew->bthe", pooled_BTHW.to(value_HEW.dtype), value_HEW).flatten(2)
-        return self._transform_tokens(tokens, attended), self._mix(behaviours, near, similarities)
+        return self._transform_tokens(tokens, attended, ALL), self._mix(behaviours, near, similarities)
 
     def _mix(self, behaviours: Jagged, near: Tensor, similarities: Tensor) -> Jagged:
         offsets = torch.arange(near.shape[0] + 1, device=near.device) * near.shape[1]
@@ -90,7 +90,7 @@ class ESTLayer(nn.Module):
         mixed = values + weighted_sum(Jagged(values, offsets, near.flatten()), similarities.flatten())
         return behaviours.with_values(mixed + self.ffn(self.norm2(mixed)))
 
-    def _transform_tokens(self, tokens: Tensor, attended: Tensor, part: slice = slice(None)) -> Tensor:
+    def _transform_tokens(self, tokens: Tensor, attended: Tensor, part: slice) -> Tensor:
         tokens = tokens + self.output(attended, part)
         return tokens + self.token_ffn2(F.gelu(self.token_ffn1(self.norm2(tokens), part)), part)
 
@@ -108,9 +108,9 @@ class ESTLayer(nn.Module):
 
     def attend(self, tokens: Tensor, keys: Tensor, values: Tensor, part: slice) -> Tensor:
         """Return a part of the feature tokens ``(M, T, W)`` after the layer, behind one row by ``encode``."""
-        count = tokens.shape[1]
-        query = self.query(self.norm1(tokens), part).flatten(0, 1).unflatten(1, (self.num_heads, -1)).transpose(0, 1)
+        size = keys.shape[2]
+        query = self.query(self.norm1(tokens), part).flatten(0, 1).unflatten(1, (self.num_heads, size)).transpose(0, 1)
         # Head by head, which bounds the memory: the scores of one are (M T, L).
-        heads = zip(query * query.shape[2] ** -0.5, keys, values, strict=True)
+        heads = zip(query * size**-0.5, keys, values, strict=True)
         attended = torch.cat([(q @ k.t()).softmax(dim=1) @ v for q, k, v in heads], dim=1)
-        return self._transform_tokens(tokens, attended.unflatten(0, (-1, count)), part)
+        return self._transform_tokens(tokens, attended.view_as(tokens), part)

@@ -1,7 +1,7 @@
 """Layers of LONGER: neighbours in a history merged into one token, and causal attention of the newest tokens.
 
-Shape letters: B rows, N items of all rows, G groups of all rows, K items of a group, D item token dim, W = K D token dim,
-L tokens of one row, C tokens with queries, H heads, M candidates of one user, T tokens of a candidate.
+Shape letters: B rows, N items of all rows, G groups of all rows, K items of a group, D item token dim, W = K D token
+dim, L tokens of one row, C tokens with queries, H heads, M candidates of one user, T tokens of a candidate.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from tests.model_zoo.planted import LENGTH, auc_after_training
+
 
 def own(layer, x):
     out = torch.stack([token @ weight for token, weight in zip(x, layer.weight, strict=True)])
@@ -39,10 +41,33 @@ def dense(model, p):
     return model.dnn(torch.stack(inputs))
 
 
-@pytest.mark.parametrize("settings", [{}, {"num_layers": 3, "num_heads": 1, "top_k": 2}, {"num_layers": 1, "top_k": 30}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"num_layers": 3, "num_heads": 1, "top_k": 2}, {"num_layers": 1, "top_k": 30}]
+)
 def test_equals_the_dense_model(equals_dense, settings):
     equals_dense("EST_tiny", dense, **settings)
 
 
 def test_the_order_does_not_matter(order_counts):
     assert not order_counts("EST_tiny")
+
+
+@pytest.mark.slow
+def test_finds_behaviours_of_like_content(build):
+    """Half of the histories are pairs of an item and its nearest by content, the others have these of other rows."""
+    names = ["likes_level", "views_level", "item_id", "item_emb_d16"]
+    own = {"use_features": names, "feature_specs": [{"name": "item_emb_d16", "embedded": False}]}
+    found = {}
+    for top_k in (1, 2):
+        model, dataset = build("EST_tiny", top_k=top_k, learning_rate=1e-2, net_dropout=0.0, **own)
+        content = F.normalize(model.items[model.content], dim=1)[1:]
+        nearest = (content @ content.T).fill_diagonal_(-1).argmax(dim=1) + 1
+
+        def draw(label, nearest=nearest):
+            some, others = torch.randint(len(nearest), (2, len(label), LENGTH // 2))
+            items = torch.cat([some + 1, nearest[torch.where(label.bool().unsqueeze(1), some, others)]], dim=1)
+            return items.gather(1, torch.rand(items.shape).argsort(dim=1))
+
+        found[top_k] = auc_after_training(model, dataset.splits["train"].context, draw, steps=60)
+    assert found[2] > 0.85
+    assert found[1] < 0.7  # each behaviour reads itself alone

@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from fuxictr_mm.layers import LONGERLayer
+from tests.model_zoo.planted import LENGTH, auc_after_training
 from tests.sizes import LargestTensor
 
 
@@ -64,3 +65,19 @@ def test_candidates_of_a_long_history_take_memory_of_one_head():
     with torch.no_grad(), LargestTensor() as largest:
         layer.attend(torch.randn(5, 2, 8), keys, values)
     assert largest.count == 5 * 2 * (2 + 300)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("inner", [True, False])
+def test_finds_the_order_of_items_in_different_groups(build, inner):
+    """Item 1 is among the older half of the history and item 2 among the newer one, or the other way round."""
+
+    def draw(label):
+        items = torch.randint(3, 20, (len(label), LENGTH))
+        places = torch.randint(LENGTH // 2, (2, len(label))) + torch.tensor([[0], [LENGTH // 2]])
+        rows = torch.arange(len(label))
+        items[rows, places[0]], items[rows, places[1]] = 2 - label, 1 + label
+        return items
+
+    model, dataset = build("LONGER_tiny", inner_transformer=inner, learning_rate=1e-2, net_dropout=0.0)
+    assert auc_after_training(model, dataset.splits["train"].context, draw, steps=60) > 0.9

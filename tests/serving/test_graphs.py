@@ -21,8 +21,8 @@ from tests.paths import ROOT
 
 FOLDED = (
     "BST", "DHEN", "DIEN", "DIN", "DIN_CrossAttention", "DIN_MM", "DMF", "DMGIN", "ESMM", "EST", "ETA", "HSTU",
-    "INFNet", "LONGER", "LateFusion", "MIND", "MUSE", "OneTrans", "QIN", "RankMixer", "SDIM", "SEMINAR", "SIM", "SimCEN",
-    "TWIN",
+    "INFNet", "LONGER", "LateFusion", "MIND", "MUSE", "OneTrans", "QIN", "RankMixer", "SDIM", "SEMINAR", "SIM",
+    "SimCEN", "TWIN",
 )  # fmt: skip
 CASES = [
     *((f"{name}_tiny", {}) for name in FOLDED),
