@@ -34,12 +34,12 @@ class LONGER(DNNModel):
     layers have these k groups and the global tokens alone; after the last one, only the global tokens are read. Nothing
     but the token of the target depends on it.
 
-    Departures: histories have no times, so there are no time differences beside the positions; the context is one
-    token, where the paper has a token of the user's id and others of features that it does not name. The paper lists
-    the target first and has a mask under which a token sees those after it; here its order is turned round, which is
-    the same, with the newest groups next to the global tokens. It does not say how the outputs become a prediction,
-    nor which norms and activations there are: here the DNN, RMSNorm and GELU, and a layer of post-norm and ReLU within
-    the groups.
+    Departures: the full text of the paper was not available, only summaries of it. Histories have no times, so there
+    are no time differences beside the positions; the context is one token, where the paper has a token of the user's
+    id and others of features that it does not name. The paper lists the target first and has a mask under which a
+    token sees those after it; here its order is turned round, which is the same, with the newest groups next to the
+    global tokens. It does not say how the outputs become a prediction, nor which norms and activations there are:
+    here the DNN, RMSNorm and GELU, and a layer of post-norm and ReLU within the groups.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ class LONGER(DNNModel):
     inner_transformer : bool
         Whether the items of a group attend to each other before they are concatenated.
     num_recent : int
-        k, number of newest groups with queries, of which those of the last of several layers are not read.
+        k, number of newest groups with queries, in all layers but the last.
     num_cls : int
         n, number of learned tokens.
     num_layers : int
