@@ -14,6 +14,7 @@ from fuxictr_mm.layers.contrast import contrast_of_fields
 from fuxictr_mm.layers.cross_attention import CrossAttentionLayer
 from fuxictr_mm.layers.cross_net import CrossNet, CrossNetMix, CrossNetV2, cross_network
 from fuxictr_mm.layers.din_attention import DINAttention
+from fuxictr_mm.layers.est import ESTLayer
 from fuxictr_mm.layers.factorization import Factorization, mean_squares
 from fuxictr_mm.layers.hash_attention import HashAttention
 from fuxictr_mm.layers.history_search import (
@@ -22,6 +23,7 @@ from fuxictr_mm.layers.history_search import (
     SameCategory,
     directions,
     first,
+    neighbours,
     newest,
     search,
     search_user,
@@ -30,6 +32,7 @@ from fuxictr_mm.layers.history_search import (
     take,
 )
 from fuxictr_mm.layers.hstu import HSTULayer
+from fuxictr_mm.layers.longer import LONGERLayer, TokenMerge
 from fuxictr_mm.layers.one_trans import OneTransBlock
 from fuxictr_mm.layers.quadratic import QuadraticLayer, QuadraticNetwork
 from fuxictr_mm.layers.recurrent import AUGRU
@@ -62,6 +65,7 @@ __all__ = [
     "CrossNetMix",
     "CrossNetV2",
     "DINAttention",
+    "ESTLayer",
     "EqualCodes",
     "Factorization",
     "HSTULayer",
@@ -70,6 +74,7 @@ __all__ = [
     "InnerProduct",
     "InterestCapsules",
     "JaggedTransformerLayer",
+    "LONGERLayer",
     "MultiHeadTargetAttention",
     "OneTransBlock",
     "PerTokenLinear",
@@ -84,6 +89,7 @@ __all__ = [
     "SwiGLU",
     "TargetTransformer",
     "TokenMixerLargeBlock",
+    "TokenMerge",
     "TokenMixing",
     "append",
     "contrast_of_fields",
@@ -95,6 +101,7 @@ __all__ = [
     "mix_tokens",
     "mlp_of_shared",
     "mlp_of_shared_fields",
+    "neighbours",
     "newest",
     "products_of_fields",
     "register",

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fuxictr_mm.jagged import Jagged, is_exporting
+from fuxictr_mm.layers.transformer import Buckets
 
 #: Entries that are scored at a time, which bounds the memory for their keys.
 BLOCK = 2**16
@@ -236,6 +237,61 @@ def search_user(scores: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     best = padded.gather(-1, index)
     found = torch.zeros_like(padded, dtype=torch.bool).scatter(-1, index, best > -torch.inf)
     return best, found[..., : scores.shape[-1]]
+
+
+@torch.no_grad()
+def neighbours(keys: Jagged, top_k: int) -> tuple[Tensor, Tensor]:
+    """Find, for each entry, the K entries of its row with the largest products of keys, itself among them.
+
+    Equal products are decided by recency. Costs A multiplications for each pair of entries of a row; rows of similar
+    length are scored together, at most ``BLOCK`` pairs at a time unless one row has more.
+
+    Parameters
+    ----------
+    keys : Jagged
+        ``(N, A)``.
+    top_k : int
+        K.
+
+    Returns
+    -------
+    entries : Tensor
+        ``(N, K)`` numbers of the found entries, the best one first; any where a row has fewer than K.
+    products : Tensor
+        ``(N, K)`` their products, 0 where a row has fewer than K.
+
+    Examples
+    --------
+    >>> entries, products = neighbours(Jagged(torch.tensor([[1.0], [3.0], [2.0]]), torch.tensor([0, 2, 3])), top_k=2)
+    >>> entries[:2].tolist(), products.tolist()
+    ([[1, 0], [1, 0]], [[3.0, 1.0], [9.0, 3.0], [4.0, 0.0]])
+    """
+    places, parts = torch.cat([keys.places, keys.places.new_zeros(1)]), []  # an export has buckets of no entries
+    buckets = Buckets.of(keys.offsets, longest=keys.longest if is_exporting() else None)
+    for token, mask in zip(buckets.tokens, buckets.masks, strict=True):
+        longest = token.shape[1]
+        # The newest first: of equal products, ONNX's TopK takes the first. There are K places or more.
+        place = torch.arange(longest, device=token.device).flip(0)
+        blocks = [(token, mask)]
+        if not is_exporting():
+            size = max(BLOCK // longest**2, 1)
+            blocks = list(zip(token.split(size), mask.split(size), strict=True))
+        found, of_found = [], []
+        for token_RL, mask_RL in blocks:
+            keys_RLA = keys.distinct.index_select(0, places[token_RL.flatten()]).view(*token_RL.shape, -1)
+            products = (keys_RLA @ keys_RLA.transpose(1, 2)).masked_fill(~mask_RL.unsqueeze(1), -torch.inf).flip(2)
+            scores = F.pad(products, (0, top_k), value=-torch.inf)
+            if not is_exporting():
+                scores = (_ordered(scores) << 32) - torch.arange(scores.shape[2], device=scores.device)
+            best_RLK = scores.topk(top_k, dim=2).indices
+            places_RK = F.pad(place, (0, top_k))[best_RLK].flatten(1)
+            found.append(F.pad(token_RL, (0, top_k)).gather(1, places_RK).view_as(best_RLK))
+            of_found.append(F.pad(products, (0, top_k), value=-torch.inf).gather(2, best_RLK))
+        parts.append((torch.cat(found), torch.cat(of_found)))
+    if not parts:
+        return places.new_zeros(0, top_k), keys.distinct.new_zeros(0, top_k)
+    entries, products = (buckets.join(part) for part in zip(*parts, strict=True))
+    return entries, products.masked_fill(products == -torch.inf, 0.0)
 
 
 def softmax_of_found(scores: Tensor, found: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ class OneTransBlock(nn.Module):
         """Return the newest ``kept`` items of each history and the tokens after the layer."""
         joined = append(history.with_values(self.qkv(self.norm1(history.values))), self.token_qkv(self.norm1(tokens)))
         asking = newest(joined, kept + tokens.shape[1])
-        attended = self.output(self._attend(joined, kept + tokens.shape[1]))
+        attended = self.output(attend_last(joined, kept + tokens.shape[1], self.num_heads))
         of_token = asking.positions >= asking.lengths.index_select(0, asking.rows) - tokens.shape[1]
         tokens = self._transform(tokens + attended[of_token].view_as(tokens), self.token_ffn)
         history = newest(history, kept)
@@ -68,32 +68,36 @@ class OneTransBlock(nn.Module):
             *qkv, *(x.unflatten(1, (self.num_heads, size)).transpose(0, 1) for x in (keys, values)), strict=True
         )
         # Head by head, which bounds the memory: the scores of one are (B, M, L).
-        attended = torch.cat([_attend_head(*head) for head in heads], dim=2)
+        attended = torch.cat([attend_head(*head) for head in heads], dim=2)
         return self._transform(tokens + self.output(attended), self.token_ffn)
 
-    def _attend(self, joined: Jagged, count: int) -> Tensor:
-        """Return what the last ``count`` tokens of each row see, themselves and those before, row after row."""
-        parts, entries = [], []
-        buckets = Buckets.of(joined.offsets)
-        for token, mask in zip(buckets.tokens, buckets.masks, strict=True):
-            ends, longest = mask.sum(dim=1, keepdim=True), mask.shape[1]
-            asking = torch.arange(count if is_exporting() else min(count, longest), device=mask.device)
-            place_RQ = (ends - count).clamp(min=0) + asking
-            real = (place_RQ < ends).flatten().nonzero().squeeze(1)
-            place_RQ = place_RQ.clamp(max=longest - 1)
-            qkv = joined.values.index_select(0, token.flatten()).view(*token.shape, 3, self.num_heads, -1)
-            query, key, value = qkv.permute(2, 0, 3, 1, 4)
-            query = query.gather(2, place_RQ[:, None, :, None].expand(-1, self.num_heads, -1, query.shape[3]))
-            scores = query @ key.transpose(2, 3) * query.shape[3] ** -0.5
-            # Padding is on the right, so that no token sees it.
-            later = torch.arange(longest, device=mask.device) > place_RQ.unsqueeze(2)
-            weights = scores.masked_fill(later.unsqueeze(1), -torch.inf).softmax(dim=3)
-            parts.append((weights @ value).transpose(1, 2).flatten(2).flatten(0, 1).index_select(0, real))
-            entries.append(token.gather(1, place_RQ).flatten().index_select(0, real))
-        return torch.cat(parts).index_select(0, torch.cat(entries).argsort())
+
+def attend_last(joined: Jagged, count: int, num_heads: int) -> Tensor:
+    """Return what the last ``count`` tokens of each row see, themselves and those before, row after row.
+
+    Of queries, keys and values ``(N, 3 W)``, concatenated.
+    """
+    parts, entries = [], []
+    buckets = Buckets.of(joined.offsets)
+    for token, mask in zip(buckets.tokens, buckets.masks, strict=True):
+        ends, longest = mask.sum(dim=1, keepdim=True), mask.shape[1]
+        asking = torch.arange(count if is_exporting() else min(count, longest), device=mask.device)
+        place_RQ = (ends - count).clamp(min=0) + asking
+        real = (place_RQ < ends).flatten().nonzero().squeeze(1)
+        place_RQ = place_RQ.clamp(max=longest - 1)
+        qkv = joined.values.index_select(0, token.flatten()).view(*token.shape, 3, num_heads, -1)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        query = query.gather(2, place_RQ[:, None, :, None].expand(-1, num_heads, -1, query.shape[3]))
+        scores = query @ key.transpose(2, 3) * query.shape[3] ** -0.5
+        # Padding is on the right, so that no token sees it.
+        later = torch.arange(longest, device=mask.device) > place_RQ.unsqueeze(2)
+        weights = scores.masked_fill(later.unsqueeze(1), -torch.inf).softmax(dim=3)
+        parts.append((weights @ value).transpose(1, 2).flatten(2).flatten(0, 1).index_select(0, real))
+        entries.append(token.gather(1, place_RQ).flatten().index_select(0, real))
+    return torch.cat(parts).index_select(0, torch.cat(entries).argsort())
 
 
-def _attend_head(query: Tensor, own_keys: Tensor, own_values: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+def attend_head(query: Tensor, own_keys: Tensor, own_values: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Return what feature tokens ``(B, M, E)`` see: themselves, those before, and one history ``(L, E)``."""
     count, query = query.shape[1], query * query.shape[2] ** -0.5
     # One product for all rows: a product of each would read the keys again.

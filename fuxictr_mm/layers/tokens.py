@@ -12,6 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+#: Every token.
+ALL = slice(None)
+
 
 class PerTokenLinear(nn.Module):
     r"""A separate linear layer for each token, :math:`y_t = W_t x_t + b_t`, in one product.
@@ -37,10 +40,10 @@ class PerTokenLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_tokens, out_dim)) if bias else None
         nn.init.normal_(self.weight, std=1 / math.sqrt(in_dim))
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return ``(B, T, O)`` of tokens ``(B, T, I)``."""
-        output = torch.einsum("bti,tio->bto", tokens, self.weight)
-        return output if self.bias is None else output + self.bias
+    def forward(self, tokens: Tensor, part: slice = ALL) -> Tensor:
+        """Return ``(B, T, O)`` of tokens ``(B, T, I)``, or of those of a part of the T."""
+        output = torch.einsum("bti,tio->bto", tokens, self.weight[part])
+        return output if self.bias is None else output + self.bias[part]
 
 
 class SliceTokens(nn.Module):

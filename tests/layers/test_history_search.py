@@ -10,6 +10,7 @@ from fuxictr_mm.layers import (
     SameCategory,
     directions,
     history_search,
+    neighbours,
     newest,
     search,
     search_user,
@@ -198,3 +199,23 @@ def test_scores_of_all_items_are_those_of_entries():
     weighted = EqualCodes(codes, of_target, torch.tensor([1.0, 0.5, 0.25]))
     for score in (weighted, EqualCodes(codes, of_target), SameCategory(codes, of_target)):
         torch.testing.assert_close(score.of_all(), score(*everywhere), check_dtype=False)
+
+
+@pytest.mark.parametrize("top_k", [1, 3, 40, 200])
+def test_neighbours(history, blocks, top_k):
+    keys = (2 * history.distinct).round()  # integers, whose products have no rounding
+    values, index = keys[history.index], history.index
+    entries, products = neighbours(Jagged(keys.requires_grad_(), history.offsets, index), top_k)
+    assert not products.requires_grad
+    for n, row in enumerate(history.rows.tolist()):
+        places = range(int(history.offsets[row]), int(history.offsets[row + 1]))
+        score = {m: float(values[n] @ values[m]) for m in places}
+        expected = sorted(places, key=lambda m, score=score: (score[m], m), reverse=True)[:top_k]
+        assert entries[n, : len(expected)].tolist() == expected
+        assert products[n].tolist() == [score[m] for m in expected] + [0.0] * (top_k - len(expected))
+        assert all(m in score for m in entries[n].tolist())
+
+
+def test_neighbours_of_empty_histories():
+    entries, products = neighbours(Jagged(torch.randn(3, 2), torch.tensor([0, 0, 0]), torch.zeros(0).long()), 4)
+    assert (entries.shape, products.shape) == ((0, 4), (0, 4))

@@ -23,6 +23,13 @@ def test_linear(assert_same, rows, bias):
     assert_same(ours(tokens), one_by_one(theirs, tokens), [tokens], ours, theirs)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_part_of_the_tokens(bias):
+    layer, tokens = PerTokenLinear(3, 4, 5, bias), torch.randn(2, 3, 4)
+    for part in (slice(1), slice(1, None), slice(0)):
+        torch.testing.assert_close(layer(tokens[:, part], part), layer(tokens)[:, part])
+
+
 @pytest.mark.parametrize("dim", [12, 10, 9, 3])
 def test_slices(assert_same, dim):
     ours = SliceTokens(dim, 4, 5).double()

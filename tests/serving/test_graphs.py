@@ -20,19 +20,22 @@ from fuxictr_mm.serving.user_graphs import AttentionGraph, CandidateGraph, UserG
 from tests.paths import ROOT
 
 FOLDED = (
-    "BST", "DHEN", "DIEN", "DIN", "DIN_CrossAttention", "DIN_MM", "DMF", "DMGIN", "ESMM", "ETA", "HSTU", "HyFormer",
-    "INFNet", "LateFusion", "MIND", "MUSE", "OneTrans", "QIN", "RankMixer", "SDIM", "SEMINAR", "SIM", "SimCEN", "TWIN",
-    "TokenMixerLarge",
+    "BST", "DHEN", "DIEN", "DIN", "DIN_CrossAttention", "DIN_MM", "DMF", "DMGIN", "ESMM", "EST", "ETA", "HSTU",
+    "HyFormer", "INFNet", "LONGER", "LateFusion", "MIND", "MUSE", "OneTrans", "QIN", "RankMixer", "SDIM", "SEMINAR",
+    "SIM", "SimCEN", "TWIN", "TokenMixerLarge",
 )  # fmt: skip
 CASES = [
     *((f"{name}_tiny", {}) for name in FOLDED),
     ("BST_tiny", {"num_outputs": 1, "num_heads": 1}),
     ("BST_tiny", {"num_outputs": 30}),  # more than there are
     ("DMF_tiny", {"num_heads": 2, "num_tiers": 4}),
+    ("EST_tiny", {"num_layers": 3, "num_heads": 1, "top_k": 2}),
     ("ETA_tiny", {"hash_bits": 2, "short_len": 0, "num_heads": 4}),  # most distances are equal
     ("HSTU_tiny", {"num_heads": 4, "num_layers": 3, "max_len": 6}),
     ("HyFormer_tiny", {"num_queries": 2, "num_tokens": 6, "num_heads": 2, "num_layers": 3}),
     ("INFNet_v2_tiny", {"num_layers": 3}),
+    ("LONGER_tiny", {"num_layers": 1, "num_cls": 2, "group_size": 1}),
+    ("LONGER_tiny", {"num_layers": 3, "num_heads": 2, "group_size": 4, "num_recent": 2, "max_len": 10}),
     ("MUSE_tiny", {"form": "code", "num_heads": 2, "num_tiers": 4}),
     ("OneTrans_tiny", {"num_layers": 1}),
     ("OneTrans_tiny", {"num_layers": 3, "num_heads": 4, "last_len": 2}),
