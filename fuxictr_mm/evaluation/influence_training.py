@@ -60,7 +60,8 @@ def train_keeping_checkpoints(
     train = experiment.make_loader(splits["train"], model, shuffle=config.shuffle, training=True)
     valid = experiment.make_loader(splits["valid"], model)
     keeper = _CheckpointKeeper(model, valid, folder)
-    history = loop.fit(model, train, config.epochs, keeper, config.max_gradient_norm, evaluate_first=initial is not None)
+    is_warm = initial is not None
+    history = loop.fit(model, train, config.epochs, keeper, config.max_gradient_norm, evaluate_first=is_warm)
     if config.save_best_only:
         # Steps after the best weights do not affect the model.
         values = [model._monitor.get_value(entry) for entry in history]

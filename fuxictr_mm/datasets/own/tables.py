@@ -5,23 +5,30 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import polars as pl
 
 from fuxictr_mm.data import parquet
-from fuxictr_mm.datasets.own.amounts import NUMBERS, PHONE, PLAIN, Form, decimal_in, form_in, unit_in
+from fuxictr_mm.datasets.own.amounts import NUMBERS, PHONE, PLAIN, Form, decimal_in, form_in, is_missing, unit_in
 from fuxictr_mm.encoding.csv_files import with_partitions
-from fuxictr_mm.encoding.text_files import CSV, UTF8, Encoding, form_of, is_text, scanned, schema_of, separator_in
+from fuxictr_mm.encoding.text_files import (
+    CSV,
+    UTF8,
+    Encoding,
+    form_of,
+    has_names,
+    is_text,
+    scanned,
+    schema_of,
+    separator_in,
+)
 from fuxictr_mm.errors import ConfigError, DataError, first_line, nearest
 
 logger = logging.getLogger(__name__)
-
-#: What stands for no number in a CSV file.
-MISSING = ("", "-", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")
 
 #: Integers as they are written; 007 is an id or a code.
 INTEGER = r"^-?(?:0|[1-9]\d*)$"
@@ -31,6 +38,9 @@ ROUNDED = r"^\d[.,]\d+[eE]\+\d+$"
 
 #: Rows in which a unit is looked for.
 SAMPLE = 1000
+
+#: Texts are warned of where at least this fraction, but not all, are numbers.
+MOSTLY = 0.9
 
 
 def is_integer(text: pl.Expr) -> pl.Expr:
@@ -66,13 +76,27 @@ class Table:
             if self.header and form_of(path) not in CSV:
                 raise ConfigError(f"--header {self.option}: {path} has names of its own; leave it out")
 
+    def _names_of(self, path: Path) -> Sequence[str]:
+        """Return the names of the columns of a file; none if it has a header of them."""
+        return () if self.header and has_names(path, self.encoding, self.header) else self.header
+
+    def changed(self, **fields: Any) -> Table:
+        """Return the table with other fields, but those of its files, whose columns are not read again."""
+        table = replace(self, **fields)
+        table.__dict__.update({name: value for name, value in vars(self).items() if name == "schema"})
+        return table
+
     @cached_property
     def schema(self) -> dict[str, pl.DataType]:
         """Columns and their types in the files; those of a CSV file are texts, and fields of structs are named a.b."""
         schema: dict[str, pl.DataType] = {}
         for path in self.paths:
             try:
-                held = schema_of(path, self.encoding, self.header) if is_text(path) else pl.read_parquet_schema(path)
+                held = (
+                    schema_of(path, self.encoding, self._names_of(path))
+                    if is_text(path)
+                    else pl.read_parquet_schema(path)
+                )
                 found = dict(with_partitions(pl.LazyFrame(schema=held), path.absolute()).collect_schema())
             except (pl.exceptions.PolarsError, OSError) as error:
                 raise DataError(f"{path}: cannot be read ({first_line(error)})") from None
@@ -110,7 +134,7 @@ class Table:
             return target if is_text(path) else path
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_suffix(".partial")
-        with scanned(path, target.parent, warn=True, encoding=self.encoding, names=self.header) as rows:
+        with scanned(path, target.parent, warn=True, encoding=self.encoding, names=self._names_of(path)) as rows:
             rows.sink_parquet(partial)
         partial.rename(target)
         return target
@@ -165,7 +189,9 @@ class Table:
             return [], {}
         # 12,5 is a number where commas separate no columns; of a category, it may be two ids.
         is_csv = all(form_of(path) in CSV for path in self.paths)
-        has_commas = is_csv and all(separator_in(path, self.encoding, self.header) != "," for path in self.paths)
+        has_commas = is_csv and all(
+            separator_in(path, self.encoding, self._names_of(path)) != "," for path in self.paths
+        )
         schema = self._rows.collect_schema().items()
         names = [name for name, kind in schema if kind == pl.String and name not in self.texts]
         names = [name for name in names if self.types.get(name) not in ("sequence", "text")]
@@ -173,15 +199,17 @@ class Table:
         forms = self._amounts(numeric, has_commas)
         texts, tests = {name: pl.col(name).str.strip_chars() for name in names if name not in forms}, []
         for name, text in texts.items():
-            is_missing, digits = text.is_null() | text.is_in(MISSING), text.str.contains(INTEGER)
+            is_none, digits = is_missing(text), text.str.contains(INTEGER)
             kinds = {"integer": is_integer(text), "digits": digits}
             for mark, is_number in self._is_number(name, text, name in numeric, has_commas).items():
                 kinds[mark] = is_number & ~text.str.contains(PHONE)
             grouped = [text.str.contains(NUMBERS["."])] if name in numeric else []  # perhaps: a warning names them
             kinds["any"] = pl.any_horizontal(*kinds.values(), *grouped)
-            tests += [(is_missing | test).all().alias(f"{kind} {name}") for kind, test in kinds.items()]
+            tests += [(is_none | test).all().alias(f"{kind} {name}") for kind, test in kinds.items()]
             for mark in NUMBERS:
                 tests.append(text.filter(text.str.contains(mark, literal=True)).first().alias(f"first {mark} {name}"))
+            tests.append(text.str.contains(r"\.|,0").any().alias(f"no list {name}"))
+            tests += self._count_numbers(name, text, kinds["any"] & ~is_none, ~is_none)
         ids = [name for name, kind in schema if kind == pl.String and name in self.texts]
         tests += [pl.col(n).filter(pl.col(n).str.contains(ROUNDED)).first().alias(f"rounded {n}") for n in ids]
         found = self._rows.select(tests).collect(engine="streaming").row(0, named=True) if tests else {}
@@ -195,19 +223,47 @@ class Table:
         for name, text in texts.items():
             # Digits alone that are not integers of 64 bits are ids, of which a float would take two for one.
             if not found[f"any {name}"] or found[f"digits {name}"] != found[f"integer {name}"]:
+                self._warn_of_others(name, *(found.get(f"{what} {name}") for what in ("numbers", "values", "other")))
                 continue
             fits = [mark for mark in NUMBERS if found.get(f"{mark} {name}")]
             marks = {mark: example for mark in NUMBERS if (example := found[f"first {mark} {name}"]) is not None}
-            decimal = decimal_in(fits, marks, self._known(name).decimal, self.types.get(name) == "numeric")
-            self._mention_marks(name, decimal, marks)
+            is_asked = self.types.get(name) == "numeric"
+            decimal = decimal_in(fits, marks, self._known(name).decimal, is_asked)
+            # 100,200,300 may be three ids; ids do not begin with 0, but of many groups of digits some do.
+            is_list = decimal == "." and "," in marks and not (is_asked or found[f"no list {name}"])
+            decimal = None if is_list else decimal
+            self._mention_marks(name, decimal, marks, is_list)
             if decimal:
                 form = Form("", decimal)
                 casts.append(form.numbers(pl.col(name)))
                 if not self._known(name).unit:  # which these numbers do not have
                     forms[name] = form
             elif decimal is not None:
-                casts.append(text.cast(pl.Int64 if found[f"integer {name}"] else pl.Float64, strict=False))
+                is_whole = found[f"integer {name}"]
+                casts.append(text.cast(pl.Int64, strict=False) if is_whole else Form().numbers(pl.col(name)))
         return casts, forms
+
+    def _count_numbers(self, name: str, text: pl.Expr, is_number: pl.Expr, is_value: pl.Expr) -> list[pl.Expr]:
+        """Return the counts for ``_warn_of_others``: a text such as 007 is of codes, which are none."""
+        if not self._is_mentioned(name):
+            return []
+        is_other = is_value & ~is_number
+        is_code = (is_other & text.str.contains(r"^\d+$")).any()
+        numbers = pl.when(~is_code).then(is_number.sum()).otherwise(0)
+        return [
+            numbers.alias(f"numbers {name}"),
+            is_value.sum().alias(f"values {name}"),
+            text.filter(is_other).first().alias(f"other {name}"),
+        ]
+
+    def _warn_of_others(self, name: str, numbers: int | None, values: int, other: str | None) -> None:
+        """Warn of a few texts among numbers, which make all of them texts."""
+        if numbers and other is not None and numbers >= MOSTLY * values:
+            logger.warning(
+                f"{self.paths[0]}: {name} is read as texts, since {values - numbers} of {values} values are no numbers"
+                f", such as {other!r}; write numbers in one form and missing ones as empty fields, or add "
+                f"--types {name}=categorical if they are codes"
+            )
 
     def _is_number(self, name: str, text: pl.Expr, is_numeric: bool, has_commas: bool) -> dict[str, pl.Expr]:
         """Return, by the possible decimal marks of a column, whether a text is a number; of a category, by a point."""
@@ -223,10 +279,18 @@ class Table:
                 found[","] = is_plain[","] | is_grouped[","]
         return found
 
-    def _mention_marks(self, name: str, decimal: str | None, marks: Mapping[str, str]) -> None:
+    def _mention_marks(self, name: str, decimal: str | None, marks: Mapping[str, str], is_list: bool) -> None:
         """Log how points and commas in the numbers of a column are read; warn if they are not."""
         examples = " and ".join(map(repr, marks.values()))
         if not self._is_mentioned(name):
+            return
+        if is_list:
+            lists = f", or --types {name}=sequence if they are lists" if self.option == "items" else ""
+            logger.warning(
+                f"{self.paths[0]}: {name} is read as texts, since the rows do not tell whether commas separate "
+                f"thousands or the values of lists, as in {examples}; add --types {name}=numeric if they are numbers"
+                f"{lists}"
+            )
             return
         if decimal is None:
             logger.warning(
@@ -251,7 +315,7 @@ class Table:
     def _amounts(self, names: Sequence[str], has_commas: bool) -> dict[str, Form]:
         """Return how the numbers of columns with a unit are written."""
         texts = {name: pl.col(name).str.strip_chars() for name in names}
-        first = [text.filter(~text.is_in(MISSING)).first() for text in texts.values()]
+        first = [text.filter(~is_missing(text)).first() for text in texts.values()]
         values = self._rows.head(SAMPLE).select(first).collect(engine="streaming").row(0, named=True) if first else {}
         units = {name: Form(unit_in(value)) for name, value in values.items()}
         forms = {}
@@ -259,7 +323,7 @@ class Table:
         for name, begin in units.items():
             if not begin.unit:
                 continue
-            form, example = form_in(self._rows, name, begin, MISSING, has_commas)
+            form, example = form_in(self._rows, name, begin, has_commas)
             if example is not None:
                 logger.warning(
                     f"{self.paths[0]}: {name} is read as texts, since no row tells what the mark in {example!r} "
@@ -284,11 +348,20 @@ class Table:
             row -= rows
         return str(self.paths[-1])
 
+    def refuse_texts(self, column: str, form: Form, why: str) -> None:
+        """Raise a DataError that names the first text of a column that is no number of a form, where there is one."""
+        of = f" with the unit {form.unit!r}" if form.unit else ""
+        fix = "write all in this unit" if form.unit else "correct it, or leave it empty if it is missing"
+        self.refuse(~form.fits(pl.col(column)), column, f"a number{of}{why}", lambda: fix)
+
     def refuse(self, bad: pl.Expr, column: str, expected: str, remedy: Callable[[], str] | None = None) -> None:
         """Raise a DataError that names the first row for which ``bad`` is true, where there is one, and what to do."""
         rows = self.frame.with_row_index(":row").filter(bad).select(":row", value=pl.col(column)).head(1)
         for row, value in rows.collect(engine="streaming").iter_rows():
             fix = "" if remedy is None else f"; {remedy()}"
+            if row == 0 and self.header:
+                names = ",".join(self.header)
+                fix = f"; if the first line holds names of columns, write {names} there, in any order" + fix
             raise DataError(f"{self.where(row)}: {column} is {value!r}, expected {expected}{fix}")
 
 

@@ -48,6 +48,7 @@ def test_usual_names(columns, found, tmp_path):
         (["visitorid", "itemid", "timestamp", "event"], {}, ["--impressions event="]),
         (["user_id", "item_id", "ts", "is_click"], {"negatives": 1}, ["--negatives", "is_click=none"]),
         (["1", "12", "978300760", "0"], {}, ["--header interactions="]),
+        (["user_id", "item_id", "label"], {}, ["time=COLUMN", 'frame["time"] = range(len(frame))']),
     ],
 )
 def test_what_no_name_tells_is_asked_for(columns, given, named, tmp_path):
