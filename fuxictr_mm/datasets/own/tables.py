@@ -48,6 +48,11 @@ def is_integer(text: pl.Expr) -> pl.Expr:
     return text.str.contains(INTEGER) & text.cast(pl.Int64, strict=False).is_not_null()
 
 
+def _example(text: pl.Expr, is_one: pl.Expr) -> pl.Expr:
+    """Return the least text of which something is true: without a filter, all columns are read in one pass."""
+    return pl.when(is_one).then(text).min()
+
+
 @dataclass(frozen=True)
 class Table:
     """A table of one file or several with the same columns."""
@@ -107,12 +112,27 @@ class Table:
         """Raise a ConfigError if a column does not exist."""
         if column not in self.schema:
             self.check_header(column, what)
+            lists = self.lists_with(lambda field: field == column.rpartition(".")[2])
             is_key = self.option != "interactions" and what.startswith("--roles ")
             raise ConfigError(
                 f"{what}: {self.paths[0]} has no column '{column}'{nearest(column, self.schema)} (it has: "
                 f"{', '.join(self.schema)})"
                 f"{f'; rename the column of its ids to {column}, the name that they have in the log' if is_key else ''}"
+                f"{lists}"
             )
+
+    def lists_with(self, is_wanted: Callable[[str], bool]) -> str:
+        """Return what to do where the entries of a list have a field that is wanted as a column: a row for each."""
+        for name, kind in self.schema.items():
+            inner = kind.inner if isinstance(kind, pl.List) else None
+            field = (
+                next((f.name for f in inner.fields if is_wanted(f.name)), None)
+                if isinstance(inner, pl.Struct)
+                else None
+            )
+            if field is not None:
+                return f'; {name} is a list whose entries have {field}: write a row for each, frame.explode("{name}")'
+        return ""
 
     def check_header(self, column: str, what: str) -> None:
         """Raise a ConfigError if the first line of a CSV file holds values, where a column is missing."""
@@ -198,20 +218,20 @@ class Table:
         numeric = [name for name in names if self.types.get(name, "numeric") == "numeric"]
         forms = self._amounts(numeric, has_commas)
         texts, tests = {name: pl.col(name).str.strip_chars() for name in names if name not in forms}, []
+        numbers: dict[str, pl.Expr] = {}
         for name, text in texts.items():
             is_none, digits = is_missing(text), text.str.contains(INTEGER)
             kinds = {"integer": is_integer(text), "digits": digits}
             for mark, is_number in self._is_number(name, text, name in numeric, has_commas).items():
                 kinds[mark] = is_number & ~text.str.contains(PHONE)
             grouped = [text.str.contains(NUMBERS["."])] if name in numeric else []  # perhaps: a warning names them
-            kinds["any"] = pl.any_horizontal(*kinds.values(), *grouped)
+            numbers[name] = pl.any_horizontal(*kinds.values(), *grouped)
             tests += [(is_none | test).all().alias(f"{kind} {name}") for kind, test in kinds.items()]
+            tests.append((is_none | numbers[name]).mean().alias(f"any {name}"))
             for mark in NUMBERS:
-                tests.append(text.filter(text.str.contains(mark, literal=True)).first().alias(f"first {mark} {name}"))
-            tests.append(text.str.contains(r"\.|,0").any().alias(f"no list {name}"))
-            tests += self._count_numbers(name, text, kinds["any"] & ~is_none, ~is_none)
+                tests.append(_example(text, text.str.contains(mark, literal=True)).alias(f"first {mark} {name}"))
         ids = [name for name, kind in schema if kind == pl.String and name in self.texts]
-        tests += [pl.col(n).filter(pl.col(n).str.contains(ROUNDED)).first().alias(f"rounded {n}") for n in ids]
+        tests += [_example(pl.col(n), pl.col(n).str.contains(ROUNDED)).alias(f"rounded {n}") for n in ids]
         found = self._rows.select(tests).collect(engine="streaming").row(0, named=True) if tests else {}
         for name in ids:
             if found[f"rounded {name}"] is not None:
@@ -222,15 +242,16 @@ class Table:
         casts = [form.numbers(pl.col(name)) for name, form in forms.items()]
         for name, text in texts.items():
             # Digits alone that are not integers of 64 bits are ids, of which a float would take two for one.
-            if not found[f"any {name}"] or found[f"digits {name}"] != found[f"integer {name}"]:
-                self._warn_of_others(name, *(found.get(f"{what} {name}") for what in ("numbers", "values", "other")))
+            fraction = found[f"any {name}"]  # None without rows
+            if MOSTLY <= (fraction or 0) < 1:
+                self._warn_of_others(name, text, numbers[name])
+            if (fraction is not None and fraction < 1) or found[f"digits {name}"] != found[f"integer {name}"]:
                 continue
             fits = [mark for mark in NUMBERS if found.get(f"{mark} {name}")]
             marks = {mark: example for mark in NUMBERS if (example := found[f"first {mark} {name}"]) is not None}
             is_asked = self.types.get(name) == "numeric"
             decimal = decimal_in(fits, marks, self._known(name).decimal, is_asked)
-            # 100,200,300 may be three ids; ids do not begin with 0, but of many groups of digits some do.
-            is_list = decimal == "." and "," in marks and not (is_asked or found[f"no list {name}"])
+            is_list = decimal == "." and "," in marks and not is_asked and self._may_be_lists(text)
             decimal = None if is_list else decimal
             self._mention_marks(name, decimal, marks, is_list)
             if decimal:
@@ -243,25 +264,27 @@ class Table:
                 casts.append(text.cast(pl.Int64, strict=False) if is_whole else Form().numbers(pl.col(name)))
         return casts, forms
 
-    def _count_numbers(self, name: str, text: pl.Expr, is_number: pl.Expr, is_value: pl.Expr) -> list[pl.Expr]:
-        """Return the counts for ``_warn_of_others``: a text such as 007 is of codes, which are none."""
-        if not self._is_mentioned(name):
-            return []
-        is_other = is_value & ~is_number
-        is_code = (is_other & text.str.contains(r"^\d+$")).any()
-        numbers = pl.when(~is_code).then(is_number.sum()).otherwise(0)
-        return [
-            numbers.alias(f"numbers {name}"),
-            is_value.sum().alias(f"values {name}"),
-            text.filter(is_other).first().alias(f"other {name}"),
-        ]
+    def _may_be_lists(self, text: pl.Expr) -> bool:
+        """Whether 100,200,300 may be three ids: these do not begin with 0, but of many groups of digits some do."""
+        return not self._rows.select(text.str.contains(r"\.|,0").any()).collect(engine="streaming").item()
 
-    def _warn_of_others(self, name: str, numbers: int | None, values: int, other: str | None) -> None:
-        """Warn of a few texts among numbers, which make all of them texts."""
-        if numbers and other is not None and numbers >= MOSTLY * values:
+    def _warn_of_others(self, name: str, text: pl.Expr, is_number: pl.Expr) -> None:
+        """Warn of a few texts among numbers, which make all of them texts, unless some are codes such as 007."""
+        if not self._is_mentioned(name):
+            return
+        is_other, values = ~is_missing(text) & ~is_number, (~is_missing(text)).sum()
+        is_code = (is_other & text.str.contains(r"^\d+$")).any()
+        tests = (
+            values.alias("values"),
+            is_other.sum().alias("others"),
+            text.filter(is_other).first(),
+            is_code.alias("code"),
+        )
+        count, others, example, has_codes = self._rows.select(tests).collect(engine="streaming").row(0)
+        if others <= (1 - MOSTLY) * count and not has_codes:
             logger.warning(
-                f"{self.paths[0]}: {name} is read as texts, since {values - numbers} of {values} values are no numbers"
-                f", such as {other!r}; write numbers in one form and missing ones as empty fields, or add "
+                f"{self.paths[0]}: {name} is read as texts, since {others} of {count} values are no numbers, such as "
+                f"{example!r}; write numbers in one form and missing ones as empty fields, or add "
                 f"--types {name}=categorical if they are codes"
             )
 
@@ -315,7 +338,7 @@ class Table:
     def _amounts(self, names: Sequence[str], has_commas: bool) -> dict[str, Form]:
         """Return how the numbers of columns with a unit are written."""
         texts = {name: pl.col(name).str.strip_chars() for name in names}
-        first = [text.filter(~is_missing(text)).first() for text in texts.values()]
+        first = [_example(text, ~is_missing(text)).alias(name) for name, text in texts.items()]
         values = self._rows.head(SAMPLE).select(first).collect(engine="streaming").row(0, named=True) if first else {}
         units = {name: Form(unit_in(value)) for name, value in values.items()}
         forms = {}
