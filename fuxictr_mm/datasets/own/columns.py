@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -200,12 +201,12 @@ def _mention_kind(name: str, kind: str, found: _Facts, table: Table) -> None:
     if table.option == "items" and kind == "categorical" and is_marked:
         logger.info(
             f"{table.paths[0]}: {name} is read as a category; if {found.mark!r} separates several values in its texts, "
-            f"--types {name}=sequence reads lists"
+            f"--types {quote(name)}=sequence reads lists"
         )
     elif found.is_id and found.distinct > FEW_VALUES and not _is_named_as_id(name):
         logger.info(
             f"{table.paths[0]}: {name} is read as ids, since all its integers have as many digits; "
-            f"--types {name}=numeric reads numbers"
+            f"--types {quote(name)}=numeric reads numbers"
         )
 
 
@@ -223,7 +224,7 @@ def _count(frame: pl.LazyFrame, schema: Mapping[str, pl.DataType]) -> dict[str, 
             "dates": pl.lit(0),
         }
         if is_text or kind.is_integer():
-            of_kind["dates"] = value.cast(pl.String).str.contains(DATE if is_text else DAY).sum()
+            of_kind["dates"] = value.cast(pl.String).str.contains(rf"{DATE}|{DAY}" if is_text else DAY).sum()
         if is_text:
             of_kind |= {mark: value.str.contains(mark, literal=True).sum() for mark in LIST_SEPARATORS}
             of_kind[BRACKETS] = value.str.contains(r"^\s*\[[^\[\]{}]*\]\s*$").sum()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from shlex import quote
 from typing import Any, Literal
 
 import polars as pl
@@ -285,7 +286,7 @@ class Table:
             logger.warning(
                 f"{self.paths[0]}: {name} is read as texts, since {others} of {count} values are no numbers, such as "
                 f"{example!r}; write numbers in one form and missing ones as empty fields, or add "
-                f"--types {name}=categorical if they are codes"
+                f"--types {quote(name)}=categorical if they are codes"
             )
 
     def _is_number(self, name: str, text: pl.Expr, is_numeric: bool, has_commas: bool) -> dict[str, pl.Expr]:
@@ -308,24 +309,24 @@ class Table:
         if not self._is_mentioned(name):
             return
         if is_list:
-            lists = f", or --types {name}=sequence if they are lists" if self.option == "items" else ""
+            lists = f", or --types {quote(name)}=sequence if they are lists" if self.option == "items" else ""
             logger.warning(
                 f"{self.paths[0]}: {name} is read as texts, since the rows do not tell whether commas separate "
-                f"thousands or the values of lists, as in {examples}; add --types {name}=numeric if they are numbers"
-                f"{lists}"
+                f"thousands or the values of lists, as in {examples}; add --types {quote(name)}=numeric if they are "
+                f"numbers{lists}"
             )
             return
         if decimal is None:
             logger.warning(
                 f"{self.paths[0]}: {name} is read as texts, since the rows do not tell whether points and commas "
                 f"separate thousands or decimals, as in {examples}; write numbers without separators of thousands"
-                f"{f', or add --types {name}=numeric if it separates decimals' if len(marks) == 1 else ''}"
+                f"{f', or add --types {quote(name)}=numeric if it separates decimals' if len(marks) == 1 else ''}"
             )
         elif decimal and "," in marks:
             read = "decimal commas" if decimal == "," else "commas between thousands"
             logger.info(
                 f"{self.paths[0]}: {name} is read as numbers with {read}, such as {marks[',']}; "
-                f"--types {name}=categorical keeps the texts"
+                f"--types {quote(name)}=categorical keeps the texts"
             )
 
     def _known(self, name: str) -> Form:
@@ -357,8 +358,8 @@ class Table:
             forms[name] = form
             if self._is_mentioned(name):
                 logger.info(
-                    f"{self.paths[0]}: {name} is read as numbers without {form.unit!r}; --types {name}=categorical "
-                    "keeps the texts"
+                    f"{self.paths[0]}: {name} is read as numbers without {form.unit!r}; "
+                    f"--types {quote(name)}=categorical keeps the texts"
                 )
         return forms
 

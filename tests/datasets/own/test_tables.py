@@ -230,9 +230,10 @@ def test_commas_in_numbers_where_commas_separate_columns(texts, types, expected,
     ],
 )
 def test_texts_that_keep_a_column_from_being_numbers_are_named(texts, is_warned, tmp_path, caplog):
-    pl.DataFrame({"price": texts, "x": 1}).write_csv(tmp_path / "items.csv", separator=";")
+    pl.DataFrame({"a price": texts, "x": 1}).write_csv(tmp_path / "items.csv", separator=";")
     table = Table([tmp_path / "items.csv"], tmp_path / "scratch", "items")
-    assert table.frame.collect()["price"].to_list() == texts
+    assert table.frame.collect()["a price"].to_list() == texts
+    assert ("--types 'a price'=" in caplog.text) == is_warned
     assert [repr(texts[-1 if len(texts) > 2 else 0]) in r.message for r in caplog.records] == [True] * is_warned
 
 
