@@ -43,11 +43,10 @@ from fuxictr_mm.runs import (
     Run,
     RunPaths,
     file_of_weights,
-    find_runs,
     read_run,
-    resolve_one,
     runs_of,
     vocabulary_of_weights,
+    weights_of,
 )
 from fuxictr_mm.runtime import device_of, keep_freed_memory, local_gpu, only_one, set_precision
 from fuxictr_mm.settings_problems import settings_problems
@@ -266,9 +265,9 @@ class Experiment:
             A Parquet file, a folder of part files, or a pandas or Polars data frame, with the columns of the training
             file except the label; the dataset's ``test_data`` by default. Rows that ``fuxictr-mm prepare log --like``
             wrote, given by path, are read with their own item files.
-        weights : path, optional
-            A state dict, a ``.safetensors`` file or a folder written by ``fuxictr-mm export-hub``; by default those of
-            the newest run.
+        weights : path or str, optional
+            A state dict, a ``.safetensors`` file, a folder written by ``fuxictr-mm export-hub``, or the name or folder
+            of a run, or an experiment id (its newest finished run); by default those of the newest run.
 
         Returns
         -------
@@ -293,13 +292,10 @@ class Experiment:
         """
         if self.config.initial_weights is None:
             return None
-        path = file_of_weights(Path(self.config.initial_weights))
-        if not path.is_file():
-            raise MissingFileError(
-                f"initial_weights: {path}: no such weights, and no finished run below {self.paths.model_root} has this "
-                "name or experiment id; expected one of them, a file of weights, or the folder of a run or of "
-                "fuxictr-mm export-hub (runs are listed by fuxictr-mm runs)"
-            )
+        try:
+            path = weights_of(self.config.initial_weights, self.config.model_root)
+        except MissingFileError as error:
+            raise MissingFileError(f"initial_weights: {error}") from None
         if path.resolve() == RunPaths.of(self.config).weights.resolve():
             raise ConfigError(
                 f"initial_weights: {path}: this run would replace the file; give the folder of the run that wrote it, "
@@ -503,9 +499,9 @@ def _with_run_of_weights(config: ExperimentConfig) -> ExperimentConfig:
     if given is None or file_of_weights(Path(given)).is_file():
         return config
     try:
-        runs = resolve_one(given, find_runs(config.model_root), config.model_root)
+        weights = weights_of(given, config.model_root)
     except MissingFileError:
         return config  # which is an error only where the weights are read
     except ConfigError as error:
         raise ConfigError(f"initial_weights: {error}") from None
-    return ExperimentConfig.from_dict({**config.to_dict(), "initial_weights": str(runs[0].path)})
+    return ExperimentConfig.from_dict({**config.to_dict(), "initial_weights": str(weights.parent)})

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def export(experiment: Experiment, out: Path, *, weights: Path | None = None, overwrite: bool = False) -> None:
+def export(experiment: Experiment, out: Path, *, weights: str | Path | None = None, overwrite: bool = False) -> None:
     """Write a trained experiment as a folder: weights, configuration, features and a model card.
 
     Parameters

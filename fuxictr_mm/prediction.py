@@ -19,11 +19,11 @@ from fuxictr_mm.encoding.fuxictr import load_dataset
 from fuxictr_mm.errors import DataError, MissingFileError, UserError, first_line
 from fuxictr_mm.files import StrPath
 from fuxictr_mm.logs import LogFiles
-from fuxictr_mm.runs import is_present, outdated, present_first, runs_of, vocabulary_of_weights
+from fuxictr_mm.runs import is_present, outdated, present_first, runs_of, vocabulary_of_weights, weights_of
 from fuxictr_mm.runtime import only_one
 from fuxictr_mm.threads import restored_threads
 from fuxictr_mm.training import distributed, scoring
-from fuxictr_mm.training.checkpoints import hub_weights, saved_settings
+from fuxictr_mm.training.checkpoints import saved_settings
 
 if TYPE_CHECKING:
     from fuxictr_mm.experiment import Experiment
@@ -48,16 +48,15 @@ def predict(experiment: Experiment, data: Any, weights: Path, logs: Sequence[Pat
 
 def find_weights(experiment: Experiment, weights: StrPath | None = None) -> Path:
     """Return the file of weights that an experiment predicts with; see ``Experiment.find_weights``."""
-    path = experiment.paths.weights if weights is None else Path(weights)
-    if not path.exists():
-        raise MissingFileError(f"{path}: no such weights; train first: {experiment.command('train')}")
     if weights is None:
+        path = experiment.paths.weights
+        if not path.exists():
+            raise MissingFileError(f"{path}: no such weights; train first: {experiment.command('train')}")
         if experiment.result(paths=False) is None:
             logger.warning(f"{path}: not from a finished run of exactly this configuration, but used")
         _warn_of_data(experiment, path)
         return path
-    if path.is_dir():
-        path = hub_weights(path)
+    path = weights_of(weights, experiment.config.model_root)
     if saved := saved_settings(path):
         found = result_differences(saved[1], experiment.config.to_dict())
         for difference in describe_differences(found, "in the folder"):

@@ -17,7 +17,9 @@ FEWEST_HISTORIES = 100
 #: If none of n histories shows something, its fraction is at most 3 / n (with a confidence of 95 %).
 AT_MOST = 3
 
-#: What is expected of a folder that continues another: without the clicks of that one, a leak cannot be told.
+#: In a folder that continues another, whose clicks are not in the files, only a leak of nearly all clicks can be told
+#: from items met before.
+NEARLY_ALL = 0.9
 EARLIER_DAYS = "clicks on items met before; the clicks of the folder that this one continues are not in the files"
 
 #: Columns of ``count_again`` beside ``click``.
@@ -39,6 +41,12 @@ def _severity_of_leak(found: float, expected: float, histories: int) -> str:
     return WARNING if found and histories < FEWEST_HISTORIES else severity_of_excess(found, expected)
 
 
+def _of_continued(split: Split, severity: str, text: str, fraction: float) -> tuple[str, str]:
+    """Return severity and what is expected; of a folder that continues another, for a ``fraction`` of clicks found."""
+    is_sure = fraction >= NEARLY_ALL and split.of_clicks["longer"] >= FEWEST_HISTORIES
+    return (INFO, EARLIER_DAYS) if split.continues and not is_sure else (severity, text)
+
+
 # Cleaning leaves it as it is: which of these clicks are on an item met before, and which leak, is not known.
 @check(SplitInTime, WARNING, "a history before the click")
 def target_in_history(subject: SplitInTime) -> Iterator[Fault]:
@@ -57,7 +65,8 @@ def target_in_history(subject: SplitInTime) -> Iterator[Fault]:
     found += f", {new.height:,} without an earlier click in the files"
     text = f"a history before the click, so at most some {expected:.1f} clicks on an item met before the files"
     severity = WARNING if WARNING in severities else INFO
-    severity, text = (INFO, EARLIER_DAYS) if split.continues else (severity, text)
+    at_end = max(count for count, _ in ends) / max(n["rows"], 1)
+    severity, text = _of_continued(split, severity, text, at_end)
     yield fault_of(split.file, ITEM_SEQ, split.own, pl.col("item"), found=found, expected=text, severity=severity)
 
 
@@ -73,9 +82,10 @@ def future_click(subject: SplitInTime) -> Iterator[Fault]:
     users = split.rows.filter(pl.col("length") > 0).select("user").unique()
     total = clicked.unique().join(users, on="user", how="semi").height
     expected = total * max(n["last_again"], AT_MOST) / max(n["longer"], 1)
-    severity = _severity_of_leak(rows.select(pair).unique().height, expected, n["longer"])
+    found = rows.select(pair).unique().height
+    severity = _severity_of_leak(found, expected, n["longer"])
     text = f"histories older than the clicks, so at most some {expected:.1f} clicks on an item met before"
-    severity, text = (INFO, EARLIER_DAYS) if split.continues else (severity, text)
+    severity, text = _of_continued(split, severity, text, found / max(total, 1))
     yield fault_of(split.file, ITEM_SEQ, rows, pl.col("item"), expected=text, severity=severity)
 
 

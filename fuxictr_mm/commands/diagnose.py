@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_experiment_options(parser, gpu=True)
     parser.add_argument("--run", metavar="RUN", help="a run's name or folder (default: the newest finished one)")
-    parser.add_argument("--weights", metavar="FILE", help="trained weights (default: those of the run)")
+    parser.add_argument("--weights", metavar="RUN", help="trained weights: a run or a file (default: those of the run)")
     parser.add_argument("--split", choices=["valid", "test"], default="valid", help="examples to use (default: valid)")
     parser.add_argument("--test_data", metavar="FILE", help="replaces the dataset's test_data; needs labels")
     parser.add_argument(

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision", choices=tuple(TOLERANCES), default="fp32", help="precision of tables or weights (default: fp32)"
     )
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="weights other than the experiment's own")
+    parser.add_argument("--weights", metavar="RUN", help="weights other than the experiment's own: a run or a file")
     parser.add_argument(
         "--tolerance", type=float, help="maximum difference of a score (default: 1e-5; larger for other precisions)"
     )

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_experiment_options(parser)
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write")
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="weights other than the experiment's own")
+    parser.add_argument("--weights", metavar="RUN", help="weights other than the experiment's own: a run or a file")
     parser.add_argument("--overwrite", action="store_true", help="replace a folder that an earlier export wrote")
     add_output_options(parser)
 

@@ -47,6 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="weights to compute influence with, as saved by fuxictr-mm train (default: train, and use "
         "those of every epoch)",
     )
+    parser.add_argument(
+        "--initial_weights",
+        metavar="RUN",
+        help="training starts with these weights: a run, an experiment id (its newest run) or a file",
+    )
     parser.add_argument("--plain-loss", action="store_true", help="validation loss without recalibrating its intercept")
     parser.add_argument("--layer", metavar="NAME", help="the model's last nn.Linear (default: detected)")
     parser.add_argument("--out", metavar="FILE", help="Parquet file of the ranking (default: next to the log)")
@@ -109,7 +114,8 @@ def _prepare(args: argparse.Namespace) -> tuple[Experiment, Path]:
             raise MissingFileError(f"--checkpoints {path}: no such file; give files that fuxictr-mm train wrote")
     if args.drop_worst is not None and not 0 < args.drop_worst < 100:
         raise ConfigError(f"--drop-worst is {args.drop_worst:g}, expected a percentage above 0 and below 100")
-    experiment = load_experiment(args, seed=args.seed, test_data=args.test_data, verbose=0 if args.quiet else None)
+    settings = {"seed": args.seed, "test_data": args.test_data, "initial_weights": args.initial_weights}
+    experiment = load_experiment(args, **settings, verbose=0 if args.quiet else None)
     out = Path(args.out) if args.out else experiment.paths.influence
     data = experiment.config.dataset
     if experiment.batch_format(experiment.model_class) == "flat":

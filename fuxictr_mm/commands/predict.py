@@ -36,10 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--label", metavar="NAME", help="with several labels, the one to write (default: the first)")
     parser.add_argument(
         "--weights",
-        type=Path,
-        metavar="FILE",
-        help="weights other than the experiment's own: "
-        "a state dict, a .safetensors file, or a folder written by fuxictr-mm export-hub",
+        metavar="RUN",
+        help="weights other than the experiment's own: a run, an experiment id (its newest run), a state dict, a "
+        ".safetensors file, or a folder written by fuxictr-mm export-hub",
     )
     parser.add_argument("--data_root", metavar="DIR", help="replaces the dataset's data_root")
     parser.add_argument("--model_zoo", metavar="DIR", help="a folder of model files to search first")

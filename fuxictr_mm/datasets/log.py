@@ -58,6 +58,8 @@ class Log(Reader):
     row_sources: tuple[str, ...] = (SOURCE_USER, SOURCE_TIME, SOURCE_ROW)
     #: The earlier log that this one continues; of ``fuxictr_mm.datasets.own.later``.
     continued: Continued | None = None
+    #: The table of interactions, where its columns were read to find those with a role.
+    _opened: Table | None = None
 
     def configure(self, given: Mapping[str, Any]) -> None:
         """Take the options of ``prepare log``."""
@@ -70,8 +72,8 @@ class Log(Reader):
         """Return the options with the columns that have a role by their names."""
         header, encoding = asked.header.get("interactions", ()), Encoding(asked.encoding, "--encoding")
         paths = find_files(self.source, "interactions", asked.interactions or "interactions.*")
-        table = Table(paths, self.scratch, "interactions", encoding=encoding, header=header)
-        return with_names(asked, [word.partition("=")[0] for word in roles], table)
+        self._opened = Table(paths, self.scratch, "interactions", encoding=encoding, header=header)
+        return with_names(asked, [word.partition("=")[0] for word in roles], self._opened)
 
     def _set_weight(self) -> None:
         if self.asked.weight is not None:
@@ -89,7 +91,7 @@ class Log(Reader):
 
     @cached_property
     def _source(self) -> LogSource:
-        return LogSource(self.asked, self.source, self.scratch, self.continued)
+        return LogSource(self.asked, self.source, self.scratch, self.continued, self._opened)
 
     def files(self) -> list[Path]:
         """Return the files of interactions, items, users and embeddings."""

@@ -49,7 +49,7 @@ def find_trained(
     """
     from fuxictr_mm.config import PATH_KEYS
     from fuxictr_mm.experiment import Experiment
-    from fuxictr_mm.runs import DIAGNOSIS
+    from fuxictr_mm.runs import DIAGNOSIS, weights_of
 
     own: dict[str, Any] = {} if test_data is None else {"test_data": test_data}
     experiment = Experiment.load(expid, **where, **own)
@@ -59,7 +59,7 @@ def find_trained(
         settings = {k: v for k, v in found.config.items() if k not in (*PATH_KEYS, *OWN_KEYS)}
         experiment = Experiment.load(expid, **where, **{**settings, **own})
     if weights is not None:
-        path, remedy = Path(weights), "give a file written by fuxictr-mm train"
+        path, remedy = weights_of(weights, experiment.config.model_root), ""
     elif found is not None:
         path, remedy = found.weights, "the weights of this run were deleted; give others by --weights"
     else:

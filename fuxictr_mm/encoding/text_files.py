@@ -68,6 +68,13 @@ def separator_in(path: Path, encoding: Encoding = UTF8, names: Sequence[str] = (
     return separator_of(_header(path, encoding.of(path), names))
 
 
+def has_names(path: Path, encoding: Encoding, names: Sequence[str]) -> bool:
+    """Whether the first line of a CSV file holds all of some names, as a header does."""
+    with _named_errors(path, encoding=encoding):
+        first = _header(path, encoding.of(path))
+    return set(names) <= {value.strip() for value in next(csv.reader([first], delimiter=separator_of(first)), ())}
+
+
 def schema_of(path: Path, encoding: Encoding = UTF8, names: Sequence[str] = ()) -> dict[str, pl.DataType]:
     """Return the columns of a file and their types; those of a CSV file are texts.
 

@@ -46,17 +46,22 @@ def train_keeping_checkpoints(
     named, is refused before.
     """
     from fuxictr_mm.training import loop, scoring
+    from fuxictr_mm.training.initial_weights import load_initial_weights
 
+    initial = experiment.initial_weights
     experiment = experiment.with_settings(model_root=str(folder))
     config, splits = experiment.config, dataset.splits
     probe = _build(experiment.in_float32(), dataset).eval()
     with frozen(probe):
         find_last_layer(probe, next(iter(experiment.make_loader(splits["valid"], probe))), layer)
     model = _build(experiment, dataset)
+    if initial is not None:
+        load_initial_weights(model, initial, dataset, config.dataset.item_files)
     train = experiment.make_loader(splits["train"], model, shuffle=config.shuffle, training=True)
     valid = experiment.make_loader(splits["valid"], model)
     keeper = _CheckpointKeeper(model, valid, folder)
-    history = loop.fit(model, train, config.epochs, keeper, config.max_gradient_norm)
+    is_warm = initial is not None
+    history = loop.fit(model, train, config.epochs, keeper, config.max_gradient_norm, evaluate_first=is_warm)
     if config.save_best_only:
         # Steps after the best weights do not affect the model.
         values = [model._monitor.get_value(entry) for entry in history]

@@ -304,14 +304,15 @@ def conclude(first: Side, second: Side, found: Difference, p_value: float | None
         alone = [side for side in (first, second) if len(side.runs) + len(side.other_seeds) == 1]
         unknown = f"the variance between seeds of {' and '.join(side.name for side in alone)} is unknown"
         lone = " and ".join(side.name for side in alone if side.has_seeds)
-        if (found.p_value if p_value is None else p_value) < ALPHA and not lone:
+        is_clear = (found.p_value if p_value is None else p_value) < ALPHA
+        if is_clear and not lone:
             return f"{better.name} is better than {worse.name} for these predictions, by {size}; {unknown}{same}"
         what = "rank" if first.metric == "AUC" else "predict"
-        here = f"no significant difference: the weights of {better.name} {what} these examples better than those of"
-        here += f" {worse.name} by {size}"
-        if low > 0 and lone:
-            return f"{here}, but other seeds of {lone} may differ by as much: run at least 3 seeds of each{same}"
-        return f"{here}; with these examples {limit}, and {unknown}{same}"
+        here = f"the weights of {better.name} {what} these examples better than those of {worse.name} by {size}"
+        if is_clear:
+            more = f"other seeds of {lone} may differ by as much: run at least 3 seeds of each"
+            return f"seeds unknown: {here}, which is significant for these weights; {more}{same}"
+        return f"no significant difference: {here}; with these examples {limit}, and {unknown}{same}"
     source = "examples" if found.rows_reach >= found.seeds_reach else "seeds"
     corrected = "; corrected for several tests" if p_value is not None and found.p_value < ALPHA else ""
     than = f"{'higher' if first.sign > 0 else 'lower'} than that of {worse.name} by {size}{corrected}"

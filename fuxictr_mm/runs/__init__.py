@@ -45,6 +45,7 @@ from fuxictr_mm.runs.reading import (
     resolve_one,
     run_of_weights,
     runs_of,
+    weights_of,
 )
 from fuxictr_mm.runs.result import Result
 from fuxictr_mm.runs.run import TEST_DATA, Run

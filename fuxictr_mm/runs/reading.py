@@ -8,6 +8,7 @@ import math
 import os
 import shlex
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +16,17 @@ from typing import Any, TypeVar
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, UserError, nearest
 from fuxictr_mm.files import StrPath, read_json
 from fuxictr_mm.runs.evaluations import read_lines
-from fuxictr_mm.runs.paths import CONFIG, DATA, ENVIRONMENT, METRICS, MODEL_CODE, RESULT, RUN_NAME, RunPaths
+from fuxictr_mm.runs.paths import (
+    CONFIG,
+    DATA,
+    ENVIRONMENT,
+    METRICS,
+    MODEL_CODE,
+    RESULT,
+    RUN_NAME,
+    RunPaths,
+    file_of_weights,
+)
 from fuxictr_mm.runs.result import Result
 from fuxictr_mm.runs.run import Run
 from fuxictr_mm.yaml_files import load_yaml
@@ -189,6 +200,29 @@ def resolve_one(name: StrPath, runs: Sequence[Run], root: StrPath = "checkpoints
         f"'{name}': is not an experiment id, a run or a folder of a run below "
         f"{root}{nearest(name, known)} (there are: {there})"
     )
+
+
+def weights_of(name: str | os.PathLike[str], root: str | os.PathLike[str] = "checkpoints") -> Path:
+    """Return the file of weights at a path, or that of the newest run that a name means, as of ``resolve_one``.
+
+    Raises
+    ------
+    MissingFileError
+        There are no weights at the path, and no finished run below ``root`` has this name.
+    ConfigError
+        The name means runs of several experiments or datasets.
+    """
+    path = found = file_of_weights(Path(name))
+    if not path.is_file():
+        with suppress(MissingFileError):
+            found = resolve_one(name, find_runs(root), root)[0].weights
+    if not found.is_file():
+        raise MissingFileError(
+            f"{found}: no such weights, and no finished run below {root} has this name or experiment id; expected one "
+            "of them, a file of weights, or the folder of a run or of fuxictr-mm export-hub (runs are listed by "
+            "fuxictr-mm runs)"
+        )
+    return found
 
 
 def _finished(runs: Sequence[Run], name: str) -> list[Run]:

@@ -46,7 +46,7 @@ def export(
     out: Path,
     *,
     format: str = "onnx",
-    weights: Path | None = None,
+    weights: str | Path | None = None,
     precision: str = "fp32",
     tolerance: float | None = None,
     auc_loss: float | None = None,
@@ -139,7 +139,11 @@ class _Source:
 
 
 def _read_source(
-    experiment: Experiment, parts_of: Callable[..., Parts], weights: Path | None, items: Path | None, of_owner: bool
+    experiment: Experiment,
+    parts_of: Callable[..., Parts],
+    weights: str | Path | None,
+    items: Path | None,
+    of_owner: bool,
 ) -> _Source:
     """Load data and model, take the model apart, and score the validation rows with it."""
     from fuxictr_mm.serving.prepared import Prepared

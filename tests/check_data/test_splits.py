@@ -404,6 +404,25 @@ def test_a_folder_that_continues_another_has_histories_of_clicks_that_are_not_in
     assert {(f.check, f.severity) for f in report.findings()} == {(name, "info") for name in checks}
 
 
+@pytest.mark.parametrize(("fraction", "severity"), [(0.4, "info"), (1.0, "warning")])
+def test_a_leak_of_all_clicks_is_told_from_clicks_of_an_earlier_folder(tmp_path, fraction, severity):
+    """Histories that hold the click of their row, or of valid, without repeated items; the earlier files are absent."""
+    users, rng = np.arange(200), np.random.default_rng(4)
+    histories = np.arange(200 * 4).reshape(200, 4) + 1
+    is_leak = rng.permutation(200) < 200 * fraction
+    labels = np.ones(200, dtype=int)
+    own = np.where(is_leak, histories[:, -1], users + 2000)
+    later = np.where(is_leak, histories[:, 0], users + 3000)
+    write_split(tmp_path, "train", users, own, histories.tolist(), labels)
+    write_split(tmp_path, "valid", users, later, [[]] * 200, labels)
+    for name in ("train", "valid"):
+        path = tmp_path / f"{name}.parquet"
+        pq.write_table(pq.read_table(path).replace_schema_metadata({"fuxictr_mm.known_items": "9"}), path)
+    report, _ = check_folder(tmp_path, ["target-in-history", "future-click"])
+    found = {f.check: f.severity for f in report.findings() if f.file == "train.parquet"}
+    assert found == {"target-in-history": severity, "future-click": severity}
+
+
 @pytest.mark.parametrize(("label", "severity"), [(0, "info"), (1, "warning")])
 def test_a_row_that_is_no_click_may_have_its_target_in_its_history(tmp_path, label, severity):
     write_split(tmp_path, "train", [1, 2, 3], [5, 6, 7], [[5, 8], [9, 8], [9, 4]], [label, 1, 0])

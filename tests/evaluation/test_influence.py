@@ -302,6 +302,9 @@ def test_training_is_that_of_run_expid(tmp_path):
     best = read_tensors(run.weights)
     last = read_tensors(checkpoints[-1].path)
     assert all(torch.equal(best[name], last[name]) for name in best)
+    again = experiment.with_settings(initial_weights=str(run.path), epochs=1)
+    first = read_tensors(train_keeping_checkpoints(again, dataset, tmp_path / "again")[0][0].path)
+    assert all(torch.equal(best[name], first[name]) for name in best)
 
 
 @pytest.mark.parametrize(

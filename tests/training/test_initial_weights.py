@@ -140,7 +140,7 @@ def test_a_run_or_an_experiment_id_stands_for_the_folder_of_its_weights(tmp_path
     for given, found in (("DIN_tiny", folders[1]), (folders[0].name, folders[0]), (folders[0].parent, folders[1])):
         experiment = Experiment.load("DIN_MM_tiny", ROOT, initial_weights=given, **settings)
         assert experiment.config.initial_weights == str(found)
-        assert experiment.initial_weights == found / "best.model"
+        assert experiment.initial_weights == experiment.find_weights(given) == found / "best.model"
     # Of this experiment itself, a run that ends meanwhile does not count.
     again = before.with_settings(initial_weights="DIN_tiny")
     write_json(folders[2] / "result.json", {"valid": {"AUC": 0.5}, "seconds": 1.0})
@@ -148,3 +148,5 @@ def test_a_run_or_an_experiment_id_stands_for_the_folder_of_its_weights(tmp_path
     missing = Experiment.load("DIN_tiny", ROOT, initial_weights="DIN_tyni", **settings)
     with raises_naming(MissingFileError, "initial_weights", "DIN_tyni"):
         _ = missing.initial_weights
+    with raises_naming(MissingFileError, "DIN_tyni"):
+        before.find_weights("DIN_tyni")

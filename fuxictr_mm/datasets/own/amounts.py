@@ -9,18 +9,53 @@ from dataclasses import dataclass
 import polars as pl
 
 CURRENCIES = r"[€$£¥₹₩₽]|EUR|USD|GBP|CHF|CNY|JPY"
+#: What separates thousands and never decimals: apostrophes (Switzerland), and spaces that do not break (France).
+GROUPING = "'\u2019\u00a0\u202f"
 #: A currency, percent or a common unit before or after a number.
 AMOUNT = (
-    rf"^(?P<before>{CURRENCIES})?\s?[+-]?\d[\d.,]*\s?"
-    rf"(?P<after>{CURRENCIES}|%|zł|kr|Kč|Ft|lei|kg|g|km|m|cm|mm|l|ml)?$"
+    rf"^\(?[+-]?(?P<before>{CURRENCIES})?\s?[+-]?\d[\d.,{GROUPING}]*\s?"
+    rf"(?P<after>{CURRENCIES}|%|zł|kr|Kč|Ft|lei|kg|g|km|m|cm|mm|l|ml)?\)?$"
 )
-#: By the decimal mark, numbers with or without separators of thousands. Many are of both: 12, 1.299 and 1,299.
+
+
+def _signed(number: str) -> str:
+    """Return the pattern of numbers with a sign; those in parentheses are negative."""
+    return rf"^(?:[+-]?{number}|\({number}\))$"
+
+
+#: By the decimal mark, numbers with or without separators of thousands, also Indian ones: 1,00,000. Many are of both
+#: marks: 12, 1.299 and 1,299.
 NUMBERS = {
-    ",": r"^[+-]?(?:0|[1-9]\d*|[1-9]\d{0,2}(?:\.\d{3})+)(?:,\d+)?$",
-    ".": r"^[+-]?(?:0|[1-9]\d*|[1-9]\d{0,2}(?:,\d{3})+)(?:\.\d+)?$",
+    ",": _signed(rf"(?:0|[1-9]\d*|[1-9]\d{{0,2}}(?:[.{GROUPING}]\d{{3}})+)(?:,\d+)?"),
+    ".": _signed(rf"(?:0|[1-9]\d*|[1-9]\d{{0,2}}(?:[,{GROUPING}]\d{{3}})+|[1-9]\d?(?:,\d\d)+,\d{{3}})(?:\.\d+)?"),
 }
-#: By the decimal mark, numbers without separators of thousands; 007 is an id or a code, and so is e5.
-PLAIN = {mark: rf"^[+-]?(?:(?:0|[1-9]\d*)(?:[{mark}]\d*)?|[{mark}]\d+)(?:[eE][+-]?\d+)?$" for mark in NUMBERS}
+#: By the decimal mark, numbers in which neither mark separates thousands; 007 is an id or a code, and so is e5.
+PLAIN = {
+    mark: _signed(
+        rf"(?:(?:0|[1-9]\d*|[1-9]\d{{0,2}}(?:[{GROUPING}]\d{{3}})+)(?:[{mark}]\d*)?|[{mark}]\d+)(?:[eE][+-]?\d+)?"
+    )
+    for mark in NUMBERS
+}
+#: What stands for no number.
+_WORDS = (
+    "",
+    "-",
+    "--",
+    "\u2013",
+    "\u2014",
+    "?",
+    "na",
+    "n/a",
+    "n.a.",
+    "#n/a",
+    "nan",
+    "null",
+    "(null)",
+    "none",
+    "nil",
+    r"\n",
+)
+MISSING = tuple({form for word in _WORDS for form in (word, word.upper(), word.capitalize())} | {"NaN"})
 #: Numbers of telephones, which are no quantities.
 PHONE = r"^\+\d{7,}$"
 
@@ -34,19 +69,28 @@ class Form:
 
     def bare(self, column: pl.Expr) -> pl.Expr:
         """Return texts without spaces around them and without the unit, which may be before or after the number."""
-        text = column.str.strip_chars()
-        if not self.unit:
-            return text
-        is_before = text.str.starts_with(self.unit)
-        without = pl.when(is_before).then(text.str.strip_prefix(self.unit)).otherwise(text.str.strip_suffix(self.unit))
-        return without.str.strip_chars()
+        text, unit = column.str.strip_chars(), re.escape(self.unit)
+        return text.str.replace(rf"^(\(?[+-]?){unit}\s*|\s*{unit}(\)?)$", "${1}${2}") if unit else text
+
+    def fits(self, column: pl.Expr) -> pl.Expr:
+        """Whether texts are numbers of this form, or missing."""
+        bare, text = self.bare(column), column.str.strip_chars()
+        marks = [self.decimal] if self.decimal else list(NUMBERS)
+        is_number = pl.any_horizontal(*(bare.str.contains(p[mark]) for mark in marks for p in (NUMBERS, PLAIN)))
+        return is_missing(text) | (is_number & (text != bare if self.unit else pl.lit(True)))
 
     def numbers(self, column: pl.Expr) -> pl.Expr:
         """Return texts as numbers; null for another text."""
         bare = self.bare(column)
         thousands = "," if self.decimal == "." else "."
-        plain = bare.str.replace_all(thousands, "", literal=True).str.replace(",", ".", literal=True)
+        plain = bare.str.replace_all(rf"[{GROUPING}{thousands}]", "").str.replace(",", ".", literal=True)
+        plain = plain.str.replace(r"^\((.*)\)$", "-${1}")
         return plain.cast(pl.Float64, strict=False)
+
+
+def is_missing(text: pl.Expr) -> pl.Expr:
+    """Whether a text without spaces around it stands for no number."""
+    return text.is_null() | text.is_in(MISSING)
 
 
 def unit_in(text: str | None) -> str:
@@ -81,21 +125,17 @@ def decimal_in(fits: Collection[str], marks: Collection[str], known: str, is_ask
     return next(iter(marks)) if fits and is_asked and len(marks) == 1 else None
 
 
-def form_in(
-    frame: pl.LazyFrame, name: str, form: Form, missing: Collection[str], has_commas: bool
-) -> tuple[Form | None, str | None]:
+def form_in(frame: pl.LazyFrame, name: str, form: Form, has_commas: bool) -> tuple[Form | None, str | None]:
     """Return how all texts of a column are written, all with a unit; or None, and an example if it may be two numbers.
 
     ``form`` has the unit, and the decimal mark if an earlier log tells it. Where ``has_commas`` is false, commas
     separate columns, and a decimal comma is taken only if it is known.
     """
     text = pl.col(name).str.strip_chars()
-    bare, is_missing = form.bare(pl.col(name)), text.is_null() | text.is_in(list(missing))
-    is_marked = bare.str.contains(r"[.,]") & ~is_missing
-    tests = {
-        mark: (is_missing | ((text != bare) & bare.str.contains(pattern))).all() for mark, pattern in NUMBERS.items()
-    }
-    example, longest = text.filter(is_marked).first(), bare.filter(~is_missing).str.len_chars().max()
+    bare, is_none = form.bare(pl.col(name)), is_missing(text)
+    is_marked = bare.str.contains(r"[.,]") & ~is_none
+    tests = {mark: (is_none | ((text != bare) & bare.str.contains(pattern))).all() for mark, pattern in NUMBERS.items()}
+    example, longest = text.filter(is_marked).first(), bare.filter(~is_none).str.len_chars().max()
     found = frame.select(example=example, longest=longest, **tests).collect(engine="streaming").row(0, named=True)
     if len(form.unit) == 1 and form.unit.isalpha() and (found["longest"] or 0) < 2:
         return None, None  # such as 4g and 5g, which are names

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -106,7 +106,7 @@ class Base:
         numbers = [column for column in columns if column.kind == "numeric"]
         numbers += self.numeric_labels.values() if table.option == "interactions" else []
         forms = {column.source: column.form for column in numbers}
-        return replace(table, types={**table.types, **types}, as_integers=as_integers, known_forms=forms)
+        return table.changed(types={**table.types, **types}, as_integers=as_integers, known_forms=forms)
 
     def check_numbers(self, table: Table) -> None:
         """Refuse a column of numbers that holds something else in a later log."""
@@ -115,6 +115,8 @@ class Base:
             kind, unit = kinds[column.source], column.form.unit
             if column.kind != "numeric" or kind == pl.Null:
                 continue
+            if kind == pl.String:
+                table.refuse_texts(column.source, column.form, f", as in {self.folder}")
             if not kind.is_numeric():
                 of = f" with the unit {unit!r}" if unit else ""
                 raise DataError(

@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -32,8 +33,13 @@ HUGE = 2**53
 #: Names of columns whose digits are no quantity, beside those that end in id.
 CODES = (
     r"(?i)(?:^|_)(?:zip|zip_?code|post_?code|postal(?:_?code)?|plz|ean|gtin|upc|barcode|phone|phone_?number|mobile|tel"
-    r"|telephone)$"
+    r"|telephone|(?:account|customer|kunden|konto)_?(?:no|nr|num|number|nummer))$"
 )
+
+#: Integers that all have the same number of digits, at least so many, are ids: accounts, telephones. Times since 1970
+#: in seconds and milliseconds are none.
+ID_DIGITS = 7
+TIMES = ((10**9, 2 * 10**9), (10**12, 2 * 10**12))
 
 #: Texts with more distinct values than this fraction of the rows name the row, and are not categories.
 OWN_VALUE = 0.5
@@ -50,6 +56,9 @@ LIST_SEPARATOR = "|"
 
 #: What may separate them where --types asks for a sequence.
 LIST_SEPARATORS = "|>;, "
+
+#: The separator of lists in brackets, such as [6285, 194] or ['red', 'blue'].
+BRACKETS = "[,]"
 
 
 @dataclass(frozen=True)
@@ -116,13 +125,15 @@ def choose_columns(
     facts = _count(table.frame, schema)
     columns, left_out = [], {}
     for source, dtype in schema.items():
-        kind, reason = types.get(source, ""), "set by --types"
+        kind, reason, found = types.get(source, ""), "set by --types", facts[source]
         if not kind:
-            kind, reason = _kind_of(source, dtype, *facts[source][:5], table=table.option)
-            _mention_lists(source, kind, *facts[source][::6], mark=facts[source][5], table=table)
+            kind, reason = _kind_of(source, dtype, found, table.option)
+            _mention_kind(source, kind, found, table)
         elif not _is_possible(kind, dtype, prefix == "item_"):
+            if kind == "numeric" and dtype == pl.String:
+                table.refuse_texts(source, Form(), f" (--types {source}={kind})")
             raise ConfigError(f"--types {source}={kind}: {table.paths[0]} holds {dtype} there, expected another type")
-        elif kind == "sequence" and dtype == pl.String and not facts[source][5]:
+        elif kind == "sequence" and dtype == pl.String and not found.mark:
             one_of = " or ".join(map(repr, LIST_SEPARATORS))
             raise ConfigError(
                 f"--types {source}={kind}: no text of {table.paths[0]} holds {one_of}, which separate the entries; "
@@ -132,7 +143,7 @@ def choose_columns(
             left_out[source] = reason
             continue
         name = free_name((source + SCALED if kind == "numeric" else source).replace(".", "_"), taken, prefix)
-        separator = (kind == "sequence" and facts[source][5]) or LIST_SEPARATOR
+        separator = (kind == "sequence" and found.mark) or LIST_SEPARATOR
         form = table.forms.get(source, Form())
         columns.append(LogColumn(source, name, kind, separator=separator, form=form))  # type: ignore[arg-type]
     return columns, left_out
@@ -153,9 +164,14 @@ def split_lists(frame: pl.DataFrame, columns: Sequence[LogColumn]) -> pl.DataFra
     flat = pl.element().explode(**EMPTY_AS_NULL).drop_nulls().unique(maintain_order=True)
     frame = frame.with_columns(pl.col(nested).list.eval(flat)) if nested else frame
     texts = [column for column in columns if column.kind == "sequence" and kinds[column.source] == pl.String]
+    return frame.with_columns(_split(pl.col(column.source), column.separator) for column in texts)
+
+
+def _split(text: pl.Expr, separator: str) -> pl.Expr:
     entry = pl.element().str.strip_chars()
-    lists = (pl.col(c.source).str.split(c.separator).list.eval(entry.filter(entry != "")) for c in texts)
-    return frame.with_columns(lists)
+    if separator == BRACKETS:
+        text, separator, entry = text.str.strip_chars(" []"), ",", entry.str.strip_chars("'\"")
+    return text.str.split(separator).list.eval(entry.filter(entry != ""))
 
 
 def _is_nested(kind: pl.DataType) -> bool:
@@ -163,76 +179,109 @@ def _is_nested(kind: pl.DataType) -> bool:
     return isinstance(kind, pl.List) and isinstance(kind.inner, pl.List)
 
 
-def _mention_lists(name: str, kind: str, count: int, lists: int, mark: str, table: Table) -> None:
-    """Log that a category may be lists: ``red, blue`` are two values, ``Oslo, Norway`` is one, as is ``New York``."""
-    if table.option == "items" and kind == "categorical" and mark != " " and lists > LISTS * count:
+@dataclass(frozen=True)
+class _Facts:
+    """What the values of a column are: how many, about how many distinct ones, and how many of some form."""
+
+    values: int
+    distinct: int
+    dates: int
+    lists: int  #: Texts that a bar separates, or all of them if all are lists in brackets.
+    is_huge: bool  #: Whether an integer is too large for a number.
+    is_id: bool  #: Whether all integers have the same large number of digits, and are no times.
+    span: int  #: From the least to the largest integer.
+    #: What may separate the entries of lists: the first such character that any text holds, and how many hold it.
+    mark: str
+    marked: int
+
+
+def _mention_kind(name: str, kind: str, found: _Facts, table: Table) -> None:
+    """Log that a category may be lists, or an id a number: ``red, blue`` are two values, ``Oslo, Norway`` is one."""
+    is_marked = found.mark not in " " and found.marked > LISTS * found.values
+    if table.option == "items" and kind == "categorical" and is_marked:
         logger.info(
-            f"{table.paths[0]}: {name} is read as a category; if {mark!r} separates several values in its texts, "
-            f"--types {name}=sequence reads lists"
+            f"{table.paths[0]}: {name} is read as a category; if {found.mark!r} separates several values in its texts, "
+            f"--types {quote(name)}=sequence reads lists"
+        )
+    elif found.is_id and found.distinct > FEW_VALUES and not _is_named_as_id(name):
+        logger.info(
+            f"{table.paths[0]}: {name} is read as ids, since all its integers have as many digits; "
+            f"--types {quote(name)}=numeric reads numbers"
         )
 
 
-def _count(
-    frame: pl.LazyFrame, schema: Mapping[str, pl.DataType]
-) -> dict[str, tuple[int, int, int, int, bool, str, int]]:
-    """Return of each column the number of values, about that of distinct ones, with null, of lists and of dates.
+def _count(frame: pl.LazyFrame, schema: Mapping[str, pl.DataType]) -> dict[str, _Facts]:
+    """Return the facts of each column.
 
-    Then whether an integer is too large for a number. The last two are what may separate the entries of lists, which is
-    the first such character that any text holds, and how many hold it. ``>`` is that of paths if no fewer texts hold it
-    than another, of which a space is none.
+    ``>`` is the mark of paths if no fewer texts hold it than another, of which a space is none.
     """
     counts = []
     for name, kind in schema.items():
-        is_counted = kind == pl.String or kind.is_integer()
-        counts += [
-            pl.col(name).count().alias(f"count {name}"),
-            (pl.col(name).approx_n_unique() if is_counted else pl.lit(0)).alias(f"distinct {name}"),
-            *(
-                (pl.col(name).str.contains(mark, literal=True).sum() if kind == pl.String else pl.lit(0)).alias(
-                    f"{mark} {name}"
-                )
-                for mark in LIST_SEPARATORS
-            ),
-            (
-                pl.col(name).cast(pl.String).str.contains(DATE if kind == pl.String else DAY).sum()
-                if is_counted
-                else pl.lit(0)
-            ).alias(f"dates {name}"),
-            ((pl.col(name).abs() >= HUGE).any() if kind.is_integer() else pl.lit(False)).alias(f"huge {name}"),
-        ]
+        value, is_text = pl.col(name), kind == pl.String
+        of_kind = {
+            "values": value.count(),
+            "distinct": value.approx_n_unique() if is_text or kind.is_integer() else pl.lit(0),
+            "dates": pl.lit(0),
+        }
+        if is_text or kind.is_integer():
+            of_kind["dates"] = value.cast(pl.String).str.contains(rf"{DATE}|{DAY}" if is_text else DAY).sum()
+        if is_text:
+            of_kind |= {mark: value.str.contains(mark, literal=True).sum() for mark in LIST_SEPARATORS}
+            of_kind[BRACKETS] = value.str.contains(r"^\s*\[[^\[\]{}]*\]\s*$").sum()
+        if kind.is_integer():
+            of_kind |= {"least": value.min(), "most": value.max()}
+        counts += [expression.alias(f"{what} {name}") for what, expression in of_kind.items()]
     row = frame.select(counts).collect(engine="streaming").row(0, named=True) if counts else {}
-    marks = {}
-    for name in schema:
-        held = {mark: row[f"{mark} {name}"] for mark in LIST_SEPARATORS if row[f"{mark} {name}"]}
-        others = [count for mark, count in held.items() if mark not in "> "]
-        if held.get(">", 0) < max(others, default=0):
-            held.pop(">", None)
-        marks[name] = next(iter(held), "")
-    parts = ("count", "distinct", LIST_SEPARATOR, "dates", "huge")
-    return {n: (*(row[f"{p} {n}"] for p in parts), marks[n], row.get(f"{marks[n]} {n}", 0)) for n in schema}
+    return {name: _facts_of({what: row.get(f"{what} {name}", 0) for what in _COUNTED}) for name in schema}
 
 
-def _kind_of(
-    name: str, kind: pl.DataType, count: int, distinct: int, lists: int, dates: int, is_huge: bool, table: str
-) -> tuple[str, str]:
+#: What ``_count`` counts.
+_COUNTED = ("values", "distinct", "dates", *LIST_SEPARATORS, BRACKETS, "least", "most")
+
+
+def _facts_of(row: Mapping[str, Any]) -> _Facts:
+    """Return the facts of a column by what was counted."""
+    held = {mark: row[mark] for mark in LIST_SEPARATORS if row[mark]}
+    others = [count for mark, count in held.items() if mark not in "> "]
+    if held.get(">", 0) < max(others, default=0):
+        held.pop(">", None)
+    mark = next(iter(held), "")
+    lists, is_bracketed = row[LIST_SEPARATOR], row[BRACKETS] == row["values"] > 0
+    if is_bracketed:
+        mark, lists = BRACKETS, row["values"]
+    least, most = row["least"] or 0, row["most"] or 0
+    is_time = any(start <= least and most < end for start, end in TIMES)
+    is_id = ID_DIGITS <= len(str(least)) == len(str(most)) and least > 0 and not is_time
+    huge = max(abs(least), abs(most)) >= HUGE
+    return _Facts(
+        row["values"], row["distinct"], row["dates"], lists, huge, is_id, most - least, mark, held.get(mark, lists)
+    )
+
+
+def _is_named_as_id(name: str) -> bool:
+    return name.lower().endswith("id") or re.search(CODES, name) is not None
+
+
+def _kind_of(name: str, kind: pl.DataType, found: _Facts, table: str) -> tuple[str, str]:
     """Return the type of a column, and why it is none."""
-    is_item = table == "items"
-    is_id = is_huge or name.lower().endswith("id") or re.search(CODES, name) is not None
+    is_item, count, distinct = table == "items", found.values, found.distinct
+    is_id = found.is_huge or found.is_id or _is_named_as_id(name)
     if not count:
         return "none", "it is empty"
     if kind.is_float():
         return "numeric", ""
-    if isinstance(kind, pl.Datetime | pl.Date) or dates == count:
+    if isinstance(kind, pl.Datetime | pl.Date) or found.dates == count:
         return "none", DATES
     if kind.is_integer():
         if distinct < 2:
             return "none", "it has one value"
         is_own = distinct > FEW_VALUES and distinct > 0.9 * count
-        if is_own and (table == "interactions" or (table == "users" and is_id)):
+        is_counted = found.span < 2 * distinct  # as customers are numbered
+        if is_own and (table == "interactions" or (table == "users" and (is_id or is_counted))):
             return "none", "nearly every row has a different value"
         return ("categorical" if distinct <= FEW_VALUES or is_id else "numeric"), ""
     if kind == pl.String:
-        if lists > LISTS * count and is_item:
+        if found.lists > LISTS * count and is_item:
             return "sequence", ""
         if distinct < 2:
             return "none", "it has one value"

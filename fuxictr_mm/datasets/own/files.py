@@ -66,6 +66,7 @@ class LogFiles:
     scratch: Path  #: Folder for files as Parquet.
     base: Base | None = None
     given: Mapping[str, Any] = field(default_factory=dict)  #: Files that are named for a later log, by option.
+    opened: Table | None = None  #: The table of interactions, where it was read before the columns of roles were known.
 
     @property
     def encoding(self) -> Encoding:
@@ -80,7 +81,11 @@ class LogFiles:
         history = () if self.asked.history is None else (self.asked.history,)
         group = {} if self.asked.group is None else {self.asked.group: "categorical"}
         texts = (*ids.values(), *history, *self.asked.match_on)
-        table = self._open(option, paths, self.scratch, option, texts, {**self.asked.types, **group})
+        types = {**self.asked.types, **group}
+        if option == "interactions" and self.opened is not None:
+            table = self.opened.changed(texts=texts, types=types, date_order=self.asked.date_order)
+        else:
+            table = self._open(option, paths, self.scratch, option, texts, types)
         for role, column in ids.items():
             table.check(column, f"--roles {role}={column}")
         return table if self.base is None else self.base.adapt(table)

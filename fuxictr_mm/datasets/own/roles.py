@@ -98,9 +98,12 @@ def with_names(asked: LogOptions, given: Collection[str], table: Table) -> LogOp
         table.check_header(getattr(asked, fields[missing[0]]), f"--roles {missing[0]}")
         option = " ".join(f"{role}=COLUMN" for role in missing)
         defaults = " or ".join(repr(getattr(asked, fields[role])) for role in missing)
+        usual = {name for role in missing for group in NAMES[role] for name in group}
+        why += table.lists_with(lambda field: plain(field) in usual)
+        untimed = '; without times, number the rows, in their order or a random one: frame["time"] = range(len(frame))'
         raise ConfigError(
             f"{table.paths[0]}: has no column {defaults} (it has: {', '.join(table.schema)}){why}; name the column of "
-            f"the {' and the '.join(missing)}: --roles {option}"
+            f"the {' and the '.join(missing)}: --roles {option}{untimed if 'time' in missing else ''}"
         )
     labels = _find_label(asked, [n for n in free if n not in found.values()], table) if is_sought else ()
     if found or labels:

@@ -40,10 +40,17 @@ class Continued:
 class LogSource:
     """The tables of interactions, items and users, with their roles, labels and types."""
 
-    def __init__(self, asked: LogOptions, source: Path, scratch: Path, continued: Continued | None = None) -> None:
+    def __init__(
+        self,
+        asked: LogOptions,
+        source: Path,
+        scratch: Path,
+        continued: Continued | None = None,
+        opened: Table | None = None,
+    ) -> None:
         self.asked, self.scratch = asked, scratch
         self.base = None if continued is None else continued.base
-        self.files = LogFiles(asked, source, scratch, self.base, {} if continued is None else continued.given)
+        self.files = LogFiles(asked, source, scratch, self.base, {} if continued is None else continued.given, opened)
         log = self.files.table(
             "interactions", asked.interactions or "interactions.*", {"user": asked.user, "target": asked.item}
         )

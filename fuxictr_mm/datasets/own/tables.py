@@ -5,23 +5,31 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from shlex import quote
+from typing import Any, Literal
 
 import polars as pl
 
 from fuxictr_mm.data import parquet
-from fuxictr_mm.datasets.own.amounts import NUMBERS, PHONE, PLAIN, Form, decimal_in, form_in, unit_in
+from fuxictr_mm.datasets.own.amounts import NUMBERS, PHONE, PLAIN, Form, decimal_in, form_in, is_missing, unit_in
 from fuxictr_mm.encoding.csv_files import with_partitions
-from fuxictr_mm.encoding.text_files import CSV, UTF8, Encoding, form_of, is_text, scanned, schema_of, separator_in
+from fuxictr_mm.encoding.text_files import (
+    CSV,
+    UTF8,
+    Encoding,
+    form_of,
+    has_names,
+    is_text,
+    scanned,
+    schema_of,
+    separator_in,
+)
 from fuxictr_mm.errors import ConfigError, DataError, first_line, nearest
 
 logger = logging.getLogger(__name__)
-
-#: What stands for no number in a CSV file.
-MISSING = ("", "-", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")
 
 #: Integers as they are written; 007 is an id or a code.
 INTEGER = r"^-?(?:0|[1-9]\d*)$"
@@ -32,10 +40,18 @@ ROUNDED = r"^\d[.,]\d+[eE]\+\d+$"
 #: Rows in which a unit is looked for.
 SAMPLE = 1000
 
+#: Texts are warned of where at least this fraction, but not all, are numbers.
+MOSTLY = 0.9
+
 
 def is_integer(text: pl.Expr) -> pl.Expr:
     """Whether a text is an integer of 64 bits."""
     return text.str.contains(INTEGER) & text.cast(pl.Int64, strict=False).is_not_null()
+
+
+def _example(text: pl.Expr, is_one: pl.Expr) -> pl.Expr:
+    """Return the least text of which something is true: without a filter, all columns are read in one pass."""
+    return pl.when(is_one).then(text).min()
 
 
 @dataclass(frozen=True)
@@ -66,13 +82,27 @@ class Table:
             if self.header and form_of(path) not in CSV:
                 raise ConfigError(f"--header {self.option}: {path} has names of its own; leave it out")
 
+    def _names_of(self, path: Path) -> Sequence[str]:
+        """Return the names of the columns of a file; none if it has a header of them."""
+        return () if self.header and has_names(path, self.encoding, self.header) else self.header
+
+    def changed(self, **fields: Any) -> Table:
+        """Return the table with other fields, but those of its files, whose columns are not read again."""
+        table = replace(self, **fields)
+        table.__dict__.update({name: value for name, value in vars(self).items() if name == "schema"})
+        return table
+
     @cached_property
     def schema(self) -> dict[str, pl.DataType]:
         """Columns and their types in the files; those of a CSV file are texts, and fields of structs are named a.b."""
         schema: dict[str, pl.DataType] = {}
         for path in self.paths:
             try:
-                held = schema_of(path, self.encoding, self.header) if is_text(path) else pl.read_parquet_schema(path)
+                held = (
+                    schema_of(path, self.encoding, self._names_of(path))
+                    if is_text(path)
+                    else pl.read_parquet_schema(path)
+                )
                 found = dict(with_partitions(pl.LazyFrame(schema=held), path.absolute()).collect_schema())
             except (pl.exceptions.PolarsError, OSError) as error:
                 raise DataError(f"{path}: cannot be read ({first_line(error)})") from None
@@ -83,12 +113,27 @@ class Table:
         """Raise a ConfigError if a column does not exist."""
         if column not in self.schema:
             self.check_header(column, what)
+            lists = self.lists_with(lambda field: field == column.rpartition(".")[2])
             is_key = self.option != "interactions" and what.startswith("--roles ")
             raise ConfigError(
                 f"{what}: {self.paths[0]} has no column '{column}'{nearest(column, self.schema)} (it has: "
                 f"{', '.join(self.schema)})"
                 f"{f'; rename the column of its ids to {column}, the name that they have in the log' if is_key else ''}"
+                f"{lists}"
             )
+
+    def lists_with(self, is_wanted: Callable[[str], bool]) -> str:
+        """Return what to do where the entries of a list have a field that is wanted as a column: a row for each."""
+        for name, kind in self.schema.items():
+            inner = kind.inner if isinstance(kind, pl.List) else None
+            field = (
+                next((f.name for f in inner.fields if is_wanted(f.name)), None)
+                if isinstance(inner, pl.Struct)
+                else None
+            )
+            if field is not None:
+                return f'; {name} is a list whose entries have {field}: write a row for each, frame.explode("{name}")'
+        return ""
 
     def check_header(self, column: str, what: str) -> None:
         """Raise a ConfigError if the first line of a CSV file holds values, where a column is missing."""
@@ -110,7 +155,7 @@ class Table:
             return target if is_text(path) else path
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_suffix(".partial")
-        with scanned(path, target.parent, warn=True, encoding=self.encoding, names=self.header) as rows:
+        with scanned(path, target.parent, warn=True, encoding=self.encoding, names=self._names_of(path)) as rows:
             rows.sink_parquet(partial)
         partial.rename(target)
         return target
@@ -165,25 +210,29 @@ class Table:
             return [], {}
         # 12,5 is a number where commas separate no columns; of a category, it may be two ids.
         is_csv = all(form_of(path) in CSV for path in self.paths)
-        has_commas = is_csv and all(separator_in(path, self.encoding, self.header) != "," for path in self.paths)
+        has_commas = is_csv and all(
+            separator_in(path, self.encoding, self._names_of(path)) != "," for path in self.paths
+        )
         schema = self._rows.collect_schema().items()
         names = [name for name, kind in schema if kind == pl.String and name not in self.texts]
         names = [name for name in names if self.types.get(name) not in ("sequence", "text")]
         numeric = [name for name in names if self.types.get(name, "numeric") == "numeric"]
         forms = self._amounts(numeric, has_commas)
         texts, tests = {name: pl.col(name).str.strip_chars() for name in names if name not in forms}, []
+        numbers: dict[str, pl.Expr] = {}
         for name, text in texts.items():
-            is_missing, digits = text.is_null() | text.is_in(MISSING), text.str.contains(INTEGER)
+            is_none, digits = is_missing(text), text.str.contains(INTEGER)
             kinds = {"integer": is_integer(text), "digits": digits}
             for mark, is_number in self._is_number(name, text, name in numeric, has_commas).items():
                 kinds[mark] = is_number & ~text.str.contains(PHONE)
             grouped = [text.str.contains(NUMBERS["."])] if name in numeric else []  # perhaps: a warning names them
-            kinds["any"] = pl.any_horizontal(*kinds.values(), *grouped)
-            tests += [(is_missing | test).all().alias(f"{kind} {name}") for kind, test in kinds.items()]
+            numbers[name] = pl.any_horizontal(*kinds.values(), *grouped)
+            tests += [(is_none | test).all().alias(f"{kind} {name}") for kind, test in kinds.items()]
+            tests.append((is_none | numbers[name]).mean().alias(f"any {name}"))
             for mark in NUMBERS:
-                tests.append(text.filter(text.str.contains(mark, literal=True)).first().alias(f"first {mark} {name}"))
+                tests.append(_example(text, text.str.contains(mark, literal=True)).alias(f"first {mark} {name}"))
         ids = [name for name, kind in schema if kind == pl.String and name in self.texts]
-        tests += [pl.col(n).filter(pl.col(n).str.contains(ROUNDED)).first().alias(f"rounded {n}") for n in ids]
+        tests += [_example(pl.col(n), pl.col(n).str.contains(ROUNDED)).alias(f"rounded {n}") for n in ids]
         found = self._rows.select(tests).collect(engine="streaming").row(0, named=True) if tests else {}
         for name in ids:
             if found[f"rounded {name}"] is not None:
@@ -194,20 +243,51 @@ class Table:
         casts = [form.numbers(pl.col(name)) for name, form in forms.items()]
         for name, text in texts.items():
             # Digits alone that are not integers of 64 bits are ids, of which a float would take two for one.
-            if not found[f"any {name}"] or found[f"digits {name}"] != found[f"integer {name}"]:
+            fraction = found[f"any {name}"]  # None without rows
+            if MOSTLY <= (fraction or 0) < 1:
+                self._warn_of_others(name, text, numbers[name])
+            if (fraction is not None and fraction < 1) or found[f"digits {name}"] != found[f"integer {name}"]:
                 continue
             fits = [mark for mark in NUMBERS if found.get(f"{mark} {name}")]
             marks = {mark: example for mark in NUMBERS if (example := found[f"first {mark} {name}"]) is not None}
-            decimal = decimal_in(fits, marks, self._known(name).decimal, self.types.get(name) == "numeric")
-            self._mention_marks(name, decimal, marks)
+            is_asked = self.types.get(name) == "numeric"
+            decimal = decimal_in(fits, marks, self._known(name).decimal, is_asked)
+            is_list = decimal == "." and "," in marks and not is_asked and self._may_be_lists(text)
+            decimal = None if is_list else decimal
+            self._mention_marks(name, decimal, marks, is_list)
             if decimal:
                 form = Form("", decimal)
                 casts.append(form.numbers(pl.col(name)))
                 if not self._known(name).unit:  # which these numbers do not have
                     forms[name] = form
             elif decimal is not None:
-                casts.append(text.cast(pl.Int64 if found[f"integer {name}"] else pl.Float64, strict=False))
+                is_whole = found[f"integer {name}"]
+                casts.append(text.cast(pl.Int64, strict=False) if is_whole else Form().numbers(pl.col(name)))
         return casts, forms
+
+    def _may_be_lists(self, text: pl.Expr) -> bool:
+        """Whether 100,200,300 may be three ids: these do not begin with 0, but of many groups of digits some do."""
+        return not self._rows.select(text.str.contains(r"\.|,0").any()).collect(engine="streaming").item()
+
+    def _warn_of_others(self, name: str, text: pl.Expr, is_number: pl.Expr) -> None:
+        """Warn of a few texts among numbers, which make all of them texts, unless some are codes such as 007."""
+        if not self._is_mentioned(name):
+            return
+        is_other, values = ~is_missing(text) & ~is_number, (~is_missing(text)).sum()
+        is_code = (is_other & text.str.contains(r"^\d+$")).any()
+        tests = (
+            values.alias("values"),
+            is_other.sum().alias("others"),
+            text.filter(is_other).first(),
+            is_code.alias("code"),
+        )
+        count, others, example, has_codes = self._rows.select(tests).collect(engine="streaming").row(0)
+        if others <= (1 - MOSTLY) * count and not has_codes:
+            logger.warning(
+                f"{self.paths[0]}: {name} is read as texts, since {others} of {count} values are no numbers, such as "
+                f"{example!r}; write numbers in one form and missing ones as empty fields, or add "
+                f"--types {quote(name)}=categorical if they are codes"
+            )
 
     def _is_number(self, name: str, text: pl.Expr, is_numeric: bool, has_commas: bool) -> dict[str, pl.Expr]:
         """Return, by the possible decimal marks of a column, whether a text is a number; of a category, by a point."""
@@ -223,22 +303,30 @@ class Table:
                 found[","] = is_plain[","] | is_grouped[","]
         return found
 
-    def _mention_marks(self, name: str, decimal: str | None, marks: Mapping[str, str]) -> None:
+    def _mention_marks(self, name: str, decimal: str | None, marks: Mapping[str, str], is_list: bool) -> None:
         """Log how points and commas in the numbers of a column are read; warn if they are not."""
         examples = " and ".join(map(repr, marks.values()))
         if not self._is_mentioned(name):
+            return
+        if is_list:
+            lists = f", or --types {quote(name)}=sequence if they are lists" if self.option == "items" else ""
+            logger.warning(
+                f"{self.paths[0]}: {name} is read as texts, since the rows do not tell whether commas separate "
+                f"thousands or the values of lists, as in {examples}; add --types {quote(name)}=numeric if they are "
+                f"numbers{lists}"
+            )
             return
         if decimal is None:
             logger.warning(
                 f"{self.paths[0]}: {name} is read as texts, since the rows do not tell whether points and commas "
                 f"separate thousands or decimals, as in {examples}; write numbers without separators of thousands"
-                f"{f', or add --types {name}=numeric if it separates decimals' if len(marks) == 1 else ''}"
+                f"{f', or add --types {quote(name)}=numeric if it separates decimals' if len(marks) == 1 else ''}"
             )
         elif decimal and "," in marks:
             read = "decimal commas" if decimal == "," else "commas between thousands"
             logger.info(
                 f"{self.paths[0]}: {name} is read as numbers with {read}, such as {marks[',']}; "
-                f"--types {name}=categorical keeps the texts"
+                f"--types {quote(name)}=categorical keeps the texts"
             )
 
     def _known(self, name: str) -> Form:
@@ -251,7 +339,7 @@ class Table:
     def _amounts(self, names: Sequence[str], has_commas: bool) -> dict[str, Form]:
         """Return how the numbers of columns with a unit are written."""
         texts = {name: pl.col(name).str.strip_chars() for name in names}
-        first = [text.filter(~text.is_in(MISSING)).first() for text in texts.values()]
+        first = [_example(text, ~is_missing(text)).alias(name) for name, text in texts.items()]
         values = self._rows.head(SAMPLE).select(first).collect(engine="streaming").row(0, named=True) if first else {}
         units = {name: Form(unit_in(value)) for name, value in values.items()}
         forms = {}
@@ -259,7 +347,7 @@ class Table:
         for name, begin in units.items():
             if not begin.unit:
                 continue
-            form, example = form_in(self._rows, name, begin, MISSING, has_commas)
+            form, example = form_in(self._rows, name, begin, has_commas)
             if example is not None:
                 logger.warning(
                     f"{self.paths[0]}: {name} is read as texts, since no row tells what the mark in {example!r} "
@@ -270,8 +358,8 @@ class Table:
             forms[name] = form
             if self._is_mentioned(name):
                 logger.info(
-                    f"{self.paths[0]}: {name} is read as numbers without {form.unit!r}; --types {name}=categorical "
-                    "keeps the texts"
+                    f"{self.paths[0]}: {name} is read as numbers without {form.unit!r}; "
+                    f"--types {quote(name)}=categorical keeps the texts"
                 )
         return forms
 
@@ -284,11 +372,20 @@ class Table:
             row -= rows
         return str(self.paths[-1])
 
+    def refuse_texts(self, column: str, form: Form, why: str) -> None:
+        """Raise a DataError that names the first text of a column that is no number of a form, where there is one."""
+        of = f" with the unit {form.unit!r}" if form.unit else ""
+        fix = "write all in this unit" if form.unit else "correct it, or leave it empty if it is missing"
+        self.refuse(~form.fits(pl.col(column)), column, f"a number{of}{why}", lambda: fix)
+
     def refuse(self, bad: pl.Expr, column: str, expected: str, remedy: Callable[[], str] | None = None) -> None:
         """Raise a DataError that names the first row for which ``bad`` is true, where there is one, and what to do."""
         rows = self.frame.with_row_index(":row").filter(bad).select(":row", value=pl.col(column)).head(1)
         for row, value in rows.collect(engine="streaming").iter_rows():
             fix = "" if remedy is None else f"; {remedy()}"
+            if row == 0 and self.header:
+                names = ",".join(self.header)
+                fix = f"; if the first line holds names of columns, write {names} there, in any order" + fix
             raise DataError(f"{self.where(row)}: {column} is {value!r}, expected {expected}{fix}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from shlex import quote
 
 import polars as pl
 
@@ -92,8 +93,8 @@ def _find_unknown(
             found[column.source] = known / total
             logger.warning(
                 f"{source.log.paths[0]}: {column.source} is excluded, {why_unknown(known / total)}; "
-                f"--roles group={column.source} makes it the group of gAUC, and "
-                f"--types {column.source}=categorical keeps it"
+                f"--roles group={quote(column.source)} makes it the group of gAUC, and "
+                f"--types {quote(column.source)}=categorical keeps it"
             )
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from shlex import quote
 
 import polars as pl
 
@@ -38,7 +39,7 @@ def warn_of_leaks(source: LogSource, train: pl.DataFrame, columns: Sequence[LogC
             logger.warning(
                 f"{source.log.paths[0]}: {found} of {column.source}, and negatives copy the value of the "
                 "clicked item, from which a model recognises them; move the column to --items, or exclude it: "
-                f"--types {column.source}=none"
+                f"--types {quote(column.source)}=none"
             )
         return
     told = set()
@@ -54,7 +55,7 @@ def warn_of_leaks(source: LogSource, train: pl.DataFrame, columns: Sequence[LogC
             told.add(column.name)
             logger.warning(
                 f"{source.log.paths[0]}: {column.source} alone has an AUC of {auc:.2f} for {name} in the training "
-                f"rows; if it is known only after the click, exclude the column: --types {column.source}=none"
+                f"rows; if it is known only after the click, exclude the column: --types {quote(column.source)}=none"
             )
 
 
@@ -126,5 +127,5 @@ def warn_of_weights(source: LogSource, columns: Sequence[LogColumn]) -> None:
         if column.source.lower() in WEIGHTS and column.source not in source.asked.types:
             logger.warning(
                 f"{source.log.paths[0]}: {column.source} becomes a feature; if it weights the rows, add "
-                f"--roles weight={column.source}, and otherwise --types {column.source}={column.kind}"
+                f"--roles weight={column.source}, and otherwise --types {quote(column.source)}={column.kind}"
             )

@@ -26,7 +26,6 @@ def table_of(texts, path, separator=",", **options):
         (",", ["5 g", "5 kg"]),
         (";", ["007 kg", "5,5 kg"]),
         (",", ["3g", "4g", "5g"]),
-        (",", ["CHF 5.00", "CHF 1'299.00"]),
     ],
 )
 def test_what_may_be_other_numbers_stays_texts(separator, texts, tmp_path):
@@ -41,6 +40,8 @@ def test_what_may_be_other_numbers_stays_texts(separator, texts, tmp_path):
         (["$1,299", "$5.50"], [1299.0, 5.5], Form("$", ".")),
         (["4,474 kg", "0,500 kg"], [4.474, 0.5], Form("kg", ",")),
         (["12 %", "-5 %", None], [12.0, -5.0, None], Form("%")),
+        (["CHF 5.00", "CHF 1'299.00", "n/a"], [5.0, 1299.0, None], Form("CHF", ".")),
+        (["-$5.50", "($1,299.00)"], [-5.5, -1299.0], Form("$", ".")),
     ],
 )
 def test_the_rows_tell_the_decimal_mark(texts, numbers, form, tmp_path):

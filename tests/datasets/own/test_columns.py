@@ -111,13 +111,14 @@ def test_dates_are_no_category_and_no_text(form, shop, prepare_log):
     items = items.with_columns(published=published, kept=published.dt.strftime("%Y-%m-%d"))
     day = pl.from_epoch("time").dt.date()
     log = log.with_columns(day=day, day_number=20240101 + pl.int_range(pl.len()) % 20)
+    log = log.with_columns(day_text=pl.col("day_number").cast(pl.String))  # as of JSON lines
     for name, frame in (("items", items), ("interactions", log)):
         (shop / f"{name}.csv").unlink()
         write_form(frame, shop / name, form)
     folder, _, _ = prepare_log(shop, types=["kept=text"])
     columns = json.loads((folder / "manifest.json").read_text())["columns"]
     assert set(columns["items"]["left_out"]) == {"published"}
-    assert set(columns["interactions"]["left_out"]) == {"day", "day_number"}
+    assert set(columns["interactions"]["left_out"]) == {"day", "day_number", "day_text"}
     assert columns["items"]["written"]["kept"]["type"] == "text"
 
 

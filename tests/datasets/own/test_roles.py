@@ -48,6 +48,7 @@ def test_usual_names(columns, found, tmp_path):
         (["visitorid", "itemid", "timestamp", "event"], {}, ["--impressions event="]),
         (["user_id", "item_id", "ts", "is_click"], {"negatives": 1}, ["--negatives", "is_click=none"]),
         (["1", "12", "978300760", "0"], {}, ["--header interactions="]),
+        (["user_id", "item_id", "label"], {}, ["time=COLUMN", 'frame["time"] = range(len(frame))']),
     ],
 )
 def test_what_no_name_tells_is_asked_for(columns, given, named, tmp_path):
@@ -76,3 +77,12 @@ def test_options_come_first(tmp_path):
     with raises_naming(ConfigError, "rating"):
         names_in(columns, tmp_path, **given)
     assert names_in(columns, tmp_path, roles=["user=uid"], labels=["rating"]) == ("uid", "movieId", "time", "rating")
+
+
+def test_a_list_whose_entries_have_the_item_is_named(tmp_path):
+    rows = [{"user_id": "a", "time": 1, "tags": [{"k": 1}], "items": [{"item_id": "x"}], "label": 1}]
+    pl.DataFrame(rows).write_ndjson(tmp_path / "interactions.jsonl")
+    table = Table([tmp_path / "interactions.jsonl"], tmp_path / "scratch", "interactions")
+    for given, asked in (((), LogOptions()), (("target",), LogOptions(item="items.item_id"))):
+        with raises_naming(ConfigError, 'frame.explode("items")'):
+            with_names(asked, given, table)

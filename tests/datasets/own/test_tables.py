@@ -3,8 +3,11 @@
 import polars as pl
 import pytest
 
+from fuxictr_mm.datasets.own import tables
+from fuxictr_mm.datasets.own.amounts import Form
 from fuxictr_mm.datasets.own.later import LaterLog
 from fuxictr_mm.datasets.own.tables import Table
+from fuxictr_mm.datasets.reader import load_reader
 from fuxictr_mm.datasets.writer import Writer
 from fuxictr_mm.errors import DataError
 from tests.datasets.shop import without_time, write_form
@@ -155,6 +158,13 @@ def test_a_later_log_has_categories_as_the_earlier_one(tmp_path, prepare_log, re
         (["+5", "-3"], [5.0, -3.0]),
         (["1.234,50", "12,5 EUR"], ["1.234,50", "12,5 EUR"]),
         (["1.23,50", "1.234,5"], ["1.23,50", "1.234,5"]),
+        (["1'234.50", "7", "n/a", "--"], [1234.5, 7.0, None, None]),
+        (["1\u202f234,5", "1\u00a0234\u00a0567"], [1234.5, 1234567.0]),
+        (["1'234", "-7"], [1234.0, -7.0]),
+        (["1,00,000", "50,000.5", "?"], [1e5, 50000.5, None]),
+        (["(12.5)", "3"], [-12.5, 3.0]),
+        (["100,200,300", "100"], ["100,200,300", "100"]),  # perhaps ids
+        (["100,050,300", "100"], [100050300.0, 100.0]),
     ],
 )
 def test_separators_of_thousands(texts, expected, tmp_path):
@@ -210,6 +220,23 @@ def test_commas_in_numbers_where_commas_separate_columns(texts, types, expected,
     assert ("--types price=numeric" in caplog.text) == is_warned
 
 
+@pytest.mark.parametrize(
+    ("texts", "is_warned"),
+    [
+        ([*map(str, range(40)), "ask us"], True),
+        ([*map(str, range(40)), "ask us", "007"], False),  # codes
+        (["1", "ask us"], False),
+        (["100,200,300", "100"], True),
+    ],
+)
+def test_texts_that_keep_a_column_from_being_numbers_are_named(texts, is_warned, tmp_path, caplog):
+    pl.DataFrame({"a price": texts, "x": 1}).write_csv(tmp_path / "items.csv", separator=";")
+    table = Table([tmp_path / "items.csv"], tmp_path / "scratch", "items")
+    assert table.frame.collect()["a price"].to_list() == texts
+    assert ("--types 'a price'=" in caplog.text) == is_warned
+    assert [repr(texts[-1 if len(texts) > 2 else 0]) in r.message for r in caplog.records] == [True] * is_warned
+
+
 def test_ids_that_a_spreadsheet_has_rounded_are_named(tmp_path, caplog):
     for name, ids in (("plain", ["12345678901234567", "1e5"]), ("rounded", ["1.23457E+16", "7"])):
         pl.DataFrame({"user": ids, "item": ["a", "b"]}).write_csv(tmp_path / f"{name}.csv")
@@ -228,12 +255,15 @@ def test_codes_and_large_integers_are_categories(tmp_path):
         "hash": [2**60 + n for n in numbers],
         "phone": [f"+49{n}00" for n in numbers],
         "size": numbers,
+        "account": [10_000_000 + 7919 * n for n in numbers],
+        "since": [1_600_000_000 + 7919 * n for n in numbers],
     }
     pl.DataFrame({"asin": numbers, **columns}).write_csv(tmp_path / "items.csv")
     table = Table([tmp_path / "items.csv"], tmp_path / "scratch", "items", ["asin"])
     found, _ = choose_columns(table, {"asin"}, {}, set(), "item_")
     assert {column.source: column.kind for column in found} == {
         "plz": "categorical", "ean": "categorical", "hash": "categorical", "phone": "text", "size": "numeric",
+        "account": "categorical", "since": "numeric",
     }  # fmt: skip
 
 
@@ -264,3 +294,59 @@ def test_decimal_commas_of_two_columns_with_two_colons(tmp_path):
     (tmp_path / "items.dat").write_text("m1::12,5\nm2::7\n")
     table = Table([tmp_path / "items.dat"], tmp_path / "scratch", "items", ["asin"], header=["asin", "price"])
     assert table.frame.collect().to_dict(as_series=False) == {"asin": ["m1", "m2"], "price": [12.5, 7.0]}
+
+
+def test_a_file_may_have_the_header_that_others_lack(tmp_path):
+    for name, text in (("a", "u,i,1\n"), ("b", "time,item,user\n2,j,v\n"), ("c", "uid,iid,at\nu,i,1\n")):
+        (tmp_path / f"{name}.csv").write_text(text)
+    given = {"texts": ["user", "item"], "header": ["user", "item", "time"]}
+    table = Table([tmp_path / "a.csv", tmp_path / "b.csv"], tmp_path / "scratch", "interactions", **given)
+    assert table.frame.select("user", "item", "time").collect().rows() == [("u", "i", 1), ("v", "j", 2)]
+    table = Table([tmp_path / "c.csv"], tmp_path / "other", "interactions", **given)
+    with raises_naming(DataError, "c.csv: row 0", "user,item,time"):
+        table.refuse(pl.col("time") == "at", "time", "a time")
+
+
+def test_the_row_with_another_unit_is_named(tmp_path):
+    pl.DataFrame({"weight": ["5 g", "n/a", "1,000 g", "12 kg"], "x": 1}).write_csv(tmp_path / "items.csv")
+    table = Table([tmp_path / "items.csv"], tmp_path / "scratch", "items", types={"weight": "numeric"})
+    with raises_naming(DataError, "items.csv: row 3", "'12 kg'", "'g'"):
+        table.refuse_texts("weight", Form("g"), "")
+
+
+def test_numbers_that_name_a_user_are_no_features(tmp_path):
+    from fuxictr_mm.datasets.own.columns import choose_columns
+
+    rows = range(300)
+    columns = {"signup": [501 + n for n in rows], "contact": [170_000_000 + 7919 * n for n in rows]}
+    columns["income"] = [20_000 + 7919 * n % 90_000 for n in rows]
+    pl.DataFrame({"user": rows, **columns}).write_csv(tmp_path / "users.csv")
+    table = Table([tmp_path / "users.csv"], tmp_path / "scratch", "users", ["user"])
+    found, left_out = choose_columns(table, {"user"}, {}, set(), "user_")
+    assert ([column.source for column in found], set(left_out)) == (["income"], {"signup", "contact"})
+
+
+def test_lists_in_brackets_are_read(tmp_path):
+    from fuxictr_mm.datasets.own.columns import choose_columns, split_lists
+
+    lists = {"ids": ["[6285, 194]", "[]", None], "words": ["['a', 'b c']", '["d"]', "[e]"], "x": ["[a] b", "c", "[d]"]}
+    pl.DataFrame({"asin": [1, 2, 3], **lists}).write_csv(tmp_path / "items.csv")
+    table = Table([tmp_path / "items.csv"], tmp_path / "scratch", "items", ["asin"])
+    columns, _ = choose_columns(table, {"asin"}, {}, set(), "item_")
+    assert {column.source: column.kind for column in columns} == dict.fromkeys(("ids", "words"), "sequence") | {
+        "x": "categorical"
+    }
+    found = split_lists(table.frame.collect(), columns)
+    assert found["ids"].to_list() == [["6285", "194"], [], None]
+    assert found["words"].to_list() == [["a", "b c"], ["d"], ["e"]]
+
+
+def test_columns_of_json_lines_are_found_once(tmp_path, monkeypatch):
+    """Finding them takes a pass over the file."""
+    rows = {"user_id": ["a", "b"], "item_id": ["x", "y"], "time": [1, 2], "click": [0, 1]}
+    pl.DataFrame(rows).write_ndjson(tmp_path / "interactions.jsonl")
+    found, find = [], tables.schema_of
+    monkeypatch.setattr(tables, "schema_of", lambda path, *given: found.append(path) or find(path, *given))
+    reader = load_reader("log")(tmp_path, tmp_path / "scratch", 5)
+    reader.configure({})
+    assert reader.files() == found == [tmp_path / "interactions.jsonl"]
