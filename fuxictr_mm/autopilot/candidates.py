@@ -19,7 +19,8 @@ class Candidate:
     """A model that may be tried, and how; its first trial has the settings that ``prepare log`` writes."""
 
     why: str  #: Why it is tried.
-    settings: dict[str, Any] = field(default_factory=dict)  #: Of the first trial, besides what ``prepare log`` writes.
+    #: Of the first trial, besides those that ``prepare log`` writes for the model, or in place of those of ``DIN``.
+    settings: dict[str, Any] = field(default_factory=dict)
     space: dict[str, Any] = field(default_factory=lambda: SPACE)  #: What is tried, besides what follows from the data.
     #: First ``embedding_regularizer`` where neither rows nor rows per item are few; None: as written.
     penalty: float | None = None

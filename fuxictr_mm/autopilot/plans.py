@@ -50,7 +50,7 @@ def plans_for(dataset_id: str, facts: Facts, features: Features, seconds: float 
 def plan_for(model: str, dataset_id: str, facts: Facts, features: Features, seconds: float = math.inf) -> Plan:
     """Return the plan of a model; its first trial has the settings that ``prepare log`` writes."""
     candidate, rows = MODELS[model], facts.rows["train"]
-    begin = {**_written(model, facts, features), **candidate.settings}
+    begin = _written(model, facts, features)
     begin["epochs"] = int(min(begin["epochs"], max(LEAST_EPOCHS, seconds * ROWS_A_SECOND / rows)))
     penalty = penalty_for(rows, 0 if facts.embeddings else facts.items)
     if penalty is PENALTY and candidate.penalty:
@@ -73,17 +73,22 @@ def plan_for(model: str, dataset_id: str, facts: Facts, features: Features, seco
 
 
 def _written(model: str, facts: Facts, features: Features) -> dict[str, Any]:
-    """Return the settings that ``prepare log`` writes for a model; one that it does not write has those of DIN."""
+    """Return the settings that ``prepare log`` writes for a model, or of one that it does not write those of DIN.
+
+    They are completed by the model's own, or changed to these.
+    """
     splits = {
         split: SplitSummary(rows=rows, cold=round(rows * facts.cold.get(split, 0)))
         for split, rows in facts.rows.items()
     }
     summary = Summary(facts.items, 0, splits, coverage=dict.fromkeys(facts.embeddings.values(), 1.0))
     experiments = first_experiments(summary, Reader.history_len, features.has_user, sampled=facts.negatives > 0)
-    found = experiments.get(model) or experiments["DIN"]
-    if model not in experiments:
-        units = found.pop("dnn_hidden_units")
-        found |= dict.fromkeys(MODELS[model].units, units)
+    own = MODELS[model].settings
+    if model in experiments:
+        found = {**own, **experiments[model]}
+    else:
+        units = experiments["DIN"].pop("dnn_hidden_units")
+        found = {**experiments["DIN"], **dict.fromkeys(MODELS[model].units, units), **own}
     found.pop("factor_features", None)  # as ``features`` names them
     found["group_id"] = facts.group
     if not facts.has_gauc:

@@ -16,6 +16,7 @@ from fuxictr_mm.config.sizes import (
     updates_of,
 )
 from fuxictr_mm.data.schema import ITEM_ID
+from fuxictr_mm.terminal import listed
 
 if TYPE_CHECKING:
     from fuxictr_mm.datasets.writer import Summary
@@ -37,8 +38,9 @@ ITEMS_OF_A_VALUE, MOST_COMPARED = 5, 4
 COLD, COLD_DROPOUT = 0.8, 0.5
 
 #: Where negatives are sampled, a user has as many of them as positives, and nothing but the relation of target and
-#: history tells one from the other: it is memorised by item, and items without training rows rank last. From this
-#: fraction of them on, dropout of item ids teaches the models what an unknown item is, by an embedding of its own.
+#: history tells one from the other, so that LightFM needs the history: the relation is memorised by item, and items
+#: without training rows rank last. From this fraction of them on, dropout of item ids teaches the models what an
+#: unknown item is, by an embedding of its own.
 SAMPLED_COLD, SAMPLED_DROPOUT = 0.05, 0.1
 
 #: Items without embeddings are known by their ids alone: from this fraction of cold rows on, the summary advises them.
@@ -128,7 +130,7 @@ def first_experiments(
         settings["feature_specs"] = [{"name": ITEM_ID, "dropout": COLD_DROPOUT}]
     if not users:
         return models
-    common = {name: value for name, value in models["DIN"].items() if name not in ("swa_start", "feature_specs")}
+    common = {name: value for name, value in models["DIN"].items() if name != "swa_start"}
     factors = {
         "learning_rate": 5e-3,
         "embedding_regularizer": factor_penalty_for(summary.splits["train"].rows).first,
@@ -137,6 +139,7 @@ def first_experiments(
         "early_stop_patience": 3,
         # With it, one evaluation that is worse by noise nearly ends the training.
         "reduce_lr_on_plateau": False,
+        **({"history": True} if sampled else {}),
     }
     no_network = {"dnn_hidden_units": None, "net_dropout": None}
     # Large batches of few rows are few updates: with 4,800 rows, five in an epoch.
@@ -187,8 +190,12 @@ def explain(summary: Summary, users: bool, compared: Sequence[str] = (), sampled
             f"features of type: similarity compare target and history in {', '.join(compared)}, since {reason}"
         )
     split, part = _newest_cold(summary)
+    if users and sampled:
+        lines.append("LightFM has history: true, since sampled negatives differ from positives by it alone")
     if _drops_of_sampled(summary, sampled):
-        which = "DIN has" if _are_cold(summary) and summary.coverage else "DIN and DIN_MM have"
+        others = [] if _are_cold(summary) and summary.coverage else ["DIN_MM"]
+        names = ["DIN", *others, *(["LightFM"] if users else [])]
+        which = f"{listed(names)} {'have' if len(names) > 1 else 'has'}"
         lines.append(
             f"{which} dropout: {SAMPLED_DROPOUT} and unknown: trained of {ITEM_ID}, since {part:.0%} of "
             f"the {split} rows are of items that do not occur in training, and sampled negatives tell nothing of them"

@@ -47,10 +47,14 @@ def test_item_ids_are_dropped_where_negatives_are_sampled_and_targets_cold(cold,
     entries = first_experiments(summary, 20, True, sampled=sampled)
     shared = {"unknown": "trained"} if dropout == 0.1 else {}
     assert entries["DIN_MM"].get("feature_specs") == (dropout and [{"name": "item_id", "dropout": dropout, **shared}])
-    assert ("feature_specs" in entries["DIN"], "feature_specs" in entries["LightFM"]) == (bool(dropout), False)
+    assert ("feature_specs" in entries["DIN"], "feature_specs" in entries["LightFM"]) == (
+        bool(dropout and sampled),
+    ) * 2
+    assert entries["LightFM"].get("history", False) is sampled
     lines = explain(summary, True, sampled=sampled)
     assert any("dropout: 0.1" in line for line in lines) == (sampled and cold >= 5)
-    assert any("DIN_MM have dropout: 0.1" in line for line in lines) == (dropout == 0.1)
+    assert any("DIN_MM and LightFM have dropout: 0.1" in line for line in lines) == (dropout == 0.1)
+    assert any("LightFM has history" in line for line in lines) is sampled
 
 
 def test_where_users_recur_the_attention_has_a_factorization():
