@@ -27,6 +27,7 @@ class Candidate:
     #: Of a model that ``prepare log`` does not write, settings that take the hidden units of ``DIN``.
     units: tuple[str, ...] = ()
     least_history: float = 0  #: The shortest mean history that it is tried for.
+    cost: float = 1  #: About how many times as long as one of the other models a trial takes.
     #: Whether it is a factorization, tried only where the user is a feature, with and without the features besides
     #: user, item and embeddings.
     of_users: bool = False
@@ -58,8 +59,9 @@ MODELS: dict[str, Candidate] = {
     "DIN": Candidate("the challenge's baseline"),
     "Transformer_DCN": Candidate(
         "a transformer, for longer histories",
-        {"learning_rate": 5e-4, "swa_start": None, "first_k_cols": 4, "transformer_layers": 1},
+        {"learning_rate": 5e-4, "swa_start": None, "max_len": 50, "first_k_cols": 4, "transformer_layers": 1},
         units=("dcn_hidden_units", "mlp_hidden_units"),
         least_history=5,
+        cost=5,
     ),
 }

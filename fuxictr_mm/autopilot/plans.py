@@ -35,6 +35,7 @@ class Plan:
     settings: dict[str, Any]  #: Those of the base experiment.
     space: dict[str, Any]  #: What is tried, in the form of ``tuner_space``.
     first: dict[str, Any]  #: The point of the first trial.
+    cost: float = 1  #: That of the candidate.
 
 
 def plans_for(dataset_id: str, facts: Facts, features: Features, seconds: float = math.inf) -> list[Plan]:
@@ -69,7 +70,7 @@ def plan_for(model: str, dataset_id: str, facts: Facts, features: Features, seco
     space = {**candidate.space, "embedding_regularizer": regularizers, **tried}
     constants = {"model": model, "dataset_id": dataset_id, "model_root": "./checkpoints/", "verbose": 0}
     settings = {**constants, **{k: v for k, v in begin.items() if k not in space and v is not None}}
-    return Plan(model, candidate.why, settings, space, {name: begin[name] for name in space})
+    return Plan(model, candidate.why, settings, space, {name: begin[name] for name in space}, candidate.cost)
 
 
 def _written(model: str, facts: Facts, features: Features) -> dict[str, Any]:
