@@ -88,21 +88,20 @@ class Features:
     @property
     def of_users(self) -> list[list[str]]:
         """Lists of features for a model of users: the active ones, and only user, target and embeddings."""
-        return [list(dict.fromkeys([*self.active, self.user])), self._few]
-
-    @property
-    def _few(self) -> list[str]:
         stored = self.embeddings_of(self.active) or self.embeddings
-        return [name for name in (self.user, self.target, *stored) if name in self.types]
+        few = [name for name in (self.user, self.target, *stored) if name in self.types]
+        return [list(dict.fromkeys([*self.active, self.user])), few]
 
     @property
     def factors(self) -> dict[str, list[Any]]:
-        """Settings of a factorization to try, those of the first trial first; none without user or target.
+        """Settings to try beside a factorization, those of the first trial first; none without user or target.
 
-        User, target and embeddings that are in all of ``to_try`` are tried separately, besides all features.
+        User, target and the active embeddings are tried separately, besides all features; only lists of features with
+        them are tried.
         """
-        shared = [name for name in self._few if all(name in names for names in self.to_try)]
-        if not self.has_user or shared[:2] != [self.user, self.target]:
+        fields = [self.user, self.target, *self.embeddings_of(self.active)]
+        if not self.has_user or not set(fields) <= set(self.active):
             return {}
-        named = [ITEM_ID if name == self.target else name for name in shared]  # as models know the target
-        return {"factor_dim": list(FACTOR_DIMS), "factor_features": [named, None]}
+        named = [ITEM_ID if name == self.target else name for name in fields]  # as models know the target
+        lists = [names for names in self.to_try if set(fields) <= set(names)]
+        return {"factor_dim": list(FACTOR_DIMS), "factor_features": [named, None], "use_features": lists}

@@ -34,7 +34,10 @@ def test_features_of_a_factorization():
     types = {"user_id": "categorical", "item_id": "categorical", "level": "categorical", "a": "embedding"}
     features = Features(types, list(types), ["b"], "user_id", "item_id", True)
     assert features.to_try[1] == ["user_id", "item_id", "level", "b"]
-    assert features.factors == {"factor_dim": [17, 33, 0], "factor_features": [["user_id", "item_id"], None]}
+    named = ["user_id", "item_id", "a"]
+    with_a = [names for names in features.to_try if "a" in names]
+    assert len(with_a) == 2
+    assert features.factors == {"factor_dim": [17, 33, 0], "factor_features": [named, None], "use_features": with_a}
     assert replace(features, active=["item_id", "a"]).factors == {}
 
 
