@@ -56,6 +56,12 @@ def test_settings_by_size(model):
     assert ("group_id" in small.settings, "group_id" in large.settings) == (True, False)
 
 
+def test_the_transformer_is_slow_and_sees_fewer_items():
+    slow, other = (plan_for(model, "tiny_mm", FACTS, FEATURES) for model in ("Transformer_DCN", "DIN"))
+    assert slow.settings["max_len"] < other.settings["max_len"]
+    assert slow.cost > other.cost
+
+
 def test_the_average_begins_after_two_epochs():
     for rows, begins in ((80_024, 626), (2 * 10**6, 978)):  # of batches of 256, and of 4,096
         for model in MODELS:
