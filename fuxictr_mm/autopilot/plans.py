@@ -11,7 +11,7 @@ from fuxictr_mm.autopilot.candidates import MODELS
 from fuxictr_mm.autopilot.facts import Facts
 from fuxictr_mm.autopilot.features import Features
 from fuxictr_mm.config.sizes import PENALTY, factor_penalty_for, penalty_for
-from fuxictr_mm.datasets.experiments import first_experiments
+from fuxictr_mm.datasets.experiments import DIN_ATTENTION, first_experiments
 from fuxictr_mm.datasets.reader import Reader
 from fuxictr_mm.datasets.writer import SplitSummary, Summary
 
@@ -88,8 +88,9 @@ def _written(model: str, facts: Facts, features: Features) -> dict[str, Any]:
     if model in experiments:
         found = {**own, **experiments[model]}
     else:
-        units = experiments["DIN"].pop("dnn_hidden_units")
-        found = {**experiments["DIN"], **dict.fromkeys(MODELS[model].units, units), **own}
+        shared = {name: value for name, value in experiments["DIN"].items() if name not in DIN_ATTENTION}
+        units = shared.pop("dnn_hidden_units")
+        found = {**shared, **dict.fromkeys(MODELS[model].units, units), **own}
     found.pop("factor_features", None)  # as ``features`` names them
     found["group_id"] = facts.group
     if not facts.has_gauc:

@@ -57,6 +57,12 @@ def test_item_ids_are_dropped_where_negatives_are_sampled_and_targets_cold(cold,
     assert any("LightFM has history" in line for line in lines) is sampled
 
 
+def test_the_softmax_of_attention_is_a_setting_of_din_alone():
+    summary = Summary(9, 1, {"train": SplitSummary(rows=80_024)}, vocab_sizes={"user_id": 2})
+    softmax = {name: entry.get("din_use_softmax") for name, entry in first_experiments(summary, 20, True).items()}
+    assert softmax == {"DIN": True, "DIN_MM": None, "LightFM": None}
+
+
 def test_where_users_recur_the_attention_has_a_factorization():
     splits = {"train": SplitSummary(rows=300)}
     summary = Summary(9, 10, splits, {"title_emb": 1.0}, vocab_sizes={"user_id": 11})
