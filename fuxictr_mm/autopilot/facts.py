@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from fuxictr_mm.config import DatasetConfig, ExperimentConfig
 from fuxictr_mm.config.columns import split_entries
@@ -21,7 +22,10 @@ from fuxictr_mm.encoding.fuxictr import as_integers
 from fuxictr_mm.errors import ConfigError, DataError
 
 #: Rows that the length of histories is measured on.
-SAMPLED_ROWS = 20_000
+MEASURED_ROWS = 20_000
+
+#: Negatives were sampled if so many of the users have the same number of them for each positive row.
+SAMPLED_USERS = 0.95
 
 
 @dataclass(frozen=True)
@@ -30,12 +34,12 @@ class Facts:
 
     rows: dict[str, int]  #: By split.
     items: int  #: Rows of the first item file; without one, items that training rows show.
-    #: Mean length of the histories, and their 95 % quantile.
-    history_mean: float
-    history_high: float
+    history_mean: float  #: Mean length of the histories.
     cold: dict[str, float]  #: Fraction of the targets of a split without a training row.
     embeddings: dict[str, str]  #: The narrowest embedding column of each modality.
     group: str | None = None  #: The column of users, if the validation rows have it.
+    has_gauc: bool = True  #: Whether gAUC is defined: a user of the validation rows has both classes.
+    negatives: int = 0  #: Negatives that were sampled for each positive row; 0: all rows were logged.
     continues: bool = False  #: Whether the training rows continue an earlier log (prepare log --extend).
 
     def sentence(self) -> str:
@@ -44,9 +48,10 @@ class Facts:
         cold = ", ".join(f"{share:.1%} of {split}" for split, share in self.cold.items())
         named = [column if column == of else f"{column} ({of})" for of, column in self.embeddings.items()]
         vectors = ", ".join(named) or "none"
+        sampled = f" sampled negatives: {self.negatives} for each positive;" if self.negatives else ""
         return (
             f"Data: {rows} rows; {self.items:,} items; histories of {self.history_mean:.1f} items on average; "
-            f"cold targets: {cold or 'unknown'}; embeddings: {vectors}."
+            f"cold targets: {cold or 'unknown'};{sampled} embeddings: {vectors}."
         )
 
 
@@ -71,19 +76,25 @@ def look(dataset: DatasetConfig) -> Facts:
         if pa.types.is_integer(entries.type):  # padded with 0
             offsets = np.concatenate([[0], np.cumsum(numbers(entries.fill_null(0)) != 0)])[offsets]
         lengths.append(np.diff(offsets))
-        if row + batch.num_rows >= SAMPLED_ROWS:
+        if row + batch.num_rows >= MEASURED_ROWS:
             break
-    length = np.concatenate(lengths)
+    user, label = dataset.roles.user, dataset.require_one_label("autopilot")
+    of_users = {
+        split: _count_by_user(paths[split], user, label)
+        for split in ("train", "valid")
+        if user in schema_of(part_files(paths[split])[0]).names
+    }
     return Facts(
         rows={split: len(ids) for split, ids in shown.items()},
         items=count_rows(items[0]) if items else len(np.unique(shown["train"])),
-        history_mean=float(length.mean()),
-        history_high=float(np.quantile(length, 0.95)),
+        history_mean=float(np.concatenate(lengths).mean()),
         cold={
             split: float(1 - np.isin(ids, shown["train"]).mean()) for split, ids in shown.items() if split != "train"
         },
         embeddings=_embeddings(dataset, items),
-        group=dataset.roles.user if dataset.roles.user in schema_of(part_files(paths["valid"])[0]).names else None,
+        group=user if "valid" in of_users else None,
+        has_gauc="valid" in of_users and bool((of_users["valid"] > 0).all(axis=1).any()),
+        negatives=_negatives(of_users["train"]) if "train" in of_users else 0,
         continues=bool(extended_in(metadata_of(part_files(paths["train"])[0]))),
     )
 
@@ -143,6 +154,40 @@ def _column(path: str, name: str) -> np.ndarray:
     if not chunks:
         raise DataError(f"{path}: no rows, expected at least one")
     return np.concatenate([chunk.to_numpy(zero_copy_only=False) for chunk in chunks])
+
+
+def _count_by_user(path: str, user: str, label: str) -> np.ndarray:
+    """Return the number of negative and of positive rows of each user, ``(U, 2)``."""
+    counts = []
+    for row, batch in read_rows(path, [user, label]):
+        positive = decode_label(batch.column(1), f"{path}: {label}", row, binary=True)
+        columns = {"user": batch.column(0), "negative": 1 - positive, "positive": positive}
+        counts.append(_sum_by_user(pa.table(columns)))
+    counted = _sum_by_user(pa.concat_tables(counts, promote_options="permissive"))
+    return np.stack([counted["negative"].to_numpy(), counted["positive"].to_numpy()], axis=1)
+
+
+def _sum_by_user(table: pa.Table) -> pa.Table:
+    known = table.filter(pc.is_valid(table["user"]))
+    summed = known.group_by("user").aggregate([("negative", "sum"), ("positive", "sum")])
+    return summed.rename_columns({"negative_sum": "negative", "positive_sum": "positive"})
+
+
+def _negatives(of_users: np.ndarray) -> int:
+    """Return how many negatives were sampled for each positive row; 0 where nearly all rows were logged.
+
+    Users click on different fractions of what they are shown. Where nearly all have the same number of negatives for
+    each positive, these were sampled, whichever program has done so.
+
+    Parameters
+    ----------
+    of_users : ndarray
+        ``(U, 2)`` numbers of negative and of positive rows of each user.
+    """
+    negative, positive = of_users.sum(axis=0)
+    each = round(negative / positive) if positive else 0
+    alike = of_users[:, 0] == each * of_users[:, 1]
+    return each if each and alike.mean() >= SAMPLED_USERS else 0
 
 
 def _embeddings(dataset: DatasetConfig, item_files: Sequence[str]) -> dict[str, str]:

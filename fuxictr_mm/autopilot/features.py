@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from fuxictr_mm.config import DatasetConfig
-from fuxictr_mm.config.columns import split_entries
+from fuxictr_mm.config.columns import Columns, split_entries
+from fuxictr_mm.config.features import FeatureSpec
 from fuxictr_mm.data.schema import ITEM_ID
+from fuxictr_mm.datasets.experiments import FACTOR_DIM
 
 #: What is tried of the dim of a factorization; the first is that of the first trial.
-FACTOR_DIMS = (17, 33, 0)
+FACTOR_DIMS = (FACTOR_DIM, 33, 0)
 
 #: Computed features that are added to the dataset's: the length of the history, and its similarity to the target.
 LENGTH, SIMILARITY = "autopilot_length", "autopilot_similarity"
@@ -30,6 +32,7 @@ class Features:
     target: str
     #: Whether there are item files; a dataset whose columns are encoded has none, nor computed features.
     has_items: bool
+    trains_unknown: bool = False  #: Whether the target may have ``unknown: trained``.
 
     @classmethod
     def of(cls, dataset: DatasetConfig, embeddings: list[str]) -> Features:
@@ -40,7 +43,11 @@ class Features:
             if column.type != "meta":
                 types[str(column.name)] = str(column.type)
                 active += [str(column.name)] if column.active else []
-        return cls(types, active, embeddings, dataset.roles.user, dataset.roles.target, bool(dataset.item_files))
+        user, target, has_items = dataset.roles.user, dataset.roles.target, bool(dataset.item_files)
+        spec = FeatureSpec(name=target, dropout=0.1, unknown="trained")
+        columns = Columns(dataset.feature_cols or (), [spec], roles=dataset.roles, item_info=dataset.item_info)
+        trains_unknown = has_items and f"feature {target}.unknown" not in columns.problems()
+        return cls(types, active, embeddings, user, target, has_items, trains_unknown)
 
     @property
     def has_user(self) -> bool:
@@ -67,7 +74,7 @@ class Features:
     def to_try(self) -> list[list[str]]:
         """Lists of features: the active ones, those with an embedding of each modality, and both with more.
 
-        The first list is that of the first trial: the active features, with what is computed from their embeddings.
+        The first list is that of the first trial.
         """
         choices = [self.active]
         if set(self.embeddings) - set(self.active):
@@ -76,23 +83,25 @@ class Features:
             return choices
         similar = {entry["of"]: entry["name"] for entry in self.computed if "of" in entry}
         more = [[*choice, LENGTH, *(similar[n] for n in choice if n in similar)] for choice in choices]
-        return [*more, *choices]
+        return [*choices, *more]
 
     @property
     def of_users(self) -> list[list[str]]:
-        """Lists of features for a model of users: only user, target and embeddings, and the active ones."""
+        """Lists of features for a model of users: the active ones, and only user, target and embeddings."""
         stored = self.embeddings_of(self.active) or self.embeddings
         few = [name for name in (self.user, self.target, *stored) if name in self.types]
-        return [few, list(dict.fromkeys([*self.active, self.user]))]
+        return [list(dict.fromkeys([*self.active, self.user])), few]
 
     @property
     def factors(self) -> dict[str, list[Any]]:
-        """Settings of a factorization to try, those of the first trial first; none without user or target.
+        """Settings to try beside a factorization, those of the first trial first; none without user or target.
 
-        User, target and embeddings that are in all of ``to_try`` are tried separately, besides all features.
+        User, target and the active embeddings are tried separately, besides all features; only lists of features with
+        them are tried.
         """
-        shared = [name for name in self.of_users[0] if all(name in names for names in self.to_try)]
-        if not self.has_user or shared[:2] != [self.user, self.target]:
+        fields = [self.user, self.target, *self.embeddings_of(self.active)]
+        if not self.has_user or not set(fields) <= set(self.active):
             return {}
-        named = [ITEM_ID if name == self.target else name for name in shared]  # as models know the target
-        return {"factor_dim": list(FACTOR_DIMS), "factor_features": [named, None]}
+        named = [ITEM_ID if name == self.target else name for name in fields]  # as models know the target
+        lists = [names for names in self.to_try if set(fields) <= set(names)]
+        return {"factor_dim": list(FACTOR_DIMS), "factor_features": [named, None], "use_features": lists}

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fuxictr_mm.autopilot.candidates import MODELS
 from fuxictr_mm.autopilot.facts import Facts
 from fuxictr_mm.autopilot.features import Features
-from fuxictr_mm.config.sizes import PENALTY, SWA_EPOCHS, factor_penalty_for, penalty_for, size_for, updates_of
+from fuxictr_mm.config.sizes import PENALTY, factor_penalty_for, penalty_for
+from fuxictr_mm.datasets.experiments import DIN_ATTENTION, first_experiments
+from fuxictr_mm.datasets.reader import Reader
+from fuxictr_mm.datasets.writer import SplitSummary, Summary
 
-#: Fraction of cold targets among the rows to score from which on dropout of item ids is tried, and its values.
-COLD, ID_DROPOUT = 0.01, (0.0, 0.1, 0.3)
+#: Fraction of cold targets among the rows to score from which on dropout of item ids is tried, and what is tried.
+COLD = 0.01
+ID_SPECS: tuple[dict[str, Any], ...] = ({}, {"dropout": 0.1}, {"dropout": 0.1, "unknown": "trained"}, {"dropout": 0.3})
 
-#: Training rows that a core takes in a second: models with attention, 398,262 rows of MovieLens-1M.
-ROWS_A_SECOND = 7_500
+#: Training rows that a core takes in a second: ``DIN_MM`` with 398,262 rows of MovieLens-1M.
+ROWS_A_SECOND = 20_000
 
 #: Epochs of a trial that has less time than those of its size take.
 LEAST_EPOCHS = 8
@@ -30,6 +35,7 @@ class Plan:
     settings: dict[str, Any]  #: Those of the base experiment.
     space: dict[str, Any]  #: What is tried, in the form of ``tuner_space``.
     first: dict[str, Any]  #: The point of the first trial.
+    cost: float = 1  #: That of the candidate.
 
 
 def plans_for(dataset_id: str, facts: Facts, features: Features, seconds: float = math.inf) -> list[Plan]:
@@ -43,42 +49,64 @@ def plans_for(dataset_id: str, facts: Facts, features: Features, seconds: float 
 
 
 def plan_for(model: str, dataset_id: str, facts: Facts, features: Features, seconds: float = math.inf) -> Plan:
-    """Return the plan of a model."""
+    """Return the plan of a model; its first trial has the settings that ``prepare log`` writes."""
     candidate, rows = MODELS[model], facts.rows["train"]
-    size = size_for(rows)
-    batch_size = size.batch_size * candidate.batch_factor
-    fitting = max(LEAST_EPOCHS, seconds * ROWS_A_SECOND / rows)
-    settings = {
-        "model": model,
-        "dataset_id": dataset_id,
-        "metrics": ["AUC", "gAUC", "logloss"] if facts.group else ["AUC", "logloss"],
-        **({"group_id": facts.group} if facts.group else {}),
-        "monitor": "AUC",
-        "monitor_mode": "max",
-        "early_stop_patience": 2,
-        "max_len": int(min(100, max(10, math.ceil(facts.history_high)))),
-        "model_root": "./checkpoints/",
-        "verbose": 0,
-        "batch_size": batch_size,
-        "epochs": int(min(size.epochs, fitting)),
-        "embedding_dim": size.embedding_dim,
-        **{name: list(size.units) for name in candidate.units},
-        **candidate.settings,
-    }
+    begin = _written(model, facts, features)
+    begin["epochs"] = int(min(begin["epochs"], max(LEAST_EPOCHS, seconds * ROWS_A_SECOND / rows)))
+    penalty = penalty_for(rows, 0 if facts.embeddings else facts.items)
+    if penalty is PENALTY and candidate.penalty:
+        begin["embedding_regularizer"] = candidate.penalty
+    if candidate.of_users:
+        penalty = factor_penalty_for(rows)
     lists = features.of_users if candidate.of_users else features.to_try
-    space = {**candidate.space, "use_features": lists}
-    first = {**candidate.first, "use_features": lists[0]}
-    bare_items = 0 if facts.embeddings else facts.items
-    penalty = factor_penalty_for(rows) if candidate.penalty is None else penalty_for(rows, bare_items)
-    space["embedding_regularizer"] = {"low": penalty.low, "high": penalty.high, "log": True}
-    first["embedding_regularizer"] = (candidate.penalty if penalty is PENALTY else None) or penalty.first
-    if candidate.has_average:
-        first["swa_start"] = updates_of(SWA_EPOCHS, rows, batch_size)
-        space["swa_start"] = [None, first["swa_start"]]
-    if candidate.has_factors:
-        space |= features.factors
-        first |= {name: tried[0] for name, tried in features.factors.items()}
-    if max(facts.cold.values(), default=0) >= COLD and all(features.target in names for names in lists):
-        space["feature_specs"] = [[{"name": features.target, "dropout": p}] if p else [] for p in ID_DROPOUT]
-        first["feature_specs"] = space["feature_specs"][1]  # the least above none
-    return Plan(model, candidate.why, settings, space, first)
+    tried: dict[str, list[Any]] = {"use_features": lists}  # the first value of each is that of the first trial
+    if begin.get("swa_start"):
+        tried["swa_start"] = [begin["swa_start"], None]
+    if begin.pop("factor_dim", None):
+        tried |= features.factors
+    tried |= _id_specs(begin.pop("feature_specs", []), facts, features, lists)
+    begin |= {name: values[0] for name, values in tried.items()}
+    regularizers = {"low": penalty.low, "high": penalty.high, "log": True}
+    space = {**candidate.space, "embedding_regularizer": regularizers, **tried}
+    constants = {"model": model, "dataset_id": dataset_id, "model_root": "./checkpoints/", "verbose": 0}
+    settings = {**constants, **{k: v for k, v in begin.items() if k not in space and v is not None}}
+    return Plan(model, candidate.why, settings, space, {name: begin[name] for name in space}, candidate.cost)
+
+
+def _written(model: str, facts: Facts, features: Features) -> dict[str, Any]:
+    """Return the settings that ``prepare log`` writes for a model, or of one that it does not write those of DIN.
+
+    They are completed by the model's own, or changed to these.
+    """
+    splits = {
+        split: SplitSummary(rows=rows, cold=round(rows * facts.cold.get(split, 0)))
+        for split, rows in facts.rows.items()
+    }
+    summary = Summary(facts.items, 0, splits, coverage=dict.fromkeys(facts.embeddings.values(), 1.0))
+    experiments = first_experiments(summary, Reader.history_len, features.has_user, sampled=facts.negatives > 0)
+    own = MODELS[model].settings
+    if model in experiments:
+        found = {**own, **experiments[model]}
+    else:
+        shared = {name: value for name, value in experiments["DIN"].items() if name not in DIN_ATTENTION}
+        units = shared.pop("dnn_hidden_units")
+        found = {**shared, **dict.fromkeys(MODELS[model].units, units), **own}
+    found.pop("factor_features", None)  # as ``features`` names them
+    found["group_id"] = facts.group
+    if not facts.has_gauc:
+        found["metrics"] = [name for name in found["metrics"] if name != "gAUC"]
+    return found
+
+
+def _id_specs(
+    written: Sequence[Mapping[str, Any]], facts: Facts, features: Features, lists: Sequence[Sequence[str]]
+) -> dict[str, list[Any]]:
+    """Return what is tried of dropout of item ids, what is ``written`` first; nothing where targets are not cold."""
+    if max(facts.cold.values(), default=0) < COLD or not all(features.target in names for names in lists):
+        return {}
+    first = {key: value for spec in written for key, value in spec.items() if key != "name"}
+    specs = [first, *ID_SPECS]
+    if not features.trains_unknown:
+        specs = [{key: value for key, value in spec.items() if key != "unknown"} for spec in specs]
+    specs = [spec for number, spec in enumerate(specs) if spec not in specs[:number]]
+    return {"feature_specs": [[{"name": features.target, **spec}] if spec else [] for spec in specs]}

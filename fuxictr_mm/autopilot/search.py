@@ -37,9 +37,10 @@ def compare(studies: Sequence[ModelStudy], clock: Clock, journal: Journal) -> li
     slowest = 0.0
     for number, study in enumerate(studies):
         name = study.plan.model
-        if number and slowest > clock.left(QUICK) and not study.has_begun:
+        expected = slowest * study.plan.cost
+        if number and expected > clock.left(QUICK) and not study.has_begun:
             journal.tell(
-                f"{name}: not tried, because a trial may take {slowest:.0f} s, which exceeds the remaining time."
+                f"{name}: not tried, because a trial may take {expected:.0f} s, which exceeds the remaining time."
             )
             continue
         until, before = clock.until(COMPARING, len(studies) - number), clock.spent

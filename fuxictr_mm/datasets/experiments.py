@@ -16,6 +16,7 @@ from fuxictr_mm.config.sizes import (
     updates_of,
 )
 from fuxictr_mm.data.schema import ITEM_ID
+from fuxictr_mm.terminal import listed
 
 if TYPE_CHECKING:
     from fuxictr_mm.datasets.writer import Summary
@@ -25,6 +26,9 @@ USER_ROWS = 3
 
 #: Dim of the factorization of user and item beside ``DIN_MM``, the setting that is worth most where users recur.
 FACTOR_DIM = 17
+
+#: The attention of DIN, a setting of no other model. Softmax gained on three of four sets.
+DIN_ATTENTION: dict[str, Any] = {"attention_hidden_units": [32], "din_use_softmax": True}
 
 #: Columns of the items are compared with fewer training rows than this: more rows gain nothing.
 COMPARED_ROWS = 100_000
@@ -37,8 +41,9 @@ ITEMS_OF_A_VALUE, MOST_COMPARED = 5, 4
 COLD, COLD_DROPOUT = 0.8, 0.5
 
 #: Where negatives are sampled, a user has as many of them as positives, and nothing but the relation of target and
-#: history tells one from the other: it is memorised by item, and items without training rows rank last. From this
-#: fraction of them on, dropout of item ids teaches the models what an unknown item is, by an embedding of its own.
+#: history tells one from the other, so that LightFM needs the history: the relation is memorised by item, and items
+#: without training rows rank last. From this fraction of them on, dropout of item ids teaches the models what an
+#: unknown item is, by an embedding of its own.
 SAMPLED_COLD, SAMPLED_DROPOUT = 0.05, 0.1
 
 #: Items without embeddings are known by their ids alone: from this fraction of cold rows on, the summary advises them.
@@ -80,7 +85,7 @@ def din_experiments(
     """
     size, tasks = size_for(rows), _tasks(labels or {"label": False})
     attention = {"num_heads": 4, "attention_hidden_units": [32], "attention_dropout": 0.1}
-    own: dict[str, dict[str, Any]] = {"DIN": {}, "DIN_MM": attention}
+    own: dict[str, dict[str, Any]] = {"DIN": dict(DIN_ATTENTION), "DIN_MM": attention}
     return {
         name: {
             "metrics": tasks["metrics"],
@@ -128,15 +133,16 @@ def first_experiments(
         settings["feature_specs"] = [{"name": ITEM_ID, "dropout": COLD_DROPOUT}]
     if not users:
         return models
-    common = {name: value for name, value in models["DIN"].items() if name not in ("swa_start", "feature_specs")}
+    common = {name: value for name, value in models["DIN"].items() if name not in ("swa_start", *DIN_ATTENTION)}
     factors = {
         "learning_rate": 5e-3,
         "embedding_regularizer": factor_penalty_for(summary.splits["train"].rows).first,
         "factor_regularizer": 0.02,
         "embedding_dim": 17,
-        "early_stop_patience": 3,
-        # With it, one evaluation that is worse by noise nearly ends the training.
+        # Three evaluations in a row may be worse by noise; with a reduction at the first, one nearly ends the training.
+        "early_stop_patience": 5,
         "reduce_lr_on_plateau": False,
+        **({"history": True} if sampled else {}),
     }
     no_network = {"dnn_hidden_units": None, "net_dropout": None}
     # Large batches of few rows are few updates: with 4,800 rows, five in an epoch.
@@ -187,8 +193,12 @@ def explain(summary: Summary, users: bool, compared: Sequence[str] = (), sampled
             f"features of type: similarity compare target and history in {', '.join(compared)}, since {reason}"
         )
     split, part = _newest_cold(summary)
+    if users and sampled:
+        lines.append("LightFM has history: true, since sampled negatives differ from positives by it alone")
     if _drops_of_sampled(summary, sampled):
-        which = "DIN has" if _are_cold(summary) and summary.coverage else "DIN and DIN_MM have"
+        others = [] if _are_cold(summary) and summary.coverage else ["DIN_MM"]
+        names = ["DIN", *others, *(["LightFM"] if users else [])]
+        which = f"{listed(names)} {'have' if len(names) > 1 else 'has'}"
         lines.append(
             f"{which} dropout: {SAMPLED_DROPOUT} and unknown: trained of {ITEM_ID}, since {part:.0%} of "
             f"the {split} rows are of items that do not occur in training, and sampled negatives tell nothing of them"

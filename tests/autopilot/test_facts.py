@@ -1,6 +1,7 @@
 """What the autopilot measures of a dataset."""
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -22,7 +23,6 @@ def test_the_facts_by_brute_force(dataset):
         assert facts.cold[split] == pytest.approx(cold)
     lengths = [sum(item != 0 for item in row) for row in tables["train"]["item_seq"].to_pylist()]
     assert facts.history_mean == pytest.approx(np.mean(lengths))
-    assert facts.history_high == pytest.approx(np.quantile(lengths, 0.95))
     assert facts.embeddings == {"image": "img_emb_pca8", "text": "txt_emb_pca8"}
     assert "tiny" not in facts.sentence()
     assert f"{facts.cold['valid']:.1%} of valid" in facts.sentence()
@@ -52,6 +52,39 @@ def test_rows_that_continue_a_log_are_recognised(dataset, tmp_path):
     begun = to_metadata({"user_id": "new"}, {"user_id": {"old": 3}})
     pq.write_table(rows.replace_schema_metadata(begun), tmp_path / "train.parquet")
     assert look(dataset.model_copy(update={"train_data": str(tmp_path / "train.parquet")})).continues
+
+
+@pytest.mark.parametrize(
+    ("user", "label", "negatives"),
+    [
+        (lambda row: row // 4, lambda row: row % 2, 1),
+        (lambda row: -row % 4, lambda row: row // 4 % 3 == 0, 2),
+        (lambda row: f"u{row // 4}", lambda row: row % 2, 1),
+        (lambda row: row // 4 if row < 100 else None, lambda row: row % 2, 1),
+        (lambda row: row // 4, lambda row: row // 2 % 3 == 0, 0),  # as often, but not of each user
+        (lambda row: row, lambda row: row % 2, 0),
+        (lambda row: row // 4, lambda row: 1, 0),
+        (lambda row: row // 4, lambda row: row % 4 > 0, 0),
+    ],
+)
+def test_sampled_negatives_are_those_of_which_each_user_has_as_many(dataset, tmp_path, user, label, negatives):
+    rows, numbers = pq.read_table(TINY / "train.parquet")[:600], range(600)
+    columns = {"user_id": pa.array(map(user, numbers)), "label": pa.array([float(label(n)) for n in numbers])}
+    for name, column in columns.items():
+        rows = rows.set_column(rows.column_names.index(name), name, column)
+    pq.write_table(rows, tmp_path / "train.parquet")
+    found = look(dataset.model_copy(update={"train_data": str(tmp_path / "train.parquet")}))
+    assert found.negatives == negatives
+    assert ("sampled" in found.sentence()) is (negatives > 0)
+
+
+def test_a_valid_split_without_a_user_of_both_classes_has_no_gauc(dataset, tmp_path):
+    assert look(dataset).has_gauc
+    rows = pq.read_table(TINY / "valid.parquet")
+    alone = rows.set_column(rows.column_names.index("user_id"), "user_id", pa.array(range(len(rows))))
+    pq.write_table(alone, tmp_path / "valid.parquet")
+    found = look(dataset.model_copy(update={"valid_data": str(tmp_path / "valid.parquet")}))
+    assert (found.group, found.has_gauc) == ("user_id", False)
 
 
 def test_a_missing_split_is_named(dataset):

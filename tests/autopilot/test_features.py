@@ -2,14 +2,17 @@
 
 from dataclasses import replace
 
+import pytest
+
 from fuxictr_mm.autopilot.facts import look
 from fuxictr_mm.autopilot.features import Features
+from fuxictr_mm.config.columns import split_entries
 
 
 def test_lists_of_features(dataset):
     embeddings = list(look(dataset).embeddings.values())
     features = Features.of(dataset, embeddings)
-    more, both_more, first, second = features.to_try
+    first, second, more, both_more = features.to_try
     assert "item_emb_d16" in first
     assert {"txt_emb_pca8", "img_emb_pca8"} <= set(second)
     assert set(first) - set(second) == {"item_emb_d16"}
@@ -17,10 +20,10 @@ def test_lists_of_features(dataset):
     for plain, with_more in ((first, more), (second, both_more)):
         assert with_more[: len(plain)] == plain
         assert {added[n].get("of") for n in with_more[len(plain) :]} - {None} == {n for n in plain if "emb" in n}
-    assert replace(features, embeddings=[]).to_try[1:] == [first]
+    assert replace(features, embeddings=[]).to_try[:-1] == [first]
     encoded = replace(features, has_items=False)
     assert (encoded.computed, encoded.to_try) == ([], [first, second])
-    few, all_active = features.of_users
+    all_active, few = features.of_users
     assert not features.has_user  # the user of tiny_mm is no feature
     assert few == ["item_id", "item_emb_d16"]
     assert set(few) < set(all_active)
@@ -30,6 +33,24 @@ def test_lists_of_features(dataset):
 def test_features_of_a_factorization():
     types = {"user_id": "categorical", "item_id": "categorical", "level": "categorical", "a": "embedding"}
     features = Features(types, list(types), ["b"], "user_id", "item_id", True)
-    assert features.to_try[-1] == ["user_id", "item_id", "level", "b"]
-    assert features.factors == {"factor_dim": [17, 33, 0], "factor_features": [["user_id", "item_id"], None]}
+    assert features.to_try[1] == ["user_id", "item_id", "level", "b"]
+    named = ["user_id", "item_id", "a"]
+    with_a = [names for names in features.to_try if "a" in names]
+    assert len(with_a) == 2
+    assert features.factors == {"factor_dim": [17, 33, 0], "factor_features": [named, None], "use_features": with_a}
     assert replace(features, active=["item_id", "a"]).factors == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "allowed"),
+    [
+        ({}, True),
+        ({"item_id": {"padding_idx": 7}}, False),
+        ({"likes_level": {"share_embedding": "item_id", "vocab_size": 1001}}, False),
+    ],
+)
+def test_unknown_items_may_be_trained_where_no_other_column_has_their_embedding(dataset, changes, allowed):
+    columns = [c.model_copy(update=changes.get(c.name, {})) for c in split_entries(dataset.feature_cols)]
+    found = Features.of(dataset.model_copy(update={"feature_cols": columns}), [])
+    assert found.trains_unknown is allowed
+    assert not Features.of(dataset.model_copy(update={"item_info": None}), []).trains_unknown

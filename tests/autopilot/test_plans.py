@@ -6,20 +6,24 @@ from dataclasses import replace
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from fuxictr_mm.autopilot.candidates import MODELS
 from fuxictr_mm.autopilot.facts import Facts, look, usable
 from fuxictr_mm.autopilot.features import Features
 from fuxictr_mm.autopilot.plans import plan_for, plans_for
-from fuxictr_mm.config import ExperimentConfig
-from fuxictr_mm.config.sizes import factor_penalty_for
+from fuxictr_mm.config import ExperimentConfig, load_dataset_config
+from fuxictr_mm.config.features import FeatureConfig
+from fuxictr_mm.config.sizes import SWA_LEARNING_RATE, factor_penalty_for
+from fuxictr_mm.datasets.experiments import first_experiments
+from fuxictr_mm.datasets.writer import SplitSummary, Summary
 from fuxictr_mm.experiment import Experiment
-from tests.paths import TINY
+from tests.paths import ROOT, TINY
 from tests.projects import write_project
 
 TYPES = {"user_id": "categorical", "item_id": "categorical", "level": "categorical", "a": "embedding"}
-FEATURES = Features(TYPES, list(TYPES), ["a"], "user_id", "item_id", True)
-FACTS = Facts({"train": 80_024}, 9, 9.0, 9.0, {}, {"text": "a"}, "user_id")
+FEATURES = Features(TYPES, list(TYPES), ["a"], "user_id", "item_id", True, True)
+FACTS = Facts({"train": 80_024}, 9, 9.0, {}, {"text": "a"}, "user_id")
 
 
 def has_first(plan):
@@ -43,21 +47,29 @@ def test_models_suit_the_data():
 @pytest.mark.parametrize("model", MODELS)
 def test_settings_by_size(model):
     small = plan_for(model, "tiny_mm", replace(FACTS, rows={"train": 600}), FEATURES)
-    large = plan_for(model, "tiny_mm", Facts({"train": 10**7}, 9, 9.0, 500.0, {}, {}), FEATURES)
+    large = plan_for(model, "tiny_mm", Facts({"train": 10**7}, 9, 9.0, {}, {}, has_gauc=False), FEATURES)
     assert has_first(small)
     assert has_first(large)
     assert small.settings["batch_size"] < large.settings["batch_size"]
     assert small.settings["epochs"] > large.settings["epochs"]
     assert ("gAUC" in small.settings["metrics"], "gAUC" in large.settings["metrics"]) == (True, False)
-    assert (small.settings["max_len"], large.settings["max_len"]) == (10, 100)
+    assert ("group_id" in small.settings, "group_id" in large.settings) == (True, False)
+
+
+def test_the_transformer_is_slow_and_sees_fewer_items():
+    slow, other = (plan_for(model, "tiny_mm", FACTS, FEATURES) for model in ("Transformer_DCN", "DIN"))
+    assert slow.settings["max_len"] < other.settings["max_len"]
+    assert slow.cost > other.cost
 
 
 def test_the_average_begins_after_two_epochs():
     for rows, begins in ((80_024, 626), (2 * 10**6, 978)):  # of batches of 256, and of 4,096
-        for model, candidate in MODELS.items():
+        for model in MODELS:
             plan = plan_for(model, "tiny_mm", replace(FACTS, rows={"train": rows}), FEATURES)
-            assert plan.space.get("swa_start") == ([None, begins] if candidate.has_average else None)
-            assert plan.first.get("swa_start") == (begins if candidate.has_average else None)
+            has_average = model in SWA_LEARNING_RATE
+            assert plan.space.get("swa_start") == ([begins, None] if has_average else None)
+            assert plan.first.get("swa_start") == (begins if has_average else None)
+            assert plan.first["learning_rate"] == SWA_LEARNING_RATE.get(model, plan.first["learning_rate"])
 
 
 @pytest.mark.parametrize(
@@ -87,8 +99,8 @@ def test_few_rows_have_a_strong_penalty(rows, items, embeddings, low, high, firs
     [
         (398_262, np.inf, 20),
         (398_262, 3600, 20),
-        (398_262, 450, 8),
-        (398_262, 600, 11),
+        (398_262, 150, 8),
+        (398_262, 225, 11),
         (12_000, 1, 8),
         (12_000, 90, 20),
     ],
@@ -98,14 +110,45 @@ def test_epochs_fit_the_time_of_a_trial(rows, seconds, epochs):
     assert plan.settings["epochs"] == epochs
 
 
-def test_item_ids_are_dropped_where_targets_are_cold():
+def test_dropout_of_item_ids_is_tried_where_targets_are_cold():
     for cold, tried in ((0.005, False), (0.05, True)):
         facts = replace(FACTS, cold={"test": cold})
         plan = plan_for("DIN_MM", "tiny_mm", facts, FEATURES)
         assert ("feature_specs" in plan.space) is tried
-        assert plan.first.get("feature_specs") == ([{"name": "item_id", "dropout": 0.1}] if tried else None)
+        assert plan.first.get("feature_specs") == ([] if tried else None)
         of_users = replace(FEATURES, active=["user_id"])
         assert "feature_specs" not in plan_for("DIN_MM", "tiny_mm", facts, of_users).space
+
+
+def test_unknown_items_are_trained_where_the_target_allows_it():
+    facts = replace(FACTS, rows={"train": 80_024, "test": 100}, cold={"test": 0.05}, negatives=1)
+    for allowed, spec in ((True, {"dropout": 0.1, "unknown": "trained"}), (False, {"dropout": 0.1})):
+        features = replace(FEATURES, types={**TYPES, "asin": "categorical"}, target="asin", trains_unknown=allowed)
+        features = replace(features, active=["user_id", "asin"])
+        plan = plan_for("DIN", "tiny_mm", facts, features)
+        assert plan.first["feature_specs"] == [{"name": "asin", **spec}]
+        specs = [entry for specs in plan.space["feature_specs"] for entry in specs]
+        assert any("unknown" in entry for entry in specs) is allowed
+        assert [{"name": "asin", "dropout": 0.1}] in plan.space["feature_specs"]
+        assert [] in plan.space["feature_specs"]
+
+
+@pytest.mark.parametrize("negatives", [0, 1])
+@pytest.mark.parametrize("cold", [0, 50, 900])
+@pytest.mark.parametrize("rows", [4_000, 80_000, 200_000])
+def test_the_first_trial_has_the_settings_that_prepare_log_writes(rows, cold, negatives):
+    splits = {"train": SplitSummary(rows=rows), "test": SplitSummary(rows=1000, cold=cold)}
+    summary = Summary(9, 10, splits, {"a": 1.0}, vocab_sizes={"user_id": 11})
+    facts = replace(
+        FACTS, rows={"train": rows, "test": 1000}, cold={"test": cold / 1000}, negatives=negatives
+    )  # fmt: skip
+    for model, settings in first_experiments(summary, 100, True, sampled=negatives > 0).items():
+        plan = plan_for(model, "X", facts, FEATURES)
+        tried = {**plan.settings, **plan.first}
+        assert has_first(plan)
+        assert {name: tried.get(name) for name in settings} == settings
+        assert (tried.get("feature_specs") or []) == settings.get("feature_specs", [])
+        assert tried["use_features"] == FEATURES.active
 
 
 def test_a_factorization_beside_the_attention():
@@ -113,6 +156,32 @@ def test_a_factorization_beside_the_attention():
     assert plan.space.items() >= FEATURES.factors.items()
     assert plan.first["factor_dim"] == 17
     assert "factor_dim" not in plan_for("DIN", "tiny_mm", FACTS, FEATURES).space
+
+
+@pytest.mark.slow
+def test_every_model_trains_the_embedding_of_unknown_items(tmp_path, monkeypatch, dataset):
+    entry = load_dataset_config(ROOT, "tiny_mm")
+    users = {"name": "user_id", "dtype": "int", "type": "categorical", "vocab_size": 2001}
+    entry["feature_cols"] = [users, *(c for c in entry["feature_cols"] if c["name"] != "user_id")]
+    for split in ("train", "valid"):
+        pq.write_table(pq.read_table(TINY / f"{split}.parquet")[:600], tmp_path / f"{split}.parquet")
+        entry[f"{split}_data"] = str(tmp_path / f"{split}.parquet")
+    entry |= {"test_data": None, "item_info": [str(ROOT / path) for path in entry["item_info"]], "data_root": "./"}
+    columns = [FeatureConfig.model_validate(column) for column in entry["feature_cols"]]
+    features = Features.of(dataset.model_copy(update={"feature_cols": columns}), [])
+    facts = replace(look(dataset), rows={"train": 600, "valid": 600}, cold={"valid": 0.5}, negatives=1)
+    experiments = {}
+    for model in MODELS:
+        plan = plan_for(model, "tiny_mm", facts, features)
+        specs = {"feature_specs": [{"name": "item_id", "dropout": 0.1, "unknown": "trained"}]}
+        assert specs["feature_specs"] in plan.space["feature_specs"]
+        experiments[model] = {**plan.settings, **plan.first, **specs, "epochs": 1, "record": False}
+    write_project(tmp_path, experiments, {"tiny_mm": entry})
+    monkeypatch.chdir(tmp_path)
+    for model in experiments:
+        run = Experiment.load(model, tmp_path).fit()
+        assert set(run.valid) == {"AUC", "gAUC", "logloss"}
+        assert any("unknown_item" in name for name in torch.load(run.weights, weights_only=True))
 
 
 @pytest.mark.slow

@@ -12,8 +12,8 @@ from fuxictr_mm.autopilot.search import compare
 class Study:
     """A study whose trials take seconds of a clock that stands still otherwise."""
 
-    def __init__(self, model, seconds, now):
-        self.plan, self.seconds, self.now = SimpleNamespace(model=model), seconds, now
+    def __init__(self, model, seconds, now, cost=1):
+        self.plan, self.seconds, self.now = SimpleNamespace(model=model, cost=cost), seconds, now
         self.has_begun, self.error, self.finished = False, "", []
 
     def run(self, trials, until):
@@ -42,3 +42,13 @@ def test_the_models_share_what_is_left(tmp_path, monkeypatch, seconds, trials):
     studies = [Study(str(number), each, now) for number, each in enumerate(seconds)]
     compare(studies, clock, Journal(clock, quiet=True))
     assert tuple(len(study.finished) for study in studies) == trials
+
+
+@pytest.mark.parametrize(("cost", "trials"), [(1, 2), (5, 0)])
+def test_a_slow_model_is_left_out_where_its_trial_would_take_too_long(tmp_path, monkeypatch, cost, trials):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    clock = Clock(tmp_path / "state.json", 120)
+    studies = [Study("quick", 10, now), Study("slow", 10, now, cost)]
+    compare(studies, clock, Journal(clock, quiet=True))
+    assert len(studies[1].finished) == trials

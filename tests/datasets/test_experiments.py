@@ -2,7 +2,6 @@
 
 import pytest
 
-from fuxictr_mm.autopilot.candidates import MODELS
 from fuxictr_mm.datasets.experiments import columns_to_compare, explain, first_experiments, users_recur
 from fuxictr_mm.datasets.writer import SplitSummary, Summary
 
@@ -15,7 +14,7 @@ def test_the_user_is_a_feature_where_users_recur(users, recur):
 
 
 def test_a_high_learning_rate_comes_with_the_average_of_the_weights():
-    """As ``docs/choosing_settings.md`` has it, and as the autopilot begins."""
+    """As ``docs/choosing_settings.md`` has it."""
     for rows, updates in ((80_024, 626), (600, 6), (1, 2), (3_000_000, 1466)):
         summary = Summary(9, 1, {"train": SplitSummary(rows=rows)}, vocab_sizes={"user_id": 2})
         experiments = first_experiments(summary, 20, True)
@@ -25,8 +24,6 @@ def test_a_high_learning_rate_comes_with_the_average_of_the_weights():
             if name == "LightFM":  # few rows in large batches would be few updates
                 assert entry["reduce_lr_on_plateau"] is False
                 assert entry["batch_size"] == {80_024: 1024, 3_000_000: 16_384}.get(rows, 256)
-            if name in MODELS and name != "LightFM":
-                assert rate == MODELS[name].first["learning_rate"]
 
 
 @pytest.mark.parametrize(
@@ -50,10 +47,20 @@ def test_item_ids_are_dropped_where_negatives_are_sampled_and_targets_cold(cold,
     entries = first_experiments(summary, 20, True, sampled=sampled)
     shared = {"unknown": "trained"} if dropout == 0.1 else {}
     assert entries["DIN_MM"].get("feature_specs") == (dropout and [{"name": "item_id", "dropout": dropout, **shared}])
-    assert ("feature_specs" in entries["DIN"], "feature_specs" in entries["LightFM"]) == (bool(dropout), False)
+    assert ("feature_specs" in entries["DIN"], "feature_specs" in entries["LightFM"]) == (
+        bool(dropout and sampled),
+    ) * 2
+    assert entries["LightFM"].get("history", False) is sampled
     lines = explain(summary, True, sampled=sampled)
     assert any("dropout: 0.1" in line for line in lines) == (sampled and cold >= 5)
-    assert any("DIN_MM have dropout: 0.1" in line for line in lines) == (dropout == 0.1)
+    assert any("DIN_MM and LightFM have dropout: 0.1" in line for line in lines) == (dropout == 0.1)
+    assert any("LightFM has history" in line for line in lines) is sampled
+
+
+def test_the_softmax_of_attention_is_a_setting_of_din_alone():
+    summary = Summary(9, 1, {"train": SplitSummary(rows=80_024)}, vocab_sizes={"user_id": 2})
+    softmax = {name: entry.get("din_use_softmax") for name, entry in first_experiments(summary, 20, True).items()}
+    assert softmax == {"DIN": True, "DIN_MM": None, "LightFM": None}
 
 
 def test_where_users_recur_the_attention_has_a_factorization():
