@@ -51,6 +51,11 @@ class MicroLens(Reader):
         """Item columns with their kinds."""
         return {"item_title": "text", "likes_level": "categorical", "views_level": "categorical"}
 
+    @property
+    def samples_negatives(self) -> bool:
+        """Whether the rows of label 0 are sampled, not logged: all of them are."""
+        return True
+
     def files(self) -> list[Path]:
         """Return the files that are read."""
         optional = ("*_title*.csv", "*_likes_and_views.txt", "*_features_*.npy")

@@ -5,6 +5,8 @@ import csv
 import numpy as np
 import pyarrow.parquet as pq
 
+from fuxictr_mm.yaml_files import load_yaml
+
 #: Last interactions of a user that are in later splits.
 UNSEEN = {"train": 2, "valid": 1, "test": 0}
 
@@ -39,3 +41,6 @@ def test_microlens(microlens, prepare, read_split, values_of):
     values = np.load(next(microlens.rglob("*image_features*.npy")))
     assert np.array_equal(np.stack(pq.read_table(folder / "image_emb.parquet")["image_emb"].to_numpy()), values)
     assert summary.coverage == {"text_emb": 1.0, "image_emb": 1.0}
+    experiments = load_yaml(folder / "model_config.yaml")
+    found = {entry["model"]: entry for entry in experiments.values() if "model" in entry}
+    assert found["LightFM"]["history"]  # which alone tells sampled negatives from clicks
