@@ -13,6 +13,7 @@ from fuxictr_mm.config import HiddenUnits
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.jagged import mean_pooling
 from fuxictr_mm.layers import ESTLayer, PerTokenLinear, mlp_of_shared, neighbours, search_user
+from fuxictr_mm.layers.est import EPSILON
 from fuxictr_mm.layers.tokens import ALL
 from fuxictr_mm.model import DNNModel
 
@@ -34,9 +35,9 @@ class EST(DNNModel):
     history does not matter.
 
     Departures: the full text of the paper was not available, only its abstract and notes on its formulas. Not in
-    these are the norms (RMSNorm, before each part and at the end), the activation (GELU), the head (a DNN), and the
-    scale of the similarities (contents have length 1, a row of g is not normalised). There is one content and one
-    history.
+    these are the norms (RMSNorm with an epsilon of 1, before each part and at the end), the activation (GELU), the
+    head (a DNN), and the scale of the similarities (contents have length 1, a row of g is not normalised). There is
+    one content and one history.
 
     Parameters
     ----------
@@ -87,7 +88,7 @@ class EST(DNNModel):
         self.behaviour = nn.Linear(self.item_dim, token_dim)
         sizes = (num_tokens, token_dim, num_heads, hidden_factor * token_dim)
         self.layers = nn.ModuleList(ESTLayer(*sizes) for _ in range(num_layers))
-        self.norm = nn.RMSNorm(token_dim)
+        self.norm = nn.RMSNorm(token_dim, EPSILON)
         self.dnn = self.make_dnn((num_tokens + 1) * token_dim)
         self.build()
 

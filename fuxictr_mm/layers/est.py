@@ -13,6 +13,10 @@ from torch.nn import functional as F
 from fuxictr_mm.jagged import Jagged, multi_query_products, weighted_sum
 from fuxictr_mm.layers.tokens import ALL, PerTokenLinear
 
+#: Epsilon of the norms. Embeddings start near zero, and those of rare ids stay there: a small one would scale their
+#: noise to the length of all other tokens.
+EPSILON = 1.0
+
 
 class ESTLayer(nn.Module):
     r"""One layer of an Efficiently Scalable Transformer.
@@ -26,9 +30,10 @@ class ESTLayer(nn.Module):
         n''_t = n'_t + \mathrm{FFN}_t(\tilde n'_t), \qquad
         b'_i = b_i + \textstyle\sum_j g_{ij} b_j, \qquad b''_i = b'_i + \mathrm{FFN}(\tilde b'_i)
 
-    where a tilde is an RMSNorm. Feature tokens n have weights of their own, behaviours b share theirs. The matrix g of
-    the similarities of the behaviours of a row is given. Keys and values are not computed for each behaviour: K is
-    applied to the queries, V to the sums, which is the same since both are linear.
+    where a tilde is an RMSNorm with an epsilon of 1, so that tokens near zero stay there. Feature tokens n have weights
+    of their own, behaviours b share theirs. The matrix g of the similarities of the behaviours of a row is given. Keys
+    and values are not computed for each behaviour: K is applied to the queries, V to the sums, which is the same since
+    both are linear.
 
     Parameters
     ----------
@@ -54,7 +59,7 @@ class ESTLayer(nn.Module):
     def __init__(self, num_tokens: int, dim: int, num_heads: int, hidden_dim: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.norm1, self.norm2 = nn.RMSNorm(dim), nn.RMSNorm(dim)
+        self.norm1, self.norm2 = (nn.RMSNorm(dim, EPSILON) for _ in range(2))
         self.query, self.output = (PerTokenLinear(num_tokens, dim, dim, bias=False) for _ in range(2))
         self.key, self.value = (nn.Linear(dim, dim, bias=False) for _ in range(2))
         self.token_ffn1 = PerTokenLinear(num_tokens, dim, hidden_dim)

@@ -74,6 +74,13 @@ def test_parts_of_a_user_and_of_candidates_are_the_rows(make_history, length):
     torch.testing.assert_close(encoded, behaviours.values[:length], rtol=1e-12, atol=1e-12)
 
 
+def test_tokens_near_zero_stay_there():
+    """Embeddings of rare ids do, whose noise would count as much as the embeddings of the others."""
+    layer, tokens = ESTLayer(3, 8, 2, 6), 1e-4 * torch.randn(2, 3, 8)
+    for norm in (layer.norm1, layer.norm2):
+        torch.testing.assert_close(norm(tokens), tokens)
+
+
 def test_a_candidate_of_no_feature_tokens(make_history):
     _, keys, values = (layer := make_layer(1)).encode(make_history([4], 8).values, torch.zeros(4, 4).double())
     assert layer.attend(torch.zeros(1, 0, 8).double(), keys, values, slice(0)).shape == (1, 0, 8)

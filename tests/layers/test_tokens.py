@@ -82,6 +82,13 @@ def test_a_gated_mlp(assert_same):
     torch.testing.assert_close(shared(tokens), ours(tokens), rtol=1e-12, atol=1e-12)
 
 
+def test_dropout_is_on_the_output_of_both_mlps():
+    block, seen = TokenMixerLargeBlock(3, 6, 2, dropout=0.5), []
+    block.dropout.register_forward_hook(lambda module, given, output: seen.append(given[0].shape))
+    block(torch.randn(4, 3, 6))
+    assert seen == [(4, 2, 9), (4, 3, 6)]
+
+
 @pytest.mark.parametrize(("num_tokens", "num_mixed"), [(3, 2), (3, 3), (1, 6), (4, 1)])
 def test_mixing_and_mixing_back(assert_same, num_tokens, num_mixed):
     ours = TokenMixerLargeBlock(num_tokens, 6, num_mixed, hidden_factor=3).double()

@@ -48,6 +48,14 @@ def test_equals_the_dense_model(equals_dense, settings):
     equals_dense("EST_tiny", dense, **settings)
 
 
+def test_settings_reach_the_layers(build):
+    model, _ = build("EST_tiny", top_k=3, num_layers=1, token_dim=8, num_heads=2, hidden_factor=3)
+    (layer,) = model.layers
+    assert (model.top_k, layer.num_heads) == (3, 2)
+    assert model.norm.eps == layer.norm1.eps
+    assert (layer.token_ffn1.weight.shape[1:], layer.ffn[0].weight.shape) == ((8, 24), (24, 8))
+
+
 def test_the_order_does_not_matter(order_counts):
     assert not order_counts("EST_tiny")
 

@@ -61,6 +61,22 @@ def test_equals_the_dense_model(equals_dense, given_settings):
     equals_dense("HyFormer_tiny", dense, **given_settings)
 
 
+def test_settings_reach_the_layers(build):
+    sizes = {"num_queries": 2, "num_tokens": 2, "token_dim": 8, "hidden_factor": 3}
+    model, _ = build("HyFormer_tiny", num_layers=1, num_heads=2, token_dropout=0.3, **sizes)
+    (layer,) = model.layers
+    assert (layer.attention.num_heads, layer.dropout.p, layer.ffn[0].weight.shape) == (2, 0.3, (4, 8, 24))
+    assert (layer.encoder.first.weight.shape, model.queries[0].weight.shape[0]) == ((24, 8), 2 * 24)
+
+
+def test_dropout_is_on_the_output_of_the_mlps(build):
+    model, _ = build("HyFormer_tiny", num_queries=2, num_tokens=2)
+    layer, tokens = model.layers[0].train(), torch.randn(3, 4, 32)
+    layer.dropout.register_forward_hook(lambda module, given, output: torch.zeros_like(output))
+    history = Jagged(torch.randn(5, 32), torch.tensor([0, 2, 2, 5]))
+    assert torch.equal(layer(tokens, history)[:, 2:], tokens[:, 2:])
+
+
 def test_a_layer_of_rows_of_any_length(build, float64):
     model, _ = build("HyFormer_tiny", num_queries=2, num_tokens=2)
     layer = model.layers[0].double()

@@ -55,6 +55,14 @@ def test_equals_the_dense_model(equals_dense, settings):
     equals_dense("LONGER_tiny", dense, **settings)
 
 
+def test_settings_reach_the_layers(build):
+    sizes = {"token_dim": 8, "num_heads": 2, "hidden_factor": 3, "group_size": 2}
+    model, _ = build("LONGER_tiny", num_recent=3, num_cls=4, num_layers=3, inner_transformer=False, **sizes)
+    assert (model.recent, len(model.layers), model.cls.shape, model.merge.layer) == ([3, 3, 0], 3, (4, 8), None)
+    assert (model.layers[0].num_heads, model.layers[0].ffn[0].weight.shape) == (2, (24, 8))
+    assert build("LONGER_tiny", **sizes)[0].merge.layer.linear1.weight.shape == (12, 4)
+
+
 def test_order_counts(order_counts):
     assert order_counts("LONGER_tiny")
 

@@ -66,6 +66,14 @@ def test_equals_the_dense_model(equals_dense, target_attention, settings, with_l
     equals_dense("TokenMixerLarge_tiny", dense, **settings)
 
 
+def test_settings_reach_the_layers(build):
+    sizes = {"num_tokens": 3, "token_dim": 8, "num_mixed": 2, "hidden_factor": 3}
+    model, _ = build("TokenMixerLarge_tiny", num_layers=1, num_heads=2, token_dropout=0.3, **sizes)
+    (block,) = model.blocks
+    assert (model.attention.num_heads, block.dropout.p) == (2, 0.3)
+    assert (block.mixed_mlp.gate.weight.shape, block.token_mlp.gate.weight.shape) == ((2, 12, 36), (3, 8, 24))
+
+
 def test_losses_of_layers_take_the_weights_of_rows(pair):
     model, batch = pair("TokenMixerLarge_tiny")
     model.train()

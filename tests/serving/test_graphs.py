@@ -125,6 +125,20 @@ def test_candidates_are_rows(build, float64, expid, settings):
             torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
+def test_items_of_equal_content(build, float64):
+    """Of these, candidates and rows find the same neighbours, the newest."""
+    model, dataset = build("EST_tiny", top_k=2)
+    contents = model.items[model.content]
+    contents[1:] = contents[1].clone()
+    context, candidates = context_of(dataset), torch.arange(20, 23)
+    for history, rows in users(perturbed(model), context, candidates, (5,)):
+        one = Batch(context, candidates[:1], Jagged(history, torch.tensor([0, 5])))
+        with torch.no_grad():
+            state = model.user_state(model.embed_context(one), model.embed_items(history), history)
+            found = model.score_candidates(model.embed_items(candidates), *state)
+            torch.testing.assert_close(found, model(rows)["logit"], rtol=1e-9, atol=1e-9)
+
+
 #: Of an embedding and of ids, with every statistic.
 SIMILARITIES = [
     {"name": "near", "type": "similarity", "of": "txt_emb_pca8", "statistics": ["mean", "max", "newest_2"]},
