@@ -36,6 +36,8 @@ PLAIN = {
     )
     for mark in NUMBERS
 }
+#: Numbers that a category may be read as: those of which the text is the same again, and integers as floats.
+SAME = r"^-?(?:0|[1-9]\d*)(?:\.0|\.\d*[1-9])?$"
 #: What stands for no number.
 _WORDS = (
     "",

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from fuxictr_mm.data.lists import EMPTY_AS_NULL
 from fuxictr_mm.data.numbering import all_items_in, digests_in, earlier_items_in, extended_in, known_items
 from fuxictr_mm.data.parquet import metadata_of
+from fuxictr_mm.datasets.own.amounts import SAME
 from fuxictr_mm.datasets.own.columns import LogColumn
 from fuxictr_mm.datasets.own.instants import Unit, as_instants
 from fuxictr_mm.datasets.own.options import LogOptions
@@ -106,7 +107,11 @@ class Base:
         numbers = [column for column in columns if column.kind == "numeric"]
         numbers += self.numeric_labels.values() if table.option == "interactions" else []
         forms = {column.source: column.form for column in numbers}
-        return table.changed(types={**table.types, **types}, as_integers=as_integers, known_forms=forms)
+        # On a day on which all are numbers or such as "none", they are the same texts as before.
+        texts = [column.source for column in codes if not self._has_numbers(column.name)]
+        return table.changed(
+            texts=(*table.texts, *texts), types={**table.types, **types}, as_integers=as_integers, known_forms=forms
+        )
 
     def check_numbers(self, table: Table) -> None:
         """Refuse a column of numbers that holds something else in a later log."""
@@ -133,6 +138,10 @@ class Base:
     def has_floats(self, name: str) -> bool:
         """Whether categories are texts of floats, such as 12.0."""
         return bool(self.vocabulary(name).cast(pl.String).str.contains(r"^-?\d+\.0$").any())
+
+    def _has_numbers(self, name: str) -> bool:
+        """Whether all categories are numbers, and not texts of which some are."""
+        return bool(self.vocabulary(name).cast(pl.String).str.contains(SAME).all())
 
     @cached_property
     def types_of_ids(self) -> dict[str, pl.DataType]:

@@ -37,17 +37,17 @@ CODES = (
 )
 
 #: Integers that all have the same number of digits, at least so many, are ids: accounts, telephones. Times since 1970
-#: in seconds and milliseconds are none.
+#: in seconds, milliseconds and microseconds are none, and neither are round numbers, as of prices.
 ID_DIGITS = 7
-TIMES = ((10**9, 2 * 10**9), (10**12, 2 * 10**12))
+TIMES = tuple((10**digits, 2 * 10**digits) for digits in (9, 12, 15))
 
 #: Texts with more distinct values than this fraction of the rows name the row, and are not categories.
 OWN_VALUE = 0.5
 
 #: Dates, with or without a time; new ones come with time, so that a category of them is unknown later.
 DATE = rf"{NATIONAL}|" r"^\s*\d{4}-\d{2}-\d{2}(?:[T ]\d{2}:\d{2}[\d:.]*\s?(?:Z|z|UTC|[+-]\d{2}:?(?:\d{2})?)?)?\s*$"
-#: A day as an integer, such as 20240531; most integers of eight digits are none.
-DAY = r"^(?:19|20)\d{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])$"
+#: A day as an integer, such as 20240531, or with a time: 202405310830; most integers of as many digits are none.
+DAY = r"^(?:19|20)\d{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?:(?:[01]\d|2[0-3])(?:[0-5]\d){0,2})?$"
 DATES = "it holds dates; convert them to numbers, such as hours of the day or days of age"
 
 #: A column of texts is one of lists if so many hold the separator.
@@ -59,6 +59,9 @@ LIST_SEPARATORS = "|>;, "
 
 #: The separator of lists in brackets, such as [6285, 194] or ['red', 'blue'].
 BRACKETS = "[,]"
+#: Their entries, which may hold commas between quotes, and lists in which many entries are no categories.
+ENTRIES = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^\s,'"][^,]*"""
+VECTORS = r"^\s*\[[\d\s.,eE+-]*\.[\d\s.,eE+-]*\]\s*$"
 
 
 @dataclass(frozen=True)
@@ -168,10 +171,13 @@ def split_lists(frame: pl.DataFrame, columns: Sequence[LogColumn]) -> pl.DataFra
 
 
 def _split(text: pl.Expr, separator: str) -> pl.Expr:
-    entry = pl.element().str.strip_chars()
+    lists, entry = text.str.split(separator), pl.element().str.strip_chars()
     if separator == BRACKETS:
-        text, separator, entry = text.str.strip_chars(" []"), ",", entry.str.strip_chars("'\"")
-    return text.str.split(separator).list.eval(entry.filter(entry != ""))
+        inner = text.str.strip_chars().str.strip_chars("[]")
+        is_array = inner.str.contains(r"^[\d\s]+$")  # of NumPy: [6285 194]
+        inner = pl.when(is_array).then(inner.str.replace_all(r"\s+", ",")).otherwise(inner)
+        lists, entry = inner.str.extract_all(ENTRIES), entry.str.strip_chars("'\"")
+    return lists.list.eval(entry.filter(entry != ""))
 
 
 def _is_nested(kind: pl.DataType) -> bool:
@@ -187,6 +193,7 @@ class _Facts:
     distinct: int
     dates: int
     lists: int  #: Texts that a bar separates, or all of them if all are lists in brackets.
+    vectors: int  #: Texts that are lists of numbers with decimals.
     is_huge: bool  #: Whether an integer is too large for a number.
     is_id: bool  #: Whether all integers have the same large number of digits, and are no times.
     span: int  #: From the least to the largest integer.
@@ -203,7 +210,7 @@ def _mention_kind(name: str, kind: str, found: _Facts, table: Table) -> None:
             f"{table.paths[0]}: {name} is read as a category; if {found.mark!r} separates several values in its texts, "
             f"--types {quote(name)}=sequence reads lists"
         )
-    elif found.is_id and found.distinct > FEW_VALUES and not _is_named_as_id(name):
+    elif kind == "categorical" and found.is_id and found.distinct > FEW_VALUES and not _is_named_as_id(name):
         logger.info(
             f"{table.paths[0]}: {name} is read as ids, since all its integers have as many digits; "
             f"--types {quote(name)}=numeric reads numbers"
@@ -227,16 +234,17 @@ def _count(frame: pl.LazyFrame, schema: Mapping[str, pl.DataType]) -> dict[str, 
             of_kind["dates"] = value.cast(pl.String).str.contains(rf"{DATE}|{DAY}" if is_text else DAY).sum()
         if is_text:
             of_kind |= {mark: value.str.contains(mark, literal=True).sum() for mark in LIST_SEPARATORS}
+            of_kind[VECTORS] = value.str.contains(VECTORS).sum()
             of_kind[BRACKETS] = value.str.contains(r"^\s*\[[^\[\]{}]*\]\s*$").sum()
         if kind.is_integer():
-            of_kind |= {"least": value.min(), "most": value.max()}
+            of_kind |= {"least": value.min(), "most": value.max(), "round": (value % 10 == 0).sum()}
         counts += [expression.alias(f"{what} {name}") for what, expression in of_kind.items()]
     row = frame.select(counts).collect(engine="streaming").row(0, named=True) if counts else {}
     return {name: _facts_of({what: row.get(f"{what} {name}", 0) for what in _COUNTED}) for name in schema}
 
 
 #: What ``_count`` counts.
-_COUNTED = ("values", "distinct", "dates", *LIST_SEPARATORS, BRACKETS, "least", "most")
+_COUNTED = ("values", "distinct", "dates", *LIST_SEPARATORS, BRACKETS, VECTORS, "least", "most", "round")
 
 
 def _facts_of(row: Mapping[str, Any]) -> _Facts:
@@ -251,11 +259,13 @@ def _facts_of(row: Mapping[str, Any]) -> _Facts:
         mark, lists = BRACKETS, row["values"]
     least, most = row["least"] or 0, row["most"] or 0
     is_time = any(start <= least and most < end for start, end in TIMES)
-    is_id = ID_DIGITS <= len(str(least)) == len(str(most)) and least > 0 and not is_time
+    is_round = row["round"] == row["values"]
+    is_id = ID_DIGITS <= len(str(least)) == len(str(most)) and least > 0 and not is_time and not is_round
     huge = max(abs(least), abs(most)) >= HUGE
     return _Facts(
-        row["values"], row["distinct"], row["dates"], lists, huge, is_id, most - least, mark, held.get(mark, lists)
-    )
+        row["values"], row["distinct"], row["dates"], lists, row[VECTORS], huge, is_id, most - least, mark,
+        held.get(mark, lists),
+    )  # fmt: skip
 
 
 def _is_named_as_id(name: str) -> bool:
@@ -281,6 +291,8 @@ def _kind_of(name: str, kind: pl.DataType, found: _Facts, table: str) -> tuple[s
             return "none", "nearly every row has a different value"
         return ("categorical" if distinct <= FEW_VALUES or is_id else "numeric"), ""
     if kind == pl.String:
+        if is_item and found.mark == BRACKETS and 2 * found.vectors > count:
+            return "none", "it holds lists of numbers; of embeddings, write files for --embeddings"
         if found.lists > LISTS * count and is_item:
             return "sequence", ""
         if distinct < 2:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import polars as pl
 
 from fuxictr_mm.data import parquet
-from fuxictr_mm.datasets.own.amounts import NUMBERS, PHONE, PLAIN, Form, decimal_in, form_in, is_missing, unit_in
+from fuxictr_mm.datasets.own.amounts import NUMBERS, PHONE, PLAIN, SAME, Form, decimal_in, form_in, is_missing, unit_in
 from fuxictr_mm.encoding.csv_files import with_partitions
 from fuxictr_mm.encoding.text_files import (
     CSV,
@@ -230,7 +230,9 @@ class Table:
             tests += [(is_none | test).all().alias(f"{kind} {name}") for kind, test in kinds.items()]
             tests.append((is_none | numbers[name]).mean().alias(f"any {name}"))
             for mark in NUMBERS:
-                tests.append(_example(text, text.str.contains(mark, literal=True)).alias(f"first {mark} {name}"))
+                is_marked = ~is_none & text.str.contains(mark, literal=True)
+                tests.append(_example(text, is_marked).alias(f"first {mark} {name}"))
+            tests.append(_example(text, text.str.starts_with("(")).alias(f"negative {name}"))
         ids = [name for name, kind in schema if kind == pl.String and name in self.texts]
         tests += [_example(pl.col(n), pl.col(n).str.contains(ROUNDED)).alias(f"rounded {n}") for n in ids]
         found = self._rows.select(tests).collect(engine="streaming").row(0, named=True) if tests else {}
@@ -254,7 +256,12 @@ class Table:
             decimal = decimal_in(fits, marks, self._known(name).decimal, is_asked)
             is_list = decimal == "." and "," in marks and not is_asked and self._may_be_lists(text)
             decimal = None if is_list else decimal
-            self._mention_marks(name, decimal, marks, is_list)
+            self._mention_marks(name, decimal, marks, is_list, is_unsure=len(fits) == 2)
+            if decimal is not None and self._is_mentioned(name) and (example := found[f"negative {name}"]):
+                logger.info(
+                    f"{self.paths[0]}: {name} is read as numbers, negative in parentheses, such as {example}; "
+                    f"--types {quote(name)}=categorical keeps the texts"
+                )
             if decimal:
                 form = Form("", decimal)
                 casts.append(form.numbers(pl.col(name)))
@@ -291,22 +298,30 @@ class Table:
 
     def _is_number(self, name: str, text: pl.Expr, is_numeric: bool, has_commas: bool) -> dict[str, pl.Expr]:
         """Return, by the possible decimal marks of a column, whether a text is a number; of a category, by a point."""
+        if not is_numeric:
+            return {".": text.str.contains(SAME)}  # 1.10 and 1.1 are two
         is_plain, is_grouped = (
             {mark: text.str.contains(pattern) for mark, pattern in patterns.items()} for patterns in (PLAIN, NUMBERS)
         )
         found = {".": is_plain["."]}
-        if is_numeric:
-            # Where commas separate columns, 1,234 may be two ids, but not if another row is 1,234.50.
-            has_commas |= self._known(name).decimal == "," or self.types.get(name) == "numeric"
-            found["."] |= is_grouped["."] & (pl.lit(has_commas) | text.str.contains(r",.*\.").any())
-            if has_commas:
-                found[","] = is_plain[","] | is_grouped[","]
+        # Where commas separate columns, 1,234 may be two ids, but not if another row is 1,234.50.
+        has_commas |= self._known(name).decimal == "," or self.types.get(name) == "numeric"
+        found["."] |= is_grouped["."] & (pl.lit(has_commas) | text.str.contains(r",.*\.").any())
+        if has_commas:
+            found[","] = is_plain[","] | is_grouped[","]
         return found
 
-    def _mention_marks(self, name: str, decimal: str | None, marks: Mapping[str, str], is_list: bool) -> None:
+    def _mention_marks(
+        self, name: str, decimal: str | None, marks: Mapping[str, str], is_list: bool, is_unsure: bool
+    ) -> None:
         """Log how points and commas in the numbers of a column are read; warn if they are not."""
         examples = " and ".join(map(repr, marks.values()))
-        if not self._is_mentioned(name):
+        if self.known_forms is not None and decimal and is_unsure and not self._known(name).decimal:
+            logger.warning(
+                f"{self.paths[0]}: {name}: {decimal!r} in {examples} is read as the decimal mark, since the earlier "
+                "log has none; if it separates thousands, write numbers without such separators"
+            )
+        if not self._is_mentioned(name) or not marks:
             return
         if is_list:
             lists = f", or --types {quote(name)}=sequence if they are lists" if self.option == "items" else ""

@@ -144,6 +144,47 @@ def test_a_later_log_has_categories_as_the_earlier_one(tmp_path, prepare_log, re
     assert {pairs.get(row["pair"]) for row in read_split(out, "test")} == {"0,7", "1,7", "2,7"}
 
 
+def test_categories_of_texts_stay_texts_on_a_day_of_numbers(tmp_path, prepare_log, read_split, values_of):
+    """Versions such as 1.10, and words such as none, which are no missing values in a column of texts."""
+    columns = {
+        "version": ("1.10", "1.1", "1.2.3"), "fit": ("none", "-", "slim"), "count": ("(1)", "1'000", "x"),
+        "size": ("1.10", "1.1", "2"),
+    }  # fmt: skip
+
+    def write(folder, start, values):
+        (tmp_path / folder).mkdir()
+        rows = {"user": [n % 5 for n in range(60)], "asin": [n % 7 for n in range(60)]}
+        rows |= {"time": [start + n for n in range(60)], "click": [n // 2 % 2 for n in range(60)]}
+        rows |= {name: [texts[n % values] for n in range(60)] for name, texts in columns.items()}
+        pl.DataFrame(rows).write_csv(tmp_path / folder / "interactions.csv")
+        return tmp_path / folder
+
+    first, _, _ = prepare_log(write("source", 0, 3), types=["size=categorical"], folder="first")
+    reader = LaterLog(write("next", 60, 2), tmp_path / "later" / ".scratch", 5)
+    reader.configure({"like": first})
+    Writer(reader, "log", tmp_path / "later", verbose=0).write()
+    for name, texts in columns.items():
+        known = values_of(first, name)
+        assert {known.get(row[name]) for row in read_split(tmp_path / "later", "test")} == set(texts[:2])
+
+
+@pytest.mark.parametrize(("text", "is_warned"), [("1.234", True), ("1.23", False)])
+def test_a_mark_that_a_later_log_has_first_is_named(text, is_warned, tmp_path, caplog):
+    pl.DataFrame({"price": [text], "x": 1}).write_csv(tmp_path / "items.csv", separator=";")
+    known = {"types": {"price": "numeric"}, "known_forms": {"price": Form()}}
+    table = Table([tmp_path / "items.csv"], tmp_path / "scratch", "items", **known)
+    assert table.frame.collect()["price"].to_list() == [float(text)]
+    assert any("price" in record.message for record in caplog.records) == is_warned
+
+
+def test_numbers_in_parentheses_are_named(tmp_path, caplog):
+    """All of them may be counts, as of reviews."""
+    pl.DataFrame({"reviews": ["(12)", "(3)"], "x": 1}).write_csv(tmp_path / "items.csv")
+    with caplog.at_level("INFO"):
+        Table([tmp_path / "items.csv"], tmp_path / "scratch", "items").frame.collect()
+    assert any("reviews" in record.message and "(12)" in record.message for record in caplog.records)
+
+
 @pytest.mark.parametrize(
     ("texts", "expected"),
     [
@@ -165,6 +206,7 @@ def test_a_later_log_has_categories_as_the_earlier_one(tmp_path, prepare_log, re
         (["(12.5)", "3"], [-12.5, 3.0]),
         (["100,200,300", "100"], ["100,200,300", "100"]),  # perhaps ids
         (["100,050,300", "100"], [100050300.0, 100.0]),
+        (["N.A.", "3", "5"], [None, 3, 5]),
     ],
 )
 def test_separators_of_thousands(texts, expected, tmp_path):
@@ -245,7 +287,7 @@ def test_ids_that_a_spreadsheet_has_rounded_are_named(tmp_path, caplog):
         assert ("1.23457E+16" in caplog.text) == (name == "rounded")
 
 
-def test_codes_and_large_integers_are_categories(tmp_path):
+def test_codes_and_large_integers_are_categories(tmp_path, caplog):
     from fuxictr_mm.datasets.own.columns import choose_columns
 
     numbers = range(10_000, 10_300)
@@ -257,14 +299,18 @@ def test_codes_and_large_integers_are_categories(tmp_path):
         "size": numbers,
         "account": [10_000_000 + 7919 * n for n in numbers],
         "since": [1_600_000_000 + 7919 * n for n in numbers],
+        "since_us": [1_600_000_000_000_000 + 7919 * n for n in numbers],
+        "won": [1_000_000 + 790 * n for n in numbers],
+        "at_minute": [202401010800 + 10**4 * (n % 28) + n % 60 for n in numbers],
     }
     pl.DataFrame({"asin": numbers, **columns}).write_csv(tmp_path / "items.csv")
     table = Table([tmp_path / "items.csv"], tmp_path / "scratch", "items", ["asin"])
     found, _ = choose_columns(table, {"asin"}, {}, set(), "item_")
     assert {column.source: column.kind for column in found} == {
         "plz": "categorical", "ean": "categorical", "hash": "categorical", "phone": "text", "size": "numeric",
-        "account": "categorical", "since": "numeric",
+        "account": "categorical", "since": "numeric", "since_us": "numeric", "won": "numeric",
     }  # fmt: skip
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]  # of marks that phones lack
 
 
 def test_marks_of_numbers_without_a_unit_are_those_of_the_earlier_log(tmp_path):
@@ -329,16 +375,22 @@ def test_numbers_that_name_a_user_are_no_features(tmp_path):
 def test_lists_in_brackets_are_read(tmp_path):
     from fuxictr_mm.datasets.own.columns import choose_columns, split_lists
 
-    lists = {"ids": ["[6285, 194]", "[]", None], "words": ["['a', 'b c']", '["d"]', "[e]"], "x": ["[a] b", "c", "[d]"]}
+    lists = {
+        "ids": ["[6285, 194]", "[]", None],
+        "words": ["['a', 'b c']", '["d, e", "f"]', "[it's]"],
+        "arrays": ["[6285  194]", "[ 7]", "['a' 'b c']"],
+        "x": ["[a] b", "c", "[d]"],
+        "vector": ["[0.5, 1]", "[1. 0.]", "[-1e-3, .5]"],
+    }
     pl.DataFrame({"asin": [1, 2, 3], **lists}).write_csv(tmp_path / "items.csv")
     table = Table([tmp_path / "items.csv"], tmp_path / "scratch", "items", ["asin"])
-    columns, _ = choose_columns(table, {"asin"}, {}, set(), "item_")
-    assert {column.source: column.kind for column in columns} == dict.fromkeys(("ids", "words"), "sequence") | {
-        "x": "categorical"
-    }
+    columns, left_out = choose_columns(table, {"asin"}, {}, set(), "item_")
+    kinds = dict.fromkeys(("ids", "words", "arrays"), "sequence") | {"x": "categorical"}
+    assert ({column.source: column.kind for column in columns}, set(left_out)) == (kinds, {"vector"})
     found = split_lists(table.frame.collect(), columns)
     assert found["ids"].to_list() == [["6285", "194"], [], None]
-    assert found["words"].to_list() == [["a", "b c"], ["d"], ["e"]]
+    assert found["words"].to_list() == [["a", "b c"], ["d, e", "f"], ["it's"]]
+    assert found["arrays"].to_list() == [["6285", "194"], ["7"], ["a", "b c"]]
 
 
 def test_columns_of_json_lines_are_found_once(tmp_path, monkeypatch):
