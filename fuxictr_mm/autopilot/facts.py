@@ -28,8 +28,9 @@ MEASURED_ROWS = 20_000
 MEASURED_ITEMS = 100
 
 #: Negatives were sampled if so many of the users, of at least so many, have the same number of them for each positive
-#: row. Of labels that are independent, no number of rows of a user has it with more than even chance.
-SAMPLED_USERS, LEAST_USERS = 0.95, 20
+#: row. Where labels are independent, a user has it with a chance of at most a half, so that 40 of 50 users do not. Of
+#: sampled ones some users may lack a negative that was found to be a positive.
+SAMPLED_USERS, LEAST_USERS = 0.8, 50
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,9 @@ def _negatives(of_users: np.ndarray) -> int:
     """Return how many negatives were sampled for each positive row; 0 where nearly all rows were logged.
 
     Users click on different fractions of what they are shown. Where nearly all have the same number of negatives for
-    each positive, these were sampled, whichever program has done so.
+    each positive, these were sampled, whichever program has done so; or the rows are lists of one length, of which the
+    user has chosen one. Negatives are not recognised if they were given to users at random, or if the rows were split
+    into train, valid and test at random.
 
     Parameters
     ----------

@@ -58,11 +58,12 @@ def test_rows_that_continue_a_log_are_recognised(dataset, tmp_path):
     ("user", "label", "negatives"),
     [
         (lambda row: row // 4, lambda row: row % 2, 1),
-        (lambda row: -row % 20, lambda row: row // 20 % 3 == 0, 2),
-        (lambda row: -row % 4, lambda row: row // 4 % 3 == 0, 0),  # four users may have it by chance
+        (lambda row: -row % 50, lambda row: row // 50 % 3 == 0, 2),
+        (lambda row: -row % 20, lambda row: row // 20 % 3 == 0, 0),  # few users may have it by chance
+        (lambda row: row // 4, lambda row: row % 2 or row % 40 == 0, 1),  # a tenth of the users lack a negative
         (lambda row: row // 4 if row < 540 else row, lambda row: row % 2, 0),  # 60 of 195 users have one row
         (lambda row: f"u{row // 4}", lambda row: row % 2, 1),
-        (lambda row: row // 4 if row < 100 else None, lambda row: row % 2, 1),
+        (lambda row: row // 4 if row < 400 else None, lambda row: row % 2, 1),
         (lambda row: row // 4, lambda row: row // 2 % 3 == 0, 0),  # as often, but not of each user
         (lambda row: row, lambda row: row % 2, 0),
         (lambda row: row // 4, lambda row: 1, 0),
