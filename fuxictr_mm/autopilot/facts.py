@@ -24,8 +24,13 @@ from fuxictr_mm.errors import ConfigError, DataError
 #: Rows that the length of histories is measured on.
 MEASURED_ROWS = 20_000
 
-#: Negatives were sampled if so many of the users have the same number of them for each positive row.
-SAMPLED_USERS = 0.95
+#: Items that the dim of an embedding is measured on; some may have none.
+MEASURED_ITEMS = 100
+
+#: Negatives were sampled if so many of the users, of at least so many, have the same number of them for each positive
+#: row. Where labels are independent, a user has it with a chance of at most a half, so that 40 of 50 users do not. Of
+#: sampled ones some users may lack a negative that was found to be a positive.
+SAMPLED_USERS, LEAST_USERS = 0.8, 50
 
 
 @dataclass(frozen=True)
@@ -177,7 +182,9 @@ def _negatives(of_users: np.ndarray) -> int:
     """Return how many negatives were sampled for each positive row; 0 where nearly all rows were logged.
 
     Users click on different fractions of what they are shown. Where nearly all have the same number of negatives for
-    each positive, these were sampled, whichever program has done so.
+    each positive, these were sampled, whichever program has done so; or the rows are lists of one length, of which the
+    user has chosen one. Negatives are not recognised if they were given to users at random, or if the rows were split
+    into train, valid and test at random.
 
     Parameters
     ----------
@@ -187,7 +194,7 @@ def _negatives(of_users: np.ndarray) -> int:
     negative, positive = of_users.sum(axis=0)
     each = round(negative / positive) if positive else 0
     alike = of_users[:, 0] == each * of_users[:, 1]
-    return each if each and alike.mean() >= SAMPLED_USERS else 0
+    return each if each and len(alike) >= LEAST_USERS and alike.mean() >= SAMPLED_USERS else 0
 
 
 def _embeddings(dataset: DatasetConfig, item_files: Sequence[str]) -> dict[str, str]:
@@ -200,10 +207,10 @@ def _embeddings(dataset: DatasetConfig, item_files: Sequence[str]) -> dict[str, 
     for file in [file for path in item_files for file in part_files(path)]:
         for name in sorted(set(names) & set(schema_of(file).names)):
             modality = modality_of(name, "embedding") or name
-            _, first = next(read_chunks(file, [name], max_rows=2), (0, None))
+            _, first = next(read_chunks(file, [name], max_rows=MEASURED_ITEMS), (0, None))
             if first is None:  # an empty part
                 continue
-            dim = len(first.column(0)[first.num_rows - 1].as_py() or ())
+            dim = max(len(value or ()) for value in first.column(0).to_pylist())
             if dim >= 8:
                 found[modality] = min(found.get(modality, (dim, name)), (dim, name))
     wanted = MODALITIES if MODALITIES.keys() <= found.keys() else found

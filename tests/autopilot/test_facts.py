@@ -58,9 +58,12 @@ def test_rows_that_continue_a_log_are_recognised(dataset, tmp_path):
     ("user", "label", "negatives"),
     [
         (lambda row: row // 4, lambda row: row % 2, 1),
-        (lambda row: -row % 4, lambda row: row // 4 % 3 == 0, 2),
+        (lambda row: -row % 50, lambda row: row // 50 % 3 == 0, 2),
+        (lambda row: -row % 20, lambda row: row // 20 % 3 == 0, 0),  # few users may have it by chance
+        (lambda row: row // 4, lambda row: row % 2 or row % 40 == 0, 1),  # a tenth of the users lack a negative
+        (lambda row: row // 4 if row < 540 else row, lambda row: row % 2, 0),  # 60 of 195 users have one row
         (lambda row: f"u{row // 4}", lambda row: row % 2, 1),
-        (lambda row: row // 4 if row < 100 else None, lambda row: row % 2, 1),
+        (lambda row: row // 4 if row < 400 else None, lambda row: row % 2, 1),
         (lambda row: row // 4, lambda row: row // 2 % 3 == 0, 0),  # as often, but not of each user
         (lambda row: row, lambda row: row % 2, 0),
         (lambda row: row // 4, lambda row: 1, 0),
@@ -104,6 +107,17 @@ def test_embeddings_of_any_name_count_where_none_tells_its_modality(dataset, tmp
     found = look(dataset.model_copy(update={"item_info": [str(tmp_path / "items.parquet")], "feature_cols": columns}))
     assert found.embeddings == {"item_emb_v1": "item_emb_v1", "item_emb_v2": "item_emb_v2"}
     assert "embeddings: item_emb_v1, item_emb_v2." in found.sentence()
+
+
+def test_the_dim_of_embeddings_that_the_first_items_have_not(dataset, tmp_path):
+    features = pq.read_table(TINY / "item_feature.parquet")
+    for number, name in enumerate(features.column_names):
+        if name != "item_id":
+            values = pa.array([None] * 9 + features[name].to_pylist()[9:])
+            features = features.set_column(number, name, values)
+    pq.write_table(features, tmp_path / "items.parquet")
+    found = look(dataset.model_copy(update={"item_info": [str(tmp_path / "items.parquet")]}))
+    assert found.embeddings == {"image": "img_emb_CLIPRN50", "text": "txt_emb_BERT"}
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,18 @@ from fuxictr_mm.autopilot.candidates import MODELS
 from fuxictr_mm.autopilot.facts import Facts, look, usable
 from fuxictr_mm.autopilot.features import Features
 from fuxictr_mm.autopilot.plans import plan_for, plans_for
-from fuxictr_mm.config import ExperimentConfig, load_dataset_config
+from fuxictr_mm.config import ExperimentConfig, load_dataset_config, load_model_config
 from fuxictr_mm.config.features import FeatureConfig
 from fuxictr_mm.config.sizes import SWA_LEARNING_RATE, factor_penalty_for
+from fuxictr_mm.datasets.configuration import write_config
 from fuxictr_mm.datasets.experiments import first_experiments
-from fuxictr_mm.datasets.writer import SplitSummary, Summary
+from fuxictr_mm.datasets.reader import load_reader
+from fuxictr_mm.datasets.writer import SplitSummary, Summary, Writer
 from fuxictr_mm.experiment import Experiment
+from fuxictr_mm.registry import load_model_class
+from fuxictr_mm.training.settings_text import default_settings
+from tests.datasets.logs import make_log, write_source
+from tests.datasets.shop import ROLES
 from tests.paths import ROOT, TINY
 from tests.projects import write_project
 
@@ -85,8 +91,10 @@ def test_the_average_begins_after_two_epochs():
 )
 def test_few_rows_have_a_strong_penalty(rows, items, embeddings, low, high, first):
     """As ``prepare log`` writes it."""
-    facts = replace(FACTS, rows={"train": rows}, items=items, embeddings={"text": "a"} if embeddings else {})
-    plan = plan_for("DIN_MM", "tiny_mm", facts, FEATURES)
+    facts = replace(FACTS, rows={"train": rows}, items=items)
+    features = replace(FEATURES, active=list(TYPES) if embeddings else ["user_id", "item_id", "level"])
+    plan = plan_for("DIN_MM", "tiny_mm", facts, features)
+    assert has_first(plan)
     assert plan.space["embedding_regularizer"] == {"low": low, "high": high, "log": True}
     assert plan.first["embedding_regularizer"] == first
     factors = plan_for("LightFM", "tiny_mm", facts, FEATURES)
@@ -149,6 +157,45 @@ def test_the_first_trial_has_the_settings_that_prepare_log_writes(rows, cold, ne
         assert {name: tried.get(name) for name in settings} == settings
         assert (tried.get("feature_specs") or []) == settings.get("feature_specs", [])
         assert tried["use_features"] == FEATURES.active
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "negatives"), [({"labels": ["click"]}, 0), ({"labels": ["click", "like"]}, 0), ({"negatives": 2}, 2)]
+)
+def test_the_first_trial_is_the_experiment_in_the_folder_of_a_log(tmp_path, monkeypatch, options, negatives):
+    """Key by key; a further setting of the trial is the default of the model, but for the softmax that is not used."""
+    log, *tables = make_log(1, rows=150)
+    log = log.with_columns(like=log["click"].reverse()) if "labels" in options else log.drop("click")
+    reader = load_reader("log")(write_source(tmp_path / "source", log, *tables), tmp_path / "scratch", 100)
+    labels = options.get("labels", ["label"])
+    reader.configure({"roles": ROLES, "interactions": "interactions*", **options})
+    out = tmp_path / "shop"
+    experiments = write_config(out, "shop", reader, Writer(reader, "log", out, verbose=0).write(), labels[-1:])
+    monkeypatch.chdir(out)
+    dataset = usable(ExperimentConfig.load(out, experiments[0]))
+    monkeypatch.setattr("fuxictr_mm.autopilot.facts.LEAST_USERS", 10)
+    facts = look(dataset)
+    assert facts.negatives == negatives
+    features = Features.of(dataset, list(facts.embeddings.values()))
+    for written in (load_model_config(out, expid) for expid in experiments):
+        plan = plan_for(written["model"], "shop", facts, features)
+        tried = {**plan.settings, **plan.first}
+        assert {name: tried.get(name) for name in written} == written
+        assert tried["use_features"] == features.active
+        further = tried.keys() - written.keys() - {"use_features", "model_root", "verbose", "din_use_softmax"}
+        defaults = {**default_settings(load_model_class(written["model"])), "feature_specs": []}
+        assert {name: tried[name] for name in further} == {name: defaults[name] for name in further}
+
+
+def test_item_ids_are_not_dropped_for_embeddings_that_are_no_features():
+    """Also the penalty is that of items without embeddings."""
+    facts = replace(FACTS, rows={"train": 80_000, "test": 100}, items=9_000, cold={"test": 0.9})
+    for active, dropout, penalty in ((list(TYPES), 0.5, 2e-4), (["user_id", "item_id"], None, 2e-3)):
+        plan = plan_for("DIN_MM", "tiny_mm", facts, replace(FEATURES, active=active))
+        assert has_first(plan)
+        assert [spec["dropout"] for spec in plan.first["feature_specs"]] == ([dropout] if dropout else [])
+        assert plan.first["embedding_regularizer"] == penalty
 
 
 def test_a_factorization_beside_the_attention():
