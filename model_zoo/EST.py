@@ -6,15 +6,14 @@ from typing import Any
 
 import torch
 from fuxictr.features import FeatureMap
-from pydantic import PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from fuxictr_mm.config import HiddenUnits
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.jagged import mean_pooling
 from fuxictr_mm.layers import ESTLayer, PerTokenLinear, mlp_of_shared, neighbours, search_user
-from fuxictr_mm.layers.est import EPSILON
-from fuxictr_mm.layers.tokens import ALL
+from fuxictr_mm.layers.tokens import ALL, NORM_EPSILON
 from fuxictr_mm.model import DNNModel
 
 
@@ -35,7 +34,7 @@ class EST(DNNModel):
     history does not matter.
 
     Departures: the full text of the paper was not available, only its abstract and notes on its formulas. Not in
-    these are the norms (RMSNorm with an epsilon of 1, before each part and at the end), the activation (GELU), the
+    these are the norms (RMSNorm, before each part and at the end), the activation (GELU), the
     head (a DNN), and the scale of the similarities (contents have length 1, a row of g is not normalised). There is
     one content and one history.
 
@@ -56,6 +55,9 @@ class EST(DNNModel):
         Attention heads; must divide ``token_dim``.
     hidden_factor : int
         Hidden dim of the feed-forward networks, as a multiple of the dim of a token.
+    norm_epsilon : float
+        Epsilon of the norms. Tokens that are much shorter than it stay so, as those of rare ids, whose embeddings stay
+        near zero; with a small one, their noise is scaled to the length of all other tokens.
     dnn_hidden_units : sequence of int
         Dims of the hidden layers of the head.
     **params
@@ -74,6 +76,7 @@ class EST(DNNModel):
         token_dim: PositiveInt = 64,
         num_heads: PositiveInt = 1,
         hidden_factor: PositiveInt = 2,
+        norm_epsilon: PositiveFloat = NORM_EPSILON,
         dnn_hidden_units: HiddenUnits = (64,),
         **params: Any,
     ) -> None:
@@ -86,9 +89,9 @@ class EST(DNNModel):
         self.of_context, self.of_target = slice(len(self.context_fields)), slice(len(self.context_fields), None)
         self.feature_tokens = PerTokenLinear(num_tokens, self.embedding_dim, token_dim)
         self.behaviour = nn.Linear(self.item_dim, token_dim)
-        sizes = (num_tokens, token_dim, num_heads, hidden_factor * token_dim)
+        sizes = (num_tokens, token_dim, num_heads, hidden_factor * token_dim, norm_epsilon)
         self.layers = nn.ModuleList(ESTLayer(*sizes) for _ in range(num_layers))
-        self.norm = nn.RMSNorm(token_dim, EPSILON)
+        self.norm = nn.RMSNorm(token_dim, norm_epsilon)
         self.dnn = self.make_dnn((num_tokens + 1) * token_dim)
         self.build()
 

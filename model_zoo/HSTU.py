@@ -6,13 +6,14 @@ from typing import Any
 
 import torch
 from fuxictr.features import FeatureMap
-from pydantic import PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from fuxictr_mm.config import Dropout
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.jagged import Jagged
 from fuxictr_mm.layers import Buckets, HSTULayer, append, mlp_of_shared
+from fuxictr_mm.layers.tokens import NORM_EPSILON
 from fuxictr_mm.model import DNNModel
 
 
@@ -43,6 +44,9 @@ class HSTU(DNNModel):
         Dim of a token, the output of W.
     attention_dropout : float
         Dropout in each layer.
+    norm_epsilon : float
+        Epsilon of the norms. Tokens that are much shorter than it stay so, as those of rare ids, whose embeddings stay
+        near zero; with a small one, their noise is scaled to the length of all other tokens.
     **params
         Those of DNNModel and MultimodalModel.
     """
@@ -55,13 +59,15 @@ class HSTU(DNNModel):
         num_heads: PositiveInt = 1,
         token_dim: PositiveInt = 64,
         attention_dropout: Dropout = 0.0,
+        norm_epsilon: PositiveFloat = NORM_EPSILON,
         **params: Any,
     ) -> None:
         super().__init__(feature_map, **params)
         self.check_heads(num_heads, token_dim, "token_dim")
         self.token = nn.Linear(self.item_dim, token_dim)
         self.layers = nn.ModuleList(
-            HSTULayer(token_dim, num_heads, self.max_len + 1, attention_dropout) for _ in range(num_layers)
+            HSTULayer(token_dim, num_heads, self.max_len + 1, attention_dropout, norm_epsilon)
+            for _ in range(num_layers)
         )
         self.dnn = self.make_dnn(self.context_dim + self.item_dim + token_dim)
         self.build()

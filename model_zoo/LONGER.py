@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from fuxictr.features import FeatureMap
-from pydantic import PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -15,6 +15,7 @@ from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.jagged import Jagged
 from fuxictr_mm.layers import LONGERLayer, TokenMerge, append, first, mlp_of_shared, newest
+from fuxictr_mm.layers.tokens import NORM_EPSILON
 from fuxictr_mm.model import DNNModel
 
 
@@ -61,6 +62,9 @@ class LONGER(DNNModel):
         Attention heads; must divide ``token_dim``.
     hidden_factor : int
         Hidden dim of the feed-forward networks, as a multiple of the dim of a token.
+    norm_epsilon : float
+        Epsilon of the norms. Tokens that are much shorter than it stay so, as those of rare ids, whose embeddings stay
+        near zero; with a small one, their noise is scaled to the length of all other tokens.
     dnn_hidden_units : sequence of int
         Dims of the hidden layers of the head.
     **params
@@ -79,6 +83,7 @@ class LONGER(DNNModel):
         token_dim: PositiveInt = 64,
         num_heads: PositiveInt = 1,
         hidden_factor: PositiveInt = 2,
+        norm_epsilon: PositiveFloat = NORM_EPSILON,
         dnn_hidden_units: HiddenUnits = (64,),
         **params: Any,
     ) -> None:
@@ -90,15 +95,16 @@ class LONGER(DNNModel):
             )
         dim = token_dim // group_size
         self.item_token, self.position = nn.Linear(self.item_dim, dim), nn.Embedding(self.max_len, dim)
-        self.merge = TokenMerge(dim, group_size, hidden_factor * dim, inner_transformer)
+        self.merge = TokenMerge(dim, group_size, hidden_factor * dim, inner_transformer, norm_epsilon)
         self.cls = nn.Parameter(torch.randn(num_cls, token_dim) / token_dim**0.5)
         self.context_token, self.target_token = (nn.Linear(d, token_dim) for d in (self.context_dim, self.item_dim))
         self.num_global = num_cls + 2
         #: Groups with queries in each layer, and those with keys.
         self.recent = [num_recent] * (num_layers - 1) + [0]
         self.seen = [-(-self.max_len // group_size), *self.recent[:-1]]
-        self.layers = nn.ModuleList(LONGERLayer(token_dim, num_heads, hidden_factor * token_dim) for _ in self.recent)
-        self.norm = nn.RMSNorm(token_dim)
+        sizes = (token_dim, num_heads, hidden_factor * token_dim, norm_epsilon)
+        self.layers = nn.ModuleList(LONGERLayer(*sizes) for _ in self.recent)
+        self.norm = nn.RMSNorm(token_dim, norm_epsilon)
         self.dnn = self.make_dnn(self.context_dim + self.item_dim + self.num_global * token_dim)
         self.build()
 

@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 from fuxictr.features import FeatureMap
-from pydantic import PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fuxictr_mm.config import HiddenUnits
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.layers import OneTransBlock, first, newest
+from fuxictr_mm.layers.tokens import NORM_EPSILON
 from fuxictr_mm.model import DNNModel
 
 
@@ -50,6 +51,9 @@ class OneTrans(DNNModel):
         Attention heads; must divide ``token_dim``.
     hidden_factor : int
         Hidden dim of the feed-forward networks, as a multiple of the dim of a token.
+    norm_epsilon : float
+        Epsilon of the norms. Tokens that are much shorter than it stay so, as those of rare ids, whose embeddings stay
+        near zero; with a small one, their noise is scaled to the length of all other tokens.
     last_len : int
         Number of newest items in the input of the last layer, if there are several layers; a single layer has all
         items.
@@ -68,6 +72,7 @@ class OneTrans(DNNModel):
         token_dim: PositiveInt = 64,
         num_heads: PositiveInt = 1,
         hidden_factor: PositiveInt = 2,
+        norm_epsilon: PositiveFloat = NORM_EPSILON,
         last_len: PositiveInt = 16,
         dnn_hidden_units: HiddenUnits = (64,),
         **params: Any,
@@ -81,10 +86,10 @@ class OneTrans(DNNModel):
         falling = (round(self.max_len + (last_len - self.max_len) * i / max(last, 1)) for i in range(num_layers))
         self.kept = list(accumulate(falling, min))
         self.blocks = nn.ModuleList(
-            OneTransBlock(num_tokens, token_dim, num_heads, hidden_factor * token_dim, i == last)
+            OneTransBlock(num_tokens, token_dim, num_heads, hidden_factor * token_dim, i == last, norm_epsilon)
             for i in range(num_layers)
         )
-        self.norm = nn.RMSNorm(token_dim)
+        self.norm = nn.RMSNorm(token_dim, norm_epsilon)
         self.dnn = self.make_dnn(num_tokens * token_dim)
         self.build()
 

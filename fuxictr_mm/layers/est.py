@@ -11,11 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fuxictr_mm.jagged import Jagged, multi_query_products, weighted_sum
-from fuxictr_mm.layers.tokens import ALL, PerTokenLinear
-
-#: Epsilon of the norms. Embeddings start near zero, and those of rare ids stay there: a small one would scale their
-#: noise to the length of all other tokens.
-EPSILON = 1.0
+from fuxictr_mm.layers.tokens import ALL, NORM_EPSILON, PerTokenLinear
 
 
 class ESTLayer(nn.Module):
@@ -30,10 +26,9 @@ class ESTLayer(nn.Module):
         n''_t = n'_t + \mathrm{FFN}_t(\tilde n'_t), \qquad
         b'_i = b_i + \textstyle\sum_j g_{ij} b_j, \qquad b''_i = b'_i + \mathrm{FFN}(\tilde b'_i)
 
-    where a tilde is an RMSNorm with an epsilon of 1, so that tokens near zero stay there. Feature tokens n have weights
-    of their own, behaviours b share theirs. The matrix g of the similarities of the behaviours of a row is given. Keys
-    and values are not computed for each behaviour: K is applied to the queries, V to the sums, which is the same since
-    both are linear.
+    where a tilde is an RMSNorm. Feature tokens n have weights of their own, behaviours b share theirs. The matrix g of
+    the similarities of the behaviours of a row is given. Keys and values are not computed for each behaviour: K is
+    applied to the queries, V to the sums, which is the same since both are linear.
 
     Parameters
     ----------
@@ -45,6 +40,8 @@ class ESTLayer(nn.Module):
         H.
     hidden_dim : int
         Of the feed-forward networks.
+    norm_epsilon : float
+        Epsilon of the norms; tokens that are much shorter stay so.
 
     Examples
     --------
@@ -56,10 +53,12 @@ class ESTLayer(nn.Module):
     (torch.Size([2, 3, 4]), torch.Size([2, 4]))
     """
 
-    def __init__(self, num_tokens: int, dim: int, num_heads: int, hidden_dim: int) -> None:
+    def __init__(
+        self, num_tokens: int, dim: int, num_heads: int, hidden_dim: int, norm_epsilon: float = NORM_EPSILON
+    ) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.norm1, self.norm2 = (nn.RMSNorm(dim, EPSILON) for _ in range(2))
+        self.norm1, self.norm2 = (nn.RMSNorm(dim, norm_epsilon) for _ in range(2))
         self.query, self.output = (PerTokenLinear(num_tokens, dim, dim, bias=False) for _ in range(2))
         self.key, self.value = (nn.Linear(dim, dim, bias=False) for _ in range(2))
         self.token_ffn1 = PerTokenLinear(num_tokens, dim, hidden_dim)

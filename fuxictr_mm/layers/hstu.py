@@ -38,6 +38,8 @@ class HSTULayer(nn.Module):
         n; tokens that are further apart share a bias.
     dropout : float
         Before :math:`W_2`.
+    norm_epsilon : float
+        Epsilon of the norms; tokens that are much shorter stay so.
 
     Examples
     --------
@@ -46,9 +48,11 @@ class HSTULayer(nn.Module):
     torch.Size([3, 4])
     """
 
-    def __init__(self, dim: int, num_heads: int, max_len: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self, dim: int, num_heads: int, max_len: int, dropout: float = 0.0, norm_epsilon: float = 1e-5
+    ) -> None:
         super().__init__()
-        self.num_heads, self.max_len = num_heads, max_len
+        self.num_heads, self.max_len, self.norm_epsilon = num_heads, max_len, norm_epsilon
         self.uvqk = nn.Linear(dim, 4 * dim, bias=False)
         self.distance_bias = nn.Parameter(torch.zeros(max_len))
         self.dropout = nn.Dropout(dropout)
@@ -81,11 +85,14 @@ class HSTULayer(nn.Module):
 
     def _project(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         dim = tokens.shape[1]
-        u_NW, vqk_N3W = F.silu(self.uvqk(F.layer_norm(tokens, (dim,)))).tensor_split([dim], dim=1)
+        u_NW, vqk_N3W = F.silu(self.uvqk(self._norm(tokens))).tensor_split([dim], dim=1)
         return u_NW, vqk_N3W
 
     def _output(self, tokens: Tensor, u_NW: Tensor, attended_NW: Tensor) -> Tensor:
-        return tokens + self.output(self.dropout(F.layer_norm(attended_NW, (tokens.shape[1],)) * u_NW))
+        return tokens + self.output(self.dropout(self._norm(attended_NW) * u_NW))
+
+    def _norm(self, tokens: Tensor) -> Tensor:
+        return F.layer_norm(tokens, tokens.shape[-1:], eps=self.norm_epsilon)
 
     def _attend(self, vqk_RL3W: Tensor, mask_RL: Tensor) -> Tensor:
         value, query, key = vqk_RL3W.unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)

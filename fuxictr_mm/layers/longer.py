@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from fuxictr_mm.jagged import Jagged, is_exporting
 from fuxictr_mm.layers.history_search import newest
 from fuxictr_mm.layers.one_trans import attend_head, attend_last
+from fuxictr_mm.layers.tokens import NORM_EPSILON
 from fuxictr_mm.layers.transformer import Buckets, JaggedTransformerLayer
 
 
@@ -36,6 +37,8 @@ class TokenMerge(nn.Module):
         Of the feed-forward network of the transformer.
     inner : bool
         Whether there is a transformer; without, tokens are concatenated.
+    norm_epsilon : float
+        Epsilon of the norms of the transformer; tokens that are much shorter stay so.
 
     Examples
     --------
@@ -45,10 +48,12 @@ class TokenMerge(nn.Module):
     ([[0.0, 1.0], [2.0, 3.0]], [2, 0])
     """
 
-    def __init__(self, dim: int, group_size: int, hidden_dim: int, inner: bool = True) -> None:
+    def __init__(
+        self, dim: int, group_size: int, hidden_dim: int, inner: bool = True, norm_epsilon: float = NORM_EPSILON
+    ) -> None:
         super().__init__()
         self.group_size = group_size
-        self.layer = JaggedTransformerLayer(dim, 1, hidden_dim, 0.0) if inner else None
+        self.layer = JaggedTransformerLayer(dim, 1, hidden_dim, 0.0, norm_epsilon) if inner else None
 
     def forward(self, history: Jagged) -> Jagged:
         """Return groups ``(G, W)`` of items ``(.., D)``."""
@@ -85,6 +90,8 @@ class LONGERLayer(nn.Module):
         H.
     hidden_dim : int
         Of the feed-forward network.
+    norm_epsilon : float
+        Epsilon of the norms; tokens that are much shorter stay so.
 
     Examples
     --------
@@ -93,10 +100,10 @@ class LONGERLayer(nn.Module):
     tensor([3, 1])
     """
 
-    def __init__(self, dim: int, num_heads: int, hidden_dim: int) -> None:
+    def __init__(self, dim: int, num_heads: int, hidden_dim: int, norm_epsilon: float = NORM_EPSILON) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.norm1, self.norm2 = nn.RMSNorm(dim), nn.RMSNorm(dim)
+        self.norm1, self.norm2 = (nn.RMSNorm(dim, norm_epsilon) for _ in range(2))
         self.qkv, self.output = nn.Linear(dim, 3 * dim, bias=False), nn.Linear(dim, dim, bias=False)
         self.ffn = nn.Sequential(nn.Linear(dim, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, dim))
 

@@ -11,17 +11,25 @@ from torch import Tensor, nn
 
 from fuxictr_mm.jagged import Jagged, is_exporting
 from fuxictr_mm.layers.history_search import newest
-from fuxictr_mm.layers.tokens import PerTokenLinear
+from fuxictr_mm.layers.tokens import NORM_EPSILON, PerTokenLinear
 from fuxictr_mm.layers.transformer import Buckets, append
 
 
 class OneTransBlock(nn.Module):
     """A layer: history tokens ``(N, W)`` with shared weights, feature tokens ``(B, M, W)`` each with its own."""
 
-    def __init__(self, num_tokens: int, dim: int, num_heads: int, hidden_dim: int, last: bool) -> None:
+    def __init__(
+        self,
+        num_tokens: int,
+        dim: int,
+        num_heads: int,
+        hidden_dim: int,
+        last: bool,
+        norm_epsilon: float = NORM_EPSILON,
+    ) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.norm1, self.norm2 = nn.RMSNorm(dim), nn.RMSNorm(dim)
+        self.norm1, self.norm2 = (nn.RMSNorm(dim, norm_epsilon) for _ in range(2))
         self.qkv, self.token_qkv = nn.Linear(dim, 3 * dim, bias=False), PerTokenLinear(num_tokens, dim, 3 * dim, False)
         self.output = nn.Linear(dim, dim, bias=False)
         self.token_ffn = nn.Sequential(

@@ -15,6 +15,10 @@ from torch.nn import functional as F
 #: Every token.
 ALL = slice(None)
 
+#: Epsilon of the norms of tokens that are made of embeddings. These start near zero, and those of rare ids stay there:
+#: a small epsilon would scale their noise to the length of all other tokens.
+NORM_EPSILON = 1.0
+
 
 class PerTokenLinear(nn.Module):
     r"""A separate linear layer for each token, :math:`y_t = W_t x_t + b_t`, in one product.

@@ -155,10 +155,14 @@ class JaggedTransformerLayer(nn.TransformerEncoderLayer):
         Dim of the hidden layer.
     dropout : float
         On attention weights, both outputs and the hidden layer.
+    norm_epsilon : float
+        Epsilon of both norms.
     """
 
-    def __init__(self, dim: int, num_heads: int, dim_feedforward: int, dropout: float) -> None:
-        super().__init__(dim, num_heads, dim_feedforward, dropout, batch_first=True)
+    def __init__(
+        self, dim: int, num_heads: int, dim_feedforward: int, dropout: float, norm_epsilon: float = 1e-5
+    ) -> None:
+        super().__init__(dim, num_heads, dim_feedforward, dropout, layer_norm_eps=norm_epsilon, batch_first=True)
         self.attention_dropout = nn.Dropout(dropout)
 
     def forward(self, tokens: Tensor, buckets: Buckets, projected: Tensor | None = None) -> Tensor:  # type: ignore[override]

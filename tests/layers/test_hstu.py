@@ -10,15 +10,15 @@ from fuxictr_mm.layers import Buckets, HSTULayer
 
 
 @pytest.mark.parametrize("lengths", [[3, 0, 1, 6], [1], [9, 2]])
-@pytest.mark.parametrize("heads", [1, 2])
-def test_equals_a_loop(assert_same, lengths, heads):
-    ours = HSTULayer(8, heads, max_len=5).double()
+@pytest.mark.parametrize(("heads", "epsilon"), [(1, 1e-5), (2, 1.0)])
+def test_equals_a_loop(assert_same, lengths, heads, epsilon):
+    ours = HSTULayer(8, heads, max_len=5, norm_epsilon=epsilon).double()
     torch.nn.init.normal_(ours.distance_bias)
     theirs = copy.deepcopy(ours)
     tokens = torch.randn(sum(lengths), 8, dtype=torch.float64, requires_grad=True)
     rows = []
     for x in tokens.split(lengths):
-        u, v, q, k = F.silu(theirs.uvqk(F.layer_norm(x, (8,)))).chunk(4, dim=1)
+        u, v, q, k = F.silu(theirs.uvqk(F.layer_norm(x, (8,), eps=epsilon))).chunk(4, dim=1)
         sums = torch.zeros(len(x), 8, dtype=torch.float64)
         for i in range(len(x)):
             for j in range(i + 1):
@@ -26,7 +26,7 @@ def test_equals_a_loop(assert_same, lengths, heads):
                     # Tokens that are further apart than n share the last bias.
                     score = q[i, part] @ k[j, part] + theirs.distance_bias[min(i - j, 4)]
                     sums[i, part] = sums[i, part] + F.silu(score) / 5 * v[j, part]
-        rows.append(x + theirs.output(F.layer_norm(sums, (8,)) * u) if len(x) else x)
+        rows.append(x + theirs.output(F.layer_norm(sums, (8,), eps=epsilon) * u) if len(x) else x)
     found = ours(tokens, Buckets.of(torch.tensor([0, *lengths]).cumsum(0)))
     assert_same(found, torch.cat(rows), [tokens], ours, theirs)
 

@@ -22,7 +22,7 @@ def test_groups_equal_a_loop(make_history, assert_same, lengths, size, inner, re
     ours, history = TokenMerge(4, size, 6, inner).double(), make_history(lengths, 4, repeated=repeated)
     theirs, rows, counts = copy.deepcopy(ours), [torch.zeros(0, 4 * size, dtype=torch.float64)], []
     # torch's own layer, of the same parameters: one group at a time, without padding.
-    layer = nn.TransformerEncoderLayer(4, 1, 6, 0.0, batch_first=True).double() if inner else None
+    layer = nn.TransformerEncoderLayer(4, 1, 6, 0.0, layer_norm_eps=1.0, batch_first=True).double() if inner else None
     for row in history.values.split(lengths):
         groups = []
         while len(row):

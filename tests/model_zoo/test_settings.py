@@ -1,8 +1,10 @@
 """Settings that a model refuses; the error names the setting, its value and what goes with it."""
 
 import pytest
+from torch import nn
 
 from fuxictr_mm.errors import ConfigError
+from fuxictr_mm.layers import HSTULayer
 from tests.errors import raises_naming
 
 REFUSED = [
@@ -62,3 +64,12 @@ REFUSED = [
 def test_settings_that_do_not_fit(build, model, settings, named):
     with raises_naming(ConfigError, *named):
         build(f"{model}_tiny", **settings)
+
+
+@pytest.mark.parametrize("model", ["EST", "HSTU", "LONGER", "OneTrans"])
+def test_tokens_near_zero_stay_there(build, model):
+    """Embeddings of rare ids do; a small epsilon would scale their noise to the length of all other tokens."""
+    for epsilon, settings in ((1.0, {}), (1e-3, {"norm_epsilon": 1e-3})):
+        built, _ = build(f"{model}_tiny", **settings)
+        norms = [module for module in built.modules() if isinstance(module, (nn.LayerNorm, nn.RMSNorm, HSTULayer))]
+        assert {getattr(norm, "eps", None) or norm.norm_epsilon for norm in norms} == {epsilon}
