@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 
 from fuxictr_mm.autopilot.clock import Clock, Journal
@@ -63,15 +64,22 @@ def tune(studies: Sequence[ModelStudy], clock: Clock, journal: Journal) -> None:
     slowest = max(study.seconds for study in studies)
     quick = [study for study in studies if study.seconds < slowest / 4]
     for study in quick:
-        journal.tell(f"{study.plan.model} is tuned: a trial takes {study.seconds:.0f} s.")
-        study.run(QUICK_TRIALS, clock.until(QUICK) - study.seconds)
+        why = f"a trial takes {study.seconds:.0f} s"
+        _tune(study, QUICK_TRIALS, clock.until(QUICK), why, journal)
     best = best_of(study for study in studies if study not in quick)
-    journal.tell(f"{best.plan.model} is tuned: the best of {'the others' if quick else 'all'}.")
-    best.run(MOST_TRIALS, clock.until(SEARCHING) - best.seconds)
+    _tune(best, MOST_TRIALS, clock.until(SEARCHING), f"the best of {'the others' if quick else 'all'}", journal)
     top = best_of(studies).best
     journal.tell(
         f"Best of {sum(len(study.finished) for study in studies)} trials: {top.expid}, valid AUC {top.score:.4f}."
     )
+
+
+def _tune(study: ModelStudy, trials: int, until: float, why: str, journal: Journal) -> None:
+    """Run trials until there are ``trials``, or one more would not end until then."""
+    last = until - study.seconds
+    outcome = f"tuned: {why}" if time.monotonic() < last else "not tuned: no time is left for a trial"
+    journal.tell(f"{study.plan.model} is {outcome}.")
+    study.run(trials, last)
 
 
 def train_seeds(studies: Sequence[ModelStudy], clock: Clock, journal: Journal) -> None:

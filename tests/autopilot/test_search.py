@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from fuxictr_mm.autopilot.clock import Clock, Journal
-from fuxictr_mm.autopilot.search import compare
+from fuxictr_mm.autopilot.search import compare, tune
 
 
 class Study:
@@ -52,3 +52,16 @@ def test_a_slow_model_is_left_out_where_its_trial_would_take_too_long(tmp_path, 
     studies = [Study("quick", 10, now), Study("slow", 10, now, cost)]
     compare(studies, clock, Journal(clock, quiet=True))
     assert len(studies[1].finished) == trials
+
+
+@pytest.mark.parametrize(("budget", "trials"), [(1000, 39), (20, 1)])
+def test_the_journal_says_whether_there_is_time_to_tune(tmp_path, monkeypatch, budget, trials):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    clock = Clock(tmp_path / "state.json", budget)
+    (study := Study("DIN_MM", 20, now)).run(1, 1)
+    study.finished[0].expid = "DIN_MM_1"
+    journal = Journal(clock, quiet=True)
+    tune([study], clock, journal)
+    assert len(study.finished) == trials
+    assert ("not tuned" in journal.lines[0]) == (trials == 1)
