@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,20 @@ def test_opens_without_a_complaint_fits_and_is_not_blank(
     assert len(colours) > 100
     background = max(colours)[1]
     assert (sum(background) < 150) == dark
+
+
+def test_the_last_column_shows_where_test_has_labels(written: Any, browser: Any, tmp_path: Path) -> None:
+    shutil.copytree(written.root, tmp_path / "checkpoints")
+    for path in (tmp_path / "checkpoints").rglob("result.json"):
+        result = json.loads(path.read_text())
+        result["valid"] = result["test"] = {**result["valid"], "gAUC": 0.7}
+        path.write_text(json.dumps(result))
+    report([], tmp_path / "checkpoints", tmp_path / "report.html")
+    browser.open(tmp_path / "report.html", 1200, 800)
+    assert browser.run("document.querySelector('.leaderboard thead tr').cells.length") >= 14
+    # Of the box that scrolls, since the page itself is never wider than the window.
+    box = "document.querySelector('.leaderboard').closest('.scroll')"
+    assert browser.run(f"{box}.scrollWidth - {box}.clientWidth") == 0
 
 
 def test_sorts_by_click_and_by_keyboard(page: Path, browser: Any) -> None:
