@@ -307,13 +307,13 @@ def conclude(first: Side, second: Side, found: Difference, p_value: float | None
         is_clear = (found.p_value if p_value is None else p_value) < ALPHA
         if is_clear and not lone:
             return f"{better.name} is better than {worse.name} for these predictions, by {size}; {unknown}{same}"
-        what = "rank" if first.metric == "AUC" else "predict"
-        here = f"the weights of {better.name} {what} these examples better than those of {worse.name} by {size}"
         if is_clear:
+            what = "rank" if first.metric == "AUC" else "are"
+            here = f"these predictions of {better.name} {what} better than those of {worse.name} by {size}"
             more = f"other seeds of {lone} may differ by as much: run at least 3 seeds of each"
-            return f"seeds unknown: {here}, which is significant for these weights; {more}{same}"
-        return f"no significant difference: {here}; with these examples {limit}, and {unknown}{same}"
-    source = "examples" if found.rows_reach >= found.seeds_reach else "seeds"
+            return f"seeds unknown: {here}, which is significant for them; {more}{same}"
+        limit += f", and {unknown}"
+    source = "examples" if found.seeds is None or found.rows_reach >= found.seeds_reach else "seeds"
     corrected = "; corrected for several tests" if p_value is not None and found.p_value < ALPHA else ""
     than = f"{'higher' if first.sign > 0 else 'lower'} than that of {worse.name} by {size}{corrected}"
     return (

@@ -276,7 +276,7 @@ def test_regressions_are_compared_by_their_error(make_run, tmp_path, capsys):
     (pair,) = report["pairs"]
     assert 0 < pair["rows_low"] < pair["value"] == pytest.approx(rmse / 2, rel=1e-5)
     assert pair["rows_p"] < 1e-4
-    assert pair["verdict"].startswith("seeds unknown: the weights of near predict")
+    assert pair["verdict"].startswith("seeds unknown: these predictions of near are better")
     main(["compare", "far", "near", "--root", str(tmp_path / "runs"), "--samples", "200"])
     assert "RMSE, lower is better" in capsys.readouterr().out
 
