@@ -84,5 +84,5 @@ def test_a_list_whose_entries_have_the_item_is_named(tmp_path):
     pl.DataFrame(rows).write_ndjson(tmp_path / "interactions.jsonl")
     table = Table([tmp_path / "interactions.jsonl"], tmp_path / "scratch", "interactions")
     for given, asked in (((), LogOptions()), (("target",), LogOptions(item="items.item_id"))):
-        with raises_naming(ConfigError, 'frame.explode("items")'):
+        with raises_naming(ConfigError, "items is a list", "explode"):
             with_names(asked, given, table)
