@@ -132,7 +132,7 @@ class Table:
                 else None
             )
             if field is not None:
-                return f"; {name} is a list whose entries have {field}: write a row for each, by explode of Polars or pandas"
+                return f"; {name} is a list whose entries have {field}: write a row for each (explode of Polars)"
         return ""
 
     def check_header(self, column: str, what: str) -> None:
