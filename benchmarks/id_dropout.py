@@ -2,7 +2,7 @@
 
 python -m benchmarks.id_dropout --seeds 1 2 3
 
-In the first world each item has few rows, its embeddings tell what it is, and half of the test rows have cold items. In
+In the first world each item has few rows, its embeddings tell what it is, and 80% of the test rows have cold items. In
 the second every item has many rows, and what is liked about it shows in its id alone.
 """
 
