@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from fuxictr_mm.jagged import Jagged, is_exporting
 from fuxictr_mm.layers.history_search import newest
-from fuxictr_mm.layers.one_trans import attend_head, attend_last
+from fuxictr_mm.layers.one_trans import attend_behind, attend_last
 from fuxictr_mm.layers.tokens import NORM_EPSILON
 from fuxictr_mm.layers.transformer import Buckets, JaggedTransformerLayer
 
@@ -25,7 +25,7 @@ class TokenMerge(nn.Module):
 
     .. math:: g_j = [\mathrm{TransformerLayer}(s_{jK + 1} .. s_{jK + K})]
 
-    Groups are counted from the newest item on. What the oldest group of a row lacks is zero.
+    Groups are counted from the newest item on. Missing items of the oldest group of a row are zeros.
 
     Parameters
     ----------
@@ -109,9 +109,7 @@ class LONGERLayer(nn.Module):
 
     def forward(self, tokens: Jagged, count: int) -> Jagged:
         """Return the last ``count`` tokens ``(.., W)`` of each row after the layer."""
-        values = tokens.values
-        last = newest(tokens.with_values(values), count)
-        projected = tokens.with_values(self.qkv(self.norm1(values)))
+        last, projected = newest(tokens, count), tokens.map(self.norm1).map(self.qkv)
         return last.with_values(self._transform(last.values, attend_last(projected, count, self.num_heads)))
 
     def _transform(self, tokens: Tensor, attended: Tensor) -> Tensor:
@@ -149,9 +147,4 @@ class LONGERLayer(nn.Module):
 
     def attend(self, tokens: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Return tokens ``(M, T, W)`` after the layer, at the end of one row by ``encode``."""
-        size = tokens.shape[2] // self.num_heads
-        own = self.qkv(self.norm1(tokens)).unflatten(2, (3, self.num_heads, size)).permute(2, 3, 0, 1, 4)
-        of_row = (x.unflatten(1, (self.num_heads, size)).transpose(0, 1) for x in (keys, values))
-        # Head by head, which bounds the memory: the scores of one are (M, T, L).
-        attended = torch.cat([attend_head(*head) for head in zip(*own, *of_row, strict=True)], dim=2)
-        return self._transform(tokens, attended)
+        return self._transform(tokens, attend_behind(self.qkv(self.norm1(tokens)), keys, values, self.num_heads))

@@ -70,13 +70,7 @@ class OneTransBlock(nn.Module):
 
     def attend(self, tokens: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Return the feature tokens ``(B, M, W)`` after the layer, behind one history of ``(L, W)`` by ``encode``."""
-        size = tokens.shape[2] // self.num_heads
-        qkv = self.token_qkv(self.norm1(tokens)).unflatten(2, (3, self.num_heads, size)).permute(2, 3, 0, 1, 4)
-        heads = zip(
-            *qkv, *(x.unflatten(1, (self.num_heads, size)).transpose(0, 1) for x in (keys, values)), strict=True
-        )
-        # Head by head, which bounds the memory: the scores of one are (B, M, L).
-        attended = torch.cat([attend_head(*head) for head in heads], dim=2)
+        attended = attend_behind(self.token_qkv(self.norm1(tokens)), keys, values, self.num_heads)
         return self._transform(tokens + self.output(attended), self.token_ffn)
 
 
@@ -105,7 +99,19 @@ def attend_last(joined: Jagged, count: int, num_heads: int) -> Tensor:
     return torch.cat(parts).index_select(0, torch.cat(entries).argsort())
 
 
-def attend_head(query: Tensor, own_keys: Tensor, own_values: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+def attend_behind(own: Tensor, keys: Tensor, values: Tensor, num_heads: int) -> Tensor:
+    """Return what feature tokens ``(B, M, W)`` see behind one history of keys and values ``(L, W)``.
+
+    ``own`` are the queries, keys and values ``(B, M, 3 W)`` of the tokens, concatenated.
+    """
+    size = keys.shape[1] // num_heads
+    qkv = own.unflatten(2, (3, num_heads, size)).permute(2, 3, 0, 1, 4)
+    of_history = (x.unflatten(1, (num_heads, size)).transpose(0, 1) for x in (keys, values))
+    # Head by head, which bounds the memory: the scores of one are (B, M, L).
+    return torch.cat([_attend_head(*head) for head in zip(*qkv, *of_history, strict=True)], dim=2)
+
+
+def _attend_head(query: Tensor, own_keys: Tensor, own_values: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Return what feature tokens ``(B, M, E)`` see: themselves, those before, and one history ``(L, E)``."""
     count, query = query.shape[1], query * query.shape[2] ** -0.5
     # One product for all rows: a product of each would read the keys again.

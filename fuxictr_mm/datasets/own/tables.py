@@ -89,7 +89,8 @@ class Table:
     def changed(self, **fields: Any) -> Table:
         """Return the table with other fields, but those of its files, whose columns are not read again."""
         table = replace(self, **fields)
-        table.__dict__.update({name: value for name, value in vars(self).items() if name == "schema"})
+        if "schema" in vars(self):
+            table.__dict__["schema"] = self.schema
         return table
 
     @cached_property
@@ -268,8 +269,8 @@ class Table:
                 if not self._known(name).unit:  # which these numbers do not have
                     forms[name] = form
             elif decimal is not None:
-                is_whole = found[f"integer {name}"]
-                casts.append(text.cast(pl.Int64, strict=False) if is_whole else Form().numbers(pl.col(name)))
+                is_int = found[f"integer {name}"]
+                casts.append(text.cast(pl.Int64, strict=False) if is_int else Form().numbers(pl.col(name)))
         return casts, forms
 
     def _may_be_lists(self, text: pl.Expr) -> bool:
