@@ -94,7 +94,10 @@ def din_experiments(
             "embedding_regularizer": PENALTY.first,
             "batch_size": size.batch_size,
             "epochs": size.epochs,
-            "early_stop_patience": 2,
+            # Of the average of the weights, whose first evaluations may be worse. A reduction of the learning rate in
+            # between, or less patience, ends some trainings after four epochs.
+            "early_stop_patience": 4,
+            "reduce_lr_on_plateau": False,
             "embedding_dim": size.embedding_dim,
             "dnn_hidden_units": list(size.units),
             "net_dropout": 0.2,
@@ -139,9 +142,7 @@ def first_experiments(
         "embedding_regularizer": factor_penalty_for(summary.splits["train"].rows).first,
         "factor_regularizer": 0.02,
         "embedding_dim": 17,
-        # Three evaluations in a row may be worse by noise; with a reduction at the first, one nearly ends the training.
-        "early_stop_patience": 5,
-        "reduce_lr_on_plateau": False,
+        "early_stop_patience": 5,  # four evaluations in a row may be worse by noise
         **({"history": True} if sampled else {}),
     }
     no_network = {"dnn_hidden_units": None, "net_dropout": None}

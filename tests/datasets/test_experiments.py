@@ -21,8 +21,9 @@ def test_a_high_learning_rate_comes_with_the_average_of_the_weights():
         for name, entry in experiments.items():
             rate = entry["learning_rate"]
             assert (rate, entry.get("swa_start")) == ((5e-3, None) if name == "LightFM" else (4e-3, updates))
+            patience = entry["early_stop_patience"], entry["reduce_lr_on_plateau"]
+            assert patience == (5 if name == "LightFM" else 4, False)
             if name == "LightFM":  # few rows in large batches would be few updates
-                assert entry["reduce_lr_on_plateau"] is False
                 assert entry["batch_size"] == {80_024: 1024, 3_000_000: 16_384}.get(rows, 256)
 
 
