@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -38,7 +39,8 @@ class Facts:
     """Statistics by which models and settings are selected."""
 
     rows: dict[str, int]  #: By split.
-    items: int  #: Rows of the first item file; without one, items that training rows show.
+    items: int  #: Rows of the first item file; without one, ``targets``.
+    targets: int  #: Items that are the target of a training row.
     history_mean: float  #: Mean length of the histories.
     cold: dict[str, float]  #: Fraction of the targets of a split without a training row.
     embeddings: dict[str, str]  #: The narrowest embedding column of each modality.
@@ -68,13 +70,14 @@ def look(dataset: DatasetConfig) -> Facts:
     UserError
         A file or a column is missing or damaged.
     """
-    items = dataset.item_files
+    files = dataset.item_files
     paths = _paths(dataset)
     for split in ("train", "valid"):
         if split not in paths:
             raise ConfigError(f"the dataset has no {split}_data; autopilot trains on train and selects by valid")
     target, history = dataset.roles.target, dataset.roles.history
     shown = {split: _column(path, target) for split, path in paths.items()}
+    targets = pl.Series(shown["train"]).n_unique()
     lengths: list[np.ndarray] = []
     for row, batch in read_rows(paths["train"], [history]):
         entries, offsets = list_entries(batch.column(history), f"{paths['train']}: {history}")
@@ -91,12 +94,13 @@ def look(dataset: DatasetConfig) -> Facts:
     }
     return Facts(
         rows={split: len(ids) for split, ids in shown.items()},
-        items=count_rows(items[0]) if items else len(np.unique(shown["train"])),
+        items=count_rows(files[0]) if files else targets,
+        targets=targets,
         history_mean=float(np.concatenate(lengths).mean()),
         cold={
             split: float(1 - np.isin(ids, shown["train"]).mean()) for split, ids in shown.items() if split != "train"
         },
-        embeddings=_embeddings(dataset, items),
+        embeddings=_embeddings(dataset, files),
         group=user if "valid" in of_users else None,
         has_gauc="valid" in of_users and bool((of_users["valid"] > 0).all(axis=1).any()),
         negatives=_negatives(of_users["train"]) if "train" in of_users else 0,

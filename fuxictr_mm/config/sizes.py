@@ -37,8 +37,10 @@ class Penalty:
 
 
 PENALTY = Penalty(first=2e-4, low=1e-6, high=1e-3)
-#: That of fewer than 60,000 rows, and of few rows per item without embeddings.
+#: That of fewer than 60,000 rows, and of fewer than ten per item without embeddings.
 SPARSE = Penalty(first=2e-3, low=1e-5, high=1e-2)
+#: That of fewer than 30,000 rows, and of fewer than five per item without embeddings.
+SPARSEST = Penalty(first=1e-2, low=1e-4, high=2e-2)
 
 #: With fewer training rows than this, a weak penalty lets the ids of users and items be memorised within two epochs:
 #: the model ranks worse than a dot product of embeddings, or a count by category (``docs/choosing_settings.md``).
@@ -48,15 +50,15 @@ FEW_ROWS = 30_000
 #: ids that the fraction of one in the mean loss is small beside the penalty of whole tables, which then holds its
 #: embedding near 0.
 PENALTIES: tuple[tuple[float, Penalty], ...] = (
-    (FEW_ROWS, Penalty(first=1e-2, low=1e-4, high=2e-2)),
+    (FEW_ROWS, SPARSEST),
     (60_000, SPARSE),
     (1e6, PENALTY),
     (math.inf, Penalty(first=1e-5, low=1e-7, high=1e-3)),
 )
 
-#: Items with fewer training rows than this on average, and no embeddings, are memorised in the same way. Up to a
-#: million rows, the penalty is then that of fewer than 60,000 (with embeddings, it cost 0.002).
-ROWS_OF_AN_ITEM = 10
+#: Items with few training rows, and no embeddings, are memorised in the same way: the penalty with fewer rows than each
+#: of these numbers for an item on average, if there are fewer than a million in all (with embeddings, it cost 0.002).
+ROWS_OF_AN_ITEM: tuple[tuple[float, Penalty], ...] = ((5, SPARSEST), (10, SPARSE))
 
 #: Of ``LightFM`` the penalty falls with the rows, since the loss is their mean and the penalty is of whole tables: a
 #: fixed one of 2e-4 costs 0.02 of AUC with 80,000 rows (``docs/choosing_settings.md``). Fewer than 10,000 rows are not
@@ -89,13 +91,20 @@ def size_for(rows: int) -> Size:
 def penalty_for(rows: int, items: int = 0) -> Penalty:
     """Return the penalty on tables of ids for a number of training rows, of so many ``items`` without embeddings.
 
+    ``items`` are those that have a training row.
+
     Examples
     --------
-    >>> penalty_for(12_000).first, penalty_for(80_024).first, penalty_for(80_024, items=10_000).first
-    (0.01, 0.0002, 0.002)
+    >>> penalty_for(12_000).first, penalty_for(80_024).first
+    (0.01, 0.0002)
+    >>> penalty_for(80_024, items=10_000).first, penalty_for(80_024, items=20_000).first
+    (0.002, 0.01)
     """
-    found = next(penalty for bound, penalty in PENALTIES if rows < bound)
-    return SPARSE if found is PENALTY and rows < ROWS_OF_AN_ITEM * items else found
+    of_rows = next(penalty for bound, penalty in PENALTIES if rows < bound)
+    if rows >= PENALTIES[-2][0]:
+        return of_rows
+    of_items = next((penalty for count, penalty in ROWS_OF_AN_ITEM if rows < count * items), of_rows)
+    return max(of_rows, of_items, key=lambda penalty: penalty.first)
 
 
 def factor_penalty_for(rows: int) -> Penalty:

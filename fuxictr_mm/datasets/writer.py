@@ -53,6 +53,7 @@ class SplitSummary:
     left_out: int = 0  #: Rows whose target is in no item file; they are not written.
     unknown_items: int = 0  #: History items that are in no item file; they are dropped.
     cold: int = 0  #: Rows whose target is not a target of a training row.
+    targets: int = 0  #: Of training, items that are the target of a row.
 
     def add(self, other: SplitSummary) -> None:
         """Add the counts of another part."""
@@ -122,7 +123,7 @@ class Writer:
         splits = {split: counts for split, counts in splits.items() if counts.rows}
         if "train" not in splits and self.reader.known_items is None:
             raise DataError(f"{self.reader.source}: no rows for training were found")
-        self._count_cold(splits)
+        self._count_targets(splits)
         sizes = self._write_vocabularies()
         facts = self.reader.facts()
         if facts:
@@ -363,20 +364,26 @@ class Writer:
         data |= {name: columns[name].to_arrow() for name in reader.row_sources}
         return pa.table(data).replace_schema_metadata(self._row_metadata)
 
-    def _count_cold(self, splits: dict[str, SplitSummary]) -> None:
-        """Count the rows of each split whose target is not a target in training, or of a later log a new item."""
+    def _count_targets(self, splits: dict[str, SplitSummary]) -> None:
+        """Count the targets of training, and the rows of other splits whose target is none of them.
+
+        Of a later log, items of the earlier one count as targets of training.
+        """
         seen = np.zeros(len(self._items) + 1, dtype=bool)
+        for targets in self._targets("train"):
+            seen[targets] = True
+        if "train" in splits:
+            splits["train"].targets = int(seen.sum())
         before = self.reader.known_items or max(self.reader.extends.get("item_id", {}).values(), default=0)
         seen[: 1 + before] = True
-        for split in splits:
-            splits[split].cold = 0
-            for path in sorted((self.folder / split).glob("part-*.parquet")):
-                for batch in pq.ParquetFile(path).iter_batches(columns=["item_id"]):
-                    targets = batch.column(0).to_numpy()
-                    if split == "train":
-                        seen[targets] = True
-                    else:
-                        splits[split].cold += int((~seen[targets]).sum())
+        for split in splits.keys() - {"train"}:
+            splits[split].cold = sum(int((~seen[targets]).sum()) for targets in self._targets(split))
+
+    def _targets(self, split: str) -> Iterator[np.ndarray]:
+        """Yield the targets of the rows of a split, part by part."""
+        for path in sorted((self.folder / split).glob("part-*.parquet")):
+            for batch in pq.ParquetFile(path).iter_batches(columns=["item_id"]):
+                yield batch.column(0).to_numpy()
 
 
 def _build(values: pl.Series) -> Vocabulary:

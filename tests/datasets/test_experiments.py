@@ -77,22 +77,27 @@ def test_where_users_recur_the_attention_has_a_factorization():
     [
         (12_000, 9, True, 1e-2),
         (40_000, 9, False, 2e-3),
-        (80_000, 8_001, True, 2e-4),
+        (80_000, 20_000, True, 2e-4),
         (80_000, 8_000, False, 2e-4),
         (80_000, 8_001, False, 2e-3),
-        (3_000_000, 400_000, False, 1e-5),
+        (80_000, 16_000, False, 2e-3),
+        (80_000, 16_001, False, 1e-2),
+        (40_000, 9_000, False, 1e-2),
+        (3_000_000, 900_000, False, 1e-5),
     ],
 )
 def test_few_rows_have_a_strong_penalty_and_many_a_weak_one(rows, items, coverage, penalty):
     """As ``docs/choosing_settings.md`` has it; few rows per item without embeddings are as few rows."""
-    splits = {"train": SplitSummary(rows=rows)}
-    summary = Summary(items, rows, splits, {"title_emb": 1.0} if coverage else {}, vocab_sizes={"user_id": rows + 1})
+    splits = {"train": SplitSummary(rows=rows, targets=items)}
+    summary = Summary(10**6, rows, splits, {"title_emb": 1.0} if coverage else {}, vocab_sizes={"user_id": rows + 1})
     for name, entry in first_experiments(summary, 20, users_recur(summary)).items():
         if name != "LightFM":
             assert entry["embedding_regularizer"] == penalty
     lines = explain(summary, users_recur(summary))
     assert ["embedding_regularizer" in line for line in lines] == [True] * (penalty != 2e-4)
-    assert any("items have 10.0 " in line for line in lines) == (penalty == 2e-3 and rows == 80_000)
+    assert any("training rows on average" in line for line in lines if "regularizer" in line) == (
+        rows > 12_000 and penalty in (2e-3, 1e-2) and items > 9
+    )
 
 
 @pytest.mark.parametrize(("rows", "compared"), [(99_999, ["category", "tags"]), (100_000, [])])
