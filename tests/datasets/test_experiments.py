@@ -23,6 +23,8 @@ def test_a_high_learning_rate_comes_with_the_average_of_the_weights():
             assert (rate, entry.get("swa_start")) == ((5e-3, None) if name == "LightFM" else (4e-3, updates))
             patience = entry["early_stop_patience"], entry["reduce_lr_on_plateau"]
             assert patience == (5 if name == "LightFM" else 4, False)
+            epochs = 4 if rows == 3_000_000 else 20
+            assert entry["epochs"] == (3 * epochs if name == "LightFM" else epochs)
             if name == "LightFM":  # few rows in large batches would be few updates
                 assert entry["batch_size"] == {80_024: 1024, 3_000_000: 16_384}.get(rows, 256)
 
