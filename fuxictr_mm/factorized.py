@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import NonNegativeFloat, NonNegativeInt
 from torch import Tensor
@@ -15,9 +15,18 @@ from torch import Tensor
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.fuxictr_imports import FeatureMap
+from fuxictr_mm.jagged import Jagged, mean_pooling
 from fuxictr_mm.layers import Factorization, mean_squares
 from fuxictr_mm.model import DNNModel, Embedded
 from fuxictr_mm.training.optim import set_initial_std
+
+
+class Factors(NamedTuple):
+    """The factors of the rows of a batch, or of one user and its candidates."""
+
+    user: Tensor  #: ``(B, F, K)``, or ``(1, F, K)`` for all rows.
+    item: Tensor  #: ``(B, F, K)``.
+    history: Tensor | None = None  #: Mean of the sums of the history's fields, ``(B, K)`` or ``(1, K)``.
 
 
 class FactorizedModel(DNNModel):
@@ -43,6 +52,8 @@ class FactorizedModel(DNNModel):
         Fields of the factorization; all by default.
     factor_regularizer : float
         Weight of the squared factors of a row in the loss, instead of ``embedding_regularizer``.
+    factor_history : bool
+        Whether the mean of the factors of the history's items is added to those of the user, as ``history`` of LightFM.
     **params
         Those of DNNModel and MultimodalModel.
 
@@ -63,11 +74,13 @@ class FactorizedModel(DNNModel):
         factor_dim: NonNegativeInt = 0,
         factor_features: list[str] | None = None,
         factor_regularizer: NonNegativeFloat = 0.02,
+        factor_history: bool = False,
         **params: Any,
     ) -> None:
         self.factor_dim = factor_dim  # read where the tables are made
         super().__init__(feature_map, **params)
         self.factor_regularizer = factor_regularizer
+        self._factors_history = factor_history and factor_dim > 0
         self.factorization = Factorization(factor_dim, self.num_tasks) if factor_dim else None
         self._fields = {"context": self.context_fields, "item": self.item_fields}
         chosen = set(self.field_dims) if factor_features is None else set(factor_features)
@@ -92,14 +105,21 @@ class FactorizedModel(DNNModel):
         """Dim of all fields of an item together, without factors."""
         return len(self.item_fields) * self.embedding_dim
 
-    def embed_with_factors(self, batch: Batch) -> tuple[Embedded, Tensor, Tensor]:
-        """Embed a batch; return it without factors, and those of user and target ``(B, F, K)``."""
+    def embed_with_factors(self, batch: Batch) -> tuple[Embedded, Factors]:
+        """Embed a batch; return it without factors, and these."""
         e = self.embed(batch)
         if not self.factor_dim:
-            return e, e.context, e.target
+            return e, Factors(e.context, e.target)
         (context, user), (target, item) = self.split_fields(e.context, "context"), self.split_fields(e.target, "item")
         history = e.history.map(lambda fields: self.split_fields(fields, "item")[0])
-        return replace(e, context=context, target=target, history=history), user, item
+        factors = Factors(user, item, self.history_factors(e.history))
+        return replace(e, context=context, target=target, history=history), factors
+
+    def history_factors(self, history: Jagged) -> Tensor | None:
+        """Return the mean ``(B, K)`` of the factors of items ``(N, F (E + K))``, None if it is not part of the user."""
+        if not self._factors_history:
+            return None
+        return mean_pooling(history.map(lambda fields: self.split_fields(fields, "item")[1].sum(dim=1)))
 
     def split_fields(self, fields: Tensor, side: Literal["context", "item"]) -> tuple[Tensor, Tensor]:
         """Split concatenated fields ``(B, F (E + K))`` into fields ``(B, F E)`` and factors ``(B, F, K)``."""
@@ -108,12 +128,15 @@ class FactorizedModel(DNNModel):
         split = fields.unflatten(1, (len(self._fields[side]), self.embedding_dim + self.factor_dim))
         return split[..., : self.embedding_dim].flatten(1), split[:, self._places[side], self.embedding_dim :]
 
-    def with_factors(self, logits: Tensor, user: Tensor, item: Tensor) -> Tensor:
+    def with_factors(self, logits: Tensor, factors: Factors) -> Tensor:
         """Return the mean ``(B, T)`` of the logits and those of the factorization."""
         if self.factorization is None:
             return logits
-        others = self.factorization(user.sum(dim=1), item.sum(dim=1))
-        self.parts = (logits, others, mean_squares(user, item)) if self.training else None
+        user = factors.user.sum(dim=1)
+        if factors.history is not None:
+            user = user + factors.history
+        others = self.factorization(user, factors.item.sum(dim=1))
+        self.parts = (logits, others, mean_squares(factors.user, factors.item)) if self.training else None
         return (logits + others) / 2
 
     def add_loss(self, return_dict: Mapping[str, Tensor], y_true: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fuxictr_mm.config import Dropout, HiddenUnits
 from fuxictr_mm.data.batch import Batch
-from fuxictr_mm.factorized import FactorizedModel
+from fuxictr_mm.factorized import FactorizedModel, Factors
 from fuxictr_mm.jagged import Jagged, mean_pooling
 from fuxictr_mm.layers import (
     BilinearInteraction,
@@ -124,8 +124,8 @@ class DIN_MM(FactorizedModel):
 
     def logits(self, batch: Batch) -> Tensor:
         """Return the logit of each row, ``(B, T)``."""
-        e, user, item = self.embed_with_factors(batch)
-        return self.with_factors(self.head(torch.cat([e.context, e.target, self.pool(e)], dim=-1)), user, item)
+        e, factors = self.embed_with_factors(batch)
+        return self.with_factors(self.head(torch.cat([e.context, e.target, self.pool(e)], dim=-1)), factors)
 
     def head(self, fields: Tensor) -> Tensor:
         """Return the logits ``(B, T)`` of the concatenated fields ``(B, F E)``."""
@@ -136,9 +136,10 @@ class DIN_MM(FactorizedModel):
         return self.dnn(torch.cat(parts, dim=-1))
 
     def user_state(self, context: Tensor, history: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
-        """Return context, its products with the DNN's first weights, and the part of the interest from the history."""
+        """Return context, factors of the history, products of context and the DNN's first weights, and of interest."""
+        liked = self.history_factors(Jagged.of_row(history))
         history, _ = self.split_fields(history, "item")
-        state = [context]
+        state = [context] if liked is None else [context, liked]
         if self._dnn_reads_fields:
             fields, _ = self.split_fields(context, "context")
             state.append(products_of_fields(self.dnn, fields.view(-1, self.embedding_dim)))
@@ -151,6 +152,7 @@ class DIN_MM(FactorizedModel):
     def score_candidates(self, candidates: Tensor, *state: Tensor) -> Tensor:
         """Return the logits ``(M, T)``."""
         (context, user), parts = self.split_fields(state[0], "context"), list(state[1:])
+        liked = parts.pop(0) if self._factors_history else None
         products = parts.pop(0) if self._dnn_reads_fields else None
         candidates, item = self.split_fields(candidates, "item")
         interest = (
@@ -162,7 +164,7 @@ class DIN_MM(FactorizedModel):
         else:
             shared, own = context.view(-1, self.embedding_dim), own.unflatten(1, (-1, self.embedding_dim))
             logits = mlp_of_shared_fields(self.dnn, self.senet, shared, products, own)
-        return self.with_factors(logits, user, item)
+        return self.with_factors(logits, Factors(user, item, liked))
 
     @property
     def _dnn_reads_fields(self) -> bool:

@@ -44,20 +44,33 @@ def factors_of(model, batch):
     """Return the factors of FIELDS, ``(B, K)`` of the user and ``(B, 2, K)`` of the item, from the tables."""
     layers = model.embedding_layer.embedding_layer
     user = layers.embedding_layers["likes_level"].weight[batch.context["likes_level"].long(), -K:]
-    item_id = layers.embedding_layers["item_id"].weight[batch.target.long(), -K:]
-    content = model.items["txt_emb_pca8"][batch.target.long()].double()
+    return user, factors_of_items(model, batch.target.long())
+
+
+def factors_of_items(model, ids):
+    """Return the factors of the item's FIELDS, ``(N, 2, K)``, from the tables."""
+    layers = model.embedding_layer.embedding_layer
+    item_id = layers.embedding_layers["item_id"].weight[ids, -K:]
+    content = model.items["txt_emb_pca8"][ids].double()
     projected = content @ layers.feature_encoders["txt_emb_pca8"].weight[-K:].t()
-    return user, torch.stack([item_id, projected], dim=1)
+    return torch.stack([item_id, projected], dim=1)
 
 
+@pytest.mark.parametrize("factor_history", [False, True])
 @pytest.mark.parametrize("interest", ["multi_head", "din", "mean"])
-def test_each_logit_has_its_own_loss(beside, interest):
-    model, plain, batch = beside(interest=interest)
+def test_each_logit_has_its_own_loss(beside, interest, factor_history):
+    model, plain, batch = beside(interest=interest, factor_history=factor_history)
     label = batch.label.view(-1, 1)
     returned, alone = model(batch), plain(batch)["logit"]
     user, items = factors_of(model, batch)
     item, factorization = items.sum(dim=1), model.factorization
-    logit = (user[:, 1:] * item[:, 1:]).sum(1) + user[:, 0] + item[:, 0] + factorization.bias
+    whole = user
+    if factor_history:  # also of a row without a history
+        histories = batch.history.values.split(batch.history.lengths.tolist())
+        liked = [factors_of_items(model, ids).sum(dim=1) for ids in histories]
+        assert min(map(len, liked)) == 0 < max(map(len, liked))
+        whole = user + torch.stack([one.mean(dim=0) if len(one) else torch.zeros_like(user[0]) for one in liked])
+    logit = (whole[:, 1:] * item[:, 1:]).sum(1) + whole[:, 0] + item[:, 0] + factorization.bias
     torch.testing.assert_close(returned["logit"], (alone + logit.unsqueeze(1)) / 2, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(returned["y_pred"], returned["logit"].sigmoid())
 

@@ -63,7 +63,8 @@ def plan_for(model: str, dataset_id: str, facts: Facts, features: Features, seco
     if begin.get("swa_start"):
         tried["swa_start"] = [begin["swa_start"], None]
     if begin.pop("factor_dim", None):
-        tried |= features.factors
+        has_history = begin.get("factor_history", False)
+        tried |= {**features.factors, "factor_history": [has_history, not has_history]}
     tried |= _id_specs(begin.pop("feature_specs", []), facts, features, lists)
     begin |= {name: values[0] for name, values in tried.items()}
     regularizers = {"low": penalty.low, "high": penalty.high, "log": True}

@@ -45,7 +45,7 @@ ITEMS_OF_A_VALUE, MOST_COMPARED = 5, 4
 COLD, COLD_DROPOUT = 0.8, 0.5
 
 #: Where negatives are sampled, a user has as many of them as positives, and nothing but the relation of target and
-#: history tells one from the other, so that LightFM needs the history: the relation is memorised by item, and items
+#: history tells one from the other, so that LightFM and the factorization of DIN_MM need the history: the relation is memorised by item, and items
 #: without training rows rank last. From this fraction of them on, dropout of item ids teaches the models what an
 #: unknown item is, by an embedding of its own.
 SAMPLED_COLD, SAMPLED_DROPOUT = 0.05, 0.1
@@ -136,6 +136,7 @@ def first_experiments(
     if users:
         fields = ["user_id", ITEM_ID, *summary.coverage]
         settings |= {"factor_dim": FACTOR_DIM, "factor_features": fields}
+        settings |= {"factor_history": True} if sampled else {}
     if _are_cold(summary) and summary.coverage:
         settings["feature_specs"] = [{"name": ITEM_ID, "dropout": COLD_DROPOUT}]
     if not users:
@@ -200,7 +201,10 @@ def explain(summary: Summary, users: bool, compared: Sequence[str] = (), sampled
         )
     split, part = _newest_cold(summary)
     if users and sampled:
-        lines.append("LightFM has history: true, since sampled negatives differ from positives by it alone")
+        lines.append(
+            "LightFM has history: true and DIN_MM factor_history: true, since sampled negatives differ from positives by "
+            "the history alone"
+        )
     if _drops_of_sampled(summary, sampled):
         others = [] if _are_cold(summary) and summary.coverage else ["DIN_MM"]
         names = ["DIN", *others, *(["LightFM"] if users else [])]

@@ -202,6 +202,7 @@ def test_a_factorization_beside_the_attention():
     plan = plan_for("DIN_MM", "tiny_mm", FACTS, FEATURES)
     assert plan.space.items() >= FEATURES.factors.items()
     assert plan.first["factor_dim"] == 17
+    assert plan.space["factor_history"] == [False, True]
     assert "factor_dim" not in plan_for("DIN", "tiny_mm", FACTS, FEATURES).space
 
 

@@ -36,7 +36,7 @@ CASES = [
     ("DIN_MM_tiny", DIN_ATTENTION | {"senet": False, "cross": "mix", "bilinear": "field_each"}),
     ("DIN_MM_tiny", {"interest": "mean", "cross": "v2"}),
     ("DIN_MM_tiny", DIN_ATTENTION | {"factor_dim": 5}),
-    ("DIN_MM_tiny", {"factor_dim": 5, "factor_features": ["likes_level", "item_id"]}),
+    ("DIN_MM_tiny", {"factor_dim": 5, "factor_features": ["likes_level", "item_id"], "factor_history": True}),
 ]
 
 #: Lengths of histories, and candidates of each.

@@ -51,6 +51,8 @@ CASES = [
     ("DIN_MM_tiny", {"num_heads": 1, "attention_dim": 8}),  # smaller than the items
     ("DIN_MM_tiny", {"senet": False, "interest": "mean"}),
     ("DIN_MM_tiny", {"factor_dim": 5}),
+    ("DIN_MM_tiny", {"factor_dim": 5, "factor_history": True}),
+    ("DIN_MM_tiny", {"factor_dim": 5, "factor_history": True, "interest": "mean", "cross": "v2"}),
 ]
 
 
