@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 #: Training rows of a user from which on the user is a feature: an embedding of fewer is not learned.
 USER_ROWS = 3
 
-#: LightFM has so many times the epochs of the other models: one takes it a second where they take ten, and its AUC rises
-#: for longer.
+#: LightFM has so many times the epochs of the other models: one takes a tenth of the time, and the AUC rises for longer.
 FACTOR_EPOCHS = 3
 
 #: Dim of the factorization of user and item beside ``DIN_MM``, the setting that is worth most where users recur.
@@ -45,9 +44,9 @@ ITEMS_OF_A_VALUE, MOST_COMPARED = 5, 4
 COLD, COLD_DROPOUT = 0.8, 0.5
 
 #: Where negatives are sampled, a user has as many of them as positives, and nothing but the relation of target and
-#: history tells one from the other, so that LightFM and the factorization of DIN_MM need the history: the relation is memorised by item, and items
-#: without training rows rank last. From this fraction of them on, dropout of item ids teaches the models what an
-#: unknown item is, by an embedding of its own.
+#: history tells one from the other, so that LightFM and the factorization of DIN_MM need the history. The relation is
+#: memorised by item, and items without training rows rank last. From this fraction of them on, dropout of item ids
+#: teaches the models what an unknown item is, by an embedding of its own.
 SAMPLED_COLD, SAMPLED_DROPOUT = 0.05, 0.1
 
 #: Items without embeddings are known by their ids alone: from this fraction of cold rows on, the summary advises them.
@@ -202,8 +201,8 @@ def explain(summary: Summary, users: bool, compared: Sequence[str] = (), sampled
     split, part = _newest_cold(summary)
     if users and sampled:
         lines.append(
-            "LightFM has history: true and DIN_MM factor_history: true, since sampled negatives differ from positives by "
-            "the history alone"
+            "LightFM has history: true and DIN_MM factor_history: true, since sampled negatives differ from positives "
+            "by the history alone"
         )
     if _drops_of_sampled(summary, sampled):
         others = [] if _are_cold(summary) and summary.coverage else ["DIN_MM"]
