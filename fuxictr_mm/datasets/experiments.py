@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 #: Training rows of a user from which on the user is a feature: an embedding of fewer is not learned.
 USER_ROWS = 3
 
-#: LightFM has so many times the epochs of the other models: one takes a tenth of the time, and the AUC rises for longer.
+#: LightFM has so many times the epochs of other models: one takes a tenth of the time, and the AUC rises for longer.
 FACTOR_EPOCHS = 3
 
 #: Dim of the factorization of user and item beside ``DIN_MM``, the setting that is worth most where users recur.
