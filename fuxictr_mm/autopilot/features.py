@@ -90,7 +90,8 @@ class Features:
         """Lists of features for a model of users: the active ones, and only user, target and embeddings."""
         stored = self.embeddings_of(self.active) or self.embeddings
         few = [name for name in (self.user, self.target, *stored) if name in self.types]
-        return [list(dict.fromkeys([*self.active, self.user])), few]
+        whole = list(dict.fromkeys([*self.active, self.user]))
+        return [whole] if set(few) == set(whole) else [whole, few]
 
     @property
     def factors(self) -> dict[str, list[Any]]:

@@ -54,3 +54,14 @@ def test_unknown_items_may_be_trained_where_no_other_column_has_their_embedding(
     found = Features.of(dataset.model_copy(update={"feature_cols": columns}), [])
     assert found.trains_unknown is allowed
     assert not Features.of(dataset.model_copy(update={"item_info": None}), []).trains_unknown
+
+
+@pytest.mark.parametrize("stored", [[], ["a"]])
+@pytest.mark.parametrize("active", [["user_id", "item_id"], ["item_id", "user_id", "a"], ["user_id", "item_id", "level"]])
+def test_no_list_of_features_is_tried_twice(active, stored):
+    """A tuner file with a value twice is refused, as for a log of users and items alone."""
+    types = {"user_id": "categorical", "item_id": "categorical", "level": "categorical", "a": "embedding"}
+    features = Features(types, active, stored, "user_id", "item_id", True)
+    for lists in (features.to_try, features.of_users, features.factors["use_features"]):
+        assert len({frozenset(names) for names in lists}) == len(lists)
+    assert set(features.of_users[0]) == set(active)
