@@ -19,6 +19,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", default=".", metavar="DIR")
     parser.add_argument("--expid", nargs="+", required=True)
+    parser.add_argument("--dataset_id", metavar="ID", help="instead of the experiments' own")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--precision", help="instead of the experiments' own")
     parser.add_argument("--gpu", type=int, default=-1)
@@ -35,7 +36,8 @@ def main() -> None:
         results = []
         for seed in args.seeds:
             overrides = {"seed": seed, "model_root": args.root, "metrics": ["AUC", "gAUC"], "tensorboard": False}
-            overrides |= {} if args.precision is None else {"precision": args.precision}
+            given = {"precision": args.precision, "dataset_id": args.dataset_id}
+            overrides |= {name: value for name, value in given.items() if value is not None}
             experiment = Experiment.load(expid, args.config, gpu=args.gpu, data_root=args.data_root, **overrides)
             results.append(experiment.fit())
         valid = [r.valid["AUC"] for r in results]

@@ -61,6 +61,8 @@ class DHEN(DNNModel):
         Heads of ``attention``; must divide ``embedding_dim``.
     attention_hidden_units : sequence of int
         Dims of the hidden layers of DIN's attention MLP.
+    din_use_softmax : bool
+        Whether the weights of DIN's activation unit sum to one.
     dnn_hidden_units : sequence of int
         Dims of the DNN's hidden layers.
     **params
@@ -79,6 +81,7 @@ class DHEN(DNNModel):
         hidden_dim: PositiveInt = 64,
         num_heads: PositiveInt = 1,
         attention_hidden_units: HiddenUnits = (64,),
+        din_use_softmax: bool = False,
         dnn_hidden_units: HiddenUnits = (512, 128, 64),
         **params: Any,
     ) -> None:
@@ -87,7 +90,7 @@ class DHEN(DNNModel):
         self.check_heads(num_heads, dim, "embedding_dim")
         if len(set(interactions)) < len(interactions):
             raise ConfigError(f"{self.model_id}: interactions is {list(interactions)}, expected each kind once")
-        self.attention = DINAttention(self.item_dim, attention_hidden_units)
+        self.attention = DINAttention(self.item_dim, attention_hidden_units, use_softmax=din_use_softmax)
         fields = len(self.context_fields) + 2 * len(self.item_fields)
         counts = [fields] + num_layers * [num_tokens or fields]
         makers: dict[str, Callable[[int, int], nn.Module]] = {

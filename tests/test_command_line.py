@@ -174,7 +174,7 @@ def test_bad_input(case, project, monkeypatch, capsys):
         (["prediction.py", "--expid", "DIN_tiny", "--runs", "DIN_tiny"], "--runs"),
         (["prediction.py", "--expid", "DIN_tiny", "--stack"], "--stack"),
         (["prediction.py", "--expid", "DIN_tiny", "--weights", "x", "--calibrate", "beta"], "--calibrate"),
-        (["prediction.py", "--runs", "DIN_tiny", "--weights", "x"], "--weights"),
+        (["prediction.py", "--runs", "DIN_tiny", "--weights", "fit"], "--fit-weights"),
         (["prediction.py", "--runs", "DIN_tiny", "--calibrate", "plat"], "plat"),
         (["prediction.py", "--runs", "DIN_tiny"], "'DIN_tiny'"),
         (["prediction.py", "--expid", "DIN_tiny", "--calibrate", "beta"], "fuxictr-mm train --expid DIN_tiny"),

@@ -81,7 +81,7 @@ def check_folder(
         data_files(Path(folder)), roles or described.roles, ids or described.ids, label or described.label
     )
     layout = find_layout(Path(folder), report, translation, title_column or TITLE)
-    layout.categories, layout.weight = described.categories, described.weight
+    layout.categories, layout.scaled, layout.weight = described.categories, described.scaled, described.weight
     if title_column and not any(title_column in item.schema.names for item in layout.items):
         raise ConfigError(f"--title-column: no item file has a column '{title_column}'")
     check_items(layout, report)

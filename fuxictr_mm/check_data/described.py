@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from fuxictr_mm.check_data.translation import LABEL
 from fuxictr_mm.config import Roles, list_datasets
@@ -20,6 +19,7 @@ class Description:
     label: str = LABEL  #: The first of several.
     weight: str | None = None  #: Of rows, which is no feature.
     categories: frozenset[str] = frozenset()  #: Features whose numbers are ids, which nobody standardises.
+    scaled: frozenset[str] = frozenset()  #: Features with a ``norm`` or a ``scale``.
 
     @classmethod
     def find(cls, folder: Path) -> Description:
@@ -39,11 +39,17 @@ class Description:
         }
         dataset = DatasetConfig.read(known, str(folder / "dataset_config.yaml"))
         label = (dataset.label_names or [LABEL])[0]
-        return cls(dataset.roles, dataset.ids, label, dataset.sample_weight, _categories(entry))
-
-
-def _categories(entry: dict[str, Any]) -> frozenset[str]:
-    features = [f for f in entry.get("feature_cols") or [] if isinstance(f, dict)]
-    names = [(f["name"], f.get("type")) for f in features if "name" in f]
-    each = [(name, kind) for given, kind in names for name in (given if isinstance(given, list) else [given])]
-    return frozenset(name for name, kind in each if kind in ("categorical", "sequence", "meta"))
+        features = [
+            (name, feature)
+            for feature in entry.get("feature_cols") or []
+            if isinstance(feature, dict) and "name" in feature
+            for name in (feature["name"] if isinstance(feature["name"], list) else [feature["name"]])
+        ]
+        return cls(
+            dataset.roles,
+            dataset.ids,
+            label,
+            dataset.sample_weight,
+            frozenset(name for name, f in features if f.get("type") in ("categorical", "sequence", "meta")),
+            frozenset(name for name, f in features if f.get("norm") or f.get("scale")),
+        )

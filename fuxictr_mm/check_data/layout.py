@@ -74,6 +74,8 @@ class Layout:
     translation: Translation = field(default_factory=Translation)
     #: Columns whose numbers are ids, as ``dataset_config.yaml`` has it.
     categories: Collection[str] = ()
+    #: Embeddings that it gives a ``norm`` or a ``scale``.
+    scaled: Collection[str] = ()
     #: The column of the weights of rows, where there is one.
     weight: str | None = None
 

@@ -149,7 +149,7 @@ def check_embeddings(
     for item in layout.items:
         for name in item.embeddings:
             with report.reading(item.path):
-                column = columns[item.path, name] = EmbeddingColumn(item, name, verbose)
+                column = columns[item.path, name] = EmbeddingColumn(item, name, verbose, name in layout.scaled)
                 report.examine(column)
                 if report.wants("duplicate-title"):
                     similar |= column.similar_items()

@@ -13,8 +13,9 @@ import polars as pl
 import pyarrow as pa
 
 from fuxictr_mm.check_data.arrays import split_lists
-from fuxictr_mm.check_data.checks import ERROR, WARNING, Action, Fault, Measure, check
+from fuxictr_mm.check_data.checks import ERROR, INFO, WARNING, Action, Fault, Measure, check
 from fuxictr_mm.check_data.layout import ItemFile
+from fuxictr_mm.data.norms import Norms
 
 #: Euclidean distance of two embeddings of norm 1 that makes them near-duplicates.
 NEAR = 0.01
@@ -27,10 +28,13 @@ NORM_FACTOR, NORM_DEVIATIONS = 10.0, 8.0
 
 
 class EmbeddingColumn:
-    """A column of embeddings, read once; ``verbose=0`` shows no progress."""
+    """A column of embeddings, read once; ``verbose=0`` shows no progress.
 
-    def __init__(self, item: ItemFile, name: str, verbose: int = 0) -> None:
-        self.item, self.name, count = item, name, len(item.ids)
+    ``is_scaled`` says that the dataset's configuration has ``norm`` or ``scale`` of it.
+    """
+
+    def __init__(self, item: ItemFile, name: str, verbose: int = 0, is_scaled: bool = False) -> None:
+        self.item, self.name, self.is_scaled, count = item, name, is_scaled, len(item.ids)
         #: Which rows are not padding, ``(I,)``.
         self.is_real = item.ids != 0
         #: Dimension of most rows; 0 where no row has a number.
@@ -210,6 +214,16 @@ def norm_outlier(column: EmbeddingColumn) -> Iterator[Fault | Measure]:
         yield Measure(("median_norm", f"{column.item.file}: {column.name}"), column.median_norm)
         expected = f"a norm near the median {column.median_norm:.4g}"
         yield column.fault(column.outliers, column.norms[column.outliers], expected=expected)
+
+
+@check(EmbeddingColumn, INFO, "a norm near 1")
+def unscaled_vector(column: EmbeddingColumn) -> Iterator[Fault]:
+    """Embeddings with a median norm far from 1."""
+    norms = Norms.of(column.norms[column.is_used])
+    if not column.is_scaled and norms is not None and norms.setting is not None:
+        key, value = norms.setting
+        found, expected = f"the median norm is {norms.median:.3g}", f"a norm near 1, or {key}: {value} of the feature"
+        yield Fault(column.item.file, column.name, found=found, expected=expected)
 
 
 @check(EmbeddingColumn, WARNING, "numbers that vary")

@@ -144,7 +144,8 @@ def _of_runs(args: argparse.Namespace) -> tuple[str, "np.ndarray", dict[str, Any
 
     for option in ("weights", "data_root", "model_zoo", "config", "data"):
         if getattr(args, option):
-            raise ConfigError(f"--{option} is for --expid; runs have their own weights and files; leave it out")
+            fix = "--fit-weights fits those of an average" if option == "weights" else "leave it out"
+            raise ConfigError(f"--{option} is for --expid; runs have their own weights and files; {fix}")
     if is_one_of_several():
         raise ConfigError("--runs averages in one process; start it without torchrun")
     first = resolve_one(args.runs[0], find_runs(args.root), args.root)[0]

@@ -147,9 +147,11 @@ class Columns:
         where, has_items, roles = f"dataset {self.dataset_id}", self.has_items, self.roles
         problems = listed_twice(self.entries)
         named = {"use_features": self.use, "feature_specs": [n for spec in self.specs for n in names_of(spec)]}
-        for key, names in named.items():
-            for name in [name for name in names if name not in self.by_name]:
-                problems[f"{key}.{name}"] = _unknown(name, self.by_name, key, where)
+        unknown = [(key, name) for key, names in named.items() for name in names if name not in self.by_name]
+        is_listed = False
+        for key, name in unknown:
+            problems[f"{key}.{name}"] = _unknown(name, self.by_name, key, where, is_listed)
+            is_listed = is_listed or not nearest(name, self.by_name)
         for name, role in ((ITEM_ID, "target"), (ITEM_SEQ, "history")):
             if name in self.used and name != getattr(roles, role):
                 problems[f"roles.{role}"] = (
@@ -205,9 +207,9 @@ def problems_of_entries(values: Mapping[str, Any]) -> dict[str, str]:
     return columns.problems()
 
 
-def _unknown(name: str, known: Collection[str], what: str, where: str) -> str:
-    """Return a sentence with the nearest known name, or else with all."""
-    hint = nearest(name, known) or f" (it has: {', '.join(known)})"
+def _unknown(name: str, known: Collection[str], what: str, where: str, is_listed: bool = False) -> str:
+    """Return a sentence with the nearest known name, or else with all, unless an earlier sentence lists them."""
+    hint = nearest(name, known) or ("" if is_listed else f" (it has: {', '.join(known)})")
     return f"{what}: {where} has no feature '{name}'{hint}"
 
 

@@ -189,6 +189,8 @@ def dataset_entry(reader: Reader, summary: Summary, labels: Sequence[str] = ()) 
         feature: dict[str, Any] = {"name": name, "dtype": "float", "type": "embedding", "source": "item"}
         if name in summary.scales:
             feature["scale"] = summary.scales[name]
+        elif name in summary.norms and (setting := summary.norms[name].setting) is not None:
+            feature[setting[0]] = setting[1]
         columns.append(feature)
     names = {column["name"] for column in columns}
     for name in reader.columns_to_compare(summary):

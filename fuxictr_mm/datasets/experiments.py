@@ -198,6 +198,11 @@ def explain(summary: Summary, users: bool, compared: Sequence[str] = (), sampled
         lines.append(
             f"features of type: similarity compare target and history in {', '.join(compared)}, since {reason}"
         )
+    for name, norms in summary.norms.items():
+        if norms.setting is not None:
+            key, value = norms.setting
+            why = f"the median norm of its embeddings is {norms.median:.3g}"
+            lines.append(f"{name} has {key}: {value}, since {why}{', and norms differ' if key == 'scale' else ''}")
     split, part = _newest_cold(summary)
     if users and sampled:
         lines.append(

@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fuxictr_mm.data.lists import EMPTY_AS_NULL
+from fuxictr_mm.data.norms import Norms
 from fuxictr_mm.data.numbering import digest_of, to_later_metadata, to_metadata
 from fuxictr_mm.data.vocabulary import Vocabulary
 from fuxictr_mm.datasets.folder import VERSION, PreparedFolder
@@ -70,6 +71,7 @@ class Summary:
     splits: dict[str, SplitSummary]
     coverage: dict[str, float] = field(default_factory=dict)
     scales: dict[str, float] = field(default_factory=dict)
+    norms: dict[str, Norms] = field(default_factory=dict)  #: Of embeddings without a scale of their own.
     vocab_sizes: dict[str, int] = field(default_factory=dict)
     columns: dict[str, Any] = field(default_factory=dict)
 
@@ -114,7 +116,7 @@ class Writer:
         else:
             shutil.rmtree(self.reader.scratch, ignore_errors=True)  # of another source, whose manifest was deleted
             write_json(self.folder / MANIFEST, done)
-        coverage, scales = self._write_items()
+        coverage, scales, norms = self._write_items()
         self._write_chunks(done)
         splits = {split: SplitSummary() for split in SPLITS}
         for parts in done["chunks"].values():
@@ -129,7 +131,7 @@ class Writer:
         if facts:
             write_json(self.folder / MANIFEST, {**done, "columns": facts, **self.reader.notes()})
         shutil.rmtree(self.reader.scratch, ignore_errors=True)
-        return Summary(len(self._items), sizes["user_id"] - 1, splits, coverage, scales, sizes, facts)
+        return Summary(len(self._items), sizes["user_id"] - 1, splits, coverage, scales, norms, sizes, facts)
 
     # Items
 
@@ -149,8 +151,8 @@ class Writer:
     def _items(self) -> Vocabulary:
         return _build(self._item_frame["item_id"])
 
-    def _write_items(self) -> tuple[dict[str, float], dict[str, float]]:
-        """Write the item file and a file per embedding; return coverage and scale of each embedding."""
+    def _write_items(self) -> tuple[dict[str, float], dict[str, float], dict[str, Norms]]:
+        """Write the item file and a file per embedding; return coverage, scale and norms of each embedding."""
         path = self.folder / ITEM_FILE
         if not path.exists():
             frame = self._item_frame
@@ -164,12 +166,20 @@ class Writer:
             with atomic_path(path) as temporary:
                 table = pa.table(columns).replace_schema_metadata(metadata)
                 pq.write_table(table, temporary, compression="zstd", row_group_size=GROUP_ROWS)
-        coverage, scales = {}, {}
+        coverage, scales, norms = {}, {}, {}
         for name, embeddings in self.reader.embeddings().items():
             coverage[name] = self._write_embeddings(name, embeddings)
             if embeddings.scale is not None:
                 scales[name] = embeddings.scale
-        return coverage, scales
+            elif (found := self._norms_of(name)) is not None:
+                norms[name] = found
+        return coverage, scales, norms
+
+    def _norms_of(self, name: str) -> Norms | None:
+        batches = pq.ParquetFile(self.folder / f"{name}.parquet").iter_batches(columns=[name])
+        columns = (batch.column(0) for batch in batches)
+        matrices = (column.flatten().to_numpy().reshape(len(column), -1) for column in columns)
+        return Norms.of(np.concatenate([np.linalg.norm(values, axis=1) for values in matrices]))
 
     @cached_property
     def _item_digest(self) -> str:

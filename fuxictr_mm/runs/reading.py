@@ -193,13 +193,16 @@ def resolve_one(name: StrPath, runs: Sequence[Run], root: StrPath = "checkpoints
                 f"{name}: the folder holds no runs; give the folder of an experiment, ROOT/DATASET/EXPID"
             )
         return _finished(inside, name)
-    known = [*dict.fromkeys(run.expid for run in runs), *(run.run for run in runs)]
     none = "none yet; train first: fuxictr-mm train --expid NAME, or give --root"
     there = ", ".join(sorted({run.expid for run in runs})) or none
     raise MissingFileError(
         f"'{name}': is not an experiment id, a run or a folder of a run below "
-        f"{root}{nearest(name, known)} (there are: {there})"
+        f"{root}{_nearest_run(name, runs)} (there are: {there})"
     )
+
+
+def _nearest_run(name: str | os.PathLike[str], runs: Sequence[Run]) -> str:
+    return nearest(name, [*dict.fromkeys(run.expid for run in runs), *(run.run for run in runs)])
 
 
 def weights_of(name: str | os.PathLike[str], root: str | os.PathLike[str] = "checkpoints") -> Path:
@@ -213,14 +216,16 @@ def weights_of(name: str | os.PathLike[str], root: str | os.PathLike[str] = "che
         The name means runs of several experiments or datasets.
     """
     path = found = file_of_weights(Path(name))
+    runs: list[Run] = []
     if not path.is_file():
         with suppress(MissingFileError):
-            found = resolve_one(name, find_runs(root), root)[0].weights
+            runs = find_runs(root)
+            found = resolve_one(name, runs, root)[0].weights
     if not found.is_file():
         raise MissingFileError(
             f"{found}: no such weights, and no finished run below {root} has this name or experiment id; expected one "
             "of them, a file of weights, or the folder of a run or of fuxictr-mm export-hub (runs are listed by "
-            "fuxictr-mm runs)"
+            f"fuxictr-mm runs){_nearest_run(name, runs)}"
         )
     return found
 

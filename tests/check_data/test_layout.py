@@ -24,7 +24,7 @@ DIGITS = [str(number % 7) for number in range(COUNT)]
 
 
 def tensors():
-    storage = pa.FixedSizeListArray.from_arrays(pa.array(VECTORS.astype(np.float32).ravel()), 16)
+    storage = pa.FixedSizeListArray.from_arrays(pa.array((VECTORS / 4).astype(np.float32).ravel()), 16)
     return pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(pa.float32(), [16]), storage)
 
 

@@ -52,6 +52,22 @@ def test_equal_vectors_name_the_first_and_minus_zero_is_zero(tmp_path):
     assert all("row 3, item_id 4" in value for value in report.findings()[0].rows["value"])
 
 
+@pytest.mark.parametrize(
+    ("factor", "spread", "key"), [(1, 0, ""), (22, 0, "norm: l2"), (0.01, 0, "norm: l2"), (22, 1.5, "scale: ")]
+)
+def test_a_norm_far_from_1_is_an_info_unless_the_configuration_scales_it(tmp_path, factor, spread, key):
+    rng = np.random.default_rng(4)
+    vectors = rng.standard_normal((200, 8))
+    vectors *= factor * rng.lognormal(0, spread, (200, 1)) / np.linalg.norm(vectors, axis=1, keepdims=True)
+    (write(tmp_path, item_emb=vectors, other_emb=vectors) / "dataset_config.yaml").write_text(
+        "d: {feature_cols: [{name: [item_emb], type: embedding, source: item, norm: l2}]}\n"
+    )
+    report, _ = check_folder(tmp_path, ["unscaled-vector"])
+    assert [f.column for f in report.findings()] == ["other_emb"] * bool(key)
+    assert all(key in f.expected for f in report.findings())
+    assert report.is_clean
+
+
 def test_lengths_are_judged_against_the_spread(tmp_path):
     rng = np.random.default_rng(3)
     vectors = rng.standard_normal((300, 8)) * rng.lognormal(0, 1.5, (300, 1))
@@ -107,4 +123,5 @@ def test_small_integers_are_embeddings_and_not_ids(tmp_path):
     column = pa.array(vectors.tolist(), pa.list_(pa.int8(), 8))
     pq.write_table(pa.table({"item_id": range(1, 301), "v": column}), tmp_path / "item_emb.parquet")
     report, _ = check_folder(tmp_path)
-    assert [(f.check, f.rows["row"].to_list()) for f in report.findings()] == [("zero-vector", [9])]
+    zero, unscaled = report.findings()
+    assert (zero.check, zero.rows["row"].to_list(), unscaled.check) == ("zero-vector", [9], "unscaled-vector")

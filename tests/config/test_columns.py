@@ -50,6 +50,11 @@ def test_problems_are_of_a_key(change, key):
     assert [*columns(**change).problems()] == [key]
 
 
+def test_all_features_are_listed_once():
+    change = {"use_features": ["qqqq", "wwww"], "feature_specs": [{"name": "zzzz"}]}
+    assert [sentence.count("hidden") for sentence in columns(**change).problems().values()] == [1, 0, 0]
+
+
 def test_nothing_more_is_said_of_a_wrong_entry():
     wrong = {"name": "txt", "type": "embedding", "dtype": "float", "vocab_size": "x", "table": "touched"}
     found = columns(wrong)

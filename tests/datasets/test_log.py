@@ -231,6 +231,19 @@ def test_items_with_a_vector_of_zeros_have_no_embedding(shop, prepare_log):
     assert 1 not in pl.read_parquet(folder / "vector.parquet")["item_id"]
 
 
+def test_embeddings_whose_norm_is_far_from_1_are_scaled(shop, prepare_log):
+    asins = pl.read_csv(shop / "items.csv")["asin"]
+    norms = {"near": (1, 1), "far": (22, 22), "uneven": (2, 200)}
+    vectors = {name: (np.geomspace(*ends, len(asins))[:, None] * [0.6, -0.8]).tolist() for name, ends in norms.items()}
+    pl.DataFrame({"asin": asins, **vectors}).write_parquet(shop / "vectors.parquet")
+    folder, _, _ = prepare_log(shop, embeddings=["vectors.parquet"])
+    columns = {c["name"]: c for c in load_yaml(folder / "dataset_config.yaml")[folder.name]["feature_cols"]}
+    found = {name: (columns[name].get("norm"), columns[name].get("scale")) for name in norms}
+    assert found == {"near": (None, None), "far": ("l2", None), "uneven": (None, 0.05)}
+    comments = [line.split() for line in (folder / "model_config.yaml").read_text().splitlines() if line[0] == "#"]
+    assert [(words[1], words[3]) for words in comments if words[1] in norms] == [("far", "norm:"), ("uneven", "scale:")]
+
+
 @pytest.mark.parametrize("form", ["csv", "parquet", "npy"])
 def test_arrays_with_the_ids_of_their_rows(shop, prepare_log, form):
     asins = pl.read_csv(shop / "items.csv")["asin"].reverse()

@@ -60,7 +60,7 @@ FORMULAS = {"dot": dot, "cross": cross, "attention": attention, "linear": mapped
     [
         {},
         {"num_layers": 1, "num_tokens": 3, "num_heads": 1, "interactions": ["convolution", "dot"]},
-        {"num_tokens": 5, "interactions": ["attention", "cross", "linear"]},
+        {"num_tokens": 5, "interactions": ["attention", "cross", "linear"], "din_use_softmax": True},
     ],
     ids=["tiny", "convolution", "fewer tokens"],
 )

@@ -10,6 +10,7 @@ import pytest
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
 from fuxictr_mm.metrics import evaluate_metrics
 from fuxictr_mm.runs import best_epoch_was_last, find_runs, read_lines, read_run, resolve
+from fuxictr_mm.runs.reading import weights_of
 from tests.errors import raises_naming
 
 
@@ -58,6 +59,8 @@ def test_names_resolve(runs_root):
         resolve(["DIN_tyny"], runs_root)
     with raises_naming(MissingFileError, "'X'", "fuxictr-mm train"):
         resolve(["X"], runs_root / "nowhere")
+    with raises_naming(MissingFileError, "DIN_tyny", "'DIN_tiny'"):
+        weights_of("DIN_tyny", runs_root)
 
 
 def test_unfinished_and_ambiguous_names(copy):

@@ -355,7 +355,7 @@ def test_experiments_are_those_of_the_first_folder(projects):
 
 @pytest.mark.slow
 def test_a_changed_configuration_is_continued(projects, tmp_path):
-    """Files of embeddings that were added, a raised vocab_size, and experiments of one's own."""
+    """Files of embeddings that were added and scaled, a raised vocab_size, and experiments of one's own."""
     from types import SimpleNamespace
 
     from fuxictr_mm.yaml_files import dump_yaml, load_yaml
@@ -364,6 +364,8 @@ def test_a_changed_configuration_is_continued(projects, tmp_path):
     entry = load_yaml(path)["shop"]
     entry["item_info"] += ["/elsewhere/title.parquet"]
     entry["feature_cols"][2]["vocab_size"] = 1000
+    title = {"name": "title", "dtype": "float", "type": "embedding", "source": "item", "norm": "l2"}
+    entry["feature_cols"].append(title)
     path.write_text(dump_yaml({"shop": entry}))
     models = load_yaml(tmp_path / "shop" / "model_config.yaml")
     models["Base"] = {"epochs": 3}
@@ -378,6 +380,7 @@ def test_a_changed_configuration_is_continued(projects, tmp_path):
     assert "test_data" not in entry
     sizes = {column["name"]: column.get("vocab_size") for column in entry["feature_cols"]}
     assert (sizes["user_id"], sizes["device"], sizes["item_id"]) == (20, 1000, 41)
+    assert title in entry["feature_cols"]  # whatever the norms are now
     mine = load_yaml(tmp_path / "next" / "model_config.yaml")["mine_next"]
     assert mine == {"epochs": 3, "model": "DIN", "dataset_id": "next", "learning_rate": 1e-3}
 
