@@ -161,11 +161,16 @@ def test_negatives_are_items_that_the_user_has_no_event_of(tmp_path, prepare_log
     assert Experiment.load(expids[0], out, **overrides).fit().metrics["valid"]["AUC"] > 0
 
 
-def test_negatives_are_of_rows_near_in_time(tmp_path, prepare_log, read_split):
+def test_negatives_are_of_rows_near_in_time(tmp_path, prepare_log, read_split, caplog):
     random = np.random.default_rng(0)
     rows = 600  # of items that come and go, two at a time
     item = np.arange(rows) // 10 + random.integers(0, 8, rows)
     frame = pl.DataFrame({"user": random.integers(0, 90, rows), "asin": item, "time": np.arange(rows) // 2})
+    for items, is_warned in ((item, True), (random.permutation(item), False)):
+        caplog.clear()
+        frame.with_columns(asin=pl.Series(items)).write_parquet(tmp_path / "interactions.parquet")
+        prepare_log(tmp_path, folder=f"warned-{is_warned}", negatives=1)
+        assert ("--negatives_near" in caplog.text) == is_warned
     frame.write_parquet(tmp_path / "interactions.parquet")
     out, _, _ = prepare_log(tmp_path, negatives=1, negatives_near=0.05)
     for split, begin, end in (("train", 0, 480), ("valid", 480, 540), ("test", 540, 600)):

@@ -73,9 +73,9 @@ class Sampler:
             return np.searchsorted(totals, generator.integers(totals[-1], size=len(given)), side="right")
 
         def sample_near(of_times: np.ndarray, of_items: np.ndarray, given: np.ndarray) -> np.ndarray:
-            begins, ends = (np.searchsorted(of_times, times[given], side=side) for side in ("left", "right"))
-            near = np.maximum(begins - self._reach, 0), np.minimum(ends + self._reach, len(of_times))
-            return of_items[generator.integers(*near)]
+            first = np.searchsorted(of_times, times[given]) - self._reach
+            end = np.searchsorted(of_times, times[given], side="right") + self._reach
+            return of_items[generator.integers(first.clip(0), end.clip(max=len(of_times)))]
 
         users, times = events[":code"].to_numpy(), events[":time"].to_numpy()
         items = events[":item"].replace_strict(known, np.arange(len(known)), return_dtype=pl.Int64).to_numpy()
