@@ -81,8 +81,8 @@ def main_from_args(args: argparse.Namespace) -> None:
             checkpoints, metrics["before"] = train_keeping_checkpoints(experiment, dataset, Path(folder), args.layer)
             if not checkpoints:
                 raise ConfigError(
-                    f"--initial_weights {args.initial_weights}: training found no better weights, so no row has an "
-                    "influence; train for more epochs, or with another learning_rate"
+                    "training found no weights better than those of initial_weights, so no row has an influence; "
+                    "train for more epochs, or with another learning_rate"
                 )
         influence = rank_by_influence(experiment, dataset, checkpoints, args.layer, not args.plain_loss)
         config = experiment.config.dataset
