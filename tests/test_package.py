@@ -11,6 +11,12 @@ import pytest
 from tests.paths import ROOT
 
 
+def test_requirements_are_constraints_as_well():
+    """Which pip refuses with extras: ``pip install -c requirements.txt``."""
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    assert not [line for line in lines if "[" in line and not line.startswith("#")]
+
+
 @pytest.mark.slow
 def test_the_wheel_works_from_an_empty_folder(tmp_path):
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]

@@ -79,6 +79,11 @@ def main_from_args(args: argparse.Namespace) -> None:
             checkpoints = [Checkpoint(Path(path), experiment.config.learning_rate) for path in args.checkpoints]
         else:
             checkpoints, metrics["before"] = train_keeping_checkpoints(experiment, dataset, Path(folder), args.layer)
+            if not checkpoints:
+                raise ConfigError(
+                    "training found no weights better than those of initial_weights, so no row has an influence; "
+                    "train for more epochs, or with another learning_rate"
+                )
         influence = rank_by_influence(experiment, dataset, checkpoints, args.layer, not args.plain_loss)
         config = experiment.config.dataset
         separator = config.sep if config.data_format == "csv" else None

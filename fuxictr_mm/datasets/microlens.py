@@ -164,8 +164,8 @@ class MicroLens(Reader):
     ) -> np.ndarray:
         """Return an item for each interaction that its user has not interacted with."""
 
-        def sample(known: np.ndarray, size: int) -> np.ndarray:
-            return known[generator.integers(len(known), size=size)]
+        def sample(known: np.ndarray, given: np.ndarray) -> np.ndarray:
+            return known[generator.integers(len(known), size=len(given))]
 
         samplers = {split: partial(sample, known) for split, known in self._items_by_split.items()}
         codes = np.unique(users, return_inverse=True)[1]

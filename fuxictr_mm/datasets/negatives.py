@@ -21,7 +21,7 @@ def sample_negatives(
     splits: np.ndarray,
     num_items: int,
     wanted: np.ndarray,
-    samplers: Mapping[str, Callable[[int], np.ndarray]],
+    samplers: Mapping[str, Callable[[np.ndarray], np.ndarray]],
 ) -> tuple[np.ndarray, int | None]:
     """Return items that users have no event of, in the split of the negative or an earlier one.
 
@@ -37,7 +37,7 @@ def sample_negatives(
     wanted : ndarray
         ``(S,)`` the event that each negative is for.
     samplers : mapping
-        Of each split a function that returns as many items as it is asked for.
+        Of each split a function that returns an item for each event that it is given.
 
     Returns
     -------
@@ -56,7 +56,7 @@ def sample_negatives(
         for _ in range(ATTEMPTS):
             if not left.size:
                 break
-            negatives[left] = samplers[split](left.size)
+            negatives[left] = samplers[split](wanted[left])
             sampled = keys[wanted[left]] + negatives[left]
             position = np.minimum(np.searchsorted(seen, sampled), len(seen) - 1)
             left = left[seen[position] == sampled]

@@ -115,6 +115,14 @@ def _mean_over_queries(values: Tensor, counted: Tensor) -> Tensor:
     return (values * counted).sum(dim=-1) / counted.sum(dim=-1)
 
 
+def _mean_of_calls(calls: Sequence[WeightStatistics]) -> WeightStatistics:
+    """Return the mean over calls with the same examples, each of one query."""
+    if len(calls) == 1:
+        return calls[0]
+    lengths, *others = zip(*calls, strict=True)
+    return WeightStatistics(lengths[0], *(torch.stack(parts).nanmean(dim=0) for parts in others))
+
+
 def _pairs(num_heads: int) -> list[tuple[int, int]]:
     return [(i, j) for i in range(num_heads) for j in range(i + 1, num_heads)]
 
@@ -131,15 +139,19 @@ class RecordedAttention:
 
     def __init__(self, hooks: AttentionHooks) -> None:
         self.hooks = hooks
-        self._statistics: list[WeightStatistics] = []
+        self._statistics: list[list[WeightStatistics]] = []  #: Of the calls with each history, a query each.
         self._norms: list[Tensor] = []
 
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Record inside the block."""
+        last: list[Tensor] = []
 
         def on_weights(weights: Tensor, keys: Tensor, queries: Tensor) -> None:
-            self._statistics.append(weight_statistics(weights.detach(), keys, queries))
+            if not last or last[0] is not keys:
+                last[:] = [keys]
+                self._statistics.append([])
+            self._statistics[-1].append(weight_statistics(weights.detach(), keys, queries))
 
         def on_heads(heads: Tensor) -> None:
             self._norms.append(self.hooks.norms(heads).flatten(0, -2).cpu())
@@ -155,7 +167,7 @@ class RecordedAttention:
     @property
     def statistics(self) -> WeightStatistics:
         """Of all examples, in the order in which they were computed."""
-        return concatenate(self._statistics)
+        return concatenate([_mean_of_calls(calls) for calls in self._statistics])
 
     @property
     def output_norms(self) -> np.ndarray:

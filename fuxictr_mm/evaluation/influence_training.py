@@ -42,8 +42,8 @@ def train_keeping_checkpoints(
     """Train an experiment as ``Experiment.fit`` does, but keep the weights of every evaluation in a folder.
 
     Nothing is written elsewhere. Return the checkpoints up to the best, with the learning rate until then, and the
-    metrics of the best weights; those of ``test`` where it has labels. A model without a last layer, or without that
-    named, is refused before.
+    metrics of the best weights; those of ``test`` where it has labels. Initial weights are no checkpoint: no example
+    was trained on before. A model without a last layer, or without that named, is refused before.
     """
     from fuxictr_mm.training import loop, scoring
     from fuxictr_mm.training.initial_weights import load_initial_weights
@@ -66,6 +66,7 @@ def train_keeping_checkpoints(
         # Steps after the best weights do not affect the model.
         values = [model._monitor.get_value(entry) for entry in history]
         del keeper.kept[values.index(model._best_metric) + 1 :]
+    del keeper.kept[:is_warm]
     metrics = {"valid": scoring.evaluate(model, valid, config.metrics)}
     # A label of one value is a placeholder.
     if "test" in splits and any(len(values) > 1 for values in dataset.summaries["test"].labels):

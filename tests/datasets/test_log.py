@@ -161,6 +161,29 @@ def test_negatives_are_items_that_the_user_has_no_event_of(tmp_path, prepare_log
     assert Experiment.load(expids[0], out, **overrides).fit().metrics["valid"]["AUC"] > 0
 
 
+def test_negatives_are_of_rows_near_in_time(tmp_path, prepare_log, read_split, caplog):
+    random = np.random.default_rng(0)
+    rows = 600  # of items that come and go, two at a time
+    item = np.arange(rows) // 10 + random.integers(0, 8, rows)
+    frame = pl.DataFrame({"user": random.integers(0, 90, rows), "asin": item, "time": np.arange(rows) // 2})
+    for items, is_warned in ((item, True), (random.permutation(item), False)):
+        caplog.clear()
+        frame.with_columns(asin=pl.Series(items)).write_parquet(tmp_path / "interactions.parquet")
+        prepare_log(tmp_path, folder=f"warned-{is_warned}", negatives=1)
+        assert ("--negatives_near" in caplog.text) == is_warned
+    frame.write_parquet(tmp_path / "interactions.parquet")
+    out, _, _ = prepare_log(tmp_path, negatives=1, negatives_near=0.05)
+    for split, begin, end in (("train", 0, 480), ("valid", 480, 540), ("test", 540, 600)):
+        found = read_split(out, split)
+        for row, negative in zip(found[::2], found[1::2], strict=True):
+            of_time = 2 * row["source_time"]
+            near = slice(max(begin, of_time - 30), min(end, of_time + 32))
+            assert int(negative["item_id"]) in item[near]
+            assert (row["label"], negative["label"]) == (1, 0)
+    manifest = load_yaml(out / "manifest.json")
+    assert manifest["log"]["options"]["negatives_near"] == 0.05  # for a log that extends it
+
+
 @pytest.mark.parametrize(("rule", "of_negatives"), [("new", 0), ("any", 0.25), ("matched", 0.75)])
 def test_history_does_not_tell_repeated_items_from_matched_negatives(
     rule, of_negatives, tmp_path, prepare_log, read_split
@@ -400,6 +423,8 @@ def test_metrics_group_by_the_column_with_the_role(shop, prepare_log, tmp_path):
         (lambda shop: (shop / "items.csv").rename(shop / "items.xlsx"), {}, ["items.xlsx", ".csv"]),
         (None, {"negatives": 1}, ["--negatives", "click"]),
         (None, {"negatives_from": "any"}, ["--negatives_from any", "--negatives"]),
+        (None, {"negatives_near": 0.1}, ["--negatives_near 0.1", "--negatives"]),
+        (drop_label, {"negatives": 1, "negatives_near": 0.0}, ["--negatives_near 0"]),
         (
             drop_label,
             {"negatives": 1, "negatives_from": "matched", "roles": [*ROLES, "history=device"]},

@@ -22,7 +22,7 @@ def log(request):
 def test_what_was_sampled_in_training_does_not_tell_the_clicks_of_test(log):
     users, items, splits = log
     random = np.random.default_rng(1)
-    draw = {s: lambda size, of=items[splits == s]: of[random.integers(len(of), size=size)] for s in SPLITS}
+    draw = {s: lambda given, of=items[splits == s]: random.choice(of, len(given)) for s in SPLITS}
     found, failed = sample_negatives(users, items, splits, 3 * ITEMS, np.arange(len(users)), draw)
     assert failed is None
     train, test = splits == "train", splits == "test"
@@ -40,7 +40,7 @@ def test_what_was_sampled_in_training_does_not_tell_the_clicks_of_test(log):
 
 def test_a_user_of_all_items_is_named():
     users, items, splits = np.array([0, 1, 1, 1]), np.array([0, 0, 1, 0]), np.array(["train"] * 3 + ["test"])
-    draw = {split: lambda size: np.zeros(size, dtype=int) for split in SPLITS}
+    draw = {split: lambda given: np.zeros(len(given), dtype=int) for split in SPLITS}
     assert sample_negatives(users, items, splits, 2, np.array([3]), draw)[1] == 3
 
 

@@ -56,6 +56,22 @@ OURS = {
 }
 
 
+def test_calls_with_one_history_are_queries_of_its_rows():
+    torch.manual_seed(0)
+    module = OURS["heads"]().eval()
+    hooks, (target, history) = hooks_of(module), batch()
+    alone = [record(hooks, query, history)[0].statistics for query in (target, -target)]
+    recorded = RecordedAttention(hooks)
+    with recorded.recording():
+        for query in (target, -target):
+            module(query, history)
+        module(*batch((4, 2)))
+    rows = describe(recorded)["rows"]
+    assert rows == 4  # those with two keys or more
+    expected = torch.stack([one.entropy_ratio for one in alone]).mean(dim=0)
+    torch.testing.assert_close(recorded.statistics.entropy_ratio[:4], expected, equal_nan=True)
+
+
 @pytest.mark.parametrize("kind", OURS)
 def test_weights_are_those_of_the_module(kind):
     torch.manual_seed(0)

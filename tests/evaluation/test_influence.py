@@ -302,9 +302,11 @@ def test_training_is_that_of_run_expid(tmp_path):
     best = read_tensors(run.weights)
     last = read_tensors(checkpoints[-1].path)
     assert all(torch.equal(best[name], last[name]) for name in best)
-    again = experiment.with_settings(initial_weights=str(run.path), epochs=1)
-    first = read_tensors(train_keeping_checkpoints(again, dataset, tmp_path / "again")[0][0].path)
+    again = experiment.with_settings(initial_weights=str(run.path), epochs=1, save_best_only=False)
+    ((only,), _) = train_keeping_checkpoints(again, dataset, tmp_path / "again")
+    first, trained = (read_tensors(path) for path in (tmp_path / "again" / "0.checkpoint", only.path))
     assert all(torch.equal(best[name], first[name]) for name in best)
+    assert not all(torch.equal(best[name], trained[name]) for name in best)
 
 
 @pytest.mark.parametrize(

@@ -13,14 +13,14 @@ CURRENCIES = r"[€$£¥₹₩₽]|EUR|USD|GBP|CHF|CNY|JPY"
 GROUPING = "'\u2019\u00a0\u202f"
 #: A currency, percent or a common unit before or after a number.
 AMOUNT = (
-    rf"^\(?[+-]?(?P<before>{CURRENCIES})?\s?[+-]?\d[\d.,{GROUPING}]*\s?"
-    rf"(?P<after>{CURRENCIES}|%|zł|kr|Kč|Ft|lei|kg|g|km|m|cm|mm|l|ml)?\)?$"
+    rf"^\(?[+-]?(?P<before>{CURRENCIES})?\s?[+-]?\d[\d.,{GROUPING}]*-?\s?"
+    rf"(?P<after>{CURRENCIES}|%|zł|kr|Kč|Ft|lei|kg|g|km|m|cm|mm|l|ml)?[)-]?$"
 )
 
 
 def _signed(number: str) -> str:
-    """Return the pattern of numbers with a sign; those in parentheses are negative."""
-    return rf"^(?:[+-]?{number}|\({number}\))$"
+    """Return the pattern of numbers with a sign; those in parentheses, or before a minus (SAP), are negative."""
+    return rf"^(?:[+-]?{number}|\({number}\)|{number}-)$"
 
 
 #: By the decimal mark, numbers with or without separators of thousands, also Indian ones: 1,00,000. Many are of both
@@ -72,7 +72,7 @@ class Form:
     def bare(self, column: pl.Expr) -> pl.Expr:
         """Return texts without spaces around them and without the unit, which may be before or after the number."""
         text, unit = column.str.strip_chars(), re.escape(self.unit)
-        return text.str.replace(rf"^(\(?[+-]?){unit}\s*|\s*{unit}(\)?)$", "${1}${2}") if unit else text
+        return text.str.replace(rf"^(\(?[+-]?){unit}\s*|\s*{unit}([)-]?)$", "${1}${2}") if unit else text
 
     def fits(self, column: pl.Expr) -> pl.Expr:
         """Whether texts are numbers of this form, or missing."""
@@ -86,7 +86,7 @@ class Form:
         bare = self.bare(column)
         thousands = "," if self.decimal == "." else "."
         plain = bare.str.replace_all(rf"[{GROUPING}{thousands}]", "").str.replace(",", ".", literal=True)
-        plain = plain.str.replace(r"^\((.*)\)$", "-${1}")
+        plain = plain.str.replace(r"^\((.*)\)$|^(.*)-$", "-${1}${2}")
         return plain.cast(pl.Float64, strict=False)
 
 

@@ -102,7 +102,8 @@ class Base:
         # A day without missing values may hold 12.0 where the earlier log had 12, or the reverse.
         columns = self.columns.get(table.option, [])
         codes = [column for column in columns if column.kind == "categorical"]
-        as_integers = {column.source: not self.has_floats(column.name) for column in codes}
+        has_floats = {column.source: self._has_floats(column.name) for column in codes}
+        as_integers = {source: not found for source, found in has_floats.items() if found is not None}
         types = {column.source: column.kind for column in columns if column.kind != "group"}
         numbers = [column for column in columns if column.kind == "numeric"]
         numbers += self.numeric_labels.values() if table.option == "interactions" else []
@@ -135,9 +136,10 @@ class Base:
         """Return the values of a column, or all users (``user_id``), in the order of their numbers."""
         return pl.read_parquet(self.folder / VOCABULARIES / f"{name}.parquet").sort("code")["value"]
 
-    def has_floats(self, name: str) -> bool:
-        """Whether categories are texts of floats, such as 12.0."""
-        return bool(self.vocabulary(name).cast(pl.String).str.contains(r"^-?\d+\.0$").any())
+    def _has_floats(self, name: str) -> bool | None:
+        """Whether numbers among the categories have decimals, such as 12.0; None if none is a number."""
+        numbers = self.vocabulary(name).cast(pl.String).str.extract(r"^-?\d+(\.\d+)?$", 0).drop_nulls()
+        return bool(numbers.str.contains(".", literal=True).any()) if len(numbers) else None
 
     def _has_numbers(self, name: str) -> bool:
         """Whether all categories are numbers, and not texts of which some are."""

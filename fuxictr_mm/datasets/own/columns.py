@@ -40,6 +40,15 @@ CODES = (
 #: in seconds, milliseconds and microseconds are none, and neither are round numbers, as of prices.
 ID_DIGITS = 7
 TIMES = tuple((10**digits, 2 * 10**digits) for digits in (9, 12, 15))
+#: Names of quantities, also with a unit or currency behind; integers of such a column are no ids.
+QUANTITY = (
+    r"(?:^|_)(?:views?|plays?|clicks|likes|streams|downloads|votes|count|counts|cnt|anzahl|amount|amt|betrag|total|sum"
+    r"|value|\w*preis|price|cost|costs|fee|rent|tax|revenue|umsatz|sales|salary|income|budget|turnover|gross|spent"
+    r"|quantity|qty|size|length|duration|dauer|runtime|time|playtime|elapsed|distance|mileage|odometer|kilometers?"
+    r"|population|followers|subscribers|bytes|cents)"
+    r"(?:_?(?:ns|us|ms|s|sec|seconds|m|km|kb|mb|bytes|cents|usd|eur|gbp|jpy|inr|idr|krw|vnd|total|sum|mean|avg|max"
+    r"|min|\d+d?))*$"
+)
 
 #: Texts with more distinct values than this fraction of the rows name the row, and are not categories.
 OWN_VALUE = 0.5
@@ -272,10 +281,15 @@ def _is_named_as_id(name: str) -> bool:
     return name.lower().endswith("id") or re.search(CODES, name) is not None
 
 
+def _is_named_as_quantity(name: str) -> bool:
+    """Whether a name such as ``viewCount`` or ``price_idr`` is one of a quantity."""
+    return re.search(QUANTITY, re.sub(r"(?<=[a-z])(?=[A-Z])|\W", "_", name).lower()) is not None
+
+
 def _kind_of(name: str, kind: pl.DataType, found: _Facts, table: str) -> tuple[str, str]:
     """Return the type of a column, and why it is none."""
     is_item, count, distinct = table == "items", found.values, found.distinct
-    is_id = found.is_huge or found.is_id or _is_named_as_id(name)
+    is_id = found.is_huge or _is_named_as_id(name) or (found.is_id and not _is_named_as_quantity(name))
     if not count:
         return "none", "it is empty"
     if kind.is_float():

@@ -21,8 +21,8 @@ NEGATIVES_FROM = ("new", "any", "matched")
 #: Names of the options as ``argparse`` has them.
 NAMES = (
     "labels", "interactions", "items", "users", "embeddings", "roles", "types", "split", "split_by", "negatives",
-    "negatives_from", "positive_from", "history_from", "encoding", "header", "impressions", "positives",
-    "match_on", "match_within", "like", "all_rows", "extend", "date_order",
+    "negatives_from", "negatives_near", "positive_from", "history_from", "encoding", "header", "impressions",
+    "positives", "match_on", "match_within", "like", "all_rows", "extend", "date_order",
 )  # fmt: skip
 
 
@@ -74,6 +74,8 @@ class LogOptions:
     split_by: str = "time"
     negatives: int = 0  #: Items sampled for each row of a log that has no label.
     negatives_from: str = "new"  #: Which items these can be, of ``NEGATIVES_FROM``.
+    #: They are of rows of the split that are at most this fraction of all rows before or after; by default of all.
+    negatives_near: float | None = None
     #: Labels are 1 from this number on and 0 below, as of ratings; by default they hold 0 and 1.
     positive_from: float | None = None
     #: The label whose positive events enter histories; by default the first one that is not a number, of a log of
@@ -137,6 +139,9 @@ class LogOptions:
             raise ConfigError(f"--negatives is {options.negatives}, expected 1 or more")
         if options.negatives_from != cls.negatives_from and not options.negatives:
             raise ConfigError(f"--negatives_from {options.negatives_from}: is of --negatives, which is missing; add it")
+        if options.negatives_near is not None and not (options.negatives and 0 < options.negatives_near <= 1):
+            fix = "expected a fraction above 0" if options.negatives else "is of --negatives, which is missing; add it"
+            raise ConfigError(f"--negatives_near {options.negatives_near:g}: {fix}")
         if options.negatives_from == "matched" and options.history is not None:
             raise ConfigError(
                 f"--negatives_from matched: takes computed histories, not the column {options.history} (--roles "
@@ -279,6 +284,13 @@ def add_log_options(parser: argparse.ArgumentParser) -> None:
         choices=NEGATIVES_FROM,
         help="log: items new to the user (default), any but the row's own, or matched: where the row's item is in its "
         "history, others of the history",
+    )
+    group.add_argument(
+        "--negatives_near",
+        type=float,
+        metavar="FRACTION",
+        help="log: sample items of rows near in time, such as 0.01: at most 1%% of the rows before or after (default: "
+        "of the whole split); for items that come and go, such as news",
     )
     group.add_argument(
         "--positive_from",

@@ -160,7 +160,15 @@ class Positives:
             logger.info(found)
             return
         key = self.table.frame.with_row_index(":row").filter(pl.col(":row") == example).select(self.on)
-        said = self._said(key.collect(engine="streaming").row(0))
+        values = key.collect(engine="streaming").row(0)
+        said = self._said(values)
         when = "" if self.time is None else " not later than it"
         when += "" if self.within is None else f" and at most {self.within} earlier (--match_within)"
-        logger.warning(f"{found}; {self.table.where(example)}, for example, has no row{when} with {said}")
+        # Addresses of mails are often in upper case in one file and not in the other.
+        same = [(text_of(n), str(value).strip()) for n, value in zip(self.on, values, strict=True)]
+        is_same = pl.all_horizontal(text == value for text, value in same)
+        in_lower = pl.all_horizontal(text.str.to_lowercase() == value.lower() for text, value in same)
+        counts = log.frame.select(is_same.sum().alias("same"), in_lower.sum().alias("other"))
+        has_same, has_other = map(bool, counts.collect(engine="streaming").row(0))
+        case = ", but one in other upper and lower case: write ids alike in both files" if has_other > has_same else ""
+        logger.warning(f"{found}; {self.table.where(example)}, for example, has no row{when} with {said}{case}")

@@ -100,6 +100,7 @@ def with_names(asked: LogOptions, given: Collection[str], table: Table) -> LogOp
         defaults = " or ".join(repr(getattr(asked, fields[role])) for role in missing)
         usual = {name for role in missing for group in NAMES[role] for name in group}
         why += table.lists_with(lambda field: plain(field) in usual)
+        why += table.of_folders(asked.user) if "user" in missing else ""
         untimed = '; without times, number the rows, in their order or a random one: frame["time"] = range(len(frame))'
         raise ConfigError(
             f"{table.paths[0]}: has no column {defaults} (it has: {', '.join(table.schema)}){why}; name the column of "

@@ -32,13 +32,20 @@ class Sampler:
 
     def __init__(self, asked: LogOptions, file: Path, chunks: Iterable[pl.DataFrame]) -> None:
         self._asked, self._file = asked, file
-        counts = pl.concat([events.group_by(":split", ":item").len() for events in chunks])
-        table = counts.pivot(":split", index=":item", values="len", aggregate_function="sum").sort(":item")
+        counts, rows = [], []
+        for events in chunks:
+            counts.append(events.group_by(":split", ":item").len())
+            if asked.negatives_near is not None:
+                rows.append(events.select(":split", ":time", ":item").drop_nulls(":split"))
+        table = pl.concat(counts).pivot(":split", index=":item", values="len", aggregate_function="sum").sort(":item")
         splits = [split for split in SPLITS if split in table.columns]
         totals = table.select(splits).fill_null(0).to_numpy().cumsum(axis=0).T
         self._items = table[":item"]
         #: Of each split how many of its rows are of an item or one before.
         self._up_to = dict(zip(splits, totals, strict=True))
+        #: Of each split its rows in the order of time, and how many before and after one are near; none by default.
+        self._rows = _by_time(pl.concat(rows), self._items, splits) if rows else {}
+        self._reach = max(1, round((asked.negatives_near or 0) * sum(len(times) for times, _ in self._rows.values())))
 
     def add(
         self,
@@ -62,8 +69,13 @@ class Sampler:
         """
         known, negatives_from = self._items, self._asked.negatives_from
 
-        def sample(totals: np.ndarray, size: int) -> np.ndarray:
-            return np.searchsorted(totals, generator.integers(totals[-1], size=size), side="right")
+        def sample(totals: np.ndarray, given: np.ndarray) -> np.ndarray:
+            return np.searchsorted(totals, generator.integers(totals[-1], size=len(given)), side="right")
+
+        def sample_near(of_times: np.ndarray, of_items: np.ndarray, given: np.ndarray) -> np.ndarray:
+            first = np.searchsorted(of_times, times[given]) - self._reach
+            end = np.searchsorted(of_times, times[given], side="right") + self._reach
+            return of_items[generator.integers(first.clip(0), end.clip(max=len(of_times)))]
 
         users, times = events[":code"].to_numpy(), events[":time"].to_numpy()
         items = events[":item"].replace_strict(known, np.arange(len(known)), return_dtype=pl.Int64).to_numpy()
@@ -76,11 +88,13 @@ class Sampler:
         is_positive = np.arange(len(rows)) % copies == 0
         wanted = which[rows[~is_positive]]
         samplers = {split: partial(sample, totals) for split, totals in self._up_to.items()}
+        samplers |= {split: partial(sample_near, *ordered) for split, ordered in self._rows.items()}
         negatives, failed = sample_negatives(without, items, splits, len(known), wanted, samplers)
         if failed is not None:
+            near = " near in time, so no negative can be sampled; increase --negatives_near"
             raise DataError(
                 f"{self._file}: the user {events[':user'][failed]!r} has events of nearly every item of "
-                f"{splits[failed]}, so no negative can be sampled"
+                f"{splits[failed]}{near if self._rows else ', so no negative can be sampled'}"
             )
         if negatives_from == "matched":
             negatives = sample_repeats(users, items, begins, ends, wanted, negatives, generator)
@@ -89,3 +103,11 @@ class Sampler:
         label = pl.Series("label", is_positive.astype(np.float32))
         of_source = pl.when(pl.Series(is_positive)).then(SOURCE_ROW).alias(SOURCE_ROW)
         return columns[rows].with_columns(known.gather(sampled).alias("item_id"), label, of_source), which[rows]
+
+
+def _by_time(rows: pl.DataFrame, known: pl.Series, splits: Iterable[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return times and items, as their places in ``known``, of the rows of each split in the order of time."""
+    index = pl.col(":item").replace_strict(known, np.arange(len(known)), return_dtype=pl.Int64)
+    rows = rows.with_columns(index).sort(":time", ":item")
+    parts = {split: rows.filter(pl.col(":split") == split) for split in splits}
+    return {split: (part[":time"].to_numpy(), part[":item"].to_numpy()) for split, part in parts.items()}

@@ -14,7 +14,18 @@ from typing import Any, Literal
 import polars as pl
 
 from fuxictr_mm.data import parquet
-from fuxictr_mm.datasets.own.amounts import NUMBERS, PHONE, PLAIN, SAME, Form, decimal_in, form_in, is_missing, unit_in
+from fuxictr_mm.datasets.own.amounts import (
+    AMOUNT,
+    NUMBERS,
+    PHONE,
+    PLAIN,
+    SAME,
+    Form,
+    decimal_in,
+    form_in,
+    is_missing,
+    unit_in,
+)
 from fuxictr_mm.encoding.csv_files import with_partitions
 from fuxictr_mm.encoding.text_files import (
     CSV,
@@ -33,6 +44,7 @@ logger = logging.getLogger(__name__)
 
 #: Integers as they are written; 007 is an id or a code.
 INTEGER = r"^-?(?:0|[1-9]\d*)$"
+WHOLE = r"^(-?(?:0|[1-9]\d*))\.0$"
 
 #: What spreadsheets make of long digits.
 ROUNDED = r"^\d[.,]\d+[eE]\+\d+$"
@@ -63,8 +75,8 @@ class Table:
     option: str  #: The option that names them, for errors.
     texts: Sequence[str] = ()  #: Columns of ids, whose texts stay texts: 007 and 7 are two.
     types: Mapping[str, str] = field(default_factory=dict)  #: What columns are known to become, as ``--types`` has it.
-    #: Whether floats that are integers in all rows are read as integers, by the column. By default they are if values
-    #: are missing.
+    #: Whether floats that are integers in all rows are read as integers, by the column, and 12.0 among texts as 12. By
+    #: default floats are if values are missing.
     as_integers: Mapping[str, bool] = field(default_factory=dict)
     encoding: Encoding = UTF8  #: Of files of text.
     header: Sequence[str] = ()  #: Names of the columns of CSV files without a header.
@@ -120,7 +132,7 @@ class Table:
                 f"{what}: {self.paths[0]} has no column '{column}'{nearest(column, self.schema)} (it has: "
                 f"{', '.join(self.schema)})"
                 f"{f'; rename the column of its ids to {column}, the name that they have in the log' if is_key else ''}"
-                f"{lists}"
+                f"{lists}{self.of_folders(column)}"
             )
 
     def lists_with(self, is_wanted: Callable[[str], bool]) -> str:
@@ -135,6 +147,12 @@ class Table:
             if field is not None:
                 return f"; {name} is a list whose entries have {field}: write a row for each (explode of Polars)"
         return ""
+
+    def of_folders(self, column: str) -> str:
+        """Return what to do where a column is missing and each of several files may be of one value, such as a user."""
+        if len(self.paths) < 2:
+            return ""
+        return f"; if each file is of one {column}, move it into a folder that is named {column}=VALUE"
 
     def check_header(self, column: str, what: str) -> None:
         """Raise a ConfigError if the first line of a CSV file holds values, where a column is missing."""
@@ -185,10 +203,12 @@ class Table:
     def _integers(self, frame: pl.LazyFrame) -> list[pl.Expr]:
         """Return casts of floats that are integers with missing values: pandas writes 12 as 12.0 in such a column."""
         schema = frame.collect_schema().items()
+        texts = [pl.col(name) for name, kind in schema if kind == pl.String and self.as_integers.get(name)]
+        casts = [text.str.replace(WHOLE, "${1}") for text in texts]
         # 12 % is a quantity: as an integer, it could become a category.
         names = [name for name, kind in schema if kind == pl.Float64 and not self.forms.get(name, Form()).unit]
         if not names:
-            return []
+            return casts
         values = {name: pl.col(name).fill_nan(None) for name in names}
         tests = []
         for name, value in values.items():
@@ -197,7 +217,7 @@ class Table:
             is_asked = pl.lit(self.as_integers[name]) if name in self.as_integers else value.is_null().any()
             tests.append((is_whole & is_asked).alias(name))
         found = frame.select(tests).collect(engine="streaming").row(0, named=True)
-        return [value.cast(pl.Int64) for name, value in values.items() if found[name]]
+        return casts + [value.cast(pl.Int64) for name, value in values.items() if found[name]]
 
     @property
     def forms(self) -> dict[str, Form]:
@@ -233,7 +253,8 @@ class Table:
             for mark in NUMBERS:
                 is_marked = ~is_none & text.str.contains(mark, literal=True)
                 tests.append(_example(text, is_marked).alias(f"first {mark} {name}"))
-            tests.append(_example(text, text.str.starts_with("(")).alias(f"negative {name}"))
+            tests.append(_example(text, text.str.contains(r"^\(|\d-$")).alias(f"negative {name}"))
+            tests.append((is_none | text.str.contains(AMOUNT)).all().alias(f"amount {name}"))
         ids = [name for name, kind in schema if kind == pl.String and name in self.texts]
         tests += [_example(pl.col(n), pl.col(n).str.contains(ROUNDED)).alias(f"rounded {n}") for n in ids]
         found = self._rows.select(tests).collect(engine="streaming").row(0, named=True) if tests else {}
@@ -249,6 +270,8 @@ class Table:
             fraction = found[f"any {name}"]  # None without rows
             if MOSTLY <= (fraction or 0) < 1:
                 self._warn_of_others(name, text, numbers[name])
+            elif found[f"amount {name}"] and name in numeric:
+                self._warn_of_units(name, text)
             if (fraction is not None and fraction < 1) or found[f"digits {name}"] != found[f"integer {name}"]:
                 continue
             fits = [mark for mark in NUMBERS if found.get(f"{mark} {name}")]
@@ -260,8 +283,8 @@ class Table:
             self._mention_marks(name, decimal, marks, is_list, is_unsure=len(fits) == 2)
             if decimal is not None and self._is_mentioned(name) and (example := found[f"negative {name}"]):
                 logger.info(
-                    f"{self.paths[0]}: {name} is read as numbers, negative in parentheses, such as {example}; "
-                    f"--types {quote(name)}=categorical keeps the texts"
+                    f"{self.paths[0]}: {name} is read as numbers, negative in parentheses or before -, as in "
+                    f"{example}; --types {quote(name)}=categorical keeps the texts"
                 )
             if decimal:
                 form = Form("", decimal)
@@ -295,6 +318,18 @@ class Table:
                 f"{self.paths[0]}: {name} is read as texts, since {others} of {count} values are no numbers, such as "
                 f"{example!r}; write numbers in one form and missing ones as empty fields, or add "
                 f"--types {quote(name)}=categorical if they are codes"
+            )
+
+    def _warn_of_units(self, name: str, text: pl.Expr) -> None:
+        """Warn of amounts of several units, such as kg and g, or with and without one, which stay texts."""
+        parts = text.filter(~is_missing(text)).str.extract_groups(AMOUNT).struct
+        unit = pl.coalesce(parts.field("before"), parts.field("after"), pl.lit("")).alias("unit")
+        units = self._rows.select(unit.unique().sort()).collect(engine="streaming")["unit"].to_list()
+        if len(units) > 1 and self._is_mentioned(name):
+            logger.warning(
+                f"{self.paths[0]}: {name} is read as texts, since its amounts have several units "
+                f"({', '.join(unit or 'none' for unit in units)}); write all as numbers of one unit, or add "
+                f"--types {quote(name)}=categorical"
             )
 
     def _is_number(self, name: str, text: pl.Expr, is_numeric: bool, has_commas: bool) -> dict[str, pl.Expr]:

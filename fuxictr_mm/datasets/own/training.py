@@ -16,6 +16,7 @@ from fuxictr_mm.datasets.own.warnings import (
     warn_of_duplicates,
     warn_of_events,
     warn_of_leaks,
+    warn_of_new_items,
     warn_of_repeats,
     warn_of_short_histories,
     warn_of_weights,
@@ -71,6 +72,7 @@ def _warn(source: LogSource, rows: pl.DataFrame, train: pl.DataFrame, max_len: i
     warn_of_events(source, train)
     warn_of_weights(source, features)
     warn_of_repeats(source, train)
+    warn_of_new_items(source, train)
     warn_of_duplicates(source, train)
     warn_of_short_histories(source, rows, max_len)
 

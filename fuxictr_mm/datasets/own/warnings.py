@@ -21,6 +21,9 @@ SHORT = 2
 #: Where negatives are sampled, more rows of an item that the user has met are warned of.
 REPEATED = 0.1
 
+#: Where negatives are sampled, this fraction of them, beyond chance, before the first row of their item is warned of.
+LATER = 0.1
+
 #: Rows with a label that follow one without it, of the same user and item, are warned of from this fraction on.
 FOLLOWING = 0.3
 
@@ -68,6 +71,22 @@ def warn_of_repeats(source: LogSource, train: pl.DataFrame) -> None:
             f"negative is; this alone gives an AUC of about {0.5 + again / 2:.2f}; --negatives_from matched samples "
             "negatives of these rows from the user's history; to predict new items, keep the first row of each user "
             "and item"
+        )
+
+
+def warn_of_new_items(source: LogSource, train: pl.DataFrame) -> None:
+    """Warn where items come and go: many negatives of the whole split are of items that are not there yet."""
+    if not source.asked.negatives or source.asked.negatives_near is not None or source.base is not None:
+        return
+    # Of each row, the fraction of rows before the first one of its item; of k rows of an item, chance explains 1/(k+1).
+    rows = train.select(":item", before=(pl.col(":time").rank("min") - 1) / pl.len())
+    of_item = pl.col("before").min().over(":item").mean(), (1 / (1 + pl.len().over(":item"))).mean().alias("chance")
+    later, by_chance = rows.select(of_item).row(0)
+    if len(train) and later - by_chance >= LATER:
+        logger.warning(
+            f"{source.log.paths[0]}: {later:.0%} of the negatives are of items whose first row is later, since items "
+            f"come and go ({by_chance:.0%} would be by chance): a model learns that new items are negatives; "
+            "--negatives_near 0.01 samples from rows near in time"
         )
 
 

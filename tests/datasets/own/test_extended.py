@@ -119,6 +119,20 @@ def run_or_exit(*arguments):
         raise SystemExit(code)
 
 
+def test_integers_written_as_floats_are_known_among_texts(prepare, tmp_path):
+    """Floors of a building: pandas writes 3.0, since one is missing, also on a day after that with the first text."""
+    folder = None
+    for day, floors in enumerate((["1", "2", "3"], ["1.0", "2.0", "attic"], ["3.0", "attic", None])):
+        (tmp_path / f"floors{day}").mkdir()
+        rows = {"user": [n % 5 for n in range(60)], "asin": [n % 7 for n in range(60)]}
+        rows |= {"time": [60 * day + n for n in range(60)], "click": [n // 2 % 2 for n in range(60)]}
+        rows |= {"floor": [floors[n % 3] for n in range(60)]}
+        pl.DataFrame(rows).write_csv(tmp_path / f"floors{day}" / "interactions.csv")
+        folder = prepare(tmp_path / f"floors{day}", f"floor{day}", folder, extend=True if day else None)
+    assert values(folder, "floor") == {0: None, 1: "1", 2: "2", 3: "3", 4: "attic"}
+    assert set(pl.read_parquet(folder / "train")["floor"]) == {0, 3, 4}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("impressions", [None, ["event=buy"]])
 def test_negatives_are_no_clicks_of_earlier_days(prepare, tmp_path, impressions):

@@ -74,6 +74,14 @@ def test_an_id_of_impressions_needs_no_time(tmp_path, caplog):
         Positives("click", clicks, ["impression"]).find(again, "time")
 
 
+@pytest.mark.parametrize("mail", ["ANN@x.org", "dee@x.org"])
+def test_ids_in_another_case_are_named(mail, tmp_path, caplog):
+    log = table_of(tmp_path, "log", pl.DataFrame({"user": ["ann@x.org", "bob@x.org"], "time": [1, 2]}))
+    clicks = table_of(tmp_path, "clicks", pl.DataFrame({"user": [mail, "bob@x.org"], "time": [3, 4]}))
+    assert Positives("click", clicks, ["user"], "time").find(log, "time").tolist() == [False, True]
+    assert ("lower case" in caplog.text) == (mail == "ANN@x.org")
+
+
 def test_times_of_other_kinds_are_refused(tmp_path):
     log = table_of(tmp_path, "log", random_rows(1, 9, 60))
     clicks = random_rows(2, 9, 60).with_columns(time=pl.lit("2024-01-01T00:00:00Z"))

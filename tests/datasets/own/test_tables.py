@@ -9,7 +9,7 @@ from fuxictr_mm.datasets.own.later import LaterLog
 from fuxictr_mm.datasets.own.tables import Table
 from fuxictr_mm.datasets.reader import load_reader
 from fuxictr_mm.datasets.writer import Writer
-from fuxictr_mm.errors import DataError
+from fuxictr_mm.errors import ConfigError, DataError
 from tests.datasets.shop import without_time, write_form
 from tests.errors import raises_naming
 
@@ -207,6 +207,9 @@ def test_numbers_in_parentheses_are_named(tmp_path, caplog):
         (["100,200,300", "100"], ["100,200,300", "100"]),  # perhaps ids
         (["100,050,300", "100"], [100050300.0, 100.0]),
         (["N.A.", "3", "5"], [None, 3, 5]),
+        (["12,50-", "1.234,00-", "-", "7"], [-12.5, -1234.0, None, 7.0]),  # of SAP
+        (["12-", "3"], [-12.0, 3.0]),
+        (["18-25", "3"], ["18-25", "3"]),
     ],
 )
 def test_separators_of_thousands(texts, expected, tmp_path):
@@ -230,6 +233,7 @@ def test_rows_that_are_there_twice_are_warned_of(shop, prepare_log, caplog):
         (";", ["16,24 €", "1.299,00 €", "", "0,99 €"], [16.24, 1299.0, None, 0.99]),
         (";", ["EUR 7", "EUR 12"], [7, 12]),
         (";", ["4,474 kg", "0,5 kg"], [4.474, 0.5]),
+        (";", ["12,50- EUR", "12,50 EUR-", "1.299,00 EUR"], [-12.5, -12.5, 1299.0]),
         (",", ["$1,299.00", "$5.50", "-"], [1299.0, 5.5, None]),
         (",", ["12.5%", "3%"], [12.5, 3.0]),
         (",", ["12 €", "12 $"], ["12 €", "12 $"]),
@@ -279,6 +283,21 @@ def test_texts_that_keep_a_column_from_being_numbers_are_named(texts, is_warned,
     assert [repr(texts[-1 if len(texts) > 2 else 0]) in r.message for r in caplog.records] == [True] * is_warned
 
 
+@pytest.mark.parametrize(
+    ("texts", "is_warned"),
+    [
+        (["12 kg", "500 g"], True),
+        (["0.5", "12 %", "n/a"], True),
+        (["3g", "4g"], False),
+        (["5 g", "many g"], False),
+    ],
+)
+def test_amounts_of_several_units_are_named(texts, is_warned, tmp_path, caplog):
+    pl.DataFrame({"weight": texts, "x": 1}).write_csv(tmp_path / "items.csv")
+    assert Table([tmp_path / "items.csv"], tmp_path / "scratch", "items").frame.collect()["weight"].to_list() == texts
+    assert any("weight" in record.message for record in caplog.records) == is_warned
+
+
 def test_ids_that_a_spreadsheet_has_rounded_are_named(tmp_path, caplog):
     for name, ids in (("plain", ["12345678901234567", "1e5"]), ("rounded", ["1.23457E+16", "7"])):
         pl.DataFrame({"user": ids, "item": ["a", "b"]}).write_csv(tmp_path / f"{name}.csv")
@@ -301,6 +320,8 @@ def test_codes_and_large_integers_are_categories(tmp_path, caplog):
         "since": [1_600_000_000 + 7919 * n for n in numbers],
         "since_us": [1_600_000_000_000_000 + 7919 * n for n in numbers],
         "won": [1_000_000 + 790 * n for n in numbers],
+        "viewCount": [1_000_001 + 797 * n for n in numbers],
+        "price_list": [1_000_001 + 797 * (n % 150) for n in numbers],
         "at_minute": [202401010800 + 10**4 * (n % 28) + n % 60 for n in numbers],
     }
     pl.DataFrame({"asin": numbers, **columns}).write_csv(tmp_path / "items.csv")
@@ -308,7 +329,8 @@ def test_codes_and_large_integers_are_categories(tmp_path, caplog):
     found, _ = choose_columns(table, {"asin"}, {}, set(), "item_")
     assert {column.source: column.kind for column in found} == {
         "plz": "categorical", "ean": "categorical", "hash": "categorical", "phone": "text", "size": "numeric",
-        "account": "categorical", "since": "numeric", "since_us": "numeric", "won": "numeric",
+        "account": "categorical", "since": "numeric", "since_us": "numeric", "won": "numeric", "viewCount": "numeric",
+        "price_list": "categorical",
     }  # fmt: skip
     assert not [record for record in caplog.records if record.levelname == "WARNING"]  # of marks that phones lack
 
@@ -351,6 +373,22 @@ def test_a_file_may_have_the_header_that_others_lack(tmp_path):
     table = Table([tmp_path / "c.csv"], tmp_path / "other", "interactions", **given)
     with raises_naming(DataError, "c.csv: row 0", "user,item,time"):
         table.refuse(pl.col("time") == "at", "time", "a time")
+
+
+def test_a_file_per_user_is_to_be_moved_into_a_folder(tmp_path):
+    paths = []
+    for name in ("ann", "bob"):
+        paths.append(tmp_path / f"user={name}" / "plays.csv")
+        paths[-1].parent.mkdir()
+        paths[-1].write_text("track,uts\na,1\n")
+    users = Table(paths, tmp_path / "scratch", "interactions", ["user"])
+    users.check("user", "--roles user=user")
+    assert users.frame.collect()["user"].to_list() == ["ann", "bob"]
+    for name, path in zip("ab", paths, strict=True):
+        path.rename(tmp_path / f"{name}.csv")
+    table = Table([tmp_path / "a.csv", tmp_path / "b.csv"], tmp_path / "other", "interactions")
+    with raises_naming(ConfigError, "--roles user=user", "user=VALUE"):
+        table.check("user", "--roles user=user")
 
 
 def test_the_row_with_another_unit_is_named(tmp_path):
