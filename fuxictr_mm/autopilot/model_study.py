@@ -63,7 +63,7 @@ class ModelStudy:
             "base_expid": name,
             "model_config": kept.get("model_config", {name: self.plan.settings}),
             "dataset_config": {dataset_id: dataset},
-            "search": "tpe",
+            "search": kept.get("search", "local"),
             "trials": 1,
             "pruning": True,
             "tuner_space": kept.get("tuner_space", self.plan.space),

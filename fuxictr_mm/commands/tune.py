@@ -8,8 +8,8 @@ from fuxictr_mm.commands.scripts import command_of, script_of
 
 DESCRIPTION = """Run many experiments: the YAML names a base_expid and a tuner_space of values to try.
 
-A grid (the default) runs every combination of the lists in tuner_space. With search: random or search: tpe, and
-trials: N, Optuna samples the points from lists and from ranges such as {low: 1.e-4, high: 1.e-2, log: True}.
+A grid (the default) runs every combination of the lists in tuner_space. With search: random, tpe or local, and
+trials: N, points are sampled from lists and from ranges such as {low: 1.e-4, high: 1.e-2, log: True}.
 The same command resumes an interrupted study; several machines with the same storage: URL share the trials."""
 
 

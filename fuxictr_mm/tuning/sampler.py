@@ -1,7 +1,7 @@
 """The sampling of the points of a study.
 
-The point of trial n depends on the seed and n, for ``tpe`` also on the results of the other trials; it differs from all
-points sampled before.
+The point of trial n depends on the seed and n, for ``tpe`` and ``local`` also on the results of the other trials; it
+differs from all points sampled before.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ RANDOM_TRIES = 200  # random samples before the remaining points are enumerated
 
 
 class Sampler:
-    """Samples the points of a study by ``search``, ``random`` or ``tpe``."""
+    """Samples the points of a study by ``search``, ``random``, ``tpe`` or ``local``."""
 
     def __init__(self, space: Space, search: str, seed: int) -> None:
         self.dimensions = Dimensions(space)
@@ -45,15 +45,22 @@ class Sampler:
                 self._random.append(point)
                 used.add(point_key(point))
             return self._random[trial.number]
-        from optuna.samplers import TPESampler
-
         used = {point_key(point) for point in others}
         for attempt in range(TRIES):
-            sampler = TPESampler(seed=self._derived_seed(trial.number, attempt))
-            point = self._sample(sampler, study, trial)
+            point = self._sample(self._guided(self._derived_seed(trial.number, attempt)), study, trial)
             if point_key(point) not in used:
                 return point
         return self._sample_random(study, trial, trial.number, used)
+
+    def _guided(self, seed: int) -> BaseSampler:
+        """Return a sampler that goes by the results of the other trials."""
+        if self._search == "local":
+            from fuxictr_mm.tuning.local_search import LocalSampler
+
+            return LocalSampler(self.dimensions.distributions, seed)
+        from optuna.samplers import TPESampler
+
+        return TPESampler(seed=seed)
 
     def _sample_random(self, study: Study, trial: FrozenTrial, number: int, used: Collection[str]) -> Point:
         from optuna.samplers import RandomSampler

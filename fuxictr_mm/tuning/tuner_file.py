@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,17 +16,17 @@ from fuxictr_mm.checking import Settings, matches, model_schema, unknown_key
 from fuxictr_mm.config import DATASET_KEYS, DEFAULTS, EXPERIMENT_KEYS, PATH_KEYS, load_dataset_config, load_model_config
 from fuxictr_mm.errors import ConfigError, MissingFileError, nearest
 from fuxictr_mm.registry import load_model_class
-from fuxictr_mm.tuning.space import Point, Range, RangeSettings, Space, read_range
+from fuxictr_mm.tuning.space import Point, Range, RangeSettings, Space, is_point_of, read_range
 from fuxictr_mm.tuning.trial import FOLLOWED_KEYS
 from fuxictr_mm.yaml_files import load_yaml
 
 WARMUP = 1  # evaluations of every trial with pruning: True
-SEARCHES = ("grid", "random", "tpe")
+SEARCHES = ("grid", "random", "tpe", "local")
 BASE_KEYS = ("base_config", "base_expid", "dataset_id", "model_config", "dataset_config", "tuner_space", "search")
 
 
 class StudySettings(Settings):
-    """Keys of a tuner YAML for ``search: random`` and ``tpe``."""
+    """Keys of a tuner YAML for ``search: random``, ``tpe`` and ``local``."""
 
     trials: PositiveInt = Field(description="Number of trials.")
     seed: NonNegativeInt = Field(0, description="Seed of the sampler.")
@@ -54,7 +54,7 @@ class Tuner:
     dataset_id: str  #: Its dataset.
     dataset: dict[str, Any]  #: Settings of that.
     space: Space  #: Values to try of each tuned setting: a list, or a range.
-    search: Literal["grid", "random", "tpe"] = "grid"  #: Search method.
+    search: Literal["grid", "random", "tpe", "local"] = "grid"  #: Search method.
     trials: int = 0  #: Number of trials; not used by a grid.
     seed: int = 0  #: Seed of the sampler.
     pruning: Pruning | None = None  #: What every trial gets before it may be pruned; None: no pruning.
@@ -129,7 +129,14 @@ def read_tuner(tuner_yaml: Path, model_zoo: Path | None = None) -> Tuner:
         name = f"{model['model']}_{dataset_id}"
     result = Tuner(tuner_yaml, name, model, dataset_id, dataset, space, **settings)
     _check_monitor(result)
-    return result
+    return replace(result, first=_base_point(result)) if result.search == "local" else result
+
+
+def _base_point(tuner: Tuner) -> Point | None:
+    """Return the tuned settings of the base experiment, None where one of them is not in the space."""
+    point = {key: tuner.setting(key) for key in tuner.space}
+    known = all(point[key] is not None for key, values in tuner.space.items() if isinstance(values, Range))
+    return point if known and is_point_of(tuner.space, point) else None
 
 
 @contextmanager

@@ -1,4 +1,6 @@
-"""Points of a random search and of TPE."""
+"""Points of a random search, of TPE and of a local search."""
+
+import math
 
 import pytest
 from hypothesis import given, settings
@@ -6,7 +8,9 @@ from hypothesis import strategies as st
 
 from fuxictr_mm.tuning import sampler
 from fuxictr_mm.tuning.sampler import Sampler
-from fuxictr_mm.tuning.space import Range, number_of_points, point_key
+from fuxictr_mm.tuning.space import Range, is_point_of, number_of_points, point_key
+from fuxictr_mm.tuning.tuner_file import read_tuner
+from tests.paths import ROOT
 from tests.tuning.points import draw_all
 
 optuna = pytest.importorskip("optuna")
@@ -17,7 +21,7 @@ optuna = pytest.importorskip("optuna")
     high=st.integers(2, 6),
     step=st.sampled_from([1, 2]),
     seed=st.integers(0, 9),
-    search=st.sampled_from(["random", "tpe"]),
+    search=st.sampled_from(["random", "tpe", "local"]),
 )
 def test_points_differ_and_cover_a_finite_space(high, step, seed, search):
     space = {"a": Range(0, high * step, step, whole=True), "b": [[1], "[1]", None, True, 1], "c": [{"x": 1}]}
@@ -29,7 +33,7 @@ def test_points_differ_and_cover_a_finite_space(high, step, seed, search):
     assert draw_all(space, search, seed, 8) == points[:8]
 
 
-@pytest.mark.parametrize("search", ["random", "tpe"])
+@pytest.mark.parametrize("search", ["random", "tpe", "local"])
 def test_the_last_points_of_a_range_with_steps_end_at_high(search, monkeypatch):
     monkeypatch.setattr(sampler, "RANDOM_TRIES", 0)  # those that are left are enumerated
     points = draw_all({"a": Range(0.1, 0.3, 0.1)}, search, 0, 3)
@@ -49,6 +53,50 @@ def test_a_point_of_a_random_search_needs_no_other_trial():
     assert 0.3 < sum(value < 10**-2.5 for value in logs) / 200 < 0.7  # even by the logarithm
 
 
-def test_tpe_goes_where_it_is_good():
-    points = draw_all({"a": Range(0.0, 1.0), "b": [1, 2]}, "tpe", 0, 40)
+@pytest.mark.parametrize("search", ["tpe", "local"])
+def test_a_guided_search_goes_where_it_is_good(search):
+    points = draw_all({"a": Range(0.0, 1.0), "b": [1, 2]}, search, 0, 40)
     assert sum(point["a"] for point in points[20:]) / 20 > 0.7
+
+
+def test_a_local_search_changes_a_few_settings_of_the_best_trial():
+    """About two of nine; each step of a range is 0.15 of its width, on the logarithm where it is sampled on it."""
+    space = {
+        "a": Range(0.0, 1.0), "log": Range(1e-4, 1.0, log=True), "whole": Range(1, 64, whole=True, log=True),
+        "step": Range(0.0, 10.0, 0.5), **{name: [[1], None, "x"] for name in "vwxyz"},
+    }  # fmt: skip
+    first = {"a": 0.5, "log": 1e-2, "whole": 8, "step": 5.0, **dict.fromkeys("vwxyz")}
+    changes, steps = [], []
+    for seed in range(200):
+        memory = optuna.create_study(direction="maximize")
+        sampler = Sampler(space, "local", seed)
+        memory.add_trial(
+            optuna.trial.create_trial(
+                params=sampler.dimensions.sampled(first), distributions=sampler.dimensions.distributions, value=1.0
+            )
+        )
+        memory.ask()
+        point = sampler.sample(memory, memory.trials[1], [first])
+        assert point == sampler.sample(memory, memory.trials[1], [first])
+        assert is_point_of(space, point)
+        assert isinstance(point["whole"], int)
+        assert point["step"] % 0.5 == 0
+        changes.append(sum(point[key] != first[key] for key in space))
+        steps += [math.log(point["log"] / first["log"]) / math.log(1e4)] * (point["log"] != first["log"])
+    assert min(changes) == 1
+    assert 1.6 < sum(changes) / 200 < 2.4
+    assert 0.1 < (sum(step**2 for step in steps) / len(steps)) ** 0.5 < 0.2
+
+
+def test_a_local_search_begins_with_the_base_experiment(tmp_path):
+    path = tmp_path / "local.yaml"
+    for values, first in (
+        ("[16, 32]", {"embedding_dim": 16}),
+        ("[8, 32]", None),
+        ("{low: 4, high: 64}", {"embedding_dim": 16}),
+    ):
+        path.write_text(
+            f"{{base_config: {ROOT}, base_expid: DIN_tiny, search: local, trials: 3, "
+            f"tuner_space: {{embedding_dim: {values}}}}}\n"
+        )
+        assert read_tuner(path).first == first
