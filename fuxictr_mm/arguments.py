@@ -6,7 +6,6 @@ Light to import: modules with a command import this, and their ``--help`` must n
 from __future__ import annotations
 
 import argparse
-import errno
 import json
 import math
 import os
@@ -16,7 +15,7 @@ from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from fuxictr_mm.errors import ConfigError, Interrupted, UserError, nearest
+from fuxictr_mm.errors import OF_A_DISK, ConfigError, Interrupted, UserError, nearest
 from fuxictr_mm.runtime import is_one_of_several, process_number
 from fuxictr_mm.table_formats import FORMATS
 from fuxictr_mm.terminal import BOLD, RED, paint
@@ -223,10 +222,6 @@ def _exit_with(message: str) -> NoReturn:
     process = f"process {process_number()}: " if is_one_of_several() else ""
     print(f"{process}{paint('error:', RED, sys.stderr)} " + " ".join(message.split()), file=sys.stderr)
     sys.exit(2)
-
-
-#: Errors of a file that is written.
-OF_A_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 def _is_of_output(error: OSError) -> bool:

@@ -1,7 +1,11 @@
 """Errors that a user can fix: one line each, shown without a traceback and with exit code 2."""
 
 import difflib
+import errno
 from collections.abc import Iterable
+
+#: Errors of a disk that is written, such as a full one.
+OF_A_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 def nearest(name: object, known: Iterable[object]) -> str:

@@ -44,7 +44,7 @@ def atomic_path(path: StrPath) -> Iterator[Path]:
     except UserError:
         raise
     except OSError as error:
-        reason = error.strerror or first_line(error)
+        reason = _reason(error, path.parent)
         raise UserError(f"{path}: could not be written ({reason}); the old file is unchanged") from error
     finally:
         if temporary is not None:
@@ -56,11 +56,16 @@ def write_beside(path: StrPath, write: Callable[[BinaryIO], Any]) -> None:
     with atomic_path(path) as temporary, temporary.open("wb") as stream:
         try:
             write(stream)
-        except RuntimeError as error:
-            # torch reports a full disk as a RuntimeError of its zip writer.
-            full = shutil.disk_usage(temporary.parent).free < 2**20
-            reason = os.strerror(errno.ENOSPC) if full else first_line(error)
-            raise OSError(errno.ENOSPC if full else 0, reason) from error
+        except RuntimeError as error:  # of torch's zip writer
+            raise OSError(0, _reason(error, temporary.parent)) from error
+
+
+def _reason(error: Exception, folder: Path) -> str:
+    """Return why a folder could not be written; errors of torch and numpy do not say that the disk is full."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    is_full = folder.is_dir() and shutil.disk_usage(folder).free < 2**20
+    return os.strerror(errno.ENOSPC) if is_full else first_line(error)
 
 
 def check_folder_to_write(out: Path, markers: Sequence[str], overwrite: bool) -> None:
@@ -104,7 +109,7 @@ def write_folder(out: Path, write: Callable[[Path], None]) -> None:
                 old.rename(out)
             raise
     except OSError as error:
-        raise UserError(f"{out}: could not be written ({error.strerror or error})") from error
+        raise UserError(f"{out}: could not be written ({_reason(error, out.parent)})") from error
     finally:
         if beside is not None:
             shutil.rmtree(beside)

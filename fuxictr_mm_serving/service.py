@@ -172,7 +172,11 @@ class Service:
             It cannot be read: the present one stays.
         """
         with self._switching:
-            is_other = version_of(self.folder) != self.loaded.version
+            try:
+                is_other = version_of(self.folder) != self.loaded.version
+            except ServingError:  # no export, as behind a link to a mistyped name
+                self.has_refused = True
+                raise
             if not is_other and not self.loaded.damage:
                 self.has_refused = False
                 return False
@@ -255,6 +259,11 @@ class Service:
                 raise ServingError("user: the server has no file of users; give context and history")
             found = loaded.users.get(user)
             context = {**found, **(context or {})}
+            if missing := [name for name in read if name not in context]:
+                raise ServingError(
+                    f"context: {missing[0]}: is missing; the server's files of users have only a history of this "
+                    f"user: give {', '.join(missing)} in context, or --users also the folders of earlier days"
+                )
             history = found[export.history] if history is None else history
         context, history = context or {}, history or []
         state = loaded.cache.get(_key(context, history), lambda: export.user_state(context, history))

@@ -1,6 +1,10 @@
 """Outputs are refused before any work where they cannot be written."""
 
+import errno
+import os
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -80,6 +84,18 @@ def test_no_command_replaces_a_file_of_another_kind(command, tmp_path, capsys, m
     with exits_naming(capsys, path):
         main([*command, str(path)])
     assert path.read_text() == "my notes"
+
+
+def test_a_full_disk_that_an_error_of_numpy_does_not_name(tmp_path, monkeypatch):
+    def write(new):
+        raise OSError("30000 requested and 2544 written")  # of ndarray.tofile, without a number
+
+    with raises_naming(UserError, tmp_path / "out", "30000 requested"):
+        write_folder(tmp_path / "out", write)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    with raises_naming(UserError, tmp_path / "out", os.strerror(errno.ENOSPC)):
+        write_folder(tmp_path / "out", write)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_is_replaced_whole_or_kept(tmp_path, monkeypatch):

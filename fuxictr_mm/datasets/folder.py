@@ -82,7 +82,10 @@ class PreparedFolder:
         origin = {"version": 1, **(read_json(manifest).get("origin") or {})}
         if origin != self.origin and not self._is_barely_begun():
             changed = next(key for key in {**self.origin, **origin} if origin.get(key) != self.origin.get(key))
-            what = f"other {changed}" if changed in ("files", "options") else f"another {changed}"
+            what = f"another {changed}"
+            if changed in ("files", "options"):
+                now, then = self.origin.get(changed, {}), origin.get(changed, {})
+                what = f"other {changed} ({', '.join(k for k in {**now, **then} if now.get(k) != then.get(k))})"
             if changed == "version":
                 raise ConfigError(
                     f"{self.path}: another version of this library wrote it (layout {origin['version']}, "

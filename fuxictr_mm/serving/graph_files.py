@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fuxictr_mm.errors import UserError
+from fuxictr_mm.errors import OF_A_DISK, UserError
 from fuxictr_mm.serving import fuxictr_graph, graphs, item_rows, rewrites, row_graph, user_graphs
 from fuxictr_mm.serving.graphs import Traced
 from fuxictr_mm.serving.pair_sizes import longest_history, numbers_per_pair
@@ -72,6 +72,8 @@ def _write_graph(traced: Traced, path: Path, what: str) -> ExportedProgram:
             program = torch.export.export(traced.module, traced.args, dynamic_shapes=traced.shapes, strict=False)
             return (_write_pt2 if path.suffix == ".pt2" else _write_onnx)(program, traced, path)
     except Exception as error:  # torch raises many types
+        if isinstance(error, OSError) and error.errno in OF_A_DISK:
+            raise
         reason = _reason(error)
         if reason.startswith(FIXED_SIZE):
             reason = size_that_is_fixed(traced) or reason

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import torch
-from numpy.lib.format import open_memmap
+from numpy.lib.format import dtype_to_descr, write_array_header_1_0
 from torch import Tensor, nn
 
 from fuxictr_mm.data.numbers import scales_of
@@ -220,20 +220,20 @@ def write_table(
     """
     kind = {"fp16": np.float16, "int8-tables": np.int8}.get(precision, np.float32)
     entry: dict[str, Any] = {"file": f"{name}.npy"}
-    table, scales = None, []
-    with torch.no_grad():
+    scales = []
+    # Not mapped: on a full disk, a write to a mapping would end the process by a signal.
+    with torch.no_grad(), (folder / entry["file"]).open("wb") as stream:
         for start in range(0, num_rows, CHUNK):
-            stop = min(start + CHUNK, num_rows)
-            rows = rows_of(torch.arange(start, stop)).float().numpy()
-            if table is None:
-                table = open_memmap(folder / entry["file"], "w+", dtype=kind, shape=(num_rows, rows.shape[1]))
+            rows = rows_of(torch.arange(start, min(start + CHUNK, num_rows))).float().numpy()
+            if start == 0:
+                shape = (num_rows, rows.shape[1])
+                header = {"descr": dtype_to_descr(np.dtype(kind)), "fortran_order": False, "shape": shape}
+                write_array_header_1_0(stream, header)
                 dims = [dim for dim in (*dims, rows.shape[1] - sum(dims)) if dim]
             if precision == "int8-tables":
                 rows, factors = quantize(rows, dims)
                 scales.append(factors)
-            table[start:stop] = rows
-    assert table is not None
-    table.flush()
+            stream.write(np.ascontiguousarray(rows, dtype=kind).data)
     if precision == "int8-tables":
         entry.update(scales=f"{name}_scales.npy", dims=dims)
         np.save(folder / entry["scales"], np.concatenate(scales))

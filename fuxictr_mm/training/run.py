@@ -90,6 +90,9 @@ class TrainingRun:
             self._check_resumable()
         with LogFiles() as logs, ExitStack() as stack:
             experiment.prepare_process()
+            if is_main() and self.paths.lock.exists():
+                with _locked(self.paths):  # a process that trains now is found before the files are read
+                    pass
             splits: dict[str, bool | None] = {"train": True, "valid": True}
             if config.dataset.test_data:
                 splits["test"] = False

@@ -52,7 +52,7 @@ def test_from_a_dataset_to_a_submission(tmp_path, monkeypatch, capsys):
         patch.setattr(model_study, "train_seeds", fail)  # the trial is enough
         main(arguments)
     alone = json.loads(capsys.readouterr().out)
-    assert alone["name"].startswith("AUTO_DIN_MM_tpe_0000")
+    assert alone["name"].startswith("AUTO_DIN_MM_local_0000")
     assert Path(alone["submission"]).exists()
     main(arguments)
     captured = capsys.readouterr()

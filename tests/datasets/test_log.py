@@ -484,8 +484,11 @@ def test_what_was_begun_with_an_error_begins_again(shop, prepare_log):
         prepare_log(shop)
     (shop / "interactions.csv").write_bytes(good)
     assert prepare_log(shop)[1].items == 30
-    with raises_naming(UserError, "other options"):
+    with raises_naming(UserError, "other options", "types"):
         prepare_log(shop, types=["device=none"])
+    (shop / "interactions.csv").touch()
+    with raises_naming(UserError, "other files", "interactions.csv"):
+        prepare_log(shop)
 
 
 def test_a_full_disk_is_no_fault_of_the_files(shop, prepare_log, monkeypatch):

@@ -1,6 +1,7 @@
 """The fold of a model, a part per user and a part per candidate, is its logits of rows."""
 
 import copy
+import errno
 
 import numpy as np
 import onnxruntime
@@ -324,6 +325,17 @@ def test_a_small_epsilon_stays_in_the_graph(tmp_path):
     session = onnxruntime.InferenceSession(tmp_path / "rows.onnx")
     (found,) = session.run(None, {"values": np.array([[0, 0, 0, 0], [1, 3, 0, 0]], dtype=np.float32)})
     np.testing.assert_allclose(found, [0, 2])
+
+
+def test_a_full_disk_is_no_fault_of_the_model(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch.export, "export", full)
+    traced = Traced(torch.nn.Identity(), (torch.rand(3, 4),), ["values"], (), ["same"])
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_graphs({"rows": traced}, tmp_path, "onnx", "Identity")
+    assert caught.value.errno == errno.ENOSPC
 
 
 def test_the_memory_of_a_graph_is_counted_by_pairs(tmp_path):

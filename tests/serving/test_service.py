@@ -45,6 +45,17 @@ def test_scores_are_those_of_rows(client, exported):
     np.testing.assert_allclose(msgpack.unpackb(packed.content)["scores"], expected, atol=1e-6)
 
 
+def test_a_user_without_a_row_needs_the_context_of_the_request(exported):
+    found = service.Service(exported, users=ROWS)
+    context = {"likes_level": 3, "views_level": 2}
+    expected = found.score(context=context, history=[5, 6], candidates=[8]).scores
+    found.loaded.users = SimpleNamespace(get=lambda user: {"item_seq": [5, 6]})  # as of an earlier log only
+    for given in (None, {"likes_level": 3}):
+        with raises_naming(ServingError, "context", "views_level", "--users"):
+            found.score(user=1, context=given, candidates=[8])
+    assert found.score(user=1, context=context, candidates=[8]).scores == expected
+
+
 def test_a_blank_context_is_of_the_types_of_its_columns():
     texts, numbers = Ids(["a"], False), Ids([7], True)
 

@@ -117,6 +117,22 @@ def test_the_end_does_not_wait_for_an_export_that_is_read():
     free.set()
 
 
+def test_a_link_to_a_name_that_does_not_exist_is_a_failed_switch(exported, tmp_path):
+    current, other = tmp_path / "current", tmp_path / "other"
+    current.symlink_to(exported)
+    found = service.Service(current)
+    for target in (tmp_path / "mistyped", exported):
+        other.symlink_to(target)
+        other.rename(current)
+        if target == exported:
+            assert not found.switch()
+        else:
+            with raises_naming(ServingError, current):
+                found.switch()
+        assert found.has_refused == (target != exported)
+        assert found.score(context={"likes_level": 3, "views_level": 2}, candidates=[8]).scores
+
+
 def test_a_link_to_nothing_in_the_folder_stops_no_switch(export_copy):
     folder, rewrite = served(export_copy)
     found = service.Service(folder)

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 
 from fuxictr_mm.errors import UserError
 from fuxictr_mm.serving import export as module
+from fuxictr_mm.serving import tables
 from fuxictr_mm.serving.export import export
 from fuxictr_mm_serving.tables import quantize
 
@@ -15,6 +17,19 @@ def test_a_table_is_in_no_graph(exported):
     items = np.load(exported / "items.npy")
     whole = b"".join((exported / f"{name}.onnx").read_bytes() for name in ("rows", "user", "candidates"))
     assert items[7].tobytes() not in whole
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8-tables"])
+def test_a_table_is_written_in_order_and_not_mapped(tmp_path, monkeypatch, precision):
+    """On a full disk, a write is an error; a write to a mapping ends the process."""
+    monkeypatch.setattr(np, "memmap", lambda *_, **__: pytest.fail("is mapped"))
+    monkeypatch.setattr(tables, "CHUNK", 4)
+    rows = torch.randn(10, 6, generator=torch.Generator().manual_seed(0))
+    entry = tables.write_table(lambda ids: rows[ids], 10, tmp_path, "items", precision, [2])
+    kinds = {"fp32": np.float32, "fp16": np.float16, "int8-tables": np.int8}
+    expected = quantize(rows.numpy(), [2, 4])[0] if precision == "int8-tables" else rows.numpy()
+    np.save(tmp_path / "expected.npy", expected.astype(kinds[precision]))
+    assert (tmp_path / entry["file"]).read_bytes() == (tmp_path / "expected.npy").read_bytes()
 
 
 @pytest.mark.slow

@@ -121,6 +121,13 @@ def test_a_run_that_another_process_finishes_meanwhile_is_not_trained_again(root
     assert [files_of(root).result.stat().st_mtime_ns] == written
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_an_experiment_that_trains_now_is_refused_before_its_files_are_read(root, train, monkeypatch, resume):
+    monkeypatch.setattr(Experiment, "load_dataset", lambda *_, **__: pytest.fail("reads the files"))
+    with run_module._locked(files_of(root)), raises_naming(UserError, "DIN_tiny", root):
+        train(root, resume=resume, **QUICK)
+
+
 def test_a_refused_resume_writes_nothing(root, train):
     files_of(root).result.write_text("{}")
     before = sorted(root.rglob("*"))
