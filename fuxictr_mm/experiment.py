@@ -145,7 +145,14 @@ class Experiment:
             raise ConfigError(f"{run.path}: an ensemble has no weights; score with one of its runs")
         config = ExperimentConfig.from_dict({**run.config, "gpu": local_gpu(gpu)})
         zoo = None if run.model_zoo is None else Path(run.model_zoo)
-        return cls(config, load_model_class(config.model, zoo), run.model_zoo)._check(is_trained=True)
+        experiment = cls(config, load_model_class(config.model, zoo), run.model_zoo)
+        if run.environment.get(MODEL_CODE, experiment.model_code) != experiment.model_code:
+            # Defaults may be others, such as an epsilon, which no shape of the weights tells.
+            logger.warning(
+                f"{run.path}: the file of {config.model} has changed since this run was trained, so predictions may "
+                "differ from its own; train again, or set what the changelog names"
+            )
+        return experiment._check(is_trained=True)
 
     def _check(self, is_trained: bool = False) -> Experiment:
         """Refuse a device that is absent and settings that do not go with the model; return the experiment.

@@ -6,12 +6,13 @@ from typing import Any, cast
 
 import torch
 from fuxictr.features import FeatureMap
-from pydantic import PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from fuxictr_mm.config import Dropout, HiddenUnits
 from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.layers import CrossAttentionLayer, DINAttention, mlp_of_shared
+from fuxictr_mm.layers.tokens import NORM_EPSILON
 from fuxictr_mm.model import DNNModel
 
 
@@ -28,7 +29,8 @@ class DIN_CrossAttention(DNNModel):
 
     Departures: one projection each of query, keys and values, without bias, where the published code has two in a row
     with bias; an empty history adds nothing (there: NaN); the target's levels enter once, as the item's (there
-    by the context too, embedded by the same table); the loss is taken on logits.
+    by the context too, embedded by the same table); the loss is taken on logits; the norms have an epsilon of 1
+    (there: 1e-6).
 
     Parameters
     ----------
@@ -46,6 +48,9 @@ class DIN_CrossAttention(DNNModel):
         Activation of DIN's activation unit.
     attention_dropout : float
         Dropout inside DIN's activation unit and inside the cross-attention layers.
+    norm_epsilon : float
+        Epsilon of the norms. Tokens that are much shorter than it stay so, as those of rare ids, whose embeddings stay
+        near zero; with a small one, their noise is scaled to the length of all other tokens.
     din_use_softmax : bool
         Whether the weights of the activation unit sum to one.
     dnn_hidden_units : sequence of int
@@ -64,6 +69,7 @@ class DIN_CrossAttention(DNNModel):
         attention_hidden_units: HiddenUnits = (64,),
         attention_hidden_activations: str = "ReLU",
         attention_dropout: Dropout = 0.0,
+        norm_epsilon: PositiveFloat = NORM_EPSILON,
         din_use_softmax: bool = False,
         dnn_hidden_units: HiddenUnits = (1024, 512, 256, 64, 16),
         **params: Any,
@@ -79,7 +85,13 @@ class DIN_CrossAttention(DNNModel):
             use_softmax=din_use_softmax,
         )
         self.encoder = nn.ModuleList(
-            CrossAttentionLayer(dim, num_heads, hidden_dim=feedforward_dim or dim, dropout_rate=attention_dropout)
+            CrossAttentionLayer(
+                dim,
+                num_heads,
+                hidden_dim=feedforward_dim or dim,
+                dropout_rate=attention_dropout,
+                norm_epsilon=norm_epsilon,
+            )
             for _ in range(num_layers)
         )
         self.dnn = self.make_dnn(self.context_dim + 3 * dim)

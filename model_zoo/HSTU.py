@@ -30,7 +30,7 @@ class HSTU(DNNModel):
     Departures: histories have no times, so the bias of a pair of tokens depends on their distance; it starts at 0, and
     items have no embedding of their position besides (the public code: standard deviation 0.02; has one); histories are
     clicks alone, so there are no tokens of actions between the items; a DNN ranks, where the paper has heads of its
-    tasks; all four projections have the same dim.
+    tasks; all four projections have the same dim; the norms have an epsilon of 1.
 
     Parameters
     ----------

@@ -40,7 +40,7 @@ class LONGER(DNNModel):
     id and others of features that it does not name. The paper lists the target first and has a mask under which a
     token sees those after it; here its order is turned round, which is the same, with the newest groups next to the
     global tokens. It does not say how the outputs become a prediction, nor which norms and activations there are:
-    here the DNN, RMSNorm and GELU, and a layer of post-norm and ReLU within the groups.
+    here the DNN, RMSNorm and GELU, and a layer of post-norm and ReLU within the groups; all norms have an epsilon of 1.
 
     Parameters
     ----------

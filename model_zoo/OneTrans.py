@@ -35,7 +35,8 @@ class OneTrans(DNNModel):
 
     Departures: one kind of event, so no separators; positions have embeddings, from the newest item on, since histories
     have no times; the last layer reads ``last_len`` items, where in the paper so many have queries in it, and it reads
-    those that had queries in the layer before; the paper keeps keys and values of a user between requests.
+    those that had queries in the layer before; the norms have an epsilon of 1; the paper keeps keys and values of a
+    user between requests.
 
     Parameters
     ----------

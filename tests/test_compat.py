@@ -17,6 +17,7 @@ from fuxictr_mm.config import ExperimentConfig, ModelSettings, list_experiments
 from fuxictr_mm.data.schema import parse_features
 from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.experiment import Experiment
+from fuxictr_mm.runs import MODEL_CODE
 from tests.errors import raises_naming
 from tests.fuxictr_models import MODEL
 from tests.paths import ROOT
@@ -94,6 +95,16 @@ def test_a_run_of_an_older_version_with_an_ignored_setting_is_scored(load_model_
     older = replace(run, config={**run.config, "accumulation_steps": 2})
     Experiment.of_run(older)
     assert "accumulation_steps is 2" in caplog.text
+
+
+def test_a_run_of_another_file_of_its_model_is_scored_with_a_warning(load_model_file, caplog):
+    """Weights of the same shapes load, but defaults may have changed."""
+    run = load_model_file().fit()
+    Experiment.of_run(run)
+    Experiment.of_run(replace(run, environment={}))  # of an older version, which saved no hash
+    assert str(run.path) not in caplog.text
+    Experiment.of_run(replace(run, environment={**run.environment, MODEL_CODE: "0" * 64}))
+    assert str(run.path) in caplog.text
 
 
 def test_a_whole_number_regularizes(load_model_file):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fuxictr_mm.jagged import Jagged
 from fuxictr_mm.layers.target_attention import MultiHeadTargetAttention
+from fuxictr_mm.layers.tokens import NORM_EPSILON
 
 
 class CrossAttentionLayer(nn.Module):
@@ -34,6 +35,8 @@ class CrossAttentionLayer(nn.Module):
         Hidden dim of the feed-forward network.
     dropout_rate : float
         On attention weights, both outputs and the hidden layer.
+    norm_epsilon : float
+        Epsilon of the norm; vectors that are much shorter stay so.
 
     Examples
     --------
@@ -43,9 +46,17 @@ class CrossAttentionLayer(nn.Module):
     torch.Size([2, 4])
     """
 
-    def __init__(self, dim: int, num_heads: int = 4, *, hidden_dim: int = 64, dropout_rate: float = 0.0) -> None:
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int = 4,
+        *,
+        hidden_dim: int = 64,
+        dropout_rate: float = 0.0,
+        norm_epsilon: float = NORM_EPSILON,
+    ) -> None:
         super().__init__()
-        self.norm = nn.RMSNorm(dim, eps=1e-6)
+        self.norm = nn.RMSNorm(dim, norm_epsilon)
         self.attention = MultiHeadTargetAttention(dim, dim, num_heads, dropout_rate)
         self.feed_forward = nn.Sequential(
             nn.Linear(dim, hidden_dim), nn.ReLU(), nn.Dropout(dropout_rate), nn.Linear(hidden_dim, dim)

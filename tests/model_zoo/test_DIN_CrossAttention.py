@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 
 def rms_norm(layer, x):
-    return x / (x.square().mean(dim=-1, keepdim=True) + 1e-6).sqrt() * layer.weight
+    return x / (x.square().mean(dim=-1, keepdim=True) + layer.eps).sqrt() * layer.weight
 
 
 def test_equals_the_dense_model(equals_dense, din, target_attention):
@@ -19,7 +19,7 @@ def test_equals_the_dense_model(equals_dense, din, target_attention):
         return model.dnn(torch.cat([p.c, p.t, din(model.attention_layers, p.t, p.s, p.mask), query], dim=-1))
 
     equals_dense("DIN_CrossAttention_tiny", dense)
-    equals_dense("DIN_CrossAttention_tiny", dense, num_layers=1, num_heads=2, feedforward_dim=5)
+    equals_dense("DIN_CrossAttention_tiny", dense, num_layers=1, num_heads=2, feedforward_dim=5, norm_epsilon=1e-6)
 
 
 def test_the_order_of_a_history_is_of_no_account(order_counts):

@@ -66,7 +66,7 @@ def test_settings_that_do_not_fit(build, model, settings, named):
         build(f"{model}_tiny", **settings)
 
 
-@pytest.mark.parametrize("model", ["EST", "HSTU", "LONGER", "OneTrans"])
+@pytest.mark.parametrize("model", ["DIN_CrossAttention", "EST", "HSTU", "LONGER", "OneTrans"])
 def test_tokens_near_zero_stay_there(build, model):
     """Embeddings of rare ids do; a small epsilon would scale their noise to the length of all other tokens."""
     for epsilon, settings in ((1.0, {}), (1e-3, {"norm_epsilon": 1e-3})):
