@@ -47,6 +47,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "no_average": {"swa_start": None},
     "din": {"interest": "din"},
     "din_softmax": {"interest": "din", "din_use_softmax": True},
+    "no_softmax": {"din_use_softmax": False},  # of DIN
     "cross": {"cross": "v2"},
     "no_factors": {"factor_dim": 0, "factor_features": None},
 }
