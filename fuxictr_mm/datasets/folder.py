@@ -17,6 +17,9 @@ from fuxictr_mm_serving.prepared import MANIFEST
 #: Version of what is written; a folder that another version began is not continued.
 VERSION = 3
 
+#: Changed files or options that an error names; a log may be of thousands of files.
+NAMED = 5
+
 
 class PreparedFolder:
     """A folder to write a dataset into.
@@ -85,7 +88,9 @@ class PreparedFolder:
             what = f"another {changed}"
             if changed in ("files", "options"):
                 now, then = self.origin.get(changed, {}), origin.get(changed, {})
-                what = f"other {changed} ({', '.join(k for k in {**now, **then} if now.get(k) != then.get(k))})"
+                names = [name for name in {**now, **then} if now.get(name) != then.get(name)]
+                more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+                what = f"other {changed} ({', '.join(names[:NAMED])}{more})"
             if changed == "version":
                 raise ConfigError(
                     f"{self.path}: another version of this library wrote it (layout {origin['version']}, "

@@ -136,7 +136,10 @@ def _write_pt2(program: ExportedProgram, traced: Traced, path: Path) -> Exported
             node.meta.pop(key, None)  # paths of source files
     program.graph_module.recompile()
     program.example_inputs = None
-    torch.export.save(program, path)
+    # By way of memory: on a full disk, torch's writer of files would end the process by a signal. Tables are not in it.
+    content = io.BytesIO()
+    torch.export.save(program, content)
+    path.write_bytes(content.getbuffer())
     return program
 
 

@@ -10,12 +10,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fuxictr_mm.datasets import log as log_module
+from fuxictr_mm.datasets.folder import VERSION, PreparedFolder
 from fuxictr_mm.datasets.own import buckets
 from fuxictr_mm.datasets.reader import load_reader
 from fuxictr_mm.datasets.writer import Writer
 from fuxictr_mm.errors import DataError, UserError
 from fuxictr_mm.experiment import Experiment
+from fuxictr_mm.files import write_json
 from fuxictr_mm.yaml_files import load_yaml
+from fuxictr_mm_serving.prepared import MANIFEST
 from tests.datasets.command import run
 from tests.datasets.shop import ROLES, drop_label, rewrite, with_impressions, with_value, without_header
 from tests.errors import raises_naming
@@ -182,6 +185,16 @@ def test_negatives_are_of_rows_near_in_time(tmp_path, prepare_log, read_split, c
             assert (row["label"], negative["label"]) == (1, 0)
     manifest = load_yaml(out / "manifest.json")
     assert manifest["log"]["options"]["negatives_near"] == 0.05  # for a log that extends it
+
+
+@pytest.mark.parametrize("near", [0.001, 1.0])
+def test_a_fraction_is_to_be_increased_only_where_that_helps(near, tmp_path, prepare_log):
+    """A user of all items has no negative; one of all items near in time, such as of a session, has others."""
+    rows = {"user": [n // 5 for n in range(60)], "asin": [n // 5 if near < 1 else n % 2 for n in range(60)]}
+    pl.DataFrame({**rows, "time": range(60)}).write_parquet(tmp_path / "interactions.parquet")
+    with raises_naming(DataError, "interactions.parquet") as caught:
+        prepare_log(tmp_path, negatives=1, negatives_near=near)
+    assert ("--negatives_near" in str(caught.value)) == (near < 1)
 
 
 @pytest.mark.parametrize(("rule", "of_negatives"), [("new", 0), ("any", 0.25), ("matched", 0.75)])
@@ -425,6 +438,7 @@ def test_metrics_group_by_the_column_with_the_role(shop, prepare_log, tmp_path):
         (None, {"negatives_from": "any"}, ["--negatives_from any", "--negatives"]),
         (None, {"negatives_near": 0.1}, ["--negatives_near 0.1", "--negatives"]),
         (drop_label, {"negatives": 1, "negatives_near": 0.0}, ["--negatives_near 0"]),
+        (drop_label, {"negatives": 1, "negatives_near": 1.5}, ["--negatives_near 1.5", "at most 1"]),
         (
             drop_label,
             {"negatives": 1, "negatives_from": "matched", "roles": [*ROLES, "history=device"]},
@@ -489,6 +503,16 @@ def test_what_was_begun_with_an_error_begins_again(shop, prepare_log):
     (shop / "interactions.csv").touch()
     with raises_naming(UserError, "other files", "interactions.csv"):
         prepare_log(shop)
+
+
+def test_of_many_changed_files_some_are_named(tmp_path):
+    files = {f"part-{number:04}.csv": [1, number] for number in range(2000)}
+    (tmp_path / "users").mkdir()  # a part that is written
+    write_json(tmp_path / MANIFEST, {"origin": {"version": VERSION, "files": files}})
+    now = {"version": VERSION, "files": {name: [2, 0] for name in files}}
+    with raises_naming(UserError, "part-0000.csv", "1995") as caught:
+        PreparedFolder(tmp_path, now).prepare(tmp_path / "source", overwrite=False)
+    assert len(str(caught.value)) < 500
 
 
 def test_a_full_disk_is_no_fault_of_the_files(shop, prepare_log, monkeypatch):

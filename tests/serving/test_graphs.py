@@ -2,6 +2,7 @@
 
 import copy
 import errno
+import os
 
 import numpy as np
 import onnxruntime
@@ -336,6 +337,22 @@ def test_a_full_disk_is_no_fault_of_the_model(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left") as caught:
         write_graphs({"rows": traced}, tmp_path, "onnx", "Identity")
     assert caught.value.errno == errno.ENOSPC
+
+
+def test_a_graph_is_written_by_python(tmp_path, monkeypatch):
+    """On a full disk, a write is an error; one of torch's writer of files ends the process."""
+    save = torch.export.save
+    kept = []
+
+    def save_to(program, target):
+        kept.append(target)
+        save(program, target)
+
+    monkeypatch.setattr(torch.export, "save", save_to)
+    traced = Traced(torch.nn.Linear(4, 4), (torch.rand(3, 4),), ["values"], (), ["same"])
+    written = write_graphs({"rows": traced}, tmp_path, "pt2", "Linear")
+    assert not isinstance(kept[0], (str, os.PathLike))
+    assert torch.export.load(tmp_path / written.files["rows"]).module()(torch.ones(3, 4)).shape == (3, 4)
 
 
 def test_the_memory_of_a_graph_is_counted_by_pairs(tmp_path):

@@ -282,8 +282,9 @@ def _is_named_as_id(name: str) -> bool:
 
 
 def _is_named_as_quantity(name: str) -> bool:
-    """Whether a name such as ``viewCount`` or ``price_idr`` is one of a quantity."""
-    return re.search(QUANTITY, re.sub(r"(?<=[a-z])(?=[A-Z])|\W", "_", name).lower()) is not None
+    """Whether a name such as ``viewCount``, ``price_idr`` or ``Amount (EUR)`` is one of a quantity."""
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])|[\W_]+", "_", name).lower().strip("_")
+    return re.search(QUANTITY, words) is not None
 
 
 def _kind_of(name: str, kind: pl.DataType, found: _Facts, table: str) -> tuple[str, str]:

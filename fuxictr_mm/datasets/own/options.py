@@ -140,7 +140,7 @@ class LogOptions:
         if options.negatives_from != cls.negatives_from and not options.negatives:
             raise ConfigError(f"--negatives_from {options.negatives_from}: is of --negatives, which is missing; add it")
         if options.negatives_near is not None and not (options.negatives and 0 < options.negatives_near <= 1):
-            fix = "expected a fraction above 0" if options.negatives else "is of --negatives, which is missing; add it"
+            fix = "expected above 0, at most 1" if options.negatives else "is of --negatives, which is missing; add it"
             raise ConfigError(f"--negatives_near {options.negatives_near:g}: {fix}")
         if options.negatives_from == "matched" and options.history is not None:
             raise ConfigError(

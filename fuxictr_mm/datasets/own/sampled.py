@@ -91,10 +91,12 @@ class Sampler:
         samplers |= {split: partial(sample_near, *ordered) for split, ordered in self._rows.items()}
         negatives, failed = sample_negatives(without, items, splits, len(known), wanted, samplers)
         if failed is not None:
-            near = " near in time, so no negative can be sampled; increase --negatives_near"
+            split = splits[failed]
+            is_part = bool(self._rows) and self._reach < len(self._rows[split][0])  # a larger fraction samples others
+            near, fix = (" near in time", "; increase --negatives_near") if is_part else ("", "")
             raise DataError(
-                f"{self._file}: the user {events[':user'][failed]!r} has events of nearly every item of "
-                f"{splits[failed]}{near if self._rows else ', so no negative can be sampled'}"
+                f"{self._file}: the user {events[':user'][failed]!r} has events of nearly every item of {split}{near}, "
+                f"so no negative can be sampled{fix}"
             )
         if negatives_from == "matched":
             negatives = sample_repeats(users, items, begins, ends, wanted, negatives, generator)

@@ -132,7 +132,7 @@ class Table:
                 f"{what}: {self.paths[0]} has no column '{column}'{nearest(column, self.schema)} (it has: "
                 f"{', '.join(self.schema)})"
                 f"{f'; rename the column of its ids to {column}, the name that they have in the log' if is_key else ''}"
-                f"{lists}{self.of_folders(column)}"
+                f"{lists}{self.of_folders(column) if what.startswith('--roles user=') else ''}"
             )
 
     def lists_with(self, is_wanted: Callable[[str], bool]) -> str:
@@ -270,7 +270,7 @@ class Table:
             fraction = found[f"any {name}"]  # None without rows
             if MOSTLY <= (fraction or 0) < 1:
                 self._warn_of_others(name, text, numbers[name])
-            elif found[f"amount {name}"] and name in numeric:
+            elif (fraction or 0) < MOSTLY and found[f"amount {name}"] and name in numeric:
                 self._warn_of_units(name, text)
             if (fraction is not None and fraction < 1) or found[f"digits {name}"] != found[f"integer {name}"]:
                 continue

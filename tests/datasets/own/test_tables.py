@@ -298,6 +298,13 @@ def test_amounts_of_several_units_are_named(texts, is_warned, tmp_path, caplog):
     assert any("weight" in record.message for record in caplog.records) == is_warned
 
 
+def test_columns_of_numbers_are_not_read_again_for_units(tmp_path, monkeypatch):
+    monkeypatch.setattr(Table, "_warn_of_units", lambda *_: pytest.fail("is read again"))
+    pl.DataFrame({"age": ["31", "n/a", "7"], "x": ["a", "b", "c"]}).write_csv(tmp_path / "items.csv")
+    frame = Table([tmp_path / "items.csv"], tmp_path / "scratch", "items").frame.collect()
+    assert frame["age"].to_list() == [31, None, 7]
+
+
 def test_ids_that_a_spreadsheet_has_rounded_are_named(tmp_path, caplog):
     for name, ids in (("plain", ["12345678901234567", "1e5"]), ("rounded", ["1.23457E+16", "7"])):
         pl.DataFrame({"user": ids, "item": ["a", "b"]}).write_csv(tmp_path / f"{name}.csv")
@@ -322,6 +329,8 @@ def test_codes_and_large_integers_are_categories(tmp_path, caplog):
         "won": [1_000_000 + 790 * n for n in numbers],
         "viewCount": [1_000_001 + 797 * n for n in numbers],
         "price_list": [1_000_001 + 797 * (n % 150) for n in numbers],
+        "Amount (EUR)": [1_000_001 + 797 * n for n in numbers],
+        "amount_code": [1_000_001 + 797 * n for n in numbers],
         "at_minute": [202401010800 + 10**4 * (n % 28) + n % 60 for n in numbers],
     }
     pl.DataFrame({"asin": numbers, **columns}).write_csv(tmp_path / "items.csv")
@@ -330,7 +339,7 @@ def test_codes_and_large_integers_are_categories(tmp_path, caplog):
     assert {column.source: column.kind for column in found} == {
         "plz": "categorical", "ean": "categorical", "hash": "categorical", "phone": "text", "size": "numeric",
         "account": "categorical", "since": "numeric", "since_us": "numeric", "won": "numeric", "viewCount": "numeric",
-        "price_list": "categorical",
+        "price_list": "categorical", "Amount (EUR)": "numeric", "amount_code": "categorical",
     }  # fmt: skip
     assert not [record for record in caplog.records if record.levelname == "WARNING"]  # of marks that phones lack
 
@@ -389,6 +398,9 @@ def test_a_file_per_user_is_to_be_moved_into_a_folder(tmp_path):
     table = Table([tmp_path / "a.csv", tmp_path / "b.csv"], tmp_path / "other", "interactions")
     with raises_naming(ConfigError, "--roles user=user", "user=VALUE"):
         table.check("user", "--roles user=user")
+    with pytest.raises(ConfigError) as caught:
+        table.check("clik", "--labels clik")
+    assert "VALUE" not in str(caught.value)
 
 
 def test_the_row_with_another_unit_is_named(tmp_path):
