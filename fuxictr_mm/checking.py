@@ -13,7 +13,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union
 
 import annotated_types as limits
@@ -227,7 +227,19 @@ def model_schema(model_class: type) -> dict[str, Any]:
     ConfigError
         An annotation of a MultimodalModel cannot be checked.
     """
-    schema: dict[str, Any] = {}
+    return {
+        name: _resolve_annotation(model_class, init, name, parameter.annotation)
+        for init, name, parameter in _parameters(model_class)
+    }
+
+
+def model_defaults(model_class: type) -> dict[str, Any]:
+    """Return the defaults of the settings of ``model_schema`` that have one."""
+    return {name: p.default for _, name, p in _parameters(model_class) if p.default is not p.empty}
+
+
+def _parameters(model_class: type) -> Iterator[tuple[Any, str, inspect.Parameter]]:
+    """Yield the constructor, name and parameter of each setting, those of derived classes last."""
     for cls in reversed(model_class.__mro__):
         init = vars(cls).get("__init__")
         if init is None or cls.__module__.startswith(("torch.", "builtins")):
@@ -237,8 +249,7 @@ def model_schema(model_class: type) -> dict[str, Any]:
         for name, parameter in inspect.signature(init).parameters.items():
             if name in ("self", "feature_map") or parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
                 continue
-            schema[name] = _resolve_annotation(model_class, init, name, parameter.annotation)
-    return schema
+            yield init, name, parameter
 
 
 def _resolve_annotation(model_class: type, init: Any, name: str, annotation: Any) -> Any:

@@ -12,7 +12,7 @@ from fuxictr_mm.autopilot.folder import Request
 from fuxictr_mm.autopilot.plans import Plan
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.tuning import Processes, TrialResult, read_tuner, run_study, train_seeds
-from fuxictr_mm.tuning.space import is_point_of
+from fuxictr_mm.tuning.space import point_of
 from fuxictr_mm.yaml_files import load_yaml, write_entries
 
 
@@ -74,8 +74,7 @@ class ModelStudy:
         """Run trials until there are ``trials``; none begins after ``until``, by ``time.monotonic()``."""
         request = self.request
         tuner = read_tuner(self.tuner_file, request.model_zoo)
-        first = self.plan.first if is_point_of(tuner.space, self.plan.first) else None
-        tuner = replace(tuner, trials=trials, first=first)
+        tuner = replace(tuner, trials=trials, first=point_of(tuner.space, self.plan.first))
         found = run_study(tuner, request.workers, None, request.source, request.quiet, until=until)
         self.finished = found.finished
         self.error = next((trial.error for trial in reversed(found.trials) if trial.error is not None), self.error)

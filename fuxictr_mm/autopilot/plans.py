@@ -62,8 +62,8 @@ def plan_for(model: str, dataset_id: str, facts: Facts, features: Features, seco
     tried: dict[str, list[Any]] = {"use_features": lists}  # the first value of each is that of the first trial
     if begin.get("swa_start"):
         tried["swa_start"] = [begin["swa_start"], None]
-    if begin.pop("factor_dim", None):
-        has_history = begin.get("factor_history", False)
+    has_history = begin.pop("factor_history", False)
+    if begin.pop("factor_dim", None) and features.factors:
         tried |= {**features.factors, "factor_history": [has_history, not has_history]}
     tried |= _id_specs(begin.pop("feature_specs", []), facts, features, lists)
     begin |= {name: values[0] for name, values in tried.items()}

@@ -29,8 +29,8 @@ class Norms:
 
     @classmethod
     def of(cls, norms: np.ndarray) -> Norms | None:
-        """Return those of norms ``(I,)``; None where all are zero."""
-        used = norms[norms > 0]
+        """Return those of norms ``(I,)``; None where all are zero or not finite."""
+        used = norms[(norms > 0) & np.isfinite(norms)]
         if not used.size:
             return None
         low, median, high = np.quantile(used, (0.05, 0.5, 0.95)).tolist()

@@ -8,7 +8,7 @@ A grid has the YAML, the folder and the experiment ids of FuxiCTR. Departures fr
 - A list-valued setting takes a list of lists; a flat list is refused instead of being taken as a grid of its numbers.
 - Every trial is checked before the first one starts, a trial that fails is reported, and a trial that has a result
   is not run again.
-- Random search and TPE, on an Optuna study.
+- Random search, TPE and local search, on an Optuna study.
 """
 
 from collections.abc import Sequence

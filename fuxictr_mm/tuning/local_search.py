@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +27,7 @@ class LocalSampler(BaseSampler):
     """An evolution strategy with one parent (Rechenberg 1973) for mixed settings: the best trial with a few changes.
 
     A range moves by a normal step, on the logarithm where it is sampled on it; a list takes another value. Without a
-    finished trial, the point is random.
+    finished trial, the first one stands for the best while it runs; the point is random where that is not given.
 
     Parameters
     ----------
@@ -34,10 +35,14 @@ class LocalSampler(BaseSampler):
         Those of the settings with more than one value.
     seed : int
         Seed of the changes.
+    first : mapping of str to Any
+        Settings of the first trial; empty if they are random.
     """
 
-    def __init__(self, distributions: Mapping[str, BaseDistribution], seed: int) -> None:
-        self._distributions = distributions
+    def __init__(
+        self, distributions: Mapping[str, BaseDistribution], seed: int, first: Mapping[str, Any] = MappingProxyType({})
+    ) -> None:
+        self._distributions, self._first = distributions, first
         self._generator = np.random.default_rng(seed)
         self._random = RandomSampler(seed=seed)
 
@@ -48,10 +53,13 @@ class LocalSampler(BaseSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """Return the settings of the best trial with a few changes, nothing where none has finished."""
-        if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-            return {}
-        point = {key: value for key, value in study.best_trial.params.items() if key in search_space}
+        """Return the settings of the best trial with a few changes, nothing where there is none."""
+        parent: Mapping[str, Any] = {}
+        if study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+            parent = study.best_trial.params
+        elif any(other.number == 0 for other in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))):
+            parent = self._first
+        point = {key: value for key, value in parent.items() if key in search_space}
         names = list(search_space)
         chosen = [name for name in names if self._generator.random() < CHANGED / len(names)]
         for name in chosen or [names[self._generator.integers(len(names))]]:
@@ -71,9 +79,13 @@ class LocalSampler(BaseSampler):
             return others[self._generator.integers(len(others))] if others else value
         assert isinstance(of, FloatDistribution | IntDistribution)
         low, high, at = (math.log(x) if of.log else float(x) for x in (of.low, of.high, value))
-        at += self._generator.normal(scale=STEP * (high - low))
-        moved = math.exp(at) if of.log else at
+        move = self._generator.normal(scale=STEP * (high - low))
+        if value in (of.low, of.high):  # from an end there is one way
+            move = math.copysign(move, 1 if value == of.low else -1)
+        moved = math.exp(at + move) if of.log else at + move
         if of.step:
-            moved = of.low + of.step * round((moved - of.low) / of.step)
+            places = round((moved - of.low) / of.step), round((value - of.low) / of.step)
+            place = places[0] if places[0] != places[1] else places[1] + int(math.copysign(1, move))
+            moved = of.low + of.step * place
         moved = min(max(moved, of.low), of.high)
         return round(moved) if isinstance(of, IntDistribution) else moved

@@ -24,13 +24,17 @@ RANDOM_TRIES = 200  # random samples before the remaining points are enumerated
 
 
 class Sampler:
-    """Samples the points of a study by ``search``, ``random``, ``tpe`` or ``local``."""
+    """Samples the points of a study by ``search``, ``random``, ``tpe`` or ``local``.
 
-    def __init__(self, space: Space, search: str, seed: int) -> None:
+    ``first`` is the point of the first trial if it is not sampled.
+    """
+
+    def __init__(self, space: Space, search: str, seed: int, first: Point | None = None) -> None:
         self.dimensions = Dimensions(space)
         self._space = space
         self._search = search
         self._seed = seed
+        self._first = first
         self._random: list[Point] = []  # points of trials 0, 1, ...
 
     def sample(self, study: Study, trial: FrozenTrial, others: Collection[Point]) -> Point:
@@ -57,7 +61,8 @@ class Sampler:
         if self._search == "local":
             from fuxictr_mm.tuning.local_search import LocalSampler
 
-            return LocalSampler(self.dimensions.distributions, seed)
+            first = {} if self._first is None else self.dimensions.sampled(self._first)
+            return LocalSampler(self.dimensions.distributions, seed, first)
         from optuna.samplers import TPESampler
 
         return TPESampler(seed=seed)

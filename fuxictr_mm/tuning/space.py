@@ -53,6 +53,16 @@ class Range:
         # As Optuna: the last one is high, which a sum of fractions may exceed.
         return [min(self.low + step * index, self.high) for index in range(int(self.size))]
 
+    def equal_to(self, value: Any) -> list[float]:
+        """Return the value of the range that a setting has; none if it has another."""
+        if isinstance(value, bool) or not isinstance(value, int | float) or not self.low <= value <= self.high:
+            return []
+        if math.isinf(self.size):
+            return [value]
+        step = self.step or 1
+        own = min(self.low + step * round((value - self.low) / step), self.high)
+        return [own] if math.isclose(own, value, abs_tol=1e-9 * step) else []
+
 
 Space: TypeAlias = "dict[str, list[Any] | Range]"
 
@@ -100,12 +110,21 @@ def number_of_points(space: Space) -> float:
     return math.prod(values.size if isinstance(values, Range) else len(values) for values in space.values())
 
 
-def is_point_of(space: Space, point: Point) -> bool:
-    """Whether a point is one of a space."""
-    return point.keys() == space.keys() and all(
-        values.low <= point[key] <= values.high if isinstance(values, Range) else point[key] in values
+def point_of(space: Space, settings: Mapping[str, Any]) -> Point | None:
+    """Return the point of a space that settings are, with the values as the space has them; None if there is none."""
+    if settings.keys() != space.keys():
+        return None
+    found = {
+        key: values.equal_to(settings[key]) if isinstance(values, Range) else _equal(values, settings[key])
         for key, values in space.items()
-    )
+    }
+    return {key: equal[0] for key, equal in found.items()} if all(found.values()) else None
+
+
+def _equal(values: list[Any], value: Any) -> list[Any]:
+    """Return the values of a list that a setting equals: 0.0 may be written as 0, but not as False."""
+    same = [own for own in values if point_key({"": own}) == point_key({"": value})]
+    return same or [own for own in values if own == value and not isinstance(own, bool) and not isinstance(value, bool)]
 
 
 def check_points(space: Space) -> list[Point]:

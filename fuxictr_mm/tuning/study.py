@@ -42,7 +42,7 @@ def run_study(
     *,
     until: float = math.inf,
 ) -> StudyResult:
-    """Run a study, of random search or TPE, until it has all its trials; other parameters as of ``run_trials``.
+    """Run a study, of any search but a grid, until it has all its trials; other parameters as of ``run_trials``.
 
     Its folder receives each trial's configuration and, in ``logs``, its output. No trial begins after ``until``, by
     ``time.monotonic()``.

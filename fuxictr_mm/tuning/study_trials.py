@@ -32,7 +32,7 @@ class StudyTrials:
         self._source = source
         self._until = until
         self.total = int(min(tuner.trials, number_of_points(tuner.space)))
-        self._sampler = Sampler(tuner.space, tuner.search, tuner.seed)
+        self._sampler = Sampler(tuner.space, tuner.search, tuner.seed, tuner.first)
         self._locks = Locks(tuner.folder / "locks")
         with self._locks.alone():
             storage = open_storage(tuner)

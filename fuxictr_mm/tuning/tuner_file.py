@@ -12,11 +12,19 @@ from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from fuxictr_mm.checking import Settings, matches, model_schema, unknown_key
-from fuxictr_mm.config import DATASET_KEYS, DEFAULTS, EXPERIMENT_KEYS, PATH_KEYS, load_dataset_config, load_model_config
+from fuxictr_mm.checking import Settings, matches, model_defaults, model_schema, unknown_key
+from fuxictr_mm.config import (
+    DATASET_KEYS,
+    DEFAULTS,
+    EXPERIMENT_KEYS,
+    PATH_KEYS,
+    ExperimentConfig,
+    load_dataset_config,
+    load_model_config,
+)
 from fuxictr_mm.errors import ConfigError, MissingFileError, nearest
 from fuxictr_mm.registry import load_model_class
-from fuxictr_mm.tuning.space import Point, Range, RangeSettings, Space, is_point_of, read_range
+from fuxictr_mm.tuning.space import Point, Range, RangeSettings, Space, point_of, read_range
 from fuxictr_mm.tuning.trial import FOLLOWED_KEYS
 from fuxictr_mm.yaml_files import load_yaml
 
@@ -129,14 +137,16 @@ def read_tuner(tuner_yaml: Path, model_zoo: Path | None = None) -> Tuner:
         name = f"{model['model']}_{dataset_id}"
     result = Tuner(tuner_yaml, name, model, dataset_id, dataset, space, **settings)
     _check_monitor(result)
-    return replace(result, first=_base_point(result)) if result.search == "local" else result
+    return replace(result, first=_base_point(result, model_zoo)) if result.search == "local" else result
 
 
-def _base_point(tuner: Tuner) -> Point | None:
+def _base_point(tuner: Tuner, model_zoo: Path | None) -> Point | None:
     """Return the tuned settings of the base experiment, None where one of them is not in the space."""
-    point = {key: tuner.setting(key) for key in tuner.space}
-    known = all(point[key] is not None for key, values in tuner.space.items() if isinstance(values, Range))
-    return point if known and is_point_of(tuner.space, point) else None
+    unset = {name: field.default for name, field in ExperimentConfig.model_fields.items()}
+    unset |= model_defaults(load_model_class(tuner.model["model"], model_zoo))
+    settings = {**unset, **DEFAULTS, **tuner.model, **tuner.dataset}
+    fixed = {key: values[0] for key, values in tuner.space.items() if isinstance(values, list) and len(values) == 1}
+    return point_of(tuner.space, {key: settings.get(key) for key in tuner.space} | fixed)
 
 
 @contextmanager

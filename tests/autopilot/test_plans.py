@@ -203,6 +203,8 @@ def test_a_factorization_beside_the_attention():
     assert plan.space.items() >= FEATURES.factors.items()
     assert plan.first["factor_dim"] == 17
     assert plan.space["factor_history"] == [False, True]
+    without = plan_for("DIN_MM", "tiny_mm", replace(FACTS, negatives=1), replace(FEATURES, active=["item_id", "level"]))
+    assert not any(name.startswith("factor") for name in (*without.space, *without.settings))
     assert "factor_dim" not in plan_for("DIN", "tiny_mm", FACTS, FEATURES).space
 
 

@@ -15,6 +15,7 @@ from fuxictr_mm.data.norms import Norms
         (np.full(40, 0.02), ("norm", "l2")),
         (np.r_[np.full(38, 22.0), 900.0], ("norm", "l2")),  # one of many
         (np.r_[np.zeros(400), np.full(40, 22.0)], ("norm", "l2")),  # zeros are missing embeddings
+        (np.r_[np.full(9, np.inf), np.full(40, 22.0)], ("norm", "l2")),
         (np.geomspace(2, 200, 41), ("scale", 0.05)),
         (np.geomspace(0.001, 0.4, 41), ("scale", 50.0)),
     ],

@@ -7,13 +7,14 @@ from fuxictr_mm.tuning.sampler import Sampler
 optuna = pytest.importorskip("optuna")
 
 
-def draw_all(space, search, seed, trials, value=lambda point: point["a"]):
+def draw_all(space, search, seed, trials, value=lambda point: point["a"], first=None):
     """The points of a study that nothing disturbs, in memory."""
     memory = optuna.create_study(direction="maximize")
-    sampler, points = Sampler(space, search, seed), []
+    sampler, points = Sampler(space, search, seed, first), []
     for number in range(trials):
         trial = memory.ask()
-        points.append(sampler.sample(memory, memory.trials[number], list(points)))
+        given = first if number == 0 else None
+        points.append(given or sampler.sample(memory, memory.trials[number], list(points)))
         for key, choice in sampler.dimensions.sampled(points[-1]).items():
             distribution = sampler.dimensions.distributions[key]
             memory._storage.set_trial_param(trial._trial_id, key, distribution.to_internal_repr(choice), distribution)

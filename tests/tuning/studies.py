@@ -71,7 +71,7 @@ def undisturbed(path):
     """The points of a study of the stand-in."""
     tuner = tuning.read_tuner(path)
     auc = lambda point: 0.5 + point["width"] / 1000 - point["learning_rate"]  # noqa: E731
-    return draw_all(tuner.space, tuner.search, tuner.seed, tuner.trials, auc)
+    return draw_all(tuner.space, tuner.search, tuner.seed, tuner.trials, auc, tuner.first)
 
 
 def points_of(results):

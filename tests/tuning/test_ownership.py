@@ -17,7 +17,9 @@ pytestmark = pytest.mark.usefixtures("quick_trials")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("search", "trials", "kills"), [("random", 6, (2, 4)), ("tpe", 12, (3, 11))])
+@pytest.mark.parametrize(
+    ("search", "trials", "kills"), [("random", 6, (2, 4)), ("tpe", 12, (3, 11)), ("local", 6, (1, 4))]
+)
 def test_killed_twice_in_the_middle_it_ends_the_same(folder, forked, wait_for, search, trials, kills):
     path = tuner_file(folder, search=search, trials=trials)
     for killed, finished in enumerate(kills):
@@ -90,6 +92,22 @@ def test_stopped_it_gives_its_trials_back(folder, forked, wait_for):
     assert [trial.state.name for trial in loaded.trials] == ["WAITING"]
     (folder / "slow").unlink()
     assert [result.state for result in hunt(path)] == ["finished"]
+
+
+def test_a_second_worker_of_a_local_search_changes_the_first_trial(folder):
+    ranges = {"learning_rate": "1.e-4, high: 1.e-2", "batch_size": "1, high: 4096", "seed": "1, high: 5000"}
+    space = (
+        "".join(f"{key}: {{low: {ends}}}\n" for key, ends in ranges.items()) + "width: {low: 1, high: 60}\nepochs: 2"
+    )
+    tuner = tuning.read_tuner(tuner_file(folder, space, search="local", trials=2))
+    trials = StudyTrials(tuner, tuning.Source(), {})
+    taken = [trials.take(), trials.take()]
+    first, second = (trial.point for trial in trials.stored.all())
+    base = {"learning_rate": 1e-3, "batch_size": 2048, "seed": 2025, "width": 1}
+    assert first == {**base, "epochs": 2}  # a single value replaces that of the base
+    assert any(second[key] == value for key, value in base.items())  # a random point has none of them
+    for trial in taken:
+        trial.release()
 
 
 def test_a_machine_that_is_silent_loses_its_trial(folder, monkeypatch):

@@ -8,12 +8,13 @@ from hypothesis import strategies as st
 
 from fuxictr_mm.tuning import sampler
 from fuxictr_mm.tuning.sampler import Sampler
-from fuxictr_mm.tuning.space import Range, is_point_of, number_of_points, point_key
+from fuxictr_mm.tuning.space import Range, number_of_points, point_key, point_of
 from fuxictr_mm.tuning.tuner_file import read_tuner
 from tests.paths import ROOT
 from tests.tuning.points import draw_all
 
 optuna = pytest.importorskip("optuna")
+LocalSampler = pytest.importorskip("fuxictr_mm.tuning.local_search").LocalSampler
 
 
 @settings(max_examples=12, deadline=None)
@@ -78,7 +79,7 @@ def test_a_local_search_changes_a_few_settings_of_the_best_trial():
         memory.ask()
         point = sampler.sample(memory, memory.trials[1], [first])
         assert point == sampler.sample(memory, memory.trials[1], [first])
-        assert is_point_of(space, point)
+        assert point_of(space, point) == point
         assert isinstance(point["whole"], int)
         assert point["step"] % 0.5 == 0
         changes.append(sum(point[key] != first[key] for key in space))
@@ -91,12 +92,46 @@ def test_a_local_search_changes_a_few_settings_of_the_best_trial():
 def test_a_local_search_begins_with_the_base_experiment(tmp_path):
     path = tmp_path / "local.yaml"
     for values, first in (
-        ("[16, 32]", {"embedding_dim": 16}),
-        ("[8, 32]", None),
-        ("{low: 4, high: 64}", {"embedding_dim": 16}),
+        ("embedding_dim: [16, 32]", {"embedding_dim": 16}),
+        ("embedding_dim: [8, 32]", None),
+        ("embedding_dim: 8", {"embedding_dim": 8}),
+        ("embedding_dim: {low: 4, high: 64}", {"embedding_dim": 16}),
+        ("label_smoothing: [0.1, 0.0]", {"label_smoothing": 0.0}),  # the defaults of settings that it does not have
+        ("din_use_softmax: [True, False]", {"din_use_softmax": False}),
     ):
         path.write_text(
-            f"{{base_config: {ROOT}, base_expid: DIN_tiny, search: local, trials: 3, "
-            f"tuner_space: {{embedding_dim: {values}}}}}\n"
+            f"{{base_config: {ROOT}, base_expid: DIN_tiny, search: local, trials: 3, tuner_space: {{{values}}}}}\n"
         )
         assert read_tuner(path).first == first
+
+
+@pytest.mark.parametrize("values", [Range(1, 2, whole=True), Range(0.0, 0.2, 0.1), Range(0.0, 1.0), [True, False]])
+def test_a_local_search_changes_every_chosen_setting(values):
+    """Also by less than half a step, and from an end."""
+    low = values[0] if isinstance(values, list) else values.low
+    memory = optuna.create_study(direction="maximize")
+    dimensions = Sampler({"a": values}, "local", 0).dimensions
+    sampled = dimensions.sampled({"a": low})
+    memory.add_trial(optuna.trial.create_trial(params=sampled, distributions=dimensions.distributions, value=1.0))
+    for seed in range(20):
+        sampler = LocalSampler(dimensions.distributions, seed)
+        point = sampler.sample_relative(memory, None, dimensions.distributions)["a"]
+        assert point != low
+        assert point_of({"a": values}, {"a": point}) == {"a": point}
+
+
+def test_workers_change_the_first_trial_while_it_runs():
+    space = {name: Range(0.0, 1.0) for name in "abcdefgh"}
+    first = dict.fromkeys(space, 0.5)
+    memory = optuna.create_study(direction="maximize")
+    for _ in range(2):
+        memory.ask()
+
+    def unchanged(given):
+        point = Sampler(space, "local", 0, given).sample(memory, memory.trials[1], [first])
+        return sum(value == 0.5 for value in point.values())
+
+    assert 4 <= unchanged(first) < 8
+    assert unchanged(None) == 0
+    memory.tell(0, state=optuna.trial.TrialState.FAIL)
+    assert unchanged(first) == 0
