@@ -67,9 +67,8 @@ def main() -> None:
 
     logging.basicConfig(level=logging.WARNING)
     folders = {name: args.root / args.expid / name for name in ["none", *args.changes]}
-    for (
-        seed
-    ) in args.seeds:  # every change with one seed, then with the next: a table that is interrupted has all changes
+    # Every change with one seed, then with the next: a table that is interrupted has all changes.
+    for seed in args.seeds:
         for name, folder in folders.items():
             _train(args, name, folder, seed)
     runs = {name: _finished(folder, args.seeds) for name, folder in folders.items()}
