@@ -135,6 +135,7 @@ TESTED_BY = {
     "fuxictr_mm/training/settings_text": "training/test_run",
     "fuxictr_mm/tuning/child": "tuning/test_runner",
     "fuxictr_mm/tuning/database": "tuning/test_study",
+    "fuxictr_mm/tuning/local_search": "tuning/test_sampler",
     "fuxictr_mm/tuning/source": "tuning/test_folds",
     "fuxictr_mm/tuning/stored_trials": "tuning/test_study",
     "fuxictr_mm/tuning/study_trials": "tuning/test_study",

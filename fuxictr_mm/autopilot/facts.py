@@ -39,8 +39,8 @@ class Facts:
     """Statistics by which models and settings are selected."""
 
     rows: dict[str, int]  #: By split.
-    items: int  #: Rows of the first item file; without one, ``targets``.
-    targets: int  #: Items that are the target of a training row.
+    items: int  #: Rows of the first item file; without one, ``trained_items``.
+    trained_items: int  #: Items that are the target of a training row.
     history_mean: float  #: Mean length of the histories.
     cold: dict[str, float]  #: Fraction of the targets of a split without a training row.
     embeddings: dict[str, str]  #: The narrowest embedding column of each modality.
@@ -77,7 +77,7 @@ def look(dataset: DatasetConfig) -> Facts:
             raise ConfigError(f"the dataset has no {split}_data; autopilot trains on train and selects by valid")
     target, history = dataset.roles.target, dataset.roles.history
     shown = {split: _column(path, target) for split, path in paths.items()}
-    targets = pl.Series(shown["train"]).n_unique()
+    trained = pl.Series(shown["train"]).n_unique()
     lengths: list[np.ndarray] = []
     for row, batch in read_rows(paths["train"], [history]):
         entries, offsets = list_entries(batch.column(history), f"{paths['train']}: {history}")
@@ -94,8 +94,8 @@ def look(dataset: DatasetConfig) -> Facts:
     }
     return Facts(
         rows={split: len(ids) for split, ids in shown.items()},
-        items=count_rows(files[0]) if files else targets,
-        targets=targets,
+        items=count_rows(files[0]) if files else trained,
+        trained_items=trained,
         history_mean=float(np.concatenate(lengths).mean()),
         cold={
             split: float(1 - np.isin(ids, shown["train"]).mean()) for split, ids in shown.items() if split != "train"

@@ -53,7 +53,7 @@ def plan_for(model: str, dataset_id: str, facts: Facts, features: Features, seco
     candidate, rows = MODELS[model], facts.rows["train"]
     begin = _written(model, facts, features)
     begin["epochs"] = int(min(begin["epochs"], max(LEAST_EPOCHS, seconds * ROWS_A_SECOND / rows)))
-    penalty = penalty_for(rows, 0 if features.embeddings_of(features.active) else facts.targets)
+    penalty = penalty_for(rows, 0 if features.embeddings_of(features.active) else facts.trained_items)
     if penalty is PENALTY and candidate.penalty:
         begin["embedding_regularizer"] = candidate.penalty
     if candidate.of_users:
@@ -83,8 +83,8 @@ def _written(model: str, facts: Facts, features: Features) -> dict[str, Any]:
         split: SplitSummary(rows=rows, cold=round(rows * facts.cold.get(split, 0)))
         for split, rows in facts.rows.items()
     }
-    splits["train"].targets = facts.targets
-    summary = Summary(facts.items, 0, splits, coverage=dict.fromkeys(features.embeddings_of(features.active), 1.0))
+    coverage = dict.fromkeys(features.embeddings_of(features.active), 1.0)
+    summary = Summary(facts.items, 0, splits, coverage, trained_items=facts.trained_items)
     experiments = first_experiments(summary, Reader.history_len, features.has_user, sampled=facts.negatives > 0)
     own = MODELS[model].settings
     if model in experiments:

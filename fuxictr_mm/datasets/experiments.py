@@ -191,7 +191,7 @@ def explain(summary: Summary, users: bool, compared: Sequence[str] = (), sampled
         why = (
             reason
             if penalty == penalty_for(rows).first
-            else f"items have {rows / summary.splits['train'].targets:.1f} training rows on average"
+            else f"items have {rows / summary.trained_items:.1f} training rows on average"
         )
         lines.append(f"DIN and DIN_MM have embedding_regularizer: {penalty}, since {why}")
     if compared:
@@ -233,8 +233,7 @@ def _newest_cold(summary: Summary) -> tuple[str, float]:
 
 
 def _penalty(summary: Summary) -> float:
-    train = summary.splits["train"]
-    return penalty_for(train.rows, 0 if summary.coverage else train.targets).first
+    return penalty_for(summary.splits["train"].rows, 0 if summary.coverage else summary.trained_items).first
 
 
 def _drops_of_sampled(summary: Summary, sampled: bool) -> bool:

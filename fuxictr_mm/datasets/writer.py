@@ -54,7 +54,6 @@ class SplitSummary:
     left_out: int = 0  #: Rows whose target is in no item file; they are not written.
     unknown_items: int = 0  #: History items that are in no item file; they are dropped.
     cold: int = 0  #: Rows whose target is not a target of a training row.
-    targets: int = 0  #: Of training, items that are the target of a row.
 
     def add(self, other: SplitSummary) -> None:
         """Add the counts of another part."""
@@ -74,6 +73,7 @@ class Summary:
     norms: dict[str, Norms] = field(default_factory=dict)  #: Of embeddings without a scale of their own.
     vocab_sizes: dict[str, int] = field(default_factory=dict)
     columns: dict[str, Any] = field(default_factory=dict)
+    trained_items: int = 0  #: Items that are the target of a training row.
 
 
 class Writer:
@@ -125,13 +125,14 @@ class Writer:
         splits = {split: counts for split, counts in splits.items() if counts.rows}
         if "train" not in splits and self.reader.known_items is None:
             raise DataError(f"{self.reader.source}: no rows for training were found")
-        self._count_targets(splits)
+        trained = self._count_targets(splits)
         sizes = self._write_vocabularies()
         facts = self.reader.facts()
         if facts:
             write_json(self.folder / MANIFEST, {**done, "columns": facts, **self.reader.notes()})
         shutil.rmtree(self.reader.scratch, ignore_errors=True)
-        return Summary(len(self._items), sizes["user_id"] - 1, splits, coverage, scales, norms, sizes, facts)
+        users = sizes["user_id"] - 1
+        return Summary(len(self._items), users, splits, coverage, scales, norms, sizes, facts, trained)
 
     # Items
 
@@ -374,20 +375,20 @@ class Writer:
         data |= {name: columns[name].to_arrow() for name in reader.row_sources}
         return pa.table(data).replace_schema_metadata(self._row_metadata)
 
-    def _count_targets(self, splits: dict[str, SplitSummary]) -> None:
-        """Count the targets of training, and the rows of other splits whose target is none of them.
+    def _count_targets(self, splits: dict[str, SplitSummary]) -> int:
+        """Return the number of items that are a target of training, and count the rows of other splits with none.
 
-        Of a later log, items of the earlier one count as targets of training.
+        Of a later log, items of the earlier one count as targets of training there.
         """
         seen = np.zeros(len(self._items) + 1, dtype=bool)
         for targets in self._targets("train"):
             seen[targets] = True
-        if "train" in splits:
-            splits["train"].targets = int(seen.sum())
+        trained = int(seen.sum())
         before = self.reader.known_items or max(self.reader.extends.get("item_id", {}).values(), default=0)
         seen[: 1 + before] = True
         for split in splits.keys() - {"train"}:
             splits[split].cold = sum(int((~seen[targets]).sum()) for targets in self._targets(split))
+        return trained
 
     def _targets(self, split: str) -> Iterator[np.ndarray]:
         """Yield the targets of the rows of a split, part by part."""

@@ -91,7 +91,7 @@ def test_the_average_begins_after_two_epochs():
 )
 def test_few_rows_have_a_strong_penalty(rows, items, embeddings, low, high, first):
     """As ``prepare log`` writes it."""
-    facts = replace(FACTS, rows={"train": rows}, targets=items)
+    facts = replace(FACTS, rows={"train": rows}, trained_items=items)
     features = replace(FEATURES, active=list(TYPES) if embeddings else ["user_id", "item_id", "level"])
     plan = plan_for("DIN_MM", "tiny_mm", facts, features)
     assert has_first(plan)
@@ -190,7 +190,7 @@ def test_the_first_trial_is_the_experiment_in_the_folder_of_a_log(tmp_path, monk
 
 def test_item_ids_are_not_dropped_for_embeddings_that_are_no_features():
     """Also the penalty is that of items without embeddings."""
-    facts = replace(FACTS, rows={"train": 80_000, "test": 100}, targets=9_000, cold={"test": 0.9})
+    facts = replace(FACTS, rows={"train": 80_000, "test": 100}, trained_items=9_000, cold={"test": 0.9})
     for active, dropout, penalty in ((list(TYPES), 0.5, 2e-4), (["user_id", "item_id"], None, 2e-3)):
         plan = plan_for("DIN_MM", "tiny_mm", facts, replace(FEATURES, active=active))
         assert has_first(plan)
@@ -255,7 +255,7 @@ def test_raw_columns_are_encoded_and_every_model_trains_on_them(tmp_path, monkey
     dataset = usable(ExperimentConfig.load(tmp_path, "X"))
     facts = look(dataset)
     assert facts.rows == {"train": 200, "valid": 200}
-    assert facts.items == facts.targets == len({row["item_id"] for row in rows})
+    assert facts.items == facts.trained_items == len({row["item_id"] for row in rows})
     assert facts.history_mean == np.mean([sum(i != 0 for i in row["item_seq"]) for row in rows])
     assert facts.cold == {"valid": 0}
     assert facts.group == "uid"

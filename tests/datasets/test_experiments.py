@@ -91,8 +91,8 @@ def test_where_users_recur_the_attention_has_a_factorization():
 )
 def test_few_rows_have_a_strong_penalty_and_many_a_weak_one(rows, items, coverage, penalty):
     """As ``docs/choosing_settings.md`` has it; few rows per item without embeddings are as few rows."""
-    splits = {"train": SplitSummary(rows=rows, targets=items)}
-    summary = Summary(10**6, rows, splits, {"title_emb": 1.0} if coverage else {}, vocab_sizes={"user_id": rows + 1})
+    splits, embeddings = {"train": SplitSummary(rows=rows)}, {"title_emb": 1.0} if coverage else {}
+    summary = Summary(10**6, rows, splits, embeddings, vocab_sizes={"user_id": rows + 1}, trained_items=items)
     for name, entry in first_experiments(summary, 20, users_recur(summary)).items():
         if name != "LightFM":
             assert entry["embedding_regularizer"] == penalty

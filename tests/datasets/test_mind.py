@@ -28,7 +28,7 @@ def test_mind(mind, prepare, read_split, values_of):
     assert rows["valid"] == [("U20", "N1", [], 1, None), ("U20", "N2", [], 0, None)]
     assert rows["test"] == [("U30", "N4", ["N2"], 1, None), ("U30", "N1", ["N2"], 0, None)]
     assert summary.splits["train"].unknown_items == 1
-    assert (summary.splits["train"].targets, summary.splits["test"].cold) == (2, 2)
+    assert (summary.trained_items, summary.splits["test"].cold) == (2, 2)
     titles = pq.read_table(folder / "items.parquet")["item_title"].to_pylist()
     assert titles == ['PGA "Tour winners', "Über uns", "Three", "Pie"]
 

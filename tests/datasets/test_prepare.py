@@ -18,7 +18,7 @@ def test_json_says_what_was_found(mind, tmp_path, capsys):
         "rows": 3, "labelled": 3, "positives": 1, "without_history": 0, "history_items": 6, "left_out": 0,
         "unknown_items": 1, "cold": 0,
     }  # fmt: skip
-    assert (document["items"], document["users"]) == (4, 3)
+    assert (document["items"], document["users"], document["trained_items"]) == (4, 3, 2)
 
 
 def test_summary_names_the_commands_to_go_on_with(microlens, tmp_path, capsys):
