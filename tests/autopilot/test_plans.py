@@ -270,3 +270,11 @@ def test_raw_columns_are_encoded_and_every_model_trains_on_them(tmp_path, monkey
     (tmp_path / "model_config.yaml").write_text(json.dumps(experiments))
     for model in experiments:
         assert set(Experiment.load(model, tmp_path).fit().valid) == {"AUC", "gAUC", "logloss"}
+
+
+def test_without_an_average_of_the_weights_the_learning_rate_is_reduced():
+    """More patience at a constant rate was measured with the average alone."""
+    plan = plan_for("Transformer_DCN", "tiny_mm", FACTS, FEATURES)
+    settings = {**plan.settings, **plan.first}
+    assert "swa_start" not in settings
+    assert (settings["early_stop_patience"], settings["reduce_lr_on_plateau"]) == (2, True)
