@@ -66,12 +66,11 @@ def main() -> None:
     args = parser.parse_args()
 
     logging.basicConfig(level=logging.WARNING)
-    folders = {name: args.root / args.expid / name for name in ["none", *args.changes]}
-    # Every change with one seed, then with the next: a table that is interrupted has all changes.
+    runs: dict[str, list[Run]] = {name: [] for name in ["none", *args.changes]}
+    # Every change with one seed, then with the next, so that an early end leaves comparable runs.
     for seed in args.seeds:
-        for name, folder in folders.items():
-            _train(args, name, folder, seed)
-    runs = {name: _finished(folder, args.seeds) for name, folder in folders.items()}
+        for name, found in runs.items():
+            found.append(_run_of(args, name, seed))
     print("| change | valid AUC | difference | test AUC | difference |", "| --- | --- | --- | --- | --- |", sep="\n")
     for name, found in runs.items():
         cells = [cell for split in ("valid", "test") for cell in _cells(name, found, runs["none"], split)]
@@ -85,25 +84,14 @@ def settings_of(change: str, use_features: Sequence[str]) -> dict[str, Any]:
     return CHANGES.get(change, {})
 
 
-def _train(args: argparse.Namespace, change: str, folder: Path, seed: int) -> None:
-    """Train one run, unless it has finished."""
+def _run_of(args: argparse.Namespace, change: str, seed: int) -> Run:
+    """Return the finished run of a change and a seed, trained if there is none."""
     from fuxictr_mm.experiment import Experiment
 
-    if any(run.seed == seed for run in _finished(folder, [seed])):
-        return
-    own = {"seed": seed, "model_root": str(folder), "metrics": ["AUC", "gAUC"], "tensorboard": False, "verbose": 0}
-    experiment = Experiment.load(args.expid, args.config, gpu=args.gpu, **own)
-    experiment.with_settings(**settings_of(change, experiment.config.use_features)).fit()
-
-
-def _finished(folder: Path, seeds: Sequence[int]) -> list[Run]:
-    """Return a finished run of each seed."""
-    from fuxictr_mm.runs import find_runs
-
-    if not folder.exists():
-        return []
-    found = {run.seed: run for run in find_runs(folder) if run.is_usable}
-    return [found[seed] for seed in seeds if seed in found]
+    own = {"seed": seed, "model_root": str(args.root / change), "metrics": ["AUC", "gAUC"], "tensorboard": False}
+    experiment = Experiment.load(args.expid, args.config, gpu=args.gpu, verbose=0, **own)
+    experiment = experiment.with_settings(**settings_of(change, experiment.config.use_features))
+    return next(iter(experiment.finished_runs()), None) or experiment.fit()
 
 
 def _cells(name: str, runs: Sequence[Run], without: Sequence[Run], split: str) -> tuple[str, str]:
@@ -111,7 +99,7 @@ def _cells(name: str, runs: Sequence[Run], without: Sequence[Run], split: str) -
     from fuxictr_mm.evaluation.compare import compare_groups
 
     auc = mean_and_deviation([run.metrics[split]["AUC"] for run in runs if split in run.metrics])
-    if not runs or runs is without or split not in runs[0].metrics:  # rows to submit have no labels
+    if runs is without or split not in runs[0].metrics:  # rows to submit have no labels
         return auc, ""
     found = compare_groups({name: runs, "without": without}, [], split=split).pairs[0].found
     return auc, f"{found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
