@@ -116,6 +116,7 @@ TESTED_BY = {
     "fuxictr_mm/report/report": "report/test_page",
     "fuxictr_mm/report/settings": "report/test_page",
     "fuxictr_mm/runs/evaluations": "runs/test_reading",
+    "fuxictr_mm/runs/finished": "runs/test_run",
     "fuxictr_mm/runs/paths": "runs/test_run",
     "fuxictr_mm/runs/result": "runs/test_reading",
     "fuxictr_mm/serving/graph_files": "serving/test_graphs",
