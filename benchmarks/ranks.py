@@ -31,6 +31,7 @@ from fuxictr_mm.data.interactions import InteractionTable, concatenate
 from fuxictr_mm.data.shards import Shard, default_streams
 from fuxictr_mm.runtime import is_one_of_several, keep_freed_memory
 from fuxictr_mm.training import distributed
+from fuxictr_mm.training.replicas import distribute
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -141,7 +142,7 @@ def make_step(
     model = experiment.build_model(dataset)
     torch.set_num_threads(1)
     if shard.size > 1:
-        distributed.distribute(model)
+        distribute(model)
     loader = experiment.make_loader(table, model, shuffle=True, training=True, shard=shard)
     assert num_samples is None or loader.num_samples == num_samples
     batches = endless(loader)

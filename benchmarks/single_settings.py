@@ -91,7 +91,7 @@ def _run_of(args: argparse.Namespace, change: str, seed: int) -> Run:
     own = {"seed": seed, "model_root": str(args.root / change), "metrics": ["AUC", "gAUC"], "tensorboard": False}
     experiment = Experiment.load(args.expid, args.config, gpu=args.gpu, verbose=0, **own)
     experiment = experiment.with_settings(**settings_of(change, experiment.config.use_features))
-    return next(iter(experiment.finished_runs()), None) or experiment.fit()
+    return next(iter(experiment.finished.all()), None) or experiment.fit()
 
 
 def _cells(name: str, runs: Sequence[Run], without: Sequence[Run], split: str) -> tuple[str, str]:

@@ -24,7 +24,7 @@ from fuxictr_mm.layers.field_embedding import FieldEmbedding
 from fuxictr_mm.layers.history_search import directions, newest
 from fuxictr_mm.layers.similarity import HistorySimilarity
 from fuxictr_mm.layers.unknown_item import UnknownItem
-from fuxictr_mm.tables.sharded import place_tables, without_rows
+from fuxictr_mm.tables.placement import place_tables, without_rows
 
 #: Items per id of a batch above which its distinct ids are found by sorting.
 FLAGS_PER_ID = 32

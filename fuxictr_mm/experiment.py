@@ -16,10 +16,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fuxictr_mm.checking import SettingsError
 from fuxictr_mm.compat import check_labels, is_third_party, make_safe
-from fuxictr_mm.config import ExperimentConfig, Fold, config_hash
+from fuxictr_mm.config import ExperimentConfig, Fold
 from fuxictr_mm.data.batch import make_formatter
 from fuxictr_mm.data.dataset import Dataset
-from fuxictr_mm.data.fingerprint import changed_data, data_hashes
 from fuxictr_mm.data.folds import with_fold
 from fuxictr_mm.data.interaction_files import InteractionFiles
 from fuxictr_mm.data.interactions import InteractionTable
@@ -30,28 +29,18 @@ from fuxictr_mm.data.streaming import StreamingLoader
 from fuxictr_mm.data.vocabulary import Vocabularies
 from fuxictr_mm.embedding_model import check_names
 from fuxictr_mm.encoding.fuxictr import load_dataset
-from fuxictr_mm.errors import ConfigError, MissingFileError, UserError
+from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.files import StrPath
 from fuxictr_mm.fuxictr_imports import seed_everything
 from fuxictr_mm.model import check_is_built
 from fuxictr_mm.prediction import find_weights, predict
 from fuxictr_mm.registry import code_hash, describe_error, load_model_class
-from fuxictr_mm.runs import (
-    ENSEMBLE,
-    MODEL_CODE,
-    Result,
-    Run,
-    RunPaths,
-    file_of_weights,
-    read_run,
-    runs_of,
-    vocabulary_of_weights,
-    weights_of,
-)
+from fuxictr_mm.runs import ENSEMBLE, MODEL_CODE, FinishedRuns, Run, RunPaths, vocabulary_of_weights
 from fuxictr_mm.runtime import device_of, keep_freed_memory, local_gpu, only_one, set_precision
 from fuxictr_mm.settings_problems import settings_problems
 from fuxictr_mm.threads import restored_threads, use_threads
 from fuxictr_mm.training import distributed
+from fuxictr_mm.training.initial_weights import find_initial_weights, with_run_of_weights
 from fuxictr_mm.training.memory import warn_of_large_parameters
 from fuxictr_mm.training.run import TrainingRun
 
@@ -160,7 +149,7 @@ class Experiment:
         What a run has been trained with is no more than a warning: an older version may have ignored it.
         """
         if not is_trained:
-            self.config = _with_run_of_weights(self.config)
+            self.config = with_run_of_weights(self.config)
         config, model_class = self.config, self.model_class
         device_of(config.gpu)
         for doubt in config.check_model(model_class):
@@ -214,24 +203,10 @@ class Experiment:
         name = f"{self.config.expid}_fold{fold.number}"
         return self.with_settings(fold=fold.model_dump(), model_id=name)
 
-    def finished_runs(self) -> list[Run]:
-        """Return the finished runs of exactly these settings, model file and data that have a folder, newest first."""
-        return [run for run in self._runs_of_settings() if self.changed_data(run.data) is None]
-
-    def outdated(self) -> str | None:
-        """Return the data that has changed since this configuration was trained, None if nothing has."""
-        newest = self._result_of_settings()
-        trained = [newest.data if newest else {}, *(run.data for run in self._runs_of_settings())]
-        return next((changed for hashes in trained if (changed := self.changed_data(hashes))), None)
-
-    def _runs_of_settings(self) -> list[Run]:
-        fingerprint = self.config.fingerprint()
-        finished = [run for run in runs_of(self.paths) if run.finished and config_hash(run.config) == fingerprint]
-        return [run for run in finished if run.environment.get(MODEL_CODE, self.model_code) == self.model_code]
-
-    def changed_data(self, hashes: Mapping[str, str]) -> str | None:
-        """Return the data that has changed since a result was written, by the hashes that were saved with it."""
-        return changed_data(hashes, self.config.to_dict())
+    @property
+    def finished(self) -> FinishedRuns:
+        """What has been trained already of exactly these settings, model file and data."""
+        return FinishedRuns(self.config, self.paths, self.model_code, self.model_zoo)
 
     def fit(self, *, resume: bool = False, progress: bool | None = None, results_csv: StrPath | None = None) -> Run:
         """Train, evaluate and write a run.
@@ -288,28 +263,6 @@ class Experiment:
         """
         return predict(self, data, self.find_weights(weights), [self.paths.log])
 
-    @property
-    def initial_weights(self) -> Path | None:
-        """The file of the weights that training starts from, None where they are random.
-
-        Raises
-        ------
-        MissingFileError, ConfigError
-            It does not exist, or is the file that training writes.
-        """
-        if self.config.initial_weights is None:
-            return None
-        try:
-            path = weights_of(self.config.initial_weights, self.config.model_root)
-        except MissingFileError as error:
-            raise MissingFileError(f"initial_weights: {error}") from None
-        if path.resolve() == RunPaths.of(self.config).weights.resolve():
-            raise ConfigError(
-                f"initial_weights: {path}: this run would replace the file; give the folder of the run that wrote it, "
-                f"below {self.paths.runs}, or a copy"
-            )
-        return path
-
     def find_weights(self, weights: StrPath | None = None) -> Path:
         """Return the file of weights, by default those of the newest run; a warning names settings or data that differ.
 
@@ -319,10 +272,6 @@ class Experiment:
             The weights do not exist, or the folder was not written by ``fuxictr-mm export-hub``.
         """
         return find_weights(self, weights)
-
-    def predict_of_run(self, run: Run, data: Any) -> np.ndarray:
-        """Return the predictions with the weights of a run; see ``Run.predict``."""
-        return predict(self, data, run.weights, [])
 
     def prepare_process(self) -> None:
         """Set seed, precision and memory of this process by the configuration."""
@@ -342,17 +291,10 @@ class Experiment:
     def load_dataset(
         self, splits: Mapping[str, bool | None], weights: StrPath | None = None, shard: Shard | None = None
     ) -> Dataset:
-        """Read and check splits of the dataset.
+        """Read and check splits of the dataset, the part of the rows that is in ``shard``, by default ``make_shard``.
 
-        Parameters
-        ----------
-        splits : mapping of str to bool or None
-            Whether each split must have labels; None: they are not read.
-        weights : path, optional
-            Trained weights, whose vocabularies number the ids; by default vocabularies are built from the data, after
-            those of ``initial_weights``.
-        shard : Shard, optional
-            The part of the rows that this process reads; ``make_shard`` by default.
+        ``splits`` says of each whether it must have labels; None: they are not read. The vocabularies of trained
+        ``weights`` number the ids; by default they are built from the data, after those of ``initial_weights``.
 
         Raises
         ------
@@ -363,8 +305,8 @@ class Experiment:
             vocabularies = Vocabularies.load(vocabulary_of_weights(Path(weights)))
         else:
             vocabularies = Vocabularies()
-            if self.initial_weights is not None:
-                vocabularies.earlier = Vocabularies.load(vocabulary_of_weights(self.initial_weights))
+            if (initial := find_initial_weights(self.config)) is not None:
+                vocabularies.earlier = Vocabularies.load(vocabulary_of_weights(initial))
         shard = self.make_shard() if shard is None else shard
         fold, options = self.config.fold, dict[str, Any](flat=self.is_flat, shard=shard)
         if fold is None or not {"train", "valid"} & splits.keys():
@@ -446,69 +388,3 @@ class Experiment:
             return InMemoryLoader(split.to(device), batch_size, num_samples=rows, **options)
         loader = StreamingLoader if shard.streams is None else InterleavedLoader
         return loader(split, batch_size, buffer_rows=config.buffer_rows, device=device, **options)
-
-    def result(self, paths: bool = True) -> Result | None:
-        """Return the newest run's result if it is of this configuration, model file and data, None otherwise.
-
-        Parameters
-        ----------
-        paths : bool
-            False: also of a run on other data, or of another seed.
-        """
-        found = self._result_of_settings(paths)
-        return None if found is None or (paths and self.changed_data(found.data)) else found
-
-    def _result_of_settings(self, paths: bool = True) -> Result | None:
-        found = self.newest_result()
-        if found is None or (found.model_code or self.model_code) != self.model_code:
-            return None
-        trained = found.config_hash if paths else found.settings_hash
-        if trained != self.config.fingerprint(paths):
-            return None
-        # Settings without paths do not tell what training started from.
-        is_other = not paths and self.config.initial_weights is not None and self._has_other_start(found)
-        return None if is_other else found
-
-    def _has_other_start(self, result: Result) -> bool:
-        """Whether a result is of other initial weights, where its data is known."""
-        name = "initial_weights"
-        now = data_hashes({name: self.config.initial_weights})
-        return bool(result.data) and name in now and result.data.get(name) != now[name]
-
-    def newest_result(self) -> Result | None:
-        """Return the result of the newest run, of any configuration; None if it has not finished."""
-        try:
-            return Result.read(self.paths.result)
-        except UserError:
-            return None
-
-    def finished_run(self) -> Run | None:
-        """Return the run of ``result``, read from its folder if it has one; None without one."""
-        if (result := self.result()) is None:
-            return None
-        finished = self.finished_runs()
-        return self.run_of(result, finished[0].path if finished else None)
-
-    def run_of(self, result: Result, folder: Path | None) -> Run:
-        """Return a finished run by its result, read from its folder if it has one."""
-        if folder is not None:
-            return replace(read_run(folder), model_zoo=self.model_zoo)
-        config = self.config
-        names: dict[str, Any] = {name: getattr(config, name) for name in ("expid", "dataset_id", "model", "seed")}
-        metrics: dict[str, Any] = {"valid": result.valid, "test": result.test, "seconds": result.seconds}
-        settings = config.to_dict()
-        return Run(self.paths.runs, "", config=settings, finished=True, model_zoo=self.model_zoo, **names, **metrics)
-
-
-def _with_run_of_weights(config: ExperimentConfig) -> ExperimentConfig:
-    """Return the configuration with the folder of a run where ``initial_weights`` is its name or an experiment id."""
-    given = config.initial_weights
-    if given is None or file_of_weights(Path(given)).is_file():
-        return config
-    try:
-        weights = weights_of(given, config.model_root)
-    except MissingFileError:
-        return config  # which is an error only where the weights are read
-    except ConfigError as error:
-        raise ConfigError(f"initial_weights: {error}") from None
-    return ExperimentConfig.from_dict({**config.to_dict(), "initial_weights": str(weights.parent)})

@@ -51,7 +51,7 @@ def export(experiment: Experiment, out: Path, *, weights: str | Path | None = No
     # The model's own feature map, if it has one: layers write their dims into it, and loading compares with it.
     feature_map = getattr(model, "feature_map", dataset.feature_map)
     # A result is of the experiment's own weights.
-    result = None if weights else experiment.result(paths=False)
+    result = None if weights else experiment.finished.result(paths=False)
     if result is None:
         logger.warning(f"{checkpoint}: the metrics of these weights are unknown, so the card has no metrics")
     config = describe_experiment(experiment, result)

@@ -41,7 +41,6 @@ from fuxictr_mm.tables import (
 from fuxictr_mm.tasks import MixedActivation, UncertaintyWeights, loss_of_tasks
 from fuxictr_mm.training import loop, scoring
 from fuxictr_mm.training.checkpoints import load_state_dict, save_state_dict
-from fuxictr_mm.training.distributed import Replicas
 from fuxictr_mm.training.optim import (
     Penalty,
     Schedule,
@@ -51,6 +50,7 @@ from fuxictr_mm.training.optim import (
     embedding_tables,
     make_optimizer,
 )  # fmt: skip
+from fuxictr_mm.training.replicas import Replicas
 
 logger = logging.getLogger(__name__)
 
@@ -376,7 +376,7 @@ class MultimodalModel(EmbeddingModel):
         self.schedule.set_rates(self._total_steps, self._planned_steps)
         loss = self.backward(batch, count)
         if self._total_steps == 1 and self.replicas is None:
-            warn_of_unused(self)
+            self._warn_of_unused()
         if not self.is_accumulating:
             self.penalty.add_gradients()
             clip_gradients(self._trained, self._max_gradient_norm)
@@ -387,6 +387,17 @@ class MultimodalModel(EmbeddingModel):
             if self.average is not None:
                 self.average.update()
         return loss
+
+    def _warn_of_unused(self) -> None:
+        """Warn of trained parameters without a gradient of the first batch, such as those of a layer without a call."""
+        trained = set(map(id, self._trained))
+        unused = [name for name, p in self.named_parameters() if id(p) in trained and p.grad is None]
+        if unused and is_main():
+            more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
+            logger.warning(
+                f"{self.model_id}: {', '.join(unused[:3])}{more}: no gradient of the first batch; "
+                f"if {type(self).__name__}.logits does not use them, remove them"
+            )
 
     def batch_loss(self, batch: Batch) -> Tensor:
         """Return the loss of a batch, without the regularizers; all that a gradient of training comes from."""
@@ -497,18 +508,6 @@ def _tasks_of(settings: ModelSettings, labels: Sequence[str], model_id: str) -> 
     except ConfigError as error:
         raise ConfigError(f"{model_id}: {error}") from None
     return per_label(settings.task, len(labels))
-
-
-def warn_of_unused(model: MultimodalModel) -> None:
-    """Warn of trained parameters without a gradient of the first batch, such as those of a layer without a call."""
-    trained = set(map(id, model._trained))
-    unused = [name for name, p in model.named_parameters() if id(p) in trained and p.grad is None]
-    if unused and is_main():
-        more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
-        logger.warning(
-            f"{model.model_id}: {', '.join(unused[:3])}{more}: no gradient of the first batch; "
-            f"if {type(model).__name__}.logits does not use them, remove them"
-        )
 
 
 def check_is_built(model: nn.Module) -> None:

@@ -52,7 +52,7 @@ def find_weights(experiment: Experiment, weights: StrPath | None = None) -> Path
         path = experiment.paths.weights
         if not path.exists():
             raise MissingFileError(f"{path}: no such weights; train first: {experiment.command('train')}")
-        if experiment.result(paths=False) is None:
+        if experiment.finished.result(paths=False) is None:
             logger.warning(f"{path}: not from a finished run of exactly this configuration, but used")
         _warn_of_data(experiment, path)
         return path

@@ -107,14 +107,14 @@ def products(queries: Tensor, entries: Tensor, pairs: Pairs) -> Tensor:
     """Return inner products ``(H N,)`` of queries and entries of one dtype, float32 or float64; see ``Pairs``."""
     if _is_small(entries, pairs):
         return pairs.gathered_products(queries, entries)
-    return _Products.apply(queries, entries, pairs)
+    return _Bilinear.apply(queries, entries, pairs, False)
 
 
 def sums(values: Tensor, entries: Tensor, pairs: Pairs) -> Tensor:
     """Return weighted sums ``(H B, D)`` of entries, of the same dtype as the values ``(H N,)``; see ``Pairs``."""
     if _is_small(entries, pairs):
         return pairs.sums(values, entries)
-    return _Sums.apply(values, entries, pairs)
+    return _Bilinear.apply(values, entries, pairs, True)
 
 
 @contextmanager
@@ -166,42 +166,26 @@ def _grouped(index: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(keys), torch.from_numpy(counts.cumsum() - counts)
 
 
-class _Products(torch.autograd.Function):
-    """``Pairs.products`` and its gradients."""
+class _Bilinear(torch.autograd.Function):
+    """``Pairs.products`` of queries and entries, or ``Pairs.sums`` of values and entries, and the gradients."""
 
     @staticmethod
-    def forward(ctx: Any, queries: Tensor, entries: Tensor, pairs: Pairs) -> Tensor:
-        ctx.pairs = pairs
-        ctx.save_for_backward(queries, entries)
-        return pairs.products(queries, entries)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        queries, entries = ctx.saved_tensors
-        gradient = gradient.contiguous()
-        of_queries = ctx.pairs.sums(gradient, entries) if ctx.needs_input_grad[0] else None
-        of_entries = ctx.pairs.sums_of_rows(gradient, queries) if ctx.needs_input_grad[1] else None
-        return of_queries, of_entries, None
-
-
-class _Sums(torch.autograd.Function):
-    """``Pairs.sums`` and its gradients."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, entries: Tensor, pairs: Pairs) -> Tensor:
-        ctx.pairs = pairs
-        ctx.save_for_backward(values, entries)
-        return pairs.sums(values, entries)
+    def forward(ctx: Any, first: Tensor, entries: Tensor, pairs: Pairs, is_sum: bool) -> Tensor:
+        ctx.pairs, ctx.is_sum = pairs, is_sum
+        ctx.save_for_backward(first, entries)
+        return (pairs.sums if is_sum else pairs.products)(first, entries)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        values, entries = ctx.saved_tensors
-        gradient = gradient.contiguous()
-        of_values = ctx.pairs.products(gradient, entries) if ctx.needs_input_grad[0] else None
-        of_entries = ctx.pairs.sums_of_rows(values, gradient) if ctx.needs_input_grad[1] else None
-        return of_values, of_entries, None
+        first, entries = ctx.saved_tensors
+        gradient, pairs = gradient.contiguous(), ctx.pairs
+        of_first = of_entries = None
+        if ctx.needs_input_grad[0]:
+            of_first = (pairs.products if ctx.is_sum else pairs.sums)(gradient, entries)
+        if ctx.needs_input_grad[1]:
+            of_entries = pairs.sums_of_rows(*((first, gradient) if ctx.is_sum else (gradient, first)))
+        return of_first, of_entries, None, None
 
 
 class _BagSums(torch.autograd.Function):

@@ -106,7 +106,7 @@ def test_what_the_folder_holds(trained, exported):
     config = json.loads((exported / "config.json").read_text())
     assert config["architectures"] == ["Shared"]
     assert config["parameters"]["embedding_dim"] == 4
-    assert config["metrics"]["valid"] == read(trained).result().valid
+    assert config["metrics"]["valid"] == read(trained).finished.result().valid
     assert str(trained) not in "".join(p.read_text() for p in exported.glob("*.[jm]*") if p.suffix != ".safetensors")
     features = json.loads((exported / "feature_map.json").read_text())["features"]
     assert [next(iter(f)) for f in features][-1] == "item_seq"
@@ -117,7 +117,7 @@ def test_the_card_has_the_recorded_metrics_in_its_front_matter(trained, exported
     front = yaml.safe_load(card.split("---")[1])
     assert front["library_name"] == "fuxictr-mm"
     result = front["model-index"][0]["results"][0]
-    valid = read(trained).result().valid
+    valid = read(trained).finished.result().valid
     assert {m["type"]: m["value"] for m in result["metrics"]} == {"auc": valid["AUC"], "logloss": valid["logloss"]}
     assert "two names, one table" in card
     assert f"| AUC | {valid['AUC']:.6f} |" in card
@@ -132,10 +132,10 @@ def test_without_a_result_there_are_no_metrics(trained, tmp_path, caplog):
 def test_the_data_may_have_moved_since(trained, tmp_path):
     shutil.copytree(ROOT / "data/tiny_mm", tmp_path / "moved/tiny_mm")
     experiment = read(trained, data_root=tmp_path / "moved")
-    assert experiment.result() is None
+    assert experiment.finished.result() is None
     hub.export(experiment, tmp_path / "out")
     config = json.loads((tmp_path / "out/config.json").read_text())
-    assert config["metrics"]["valid"] == read(trained).result().valid
+    assert config["metrics"]["valid"] == read(trained).finished.result().valid
 
 
 def test_a_shared_table_is_stored_once_and_read_under_both_names(trained, exported):

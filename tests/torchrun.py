@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 from tests.paths import ROOT
+from tests.tensors import read_tensors
 
 
 def start(script, *arguments, processes=2, cwd=None):
@@ -13,6 +14,26 @@ def start(script, *arguments, processes=2, cwd=None):
     command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", str(script), *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240, check=False)
+
+
+ON_RANKS = """
+import torch
+from fuxictr_mm.training import distributed
+from {module} import {function}
+
+with distributed.process_group(-1):
+    torch.save({function}(*{arguments!r}), f"{folder}/rank{{distributed.rank()}}.pt")
+"""
+
+
+def call_on_ranks(function, *arguments, folder, processes, cwd=None):
+    """Call a function of a test file in each of several processes; return what each has returned, and their stderr."""
+    script = folder / "on_ranks.py"
+    names = {"module": function.__module__, "function": function.__name__}
+    script.write_text(ON_RANKS.format(arguments=arguments, folder=folder, **names))
+    done = start(script, processes=processes, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return [read_tensors(folder / f"rank{rank}.pt") for rank in range(processes)], done.stderr
 
 
 DYING = """

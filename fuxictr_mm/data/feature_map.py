@@ -58,30 +58,17 @@ def _fuxictr_spec(feature: Feature, history_len: int | None) -> dict[str, Any]:
     spec: dict[str, Any] = {"source": feature.source, "type": feature.type}
     if feature.type == "meta":
         return spec
-    if feature.table != "auto":
-        spec["table"] = feature.table
-    if feature.sharding != "row":
-        spec["sharding"] = feature.sharding
-    if feature.dropout:
-        spec["dropout"] = feature.dropout
-    if feature.unknown == "trained":
-        spec["unknown"] = "trained"
+    spec |= _changed(feature, "table", "sharding", "dropout", "unknown")
     if feature.is_computed:
         return spec | _computed_spec(feature)
     if feature.norm is not None or feature.scale != 1:
         spec.update(norm=feature.norm, scale=feature.scale)
-    if feature.embedding_dim is not None:
-        spec["embedding_dim"] = feature.embedding_dim
-    if feature.share_embedding is not None:
-        spec["share_embedding"] = feature.share_embedding
-    if feature.emb_output_dim is not None:
-        spec["emb_output_dim"] = feature.emb_output_dim
+    spec |= _changed(feature, "embedding_dim", "share_embedding", "emb_output_dim")
     if feature.type in ("categorical", "sequence"):
         spec.update(padding_idx=feature.padding_idx, vocab_size=feature.vocab_size)
     if feature.type == "sequence":
         spec["max_len"] = (history_len if feature.is_history else None) or feature.max_len
-        if feature.padding == "pre":
-            spec["padding"] = "pre"  # no key of FuxiCTR's, whose files hold padded lists
+        spec |= _changed(feature, "padding")  # no key of FuxiCTR's, whose files hold padded lists
     if feature.pretrained:
         spec.update(feature.pretrained)
     if feature.type == "embedding":
@@ -90,16 +77,17 @@ def _fuxictr_spec(feature: Feature, history_len: int | None) -> dict[str, Any]:
         # FuxiCTR's layers project the stored dim to the configured one, unless an encoder replaces the projection.
         if feature.feature_encoder == "nn.Identity()":
             spec.setdefault("embedding_dim", feature.pretrain_dim)
-    if feature.feature_encoder is not None:
-        spec["feature_encoder"] = feature.feature_encoder
-    return spec
+    return spec | _changed(feature, "feature_encoder")
+
+
+def _changed(feature: Feature, *names: str) -> dict[str, Any]:
+    """Return those of the attributes that do not have their default."""
+    return {name: value for name in names if (value := getattr(feature, name)) != getattr(Feature, name)}
 
 
 def _computed_spec(feature: Feature) -> dict[str, Any]:
     """Return how FuxiCTR's layers embed a computed feature: as a number, the id of a bin, or a frozen embedding."""
-    spec: dict[str, Any] = {"computed": feature.type}
-    if feature.embedding_dim is not None:
-        spec["embedding_dim"] = feature.embedding_dim
+    spec: dict[str, Any] = {"computed": feature.type, **_changed(feature, "embedding_dim")}
     if feature.type == "similarity":
         dim = sum(_statistic_dim(name) for name in feature.statistics)
         return spec | {

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 from fuxictr_mm.data.groups import NO_GROUP
@@ -53,59 +54,71 @@ def summarize(
     DataError
         All values of a label are equal or missing although ``needs_label``, or an error of ``chunks``.
     """
-    rows = items = without_group = 0
-    is_trained = files.weight is None
-    largest: dict[str, int] = {}
-    longest: dict[str, int] = {}
-    labels: list[set[float]] = []
-    moments: dict[str, Moments] = {}
+    own, counts = _Counts(), _Counts()
     for chunk in files.chunks() if chunks is None else chunks:
-        rows += len(chunk)
-        items += chunk.history_values.numel()
-        is_trained = is_trained or (chunk.weight is not None and bool(chunk.weight.any()))
-        without_group += 0 if chunk.group is None else int((chunk.group == NO_GROUP).sum())
-        for name, column in chunk.context.items():
-            values = column.values if isinstance(column, Jagged) else column
-            if not values.is_floating_point() and len(values) and name not in files.conversion.vocabularies:
-                largest[name] = max(largest.get(name, 0), int(values.max()))
-            if values.is_floating_point() and values.dim() == 1 and not isinstance(column, Jagged):
-                moments.setdefault(name, Moments()).add(Moments.of(values.numpy()))
-            if isinstance(column, Jagged):
-                longest[name] = max(longest.get(name, 0), int(column.lengths.max()))
-            elif column.dim() > 1:
-                longest[name] = column.shape[1]
-        if chunk.label is not None:
-            labels = labels or [set() for _ in files.labels]
-            for found, values in zip(labels, chunk.label.view(len(chunk), -1).unbind(dim=1), strict=True):
-                values = values[~values.isnan()]
-                found |= {float(bound) for bound in values.aminmax()} if len(values) else set()
-    own = {name: astuple(found) for name, found in moments.items()}
-    parts = exchange(
-        [rows, items, without_group, largest, longest, [sorted(found) for found in labels], own, is_trained]
-    )
-    rows, items, without_group = (sum(part[index] for part in parts) for index in (0, 1, 2))
-    largest, longest = (_maxima(part[index] for part in parts) for index in (3, 4))
-    labels = [set().union(*found) for found in zip(*(part[5] for part in parts if part[5]), strict=True)]
-    moments = {}
-    for name, values in [pair for part in parts for pair in part[6].items()]:
-        moments.setdefault(name, Moments()).add(Moments(*values))
-    for name, found in zip(files.labels, labels, strict=False):
+        own.add(_Counts.of(files, chunk))
+    for part in exchange(asdict(own)):
+        numbers = {name: Moments(**values) for name, values in part["numbers"].items()}
+        counts.add(_Counts(**{**part, "numbers": numbers}))
+    rows = counts.rows
+    for name, found in zip(files.labels, counts.labels, strict=False):
         both = files.both_classes and name not in files.numeric_labels
         if files.needs_label and len(found) < (2 if both else 1):
             that = " that have it" if len(files.labels) > 1 else ""
-            what = f"{min(found):g} in all {rows} rows{that}" if found else f"missing in all {rows} rows"
+            what = f"{found[0]:g} in all {rows} rows{that}" if found else f"missing in all {rows} rows"
             expected = "both 0 and 1" if both else "numbers"
             raise DataError(
                 f"{files.path}: {name} is {what}, expected {expected}; a constant label cannot be learned or ranked"
             )
-    if not any(part[7] for part in parts):
+    if files.weight is not None and not counts.has_weight:
         raise DataError(f"{files.path}: {files.weight} is 0 in all {rows} rows, so nothing would be trained")
-    return Summary(rows, items, largest, tuple(map(frozenset, labels)), longest, without_group, moments)
+    labels = tuple(map(frozenset, counts.labels))
+    return Summary(rows, counts.items, counts.largest, labels, counts.longest, counts.without_group, counts.numbers)
 
 
-def _maxima(parts: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    """Return the largest value of every key."""
-    found: dict[str, int] = {}
-    for part in parts:
-        found.update({key: max(value, found.get(key, value)) for key, value in part.items()})
-    return found
+@dataclass
+class _Counts:
+    """The statistics of a ``Summary`` of some rows, as they are added up, over chunks and over processes."""
+
+    rows: int = 0
+    items: int = 0
+    without_group: int = 0
+    has_weight: bool = False  #: Whether a row has a weight above 0.
+    largest: dict[str, int] = field(default_factory=dict)
+    longest: dict[str, int] = field(default_factory=dict)
+    labels: list[list[float]] = field(default_factory=list)  #: Bounds, ascending.
+    numbers: dict[str, Moments] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, files: InteractionFiles, chunk: InteractionTable) -> _Counts:
+        """Return those of a chunk of the rows of a split."""
+        found = cls(len(chunk), chunk.history_values.numel())
+        found.has_weight = chunk.weight is not None and bool(chunk.weight.any())
+        found.without_group = 0 if chunk.group is None else int((chunk.group == NO_GROUP).sum())
+        for name, column in chunk.context.items():
+            values = column.values if isinstance(column, Jagged) else column
+            if not values.is_floating_point() and len(values) and name not in files.conversion.vocabularies:
+                found.largest[name] = max(0, int(values.max()))
+            if isinstance(column, Jagged):
+                found.longest[name] = max(0, int(column.lengths.max()))
+            elif column.dim() > 1:
+                found.longest[name] = column.shape[1]
+            elif values.is_floating_point():
+                found.numbers[name] = Moments.of(values.numpy())
+        if chunk.label is not None:
+            known = [label[~label.isnan()] for label in chunk.label.view(len(chunk), -1).unbind(dim=1)]
+            bounds = [label.aminmax() if len(label) else () for label in known]
+            found.labels = [sorted({float(bound) for bound in pair}) for pair in bounds]
+        return found
+
+    def add(self, other: _Counts) -> None:
+        """Add those of further rows."""
+        self.rows += other.rows
+        self.items += other.items
+        self.without_group += other.without_group
+        self.has_weight |= other.has_weight
+        for own, found in ((self.largest, other.largest), (self.longest, other.longest)):
+            own.update({name: max(value, own.get(name, value)) for name, value in found.items()})
+        self.labels = [sorted({*own, *new}) for own, new in zip_longest(self.labels, other.labels, fillvalue=())]
+        for name, moments in other.numbers.items():
+            self.numbers.setdefault(name, Moments()).add(moments)

@@ -46,9 +46,9 @@ def train_keeping_checkpoints(
     was trained on before. A model without a last layer, or without that named, is refused before.
     """
     from fuxictr_mm.training import loop, scoring
-    from fuxictr_mm.training.initial_weights import load_initial_weights
+    from fuxictr_mm.training.initial_weights import find_initial_weights, load_initial_weights
 
-    initial = experiment.initial_weights
+    initial = find_initial_weights(experiment.config)
     experiment = experiment.with_settings(model_root=str(folder))
     config, splits = experiment.config, dataset.splits
     probe = _build(experiment.in_float32(), dataset).eval()

@@ -10,6 +10,7 @@ from fuxictr_mm.runs.evaluations import (
     read_evaluations,
     read_lines,
 )
+from fuxictr_mm.runs.finished import FinishedRuns
 from fuxictr_mm.runs.paths import (
     CALIBRATION,
     CONFIG,

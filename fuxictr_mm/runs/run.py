@@ -215,8 +215,9 @@ class Run:
             The run has no weights, its model or item files are missing, or the data is invalid.
         """
         from fuxictr_mm.experiment import Experiment
+        from fuxictr_mm.prediction import predict
 
-        return Experiment.of_run(self, gpu=gpu).predict_of_run(self, data)
+        return predict(Experiment.of_run(self, gpu=gpu), data, self.weights, [])
 
     def diagnosis(self) -> dict[str, Any] | None:
         """Return the result of ``fuxictr-mm diagnose``, None if it has not been run."""

@@ -67,7 +67,7 @@ def train_on_ray(
     except Exception as error:  # of a worker, wrapped by Ray
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(f"{expid}: a worker of Ray has failed ({reason[-1]}); its log has the reason") from error
-    run = experiment.finished_run()
+    run = experiment.finished.newest()
     if run is None:
         raise UserError(
             f"{experiment.paths.result}: not written; set model_root to a folder on a disk that all workers share"

@@ -80,21 +80,17 @@ class Repository:
         for graph in graphs:
             taken = {}
             for port in ports[graph][0]:
-                rows_of_items = port.name in ("items", "history", "candidates") and len(port.dims) == 2
-                table = "items" if rows_of_items else port.name
-                if port.name == "codes":  # of the same items as the embeddings
-                    ids = NEWEST if graph == "user" else "items"
-                    self.steps.append(Step(f"{self.name}_codes", {"ids": ids}, {"rows": "codes"}))
-                    taken["codes"] = "codes"
-                elif port.name == "candidate_codes":
-                    self.steps.append(Step(f"{self.name}_codes", {"ids": "candidates"}, {"rows": port.name}))
-                    taken[port.name] = port.name
-                elif rows_of_items or table in tables:
+                is_of_items = port.name in ("items", "history", "candidates") and len(port.dims) == 2
+                if is_of_items or port.name in tables:
+                    table = "items" if is_of_items else port.name
                     taken[port.name] = self._look_up(table, port.name, fields.get(port.name))
-                else:
-                    taken[port.name] = port.name
-                    if port.name not in made:
-                        self.inputs[port.name] = port
+                    continue
+                taken[port.name] = port.name
+                if port.name in ("codes", "candidate_codes"):  # of the same items as the embeddings
+                    ids = "candidates" if port.name != "codes" else NEWEST if graph == "user" else "items"
+                    self.steps.append(Step(f"{self.name}_codes", {"ids": ids}, {"rows": port.name}))
+                elif port.name not in made:
+                    self.inputs[port.name] = port
             outputs = {p.name: p.name for p in ports[graph][1] if graph == graphs[-1] or p.name in read}
             self.steps.append(Step(f"{self.name}_{graph}", taken, outputs))
         self._write_config(self.name, list(self.inputs.values()), ports[graphs[-1]][1], self.steps)

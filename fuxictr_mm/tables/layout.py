@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from fuxictr_mm.errors import ConfigError
+from fuxictr_mm.tables.torchrec import check_torchrec, make_collection
 
 #: Fraction of the memory that tables may not take: network, batches, interactions.
 RESERVED = 0.3
@@ -94,8 +95,6 @@ def choose_layouts(
     """
     if all(table.sharding == "row" for table in tables.values()):
         return {name: by_rows(table.rows, table.dim, processes) for name, table in tables.items()}
-    from fuxictr_mm.tables.sharded import check_torchrec, make_collection
-
     check_torchrec()
     from torch import nn
     from torchrec.distributed.embedding import EmbeddingCollectionSharder

@@ -14,17 +14,55 @@ from typing import Any
 
 from torch import nn
 
+from fuxictr_mm.config import ExperimentConfig
 from fuxictr_mm.data.dataset import Dataset
 from fuxictr_mm.data.numbering import extended_by
 from fuxictr_mm.data.schema import ITEM_ID
 from fuxictr_mm.data.vocabulary import Vocabularies
-from fuxictr_mm.errors import UserError
+from fuxictr_mm.errors import ConfigError, MissingFileError, UserError
 from fuxictr_mm.fuxictr_imports import FeatureEmbeddingDict
-from fuxictr_mm.runs import vocabulary_of_weights
+from fuxictr_mm.runs import RunPaths, file_of_weights, vocabulary_of_weights, weights_of
 from fuxictr_mm.training.checkpoints import load_known_rows, saved_settings
 from fuxictr_mm_serving.prepared import EXTENDS, NUMBERING
 
 logger = logging.getLogger(__name__)
+
+
+def with_run_of_weights(config: ExperimentConfig) -> ExperimentConfig:
+    """Return the configuration with the folder of a run where ``initial_weights`` is its name or an experiment id."""
+    given = config.initial_weights
+    if given is None or file_of_weights(Path(given)).is_file():
+        return config
+    try:
+        weights = weights_of(given, config.model_root)
+    except MissingFileError:
+        return config  # which is an error only where the weights are read
+    except ConfigError as error:
+        raise ConfigError(f"initial_weights: {error}") from None
+    return ExperimentConfig.from_dict({**config.to_dict(), "initial_weights": str(weights.parent)})
+
+
+def find_initial_weights(config: ExperimentConfig) -> Path | None:
+    """Return the file of the weights that training starts from, None where they are random.
+
+    Raises
+    ------
+    MissingFileError, ConfigError
+        It does not exist, or is the file that training writes.
+    """
+    if config.initial_weights is None:
+        return None
+    try:
+        path = weights_of(config.initial_weights, config.model_root)
+    except MissingFileError as error:
+        raise MissingFileError(f"initial_weights: {error}") from None
+    paths = RunPaths.of(config)
+    if path.resolve() == paths.weights.resolve():
+        raise ConfigError(
+            f"initial_weights: {path}: this run would replace the file; give the folder of the run that wrote it, "
+            f"below {paths.runs}, or a copy"
+        )
+    return path
 
 
 def load_initial_weights(model: Any, path: Path, dataset: Dataset, item_files: str | Sequence[str]) -> None:

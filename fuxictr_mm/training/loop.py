@@ -25,6 +25,7 @@ from fuxictr_mm.tables import sharded_tables
 from fuxictr_mm.terminal import progress_bar
 from fuxictr_mm.training import distributed
 from fuxictr_mm.training.callbacks import Callback
+from fuxictr_mm.training.replicas import broadcast_state, distribute, synchronize_buffers
 from fuxictr_mm.training.resume import Progress, TrainingCheckpoint
 from fuxictr_mm.training.scoring import evaluate
 
@@ -90,7 +91,7 @@ def fit(
     if max_gradient_norm is None:
         max_gradient_norm = getattr(model, "_max_gradient_norm", ModelSettings().max_gradient_norm)
     model._max_gradient_norm = max_gradient_norm
-    distributed.distribute(model)
+    distribute(model)
     signals: AbstractContextManager[list[int]] = nullcontext([]) if checkpoint is None else collect_signals()
     with fitting, signals as received:
         fitting.begin(resume)
@@ -103,7 +104,7 @@ def fit(
     if model._stop_training:
         logger.info(f"Stopped early: no improvement for {model._early_stop_patience} evaluations")
     if not fitting.progress.saved:
-        distributed.synchronize_buffers(model)
+        synchronize_buffers(model)
         with _averaged(model):
             _save_weights(model)
     logger.info(f"Best weights: {model.checkpoint}")
@@ -112,7 +113,7 @@ def fit(
         model.load_weights(model.checkpoint)
     elif is_main():
         model.load_weights(model.checkpoint)
-    distributed.broadcast_state(model)
+    broadcast_state(model)
     return fitting.progress.history
 
 
@@ -246,7 +247,7 @@ class _Fitting:
         training = {**losses, "learning_rate": model.optimizer.param_groups[0]["lr"]}
         if losses:
             training["rows_per_second"] = self.speed.read()
-        distributed.synchronize_buffers(model)
+        synchronize_buffers(model)
         with _averaged(model):
             metrics = evaluate(model, self.validation, model._monitor.get_metrics())
             progress.history.append({"epoch": epoch + 1, "step": model._total_steps, **losses, **metrics})
@@ -267,7 +268,7 @@ class _Fitting:
         if self.must_save and not getattr(self.model, "is_accumulating", False):
             self.must_save = False
             self.progress.loss, self.progress.losses = self.losses.read()
-            distributed.synchronize_buffers(self.model)
+            synchronize_buffers(self.model)
             self.checkpoint.save(self.model, self.progress)
         if signal and not self.must_save:
             self.checkpoint.wait()

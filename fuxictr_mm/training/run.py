@@ -26,6 +26,7 @@ from fuxictr_mm.config import (
 from fuxictr_mm.data.dataset import Dataset
 from fuxictr_mm.data.fingerprint import data_hashes
 from fuxictr_mm.data.interactions import InteractionTable
+from fuxictr_mm.data.loaders import Loader
 from fuxictr_mm.data.numbers import unscaled
 from fuxictr_mm.data.shards import Shard
 from fuxictr_mm.data.vocabulary import Vocabularies
@@ -47,7 +48,7 @@ from fuxictr_mm.runtime import is_main
 from fuxictr_mm.training import distributed, loop, scoring
 from fuxictr_mm.training.baselines import warn_of_baselines
 from fuxictr_mm.training.callbacks import Callback, RunWriter, TensorBoardLogger, is_installed
-from fuxictr_mm.training.initial_weights import load_initial_weights, warn_of_random_weights
+from fuxictr_mm.training.initial_weights import find_initial_weights, load_initial_weights, warn_of_random_weights
 from fuxictr_mm.training.metric_checks import check_metrics_of_valid, metrics_of_test
 from fuxictr_mm.training.resume import (
     TrainingCheckpoint,
@@ -103,7 +104,7 @@ class TrainingRun:
             check_metrics_of_valid(config, dataset)
             _warn_of_unscaled(dataset, config.dataset)
             model = experiment.build_model(dataset)
-            if newest is None and (initial := experiment.initial_weights) is not None:
+            if newest is None and (initial := find_initial_weights(config)) is not None:
                 load_initial_weights(model, initial, dataset, config.dataset.item_files)
             elif newest is None:
                 warn_of_random_weights(dataset)
@@ -131,7 +132,7 @@ class TrainingRun:
 
     def _finished(self) -> Run | None:
         """Return the run of these settings and data that has finished, None if there is none."""
-        finished = self.experiment.finished_run()
+        finished = self.experiment.finished.newest()
         if finished is not None:
             logger.info(f"{self.paths.result}: already finished, with {finished.valid}")
         return finished
@@ -194,11 +195,11 @@ class TrainingRun:
 
     def _check_resumable(self) -> None:
         """Refuse to train a finished run longer: its training checkpoint is deleted. Warn of other settings or data."""
-        newest = self.experiment.newest_result()
+        newest = self.experiment.finished.newest_result()
         if newest_checkpoint(self.paths.checkpoint) is not None or newest is None:
             return
         is_same = newest.config_hash == self.config.fingerprint()
-        if is_same and (changed := self.experiment.changed_data(newest.data)):
+        if is_same and (changed := self.experiment.finished.changed_data(newest.data)):
             logger.warning(f"{changed} has changed since {self.paths.result} was written; training from the start")
             return
         finished = next((run for run in runs_of(self.paths) if run.finished), None)
@@ -229,28 +230,7 @@ class TrainingRun:
             dataset.splits["train"], model, shuffle=config.shuffle, training=True, shard=shard
         )
         valid = experiment.make_loader(dataset.splits["valid"], model)
-        if is_main():
-            # The result of an earlier run does not belong to the weights that are written next.
-            self.paths.result.unlink(missing_ok=True)
-        if distributed.size() > 1:
-            rows = distributed.size() * config.batch_size
-            logger.info(f"{distributed.size()} processes with batches of {config.batch_size}: {rows} rows per step")
-        if shard.streams is not None:
-            logger.info(f"train: {shard.streams} streams, {shard.streams // shard.size} per process")
-        callbacks = self._callbacks(writer)
-        history = loop.fit(
-            model,
-            train,
-            config.epochs,
-            valid,
-            config.max_gradient_norm,
-            checkpoint,
-            self.resume,
-            callbacks,
-            evaluate_first=config.initial_weights is not None,
-        )
-        if best_epoch_was_last(history, config.to_dict()):
-            logger.info(f"The best epoch was the last allowed one, {config.epochs}: more epochs may be better")
+        self._fit(model, train, valid, checkpoint, writer)
         logger.info("Validation")
         if (weight := config.dataset.sample_weight) is not None:
             logger.info(f"Metrics count every row once: {weight} (sample_weight) weights the loss alone")
@@ -267,8 +247,7 @@ class TrainingRun:
         if scored.label is not None:
             calibrate = f"{experiment.command('predict')} --calibrate platt"
             # Probabilities of weighted rows are not those of these rows; their order is.
-            is_weighted = config.dataset.sample_weight is not None
-            checked = {name: value for name, value in of_valid.items() if name.endswith("AUC") or not is_weighted}
+            checked = {name: value for name, value in of_valid.items() if name.endswith("AUC") or weight is None}
             warn_of_baselines(checked, scored.label, config.tasks, calibrate)
         seconds = time.perf_counter() - self.started if writer is None else writer.seconds
         result = Result(of_valid, seconds, of_test)
@@ -285,7 +264,33 @@ class TrainingRun:
                 _publish(self.paths)
             if self.results_csv is not None:
                 append_result(result, config, self.results_csv)
-        return experiment.run_of(result, None if writer is None else writer.path)
+        return experiment.finished.run_of(result, None if writer is None else writer.path)
+
+    def _fit(
+        self, model: Any, train: Loader, valid: Loader, checkpoint: TrainingCheckpoint, writer: RunWriter | None
+    ) -> None:
+        config, shard = self.config, train.shard
+        if is_main():
+            # The result of an earlier run does not belong to the weights that are written next.
+            self.paths.result.unlink(missing_ok=True)
+        if distributed.size() > 1:
+            rows = distributed.size() * config.batch_size
+            logger.info(f"{distributed.size()} processes with batches of {config.batch_size}: {rows} rows per step")
+        if shard.streams is not None:
+            logger.info(f"train: {shard.streams} streams, {shard.streams // shard.size} per process")
+        history = loop.fit(
+            model,
+            train,
+            config.epochs,
+            valid,
+            config.max_gradient_norm,
+            checkpoint,
+            self.resume,
+            self._callbacks(writer),
+            evaluate_first=config.initial_weights is not None,
+        )
+        if best_epoch_was_last(history, config.to_dict()):
+            logger.info(f"The best epoch was the last allowed one, {config.epochs}: more epochs may be better")
 
     def _callbacks(self, writer: RunWriter | None) -> list[Callback]:
         if writer is None:

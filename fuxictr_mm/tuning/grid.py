@@ -81,7 +81,7 @@ def run_grid(
     trials = _Grid(config_dir, tag, source)
     if not quiet:
         experiments = [trial.experiment for trial in trials.waiting if trial.experiment is not None]
-        warn_of_changed_data((one.outdated() for one in experiments), "trial")
+        warn_of_changed_data((one.finished.outdated() for one in experiments), "trial")
     run_trials(trials, config_dir, gpus, script, source.arguments, quiet)
     return trials.results()
 

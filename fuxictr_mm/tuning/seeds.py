@@ -71,7 +71,7 @@ def train_side_by_side(
             remove_leftover(one)
     trials = _Variants(variants, experiment.config.expid, resume)
     if resume and not quiet:
-        warn_of_changed_data((one.outdated() for one, _ in variants.values() if not one.finished_runs()), what)
+        warn_of_changed_data((one.finished.outdated() for one, _ in variants.values() if not one.finished.all()), what)
     logs = experiment.paths.process_logs
     options = [*(["--resume"] if resume else []), *processes.extra_args]
     try:
@@ -101,7 +101,7 @@ class _Variants(Trials):
         ]
         self._experiments = [one for one, _ in variants.values()]
         # Runs that do not count.
-        self._before = [{run.run for run in one.finished_runs() if not resume} for one in self._experiments]
+        self._before = [{run.run for run in one.finished.all() if not resume} for one in self._experiments]
         self._errors: dict[int, str] = {}
         self._waiting = [t for t in self._trials if self._run_of(t) is None]
         self._skipped = {t.number for t in self._trials} - {t.number for t in self._waiting}
@@ -121,7 +121,7 @@ class _Variants(Trials):
     def _run_of(self, trial: Trial) -> Run | None:
         """Return the run of a trial that has finished since we began."""
         number = trial.number
-        runs = self._experiments[number].finished_runs()
+        runs = self._experiments[number].finished.all()
         return next((run for run in runs if run.run not in self._before[number]), None)
 
     def results(self) -> list[TrialResult]:

@@ -76,7 +76,7 @@ class Trial:
 
     def result(self, skipped: bool = False) -> TrialResult | None:
         """Return the result on disk; None if there is none with exactly these parameters, model file and data."""
-        found = None if self.experiment is None else self.experiment.result()
+        found = None if self.experiment is None else self.experiment.finished.result()
         if found is None:
             return None
         return TrialResult(self.expid, self.params, found.valid, found.test, found.seconds, skipped=skipped)

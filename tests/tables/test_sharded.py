@@ -17,15 +17,16 @@ from fuxictr_mm.data.loaders import InMemoryLoader
 from fuxictr_mm.data.shards import Shard
 from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.experiment import Experiment
-from fuxictr_mm.tables import gathered_state, sharded_parameters, sharded_tables
+from fuxictr_mm.tables import gathered_state, placement, sharded_parameters, sharded_tables
 from fuxictr_mm.tables.layout import Layout, Part, TableShape, by_rows, choose_layouts
-from fuxictr_mm.tables.sharded import check_torchrec
+from fuxictr_mm.tables.torchrec import check_torchrec
 from fuxictr_mm.training import distributed, scoring
+from fuxictr_mm.training.replicas import distribute
 from fuxictr_mm.training.resume import Progress, TrainingCheckpoint
 from tests.errors import check_names, raises_naming
 from tests.paths import ROOT
 from tests.tensors import assert_equal_tensors, read_tensors
-from tests.torchrun import start
+from tests.torchrun import call_on_ranks, start
 
 needs_torchrec = pytest.mark.skipif(
     find_spec("torchrec") is None, reason="pip install --no-deps -r requirements-scale-cpu.txt"
@@ -36,21 +37,10 @@ SPECS = [{"name": ["item_id", "likes_level"], "table": "sharded"}]
 TABLE = "embedding_layer.embedding_layer.embedding_layers.{}.weight"
 SETTINGS = {"feature_specs": SPECS, "embedding_regularizer": 0, "net_dropout": 0.0, "verbose": 0}
 
-TOGETHER = """
-import sys
-import torch
-from fuxictr_mm.training import distributed
-from tests.tables.test_sharded import train
 
-with distributed.process_group(-1):
-    found = train({settings!r}, {folder!r}, distributed.make_shard(12))
-    if distributed.rank() == 0:
-        torch.save(found, {folder!r} + "/found.pt")
-"""
-
-
-def train(settings, folder, shard):
+def train(settings, folder, shard=None):
     """Return the losses, weights, state of the optimizer and scores of a few steps, the last one of an odd size."""
+    shard = shard or distributed.make_shard(12)
     size = 1200 // shard.size
     settings = {**SETTINGS, **settings, "model_root": folder, "batch_size": size}
     experiment = Experiment.load("DIN_MM_tiny", ROOT, **settings)
@@ -58,7 +48,7 @@ def train(settings, folder, shard):
     torch.manual_seed(1)
     model = experiment.build_model(dataset)
     started = {name: value.clone() for name, value in gathered_state(model).items() if distributed.rank() == 0}
-    distributed.distribute(model)
+    distribute(model)
     rows = dataset.splits["train"]
     rows = concatenate(rows.slice(part.start, part.stop) for part in shard.train_rows(2501))
     model._planned_steps = 6
@@ -106,11 +96,7 @@ def test_several_processes_train_as_one(tmp_path, rule, processes, sharding):
     # Adam in the other parameters would make large steps of small gradients, with the sign of their rounding errors.
     settings |= {"optimizer": "sgd", "learning_rate": 0.05}
     expected = train(settings, str(tmp_path), Shard(0, 1, 12))
-    script = tmp_path / "together.py"
-    script.write_text(TOGETHER.format(settings=settings, folder=str(tmp_path)))
-    done = start(script, processes=processes)
-    assert done.returncode == 0, done.stderr
-    found = read_tensors(tmp_path / "found.pt")
+    (found, *_), _ = call_on_ranks(train, settings, str(tmp_path), folder=tmp_path, processes=processes)
     # The same start, whatever the number of processes and the layout.
     assert_equal_tensors(found["start"], expected["start"])
     assert found["losses"] == pytest.approx(expected["losses"], rel=1e-5)
@@ -181,17 +167,8 @@ def test_killed_in_a_step_and_in_a_checkpoint_and_resumed_by_any_number_of_proce
         torch.testing.assert_close(found[name], value, rtol=1e-3, atol=2e-5, msg=name)
 
 
-RESHARDED = """
-from fuxictr_mm.training import distributed
-from tests.tables.test_sharded import reshard
-
-with distributed.process_group(-1):
-    reshard({folder!r}, {background!r})
-"""
-
-
 def reshard(folder, background=False):
-    """Load the newest checkpoint, or take a step, and write the next; rank 0 writes weights and sums to a file."""
+    """Load the newest checkpoint, or take a step, and write the next; return weights and sums, whole on rank 0."""
     folder = Path(folder)
     kinds = ["column", "table", "row"]
     kinds = kinds[-distributed.size() :] + kinds[: -distributed.size()]  # another layout for every number of processes
@@ -201,7 +178,7 @@ def reshard(folder, background=False):
     experiment = Experiment.load("DIN_MM_tiny", ROOT, **settings)
     dataset = experiment.load_dataset({"valid": True})
     model = experiment.build_model(dataset)
-    distributed.distribute(model)
+    distribute(model)
     checkpoint = TrainingCheckpoint(folder / "checkpoint", "", keep=9, in_background=background)
     progress = checkpoint.load(model)
     if progress is None:
@@ -213,25 +190,18 @@ def reshard(folder, background=False):
     sums = {i: part["sum"] for i, part in model.optimizer.state_dict()["sharded"]["state"].items()}
     if tables := sharded_tables(model):
         sums = {i: table.gather(table.sums) for i, table in enumerate(tables)}
-    state = gathered_state(model)
-    if distributed.rank() == 0:
-        plain = {name: value.clone() for name, value in state.items()}
-        torch.save((plain, {i: value.clone() for i, value in sums.items()}), folder / "found.pt")
+    weights = {name: value.clone() for name, value in gathered_state(model).items() if distributed.rank() == 0}
+    return weights, {i: value.clone() for i, value in sums.items()}
 
 
 @needs_torchrec
 @pytest.mark.slow
 def test_a_checkpoint_of_any_layout_is_read_by_any_number_of_processes(tmp_path):
-    script = tmp_path / "resharded.py"
     found = []
-    for processes in (2, 3, 1):
-        script.write_text(RESHARDED.format(folder=str(tmp_path), background=processes == 2))
-        if processes > 1:
-            done = start(script, processes=processes)
-            assert done.returncode == 0, done.stderr
-        else:
-            reshard(tmp_path)
-        found.append(read_tensors(tmp_path / "found.pt"))
+    for processes, background in ((2, True), (3, False)):
+        ranks, _ = call_on_ranks(reshard, str(tmp_path), background, folder=tmp_path, processes=processes)
+        found.append(ranks[0])
+    found.append(reshard(tmp_path))
     for weights, sums in found[1:]:
         assert sums.keys() == found[0][1].keys() == {0, 1, 2}
         assert all(float(value.sum()) > 0 for value in sums.values())
@@ -246,7 +216,7 @@ def build(**settings):
 
 def test_the_start_of_a_table_does_not_change_that_of_other_layers(monkeypatch):
     """Its rows are drawn in blocks by generators of their own, of each table and seed."""
-    monkeypatch.setattr("fuxictr_mm.tables.sharded.BLOCK", 100)
+    monkeypatch.setattr(placement, "BLOCK", 100)
     states = []
     for seed, sizes in ((1, {}), (1, {"vocab_size": 3000}), (2, {})):
         torch.manual_seed(seed)
@@ -275,7 +245,7 @@ def test_dims_that_fbgemm_does_not_have_are_refused_for_several_processes(monkey
 def spread(monkeypatch):
     """Tables as several processes have them, in a group of this one alone."""
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    monkeypatch.setattr("fuxictr_mm.tables.sharded.is_spread", lambda: True)
+    monkeypatch.setattr(placement, "is_spread", lambda: True)
     yield
     torch.distributed.destroy_process_group()
 

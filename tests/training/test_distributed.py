@@ -2,47 +2,21 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 from fuxictr_mm.data.interactions import concatenate
 from fuxictr_mm.data.loaders import InMemoryLoader
 from fuxictr_mm.data.shards import Shard
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.training import distributed, scoring
-from fuxictr_mm.training.distributed import LocalBatchNorm, SyncBatchNorm, replace_batch_norm
+from fuxictr_mm.training.batch_norm import average_running_statistics, replace_batch_norm
+from fuxictr_mm.training.replicas import distribute, synchronize_buffers
 from tests.paths import ROOT
 from tests.projects import write_project
 from tests.tensors import assert_equal_tensors, read_tensors
-from tests.torchrun import start
-
-#: What each process runs: gradients of a few batches, the last of them of an odd size, then scores of all of valid.
-TOGETHER = """
-import sys, torch
-sys.path.insert(0, {here!r})
-from fuxictr_mm.training import distributed
-import test_distributed as test
-
-with distributed.process_group(-1):
-    shard = distributed.make_shard(12)
-    found = test.gradients_and_scores({expid!r}, {folder!r}, 1200 // shard.size, shard, {settings!r})
-    torch.save(found, {folder!r} + f"/rank{{distributed.rank()}}.pt")
-"""
-
-
-#: What each process runs: a training with batch norm of its own rows, and the running statistics before each mean.
-ALONE = """
-import sys, torch
-sys.path.insert(0, {here!r})
-from fuxictr_mm.training import distributed
-import test_distributed as test
-
-with distributed.process_group(-1):
-    torch.save(test.steps_with_own_statistics({folder!r}), {folder!r} + f"/rank{{distributed.rank()}}.pt")
-"""
+from tests.torchrun import call_on_ranks, start
 
 
 def build_in_float64(experiment, dataset):
@@ -55,16 +29,21 @@ def build_in_float64(experiment, dataset):
     return model
 
 
-def gradients_and_scores(expid, folder, batch_size, shard, settings):
-    """Return gradients at several points of a run without dropout, buffers, and scores, all in float64."""
+def gradients_and_scores(expid, folder, settings, shard=None):
+    """Return gradients at several points of a run without dropout, buffers, and scores, all in float64.
+
+    The last of a few batches is of an odd size, and scores are of all of valid.
+    """
     torch.Tensor.float = torch.Tensor.double
+    shard = shard or distributed.make_shard(12)
+    batch_size = 1200 // shard.size
     overrides = {"model_root": folder, "verbose": 0, "net_dropout": 0.0, "batch_size": batch_size, **settings}
     overrides |= {"optimizer": "sgd", "learning_rate": 0.5}
     experiment = Experiment.load(expid, ROOT, **overrides)
     dataset = experiment.load_dataset({"train": True, "valid": True}, shard=Shard())
     torch.manual_seed(1)
     model = build_in_float64(experiment, dataset)
-    distributed.distribute(model)
+    distribute(model)
     rows = dataset.splits["train"]
     rows = concatenate(rows.slice(part.start, part.stop) for part in shard.train_rows(2501))
     train = InMemoryLoader(rows, batch_size, num_samples=2501, shuffle=True, seed=2, shard=shard)
@@ -101,16 +80,12 @@ TOUCHED = [{"name": ["item_id", "likes_level"], "table": "touched"}]
     ],
 )
 def test_processes_have_the_gradients_of_one_with_all_rows(tmp_path, expid, settings, processes, monkeypatch):
-    script = tmp_path / "together.py"
-    text = TOGETHER.format(here=str(Path(__file__).parent), expid=expid, folder=str(tmp_path), settings=settings)
-    script.write_text(text)
-    done = start(script, processes=processes)
-    assert done.returncode == 0, done.stderr
-    assert "reducer.cpp" not in done.stderr  # where DistributedDataParallel has its warnings
+    given = (expid, str(tmp_path), settings)
+    ranks, stderr = call_on_ranks(gradients_and_scores, *given, folder=tmp_path, processes=processes)
+    assert "reducer.cpp" not in stderr  # where DistributedDataParallel has its warnings
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.float)  # gradients_and_scores changes it
-    expected = gradients_and_scores(expid, str(tmp_path), 1200, Shard(0, 1, 12), settings)
-    for rank in range(processes):
-        found = read_tensors(tmp_path / f"rank{rank}.pt")
+    expected = gradients_and_scores(*given, Shard(0, 1, 12))
+    for found in ranks:
         assert len(found["points"]) == len(expected["points"]) == 3
         for point, reference in zip(found["points"], expected["points"], strict=True):
             assert point.keys() == reference.keys()
@@ -140,7 +115,7 @@ def steps_with_own_statistics(folder):
     """Return, of a few steps in float64, the gradients, and buffers before and after the mean over processes."""
     torch.Tensor.float = torch.Tensor.double
     model, dataset = own_statistics_model(folder)
-    distributed.distribute(model)
+    distribute(model)
     shard, rows = distributed.make_shard(2), dataset.splits["train"]
     points = []
     for part in PARTS[shard.rank]:
@@ -152,7 +127,7 @@ def steps_with_own_statistics(folder):
         model.average.update()
     own = {name: value.clone() for name, value in model.named_buffers() if "running" in name}
     own_ema = {name: model.average.of_dense[name].clone() for name in own}
-    distributed.average_running_statistics(model)
+    average_running_statistics(model)
     ema = {name: model.average.of_dense[name] for name in own}
     return {"points": points, "own": own, "own_ema": own_ema, "ema": ema, "state": model.state_dict()}
 
@@ -163,11 +138,7 @@ PARTS = [range(60), range(60, 120), range(120, 180)], [range(200, 260), range(26
 
 @pytest.mark.slow
 def test_batch_norm_of_own_rows(tmp_path, monkeypatch):
-    script = tmp_path / "alone.py"
-    script.write_text(ALONE.format(here=str(Path(__file__).parent), folder=str(tmp_path)))
-    done = start(script, processes=2)
-    assert done.returncode == 0, done.stderr
-    ranks = [read_tensors(tmp_path / f"rank{rank}.pt") for rank in (0, 1)]
+    ranks, _ = call_on_ranks(steps_with_own_statistics, str(tmp_path), folder=tmp_path, processes=2)
     first, second = (found["state"] for found in ranks)
     assert first.keys() == second.keys()
     assert all(torch.equal(value, second[name]) for name, value in first.items())
@@ -205,40 +176,24 @@ def test_batch_norm_of_own_rows(tmp_path, monkeypatch):
             torch.testing.assert_close(value, dict(model.named_buffers())[name], rtol=1e-9, atol=1e-12)
 
 
-#: What each process runs: a step of a model on rows of its own.
-UNKNOWN = """
-import sys, torch
-sys.path.insert(0, {here!r})
-from fuxictr_mm.training import distributed
-import test_distributed as test
-
-with distributed.process_group(-1):
-    torch.save(test.step_with_unknown_items({folder!r}), {folder!r} + f"/rank{{distributed.rank()}}.pt")
-"""
-
-
 def step_with_unknown_items(folder):
     """Return the items that the rows of this process have, and the state of a model after a step on them."""
     specs = [{"name": "item_id", "dropout": 0.5, "unknown": "trained"}]
     experiment = Experiment.load("DIN_tiny", ROOT, model_root=folder, verbose=0, feature_specs=specs)
     dataset = experiment.load_dataset({"train": True}, shard=Shard())
     model = experiment.build_model(dataset)
-    distributed.distribute(model)
+    distribute(model)
     start = 40 * distributed.rank()
     (batch,) = InMemoryLoader(dataset.splits["train"].slice(start, start + 40), 40)
     model.train()
     model.train_step(batch)
-    distributed.synchronize_buffers(model)
+    synchronize_buffers(model)
     return {"ids": torch.cat([batch.target.long(), batch.history.values.long()]), **model.state_dict()}
 
 
 @pytest.mark.slow
 def test_an_item_is_known_that_any_process_has_seen(tmp_path):
-    script = tmp_path / "unknown.py"
-    script.write_text(UNKNOWN.format(here=str(Path(__file__).parent), folder=str(tmp_path)))
-    done = start(script, processes=2)
-    assert done.returncode == 0, done.stderr
-    ranks = [read_tensors(tmp_path / f"rank{rank}.pt") for rank in (0, 1)]
+    ranks, _ = call_on_ranks(step_with_unknown_items, str(tmp_path), folder=tmp_path, processes=2)
     ids = [set(found["ids"].tolist()) for found in ranks]
     assert ids[0] - ids[1]
     assert ids[1] - ids[0]
@@ -392,97 +347,3 @@ def test_a_process_that_fails_ends_all_with_its_message(dying):
     assert done.returncode != 0
     assert "process 1: error: planted trouble" in done.stderr
     assert not (folder / "checkpoints" / "tiny_mm" / "DIN_MM_tiny.json").exists()
-
-
-@pytest.mark.parametrize("shape", [(7, 5), (4, 5, 3)])
-def test_batch_norm_of_one_process_is_torchs_own(shape, monkeypatch):
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: None)
-    torch.manual_seed(0)
-    own, ours = nn.Sequential(nn.BatchNorm1d(5)).double(), nn.Sequential(nn.BatchNorm1d(5)).double()
-    parameters = list(ours.parameters())
-    replace_batch_norm(ours)
-    assert [id(p) for p in ours.parameters()] == [id(p) for p in parameters]
-    for training in (True, True, False):
-        x = torch.randn(shape, dtype=torch.float64)
-        results = []
-        for model in (own, ours):
-            model.train(training)
-            model.zero_grad()
-            inputs = x.clone().requires_grad_()
-            out = model(inputs)
-            (out * torch.arange(out.numel()).view_as(out)).sum().backward()
-            results.append([out, inputs.grad, *(p.grad for p in model.parameters()), *model.buffers()])
-        for found, expected in zip(*results, strict=True):
-            torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-9)
-
-
-def test_batch_norm_of_a_process_without_samples(monkeypatch):
-    x = torch.randn(6, 5, dtype=torch.float64)
-    variance, mean = torch.var_mean(x, 0, correction=0)
-    others = torch.cat([mean, variance, torch.tensor([6.0])]).unsqueeze(0)
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: None)
-    monkeypatch.setattr(distributed, "_gather_equal", lambda own: torch.cat([own, others]))
-    norm = SyncBatchNorm(nn.BatchNorm1d(5).double())
-    expected = nn.BatchNorm1d(5).double()
-    expected(x)
-    out = norm(x[:0].requires_grad_())
-    out.sum().backward()
-    assert out.shape == (0, 5)
-    assert norm.weight.grad.tolist() == [0.0] * 5
-    for found, value in zip(norm.buffers(), expected.buffers(), strict=True):
-        torch.testing.assert_close(found, value)
-
-
-@pytest.mark.parametrize("rows", [0, 1])
-def test_batch_norm_of_too_few_samples_of_all_processes_keeps_its_statistics(rows, monkeypatch):
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: None)
-    model = nn.Sequential(nn.BatchNorm1d(5))
-    model(torch.randn(6, 5))
-    replace_batch_norm(model)
-    before = [value.clone() for value in model[0].buffers()]
-    x = torch.randn(rows, 5, requires_grad=True)
-    out = model(x)
-    out.sum().backward()
-    assert out.shape == x.grad.shape == (rows, 5)
-    for value in (out, x.grad, *(p.grad for p in model.parameters())):
-        assert bool(value.isfinite().all())
-    assert all(torch.equal(value, kept) for value, kept in zip(model[0].buffers(), before, strict=True))
-
-
-@pytest.mark.parametrize("shape", [(7, 5), (4, 5, 3)])
-def test_batch_norm_of_own_rows_is_torchs(shape):
-    torch.manual_seed(0)
-    own, ours = nn.Sequential(nn.BatchNorm1d(5)), nn.Sequential(nn.BatchNorm1d(5))
-    replace_batch_norm(ours, sync=False)
-    assert isinstance(ours[0], LocalBatchNorm)
-    for training in (True, True, False):
-        x = torch.randn(shape)
-        assert torch.equal(own.train(training)(x), ours.train(training)(x))
-    for value, kept in zip(own.buffers(), ours.buffers(), strict=True):
-        assert torch.equal(value, kept)
-
-
-@pytest.mark.parametrize("rows", [0, 1])
-def test_batch_norm_of_own_rows_that_are_too_few_takes_the_running_statistics(rows):
-    model = nn.Sequential(nn.BatchNorm1d(5))
-    model(torch.randn(6, 5))
-    replace_batch_norm(model, sync=False)
-    before = [value.clone() for value in model[0].buffers()]
-    x = torch.randn(rows, 5, requires_grad=True)
-    out = model(x)
-    out.sum().backward()
-    assert torch.equal(out, model.eval()(x))
-    assert bool(x.grad.isfinite().all())
-    mean, variance, batches = before
-    assert torch.equal(model[0].running_mean, mean)
-    assert torch.equal(model[0].running_var, variance)
-    assert model[0].num_batches_tracked == batches + 1  # as on the other processes
-
-
-@pytest.mark.parametrize("compiled", [False, True])
-def test_batch_norm_over_processes_is_left_out_of_a_compiled_model(compiled):
-    model = nn.Sequential(nn.BatchNorm1d(3))
-    model.compiled_logits = model.forward if compiled else None
-    replace_batch_norm(model)
-    assert isinstance(model[0], SyncBatchNorm)
-    assert getattr(model[0].forward, "_torchdynamo_disable", False) == compiled

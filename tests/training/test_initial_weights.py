@@ -14,7 +14,7 @@ from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.files import write_json
 from fuxictr_mm.runs import vocabulary_of_weights
 from fuxictr_mm.training.checkpoints import load_known_rows, save_state_dict
-from fuxictr_mm.training.initial_weights import load_initial_weights, warn_of_random_weights
+from fuxictr_mm.training.initial_weights import find_initial_weights, load_initial_weights, warn_of_random_weights
 from fuxictr_mm.yaml_files import dump_yaml
 from fuxictr_mm_serving.prepared import EXTENDS
 from tests import ids
@@ -140,13 +140,13 @@ def test_a_run_or_an_experiment_id_stands_for_the_folder_of_its_weights(tmp_path
     for given, found in (("DIN_tiny", folders[1]), (folders[0].name, folders[0]), (folders[0].parent, folders[1])):
         experiment = Experiment.load("DIN_MM_tiny", ROOT, initial_weights=given, **settings)
         assert experiment.config.initial_weights == str(found)
-        assert experiment.initial_weights == experiment.find_weights(given) == found / "best.model"
+        assert find_initial_weights(experiment.config) == experiment.find_weights(given) == found / "best.model"
     # Of this experiment itself, a run that ends meanwhile does not count.
     again = before.with_settings(initial_weights="DIN_tiny")
     write_json(folders[2] / "result.json", {"valid": {"AUC": 0.5}, "seconds": 1.0})
     assert again.with_settings(seed=2).config.initial_weights == str(folders[1])
     missing = Experiment.load("DIN_tiny", ROOT, initial_weights="DIN_tyni", **settings)
     with raises_naming(MissingFileError, "initial_weights", "DIN_tyni"):
-        _ = missing.initial_weights
+        find_initial_weights(missing.config)
     with raises_naming(MissingFileError, "DIN_tyni"):
         before.find_weights("DIN_tyni")

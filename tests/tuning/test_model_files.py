@@ -58,15 +58,15 @@ def test_a_result_of_another_model_file_is_not_taken(config):
     run = first.fit()
     trials = [Trial("DIN_tiny", e) for e in (first, second)]
     assert [trial.result() is not None for trial in trials] == [True, False]
-    assert [len(e.finished_runs()) for e in (first, second)] == [1, 0]
+    assert [len(e.finished.all()) for e in (first, second)] == [1, 0]
     assert first.fit(resume=True).run == run.run
     assert second.fit(resume=True).run != run.run
-    assert [e.result() is None for e in (first, second)] == [True, False]
+    assert [e.finished.result() is None for e in (first, second)] == [True, False]
     # A result of an older version says nothing of the file, and is taken.
     found = read_json(first.paths.result)
     del found["model_code"]
     write_json(first.paths.result, found)
-    assert first.result() is not None
+    assert first.finished.result() is not None
 
 
 @pytest.mark.parametrize("name", ["train", "item_info", "test"])
@@ -80,10 +80,10 @@ def test_a_result_of_other_data_is_not_taken(config, name):
     table = pq.read_table(path)
     pq.write_table(table.slice(0, len(table) - 1) if name != "item_info" else table[::-1], path)
     assert trial.result() is None
-    assert first.result() is None
-    assert first.result(paths=False) is not None  # whose weights may score
-    assert first.finished_runs() == []
-    assert str(path) in str(first.outdated())
+    assert first.finished.result() is None
+    assert first.finished.result(paths=False) is not None  # whose weights may score
+    assert first.finished.all() == []
+    assert str(path) in str(first.finished.outdated())
     assert first.fit(resume=True).run != run.run
     assert trial.result() is not None
 

@@ -135,36 +135,39 @@ class LogOptions:
             values["positives"] = parse_positives(values["positives"])
         _check_positives(values)
         options = cls(**values)
-        if options.negatives < 0:
-            raise ConfigError(f"--negatives is {options.negatives}, expected 1 or more")
-        if options.negatives_from != cls.negatives_from and not options.negatives:
-            raise ConfigError(f"--negatives_from {options.negatives_from}: is of --negatives, which is missing; add it")
-        if options.negatives_near is not None and not (options.negatives and 0 < options.negatives_near <= 1):
-            fix = "expected above 0, at most 1" if options.negatives else "is of --negatives, which is missing; add it"
-            raise ConfigError(f"--negatives_near {options.negatives_near:g}: {fix}")
-        if options.negatives_from == "matched" and options.history is not None:
+        options._check([name for name in ("labels", "positive_from", "history_from") if values.get(name) is not None])
+        return options
+
+    def _check(self, of_labels: Sequence[str]) -> None:
+        """Refuse options that do not go together; ``of_labels`` are the given ones that need labels."""
+        if self.negatives < 0:
+            raise ConfigError(f"--negatives is {self.negatives}, expected 1 or more")
+        if self.negatives_from != LogOptions.negatives_from and not self.negatives:
+            raise ConfigError(f"--negatives_from {self.negatives_from}: is of --negatives, which is missing; add it")
+        if self.negatives_near is not None and not (self.negatives and 0 < self.negatives_near <= 1):
+            fix = "expected above 0, at most 1" if self.negatives else "is of --negatives, which is missing; add it"
+            raise ConfigError(f"--negatives_near {self.negatives_near:g}: {fix}")
+        if self.negatives_from == "matched" and self.history is not None:
             raise ConfigError(
-                f"--negatives_from matched: takes computed histories, not the column {options.history} (--roles "
+                f"--negatives_from matched: takes computed histories, not the column {self.history} (--roles "
                 "history); leave out one"
             )
-        if options.history_from is not None and options.history is not None:
+        if self.history_from is not None and self.history is not None:
             raise ConfigError(
-                f"--history_from {options.history_from}: histories are those of the column {options.history} (--roles "
+                f"--history_from {self.history_from}: histories are those of the column {self.history} (--roles "
                 "history); leave out one"
             )
-        others = [name for name in ("labels", "positive_from", "history_from") if values.get(name) is not None]
-        if options.negatives and others:
+        if self.negatives and of_labels:
             raise ConfigError(
-                f"--negatives: is for a log of only positive events; remove --{others[0]}, or --negatives"
+                f"--negatives: is for a log of only positive events; remove --{of_labels[0]}, or --negatives"
             )
         columns = set()
-        for word in options.impressions:
+        for word in self.impressions:
             if (value := Value.of(word)) is None:
                 raise ConfigError(f"--impressions {word}: expected COLUMN=VALUE, such as event=view")
             columns.add(value.column)
         if len(columns) > 1:
             raise ConfigError(f"--impressions: names the columns {' and '.join(sorted(columns))}, expected one column")
-        return options
 
     @classmethod
     def of_json(cls, changed: Mapping[str, Any]) -> LogOptions:

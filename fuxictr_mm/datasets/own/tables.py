@@ -66,6 +66,17 @@ def _example(text: pl.Expr, is_one: pl.Expr) -> pl.Expr:
     return pl.when(is_one).then(text).min()
 
 
+def _tests_of_numbers(name: str, text: pl.Expr, kinds: Mapping[str, pl.Expr], is_number: pl.Expr) -> list[pl.Expr]:
+    """Return what the texts of a column tell of how they are read, each with the name of the column in its own."""
+    is_none = is_missing(text)
+    tests = [(is_none | test).all().alias(f"{kind} {name}") for kind, test in kinds.items()]
+    tests.append((is_none | is_number).mean().alias(f"any {name}"))
+    for mark in NUMBERS:
+        tests.append(_example(text, ~is_none & text.str.contains(mark, literal=True)).alias(f"first {mark} {name}"))
+    tests.append(_example(text, text.str.contains(r"^\(|\d-$")).alias(f"negative {name}"))
+    return [*tests, (is_none | text.str.contains(AMOUNT)).all().alias(f"amount {name}")]
+
+
 @dataclass(frozen=True)
 class Table:
     """A table of one file or several with the same columns."""
@@ -242,19 +253,12 @@ class Table:
         texts, tests = {name: pl.col(name).str.strip_chars() for name in names if name not in forms}, []
         numbers: dict[str, pl.Expr] = {}
         for name, text in texts.items():
-            is_none, digits = is_missing(text), text.str.contains(INTEGER)
-            kinds = {"integer": is_integer(text), "digits": digits}
+            kinds = {"integer": is_integer(text), "digits": text.str.contains(INTEGER)}
             for mark, is_number in self._is_number(name, text, name in numeric, has_commas).items():
                 kinds[mark] = is_number & ~text.str.contains(PHONE)
             grouped = [text.str.contains(NUMBERS["."])] if name in numeric else []  # perhaps: a warning names them
             numbers[name] = pl.any_horizontal(*kinds.values(), *grouped)
-            tests += [(is_none | test).all().alias(f"{kind} {name}") for kind, test in kinds.items()]
-            tests.append((is_none | numbers[name]).mean().alias(f"any {name}"))
-            for mark in NUMBERS:
-                is_marked = ~is_none & text.str.contains(mark, literal=True)
-                tests.append(_example(text, is_marked).alias(f"first {mark} {name}"))
-            tests.append(_example(text, text.str.contains(r"^\(|\d-$")).alias(f"negative {name}"))
-            tests.append((is_none | text.str.contains(AMOUNT)).all().alias(f"amount {name}"))
+            tests += _tests_of_numbers(name, text, kinds, numbers[name])
         ids = [name for name, kind in schema if kind == pl.String and name in self.texts]
         tests += [_example(pl.col(n), pl.col(n).str.contains(ROUNDED)).alias(f"rounded {n}") for n in ids]
         found = self._rows.select(tests).collect(engine="streaming").row(0, named=True) if tests else {}
@@ -274,18 +278,7 @@ class Table:
                 self._warn_of_units(name, text)
             if (fraction is not None and fraction < 1) or found[f"digits {name}"] != found[f"integer {name}"]:
                 continue
-            fits = [mark for mark in NUMBERS if found.get(f"{mark} {name}")]
-            marks = {mark: example for mark in NUMBERS if (example := found[f"first {mark} {name}"]) is not None}
-            is_asked = self.types.get(name) == "numeric"
-            decimal = decimal_in(fits, marks, self._known(name).decimal, is_asked)
-            is_list = decimal == "." and "," in marks and not is_asked and self._may_be_lists(text)
-            decimal = None if is_list else decimal
-            self._mention_marks(name, decimal, marks, is_list, is_unsure=len(fits) == 2)
-            if decimal is not None and self._is_mentioned(name) and (example := found[f"negative {name}"]):
-                logger.info(
-                    f"{self.paths[0]}: {name} is read as numbers, negative in parentheses or before -, as in "
-                    f"{example}; --types {quote(name)}=categorical keeps the texts"
-                )
+            decimal = self._decimal_of(name, text, found)
             if decimal:
                 form = Form("", decimal)
                 casts.append(form.numbers(pl.col(name)))
@@ -295,6 +288,22 @@ class Table:
                 is_int = found[f"integer {name}"]
                 casts.append(text.cast(pl.Int64, strict=False) if is_int else Form().numbers(pl.col(name)))
         return casts, forms
+
+    def _decimal_of(self, name: str, text: pl.Expr, found: Mapping[str, Any]) -> str | None:
+        """Return the decimal mark of numbers, empty without one, None of texts, and log how they are read."""
+        fits = [mark for mark in NUMBERS if found.get(f"{mark} {name}")]
+        marks = {mark: example for mark in NUMBERS if (example := found[f"first {mark} {name}"]) is not None}
+        is_asked = self.types.get(name) == "numeric"
+        decimal = decimal_in(fits, marks, self._known(name).decimal, is_asked)
+        is_list = decimal == "." and "," in marks and not is_asked and self._may_be_lists(text)
+        decimal = None if is_list else decimal
+        self._mention_marks(name, decimal, marks, is_list, is_unsure=len(fits) == 2)
+        if decimal is not None and self._is_mentioned(name) and (example := found[f"negative {name}"]):
+            logger.info(
+                f"{self.paths[0]}: {name} is read as numbers, negative in parentheses or before -, as in "
+                f"{example}; --types {quote(name)}=categorical keeps the texts"
+            )
+        return decimal
 
     def _may_be_lists(self, text: pl.Expr) -> bool:
         """Whether 100,200,300 may be three ids: these do not begin with 0, but of many groups of digits some do."""

@@ -15,15 +15,16 @@ from fuxictr_mm.errors import ConfigError, DataError, UserError
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.runs import vocabulary_of_weights
 from fuxictr_mm.serving.export import export
+from fuxictr_mm.tables import gathered_state
 from fuxictr_mm.training.checkpoints import save_state_dict
-from fuxictr_mm.training.initial_weights import load_initial_weights
+from fuxictr_mm.training.initial_weights import find_initial_weights, load_initial_weights
 from fuxictr_mm_serving import ServingError, scoring
 from tests.datasets.command import run
 from tests.datasets.logs import START, make_log, write_source
 from tests.datasets.own.later_rows import read, values
 from tests.datasets.shop import ROLES
 from tests.errors import exits_naming, raises_naming
-from tests.torchrun import start
+from tests.torchrun import call_on_ranks
 
 ALL = ("train", "valid", "test")
 COLUMNS = ("user_id", "device", "age", "category", "tags")
@@ -262,7 +263,7 @@ def test_known_rows_are_copied_and_new_ones_keep_their_initial_values(projects, 
     before = saved("shop", "DIN_shop", tmp_path / "a.model", **own)
     experiment, dataset, model = built("shop_2", "DIN_shop_2", initial_weights=tmp_path / "a.model", **own)
     initial = {name: value.clone() for name, value in model.state_dict().items()}
-    load_initial_weights(model, experiment.initial_weights, dataset, experiment.config.dataset.item_files)
+    load_initial_weights(model, find_initial_weights(experiment.config), dataset, experiment.config.dataset.item_files)
     grown = set()
     for name, value in model.state_dict().items():
         rows = before[name].shape[0] if value.dim() else None
@@ -281,22 +282,14 @@ SHARDED = {
     "initial_weights": "a.model",
 }
 
-LOAD = """
-import torch
 
-from fuxictr_mm.tables import gathered_state
-from fuxictr_mm.training import distributed
-from fuxictr_mm.training.initial_weights import load_initial_weights
-from tests.datasets.own.test_extended import SHARDED, built
-
-with distributed.process_group(-1):
+def states_with_initial_weights():
+    """Return the whole state of a model with sharded tables before and after it has read its initial weights."""
     experiment, dataset, model = built("shop_2", "DIN_shop_2", **SHARDED)
     states = [gathered_state(model)]
-    load_initial_weights(model, experiment.initial_weights, dataset, experiment.config.dataset.item_files)
+    load_initial_weights(model, find_initial_weights(experiment.config), dataset, experiment.config.dataset.item_files)
     states.append(gathered_state(model))
-    if distributed.rank() == 0:
-        torch.save([{name: value.clone() for name, value in state.items()} for state in states], "found.pt")
-"""
+    return [{name: value.clone() for name, value in state.items()} for state in states]
 
 
 @pytest.mark.slow
@@ -304,10 +297,8 @@ with distributed.process_group(-1):
 @pytest.mark.parametrize("processes", [1, 2])
 def test_known_rows_are_copied_into_sharded_tables(projects, tmp_path, processes):
     before = saved("shop", "DIN_shop", tmp_path / "a.model", embedding_regularizer=0)
-    (tmp_path / "load.py").write_text(LOAD)
-    done = start(tmp_path / "load.py", processes=processes, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    initial, found = torch.load(tmp_path / "found.pt")
+    arguments = {"folder": tmp_path, "processes": processes, "cwd": tmp_path}
+    ((initial, found), *_), _ = call_on_ranks(states_with_initial_weights, **arguments)
     for name, value in found.items():
         rows = before[name].shape[0] if value.dim() else None
         assert torch.equal(value[:rows] if value.dim() else value, before[name]), name
@@ -325,7 +316,9 @@ def test_weights_of_other_data_or_models_are_refused(projects, tmp_path):
         experiment, dataset, model = built(config, expid, initial_weights=str(tmp_path / weights), **settings)
         before = {name: value.clone() for name, value in model.state_dict().items()}
         try:
-            load_initial_weights(model, experiment.initial_weights, dataset, experiment.config.dataset.item_files)
+            load_initial_weights(
+                model, find_initial_weights(experiment.config), dataset, experiment.config.dataset.item_files
+            )
         finally:
             assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
@@ -432,13 +425,13 @@ def test_training_continues_from_day_to_day(projects, tmp_path, monkeypatch):
     save_state_dict(changed, other)
     (vocabulary_of_weights(of_first.path)).rename(vocabulary_of_weights(other))
     changed_start = Experiment.load("DIN_shop_2", "shop_2", **common, initial_weights=other)
-    assert changed_start.result(paths=False) is None
+    assert changed_start.finished.result(paths=False) is None
     assert changed_start.fit(resume=True).path != run_2.path
-    assert changed_start.result(paths=False) is not None
+    assert changed_start.finished.result(paths=False) is not None
     assert (
-        Experiment.load("DIN_shop_2", "shop_2", **common).result(paths=False) is not None
+        Experiment.load("DIN_shop_2", "shop_2", **common).finished.result(paths=False) is not None
     )  # as after --initial_weights
-    assert warm.result(paths=False) is None
+    assert warm.finished.result(paths=False) is None
 
     assert run("log", "--source", projects[2], "--out", "shop_3", "--like", "shop_2", "--extend", *given) == 0
     third = Experiment.load("DIN_shop_3", "shop_3", **common, initial_weights=other)  # of two days before
