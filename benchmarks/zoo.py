@@ -2,10 +2,10 @@
 
 python -m benchmarks.zoo --dataset_id ml100k_mm --minutes 40 --jobs 2 --out zoo
 
-A study begins with the settings of NAME_zoo and goes on by TPE over the shared settings until its trials have taken the
-minutes, of one process of one thread; slow trials are pruned. Minutes are wall time, so the budgets are equal where no
-more processes run than there are cores. Valid decides, test is only reported. The same command continues after a kill,
-with the trials that have finished; more minutes add trials.
+A study begins with the settings that `prepare log` writes for so many rows, and searches near the best ones until its
+trials have taken the minutes, of one process of one thread; slow trials are pruned. Minutes are wall time, so the
+budgets are equal where no more processes run than there are cores. Valid decides, test is only reported. The same
+command continues after a kill, with the trials that have finished; more minutes add trials.
 """
 
 from __future__ import annotations
@@ -33,21 +33,27 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "run_expid.py"
 
-#: What is tried of every model that has the setting, and where a study begins.
+#: What is tried of every model that has the setting, besides ``swa_start``.
 SPACE: dict[str, Any] = {
     "learning_rate": {"low": 3e-4, "high": 1e-2, "log": True},
     "embedding_regularizer": {"low": 1e-5, "high": 1e-2, "log": True},
     "net_dropout": {"low": 0.0, "high": 0.5},
-    "batch_size": [256, 1024],
 }
-FIRST: dict[str, Any] = {
-    "learning_rate": 1e-3, "embedding_regularizer": 1e-3, "net_dropout": 0.2, "batch_size": 256
+#: What is tried of LightFM, and its first trial, as ``prepare log`` writes it.
+FACTOR_SPACE: dict[str, Any] = {
+    "learning_rate": {"low": 2e-3, "high": 2e-2, "log": True},
+    "embedding_regularizer": {"low": 1e-6, "high": 1e-3, "log": True},
+    "factor_regularizer": {"low": 3e-3, "high": 1e-1, "log": True},
+}
+FACTOR_FIRST: dict[str, Any] = {
+    "learning_rate": 5e-3, "batch_size": 1024, "factor_regularizer": 0.02, "epochs": 60, "early_stop_patience": 5,
+    "reduce_lr_on_plateau": False,
 }  # fmt: skip
-#: The same of LightFM, which has neither a DNN nor, with this regularizer, the shared one.
-FACTOR_SPACE = {"learning_rate": SPACE["learning_rate"], "batch_size": SPACE["batch_size"]} | {
-    "factor_regularizer": {"low": 3e-3, "high": 1e-1, "log": True}
-}
-FACTOR_FIRST = {"learning_rate": 5e-3, "batch_size": 1024, "factor_regularizer": 0.02}
+#: Settings of the first trial of the other models: those that ``prepare log`` writes for DIN.
+WRITTEN = (
+    "learning_rate", "embedding_regularizer", "net_dropout", "batch_size", "epochs", "early_stop_patience",
+    "reduce_lr_on_plateau", "swa_start",
+)  # fmt: skip
 MOST_TRIALS = 100
 #: Failed trials that end the search of a model of which none has finished.
 MOST_FAILURES = 3
@@ -119,14 +125,15 @@ def search(job: Job) -> tuple[float, str]:
 
     logging.basicConfig(level=logging.WARNING)
     name = job.expid.removesuffix("_zoo")
-    space, first = (FACTOR_SPACE, FACTOR_FIRST) if name == "LightFM" else (SPACE, FIRST)
-    constants = {"model_root": str(job.out / "runs"), "tensorboard": False}
+    space, first = trials_of(job)
+    constants = {name: value for name, value in first.items() if name not in space}
+    constants |= {"model_root": str(job.out / "runs"), "tensorboard": False}
     path = job.out / f"{name}.yaml"
     content = {
         "base_config": str(job.config),
         "base_expid": job.expid,
         "dataset_id": job.dataset_id,
-        "search": "tpe",
+        "search": "local",
         "trials": MOST_TRIALS,
         "pruning": True,
         "tuner_space": space | constants,
@@ -158,6 +165,22 @@ def search(job: Job) -> tuple[float, str]:
         mean_and_deviation([run.test["gAUC"] for run in runs if run.test]),
     ]
     return statistics.mean(valid), f"| {' | '.join(cells)} |"
+
+
+def trials_of(job: Job) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what is tried of a model, and the settings of its first trial."""
+    from fuxictr_mm.config.sizes import factor_penalty_for
+    from fuxictr_mm.data.parquet import count_rows
+    from fuxictr_mm.datasets.experiments import din_experiments
+    from fuxictr_mm.experiment import Experiment
+
+    config = Experiment.load(job.expid, job.config, dataset_id=job.dataset_id).config
+    rows = count_rows(config.dataset.train_data)
+    if config.model == "LightFM":
+        return FACTOR_SPACE, FACTOR_FIRST | {"embedding_regularizer": factor_penalty_for(rows).first}
+    written = din_experiments(rows, max_len=100)["DIN"]
+    first = {name: written[name] for name in WRITTEN}
+    return SPACE | {"swa_start": [first["swa_start"], None]}, first
 
 
 def minutes_of(results: Sequence[TrialResult]) -> float:

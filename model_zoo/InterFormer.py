@@ -24,7 +24,7 @@ class InterFormer(DNNModel):
     .. math::
 
         X_\Sigma = g(W X), \qquad S_\Sigma = g([S_{\mathrm{CLS}}, \mathrm{PMA}(S), S_{L-k+1} .. S_L]), \qquad
-        g(Z) = \sigma(Z \odot (Z W_g + b_g))
+        g(Z) = Z \odot \sigma(Z W_g + b_g)
 
         X' = \mathrm{Linear}(\mathrm{CrossNetV2}([X, S_\Sigma])), \qquad
         S' = \mathrm{MHA}(S \, f(X_\Sigma)), \qquad \hat y = \sigma(\mathrm{DNN}([X_\Sigma, S_\Sigma]))
@@ -35,7 +35,9 @@ class InterFormer(DNNModel):
 
     Departures: one history, so the mask compresses none; the interaction is one layer of DCN V2, where the published
     figures have DHEN's; what are MLPs in the paper (the mask, W, W_g, f, the map after the interaction) are linears;
-    PMA has one head, without projections of its queries and of its output.
+    PMA has one head, without projections of its queries and of its output. The paper writes the gate as
+    :math:`\sigma(Z \odot \mathrm{MLP}(Z))`, and the mask as a factor without a sigmoid. Both are products of
+    embeddings, which begin near zero, and pass on hardly any gradient: 0.02 of AUC on MovieLens after two epochs.
 
     Parameters
     ----------
@@ -77,7 +79,7 @@ class InterFormer(DNNModel):
             raise ConfigError(
                 f"{self.model_id}: num_heads is {num_heads}, expected a divisor of half of embedding_dim {dim}"
             )
-        self.mask, self.project = nn.Linear(self.item_dim, self.item_dim), nn.Linear(self.item_dim, dim)
+        self.mask, self.project = Gate(self.item_dim), nn.Linear(self.item_dim, dim)
         sizes = (num_fields, num_cls, num_queries, num_recent)
         self.layers = nn.ModuleList(InterFormerLayer(dim, num_heads, *sizes) for _ in range(num_layers))
         self.summary, self.summarize = Summary(dim, *sizes[1:]), FieldSummary(dim, num_fields, num_cls)
@@ -88,7 +90,7 @@ class InterFormer(DNNModel):
         """Return the logit of each row, ``(B, 1)``."""
         e = self.embed(batch)
         fields = torch.cat([e.context, e.target], dim=1).unflatten(1, (-1, self.embedding_dim))
-        history = e.history.map(lambda items: self.project(items * self.mask(items)))
+        history = e.history.map(lambda items: self.project(self.mask(items)))
         cls = self.layers[0].summarize(fields)  # type: ignore[operator]
         tokens = append(history, cls)  # stored last, but of the first positions
         lengths = history.lengths.index_select(0, tokens.rows)
@@ -101,7 +103,7 @@ class InterFormer(DNNModel):
 
 
 class Gate(nn.Module):
-    """Gate tokens ``(.., W)`` by themselves."""
+    """Scale each number of tokens ``(.., W)`` by a factor from 0 to 1, which the token determines."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -109,7 +111,7 @@ class Gate(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return tokens of the same shape."""
-        return torch.sigmoid(tokens * self.linear(tokens))
+        return tokens * torch.sigmoid(self.linear(tokens))
 
 
 class FieldSummary(nn.Module):

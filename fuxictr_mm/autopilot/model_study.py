@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,11 @@ from typing import Any
 from fuxictr_mm.autopilot.folder import Request
 from fuxictr_mm.autopilot.plans import Plan
 from fuxictr_mm.experiment import Experiment
-from fuxictr_mm.tuning import Processes, TrialResult, read_tuner, run_study, train_seeds
+from fuxictr_mm.tuning import Processes, TrialResult, Tuner, read_tuner, run_study, train_seeds
 from fuxictr_mm.tuning.space import point_of
+from fuxictr_mm.tuning.study import open_trials
+from fuxictr_mm.tuning.study_trials import StudyTrials
+from fuxictr_mm.tuning.trial import best_first
 from fuxictr_mm.yaml_files import load_yaml, write_entries
 
 
@@ -73,11 +77,21 @@ class ModelStudy:
     def run(self, trials: int, until: float) -> None:
         """Run trials until there are ``trials``; none begins after ``until``, by ``time.monotonic()``."""
         request = self.request
-        tuner = read_tuner(self.tuner_file, request.model_zoo)
-        tuner = replace(tuner, trials=trials, first=point_of(tuner.space, self.plan.first))
-        found = run_study(tuner, request.workers, None, request.source, request.quiet, until=until)
-        self.finished = found.finished
-        self.error = next((trial.error for trial in reversed(found.trials) if trial.error is not None), self.error)
+        found = run_study(self._tuner(trials), request.workers, None, request.source, request.quiet, until=until)
+        self.keep(found.trials)
+
+    def trials(self, count: int, until: float = math.inf) -> StudyTrials:
+        """Return up to ``count`` trials for ``run_trials``; none begins after ``until``, by ``time.monotonic()``."""
+        return open_trials(self._tuner(count), self.request.source, until)
+
+    def keep(self, results: Sequence[TrialResult]) -> None:
+        """Take over the results of all trials so far."""
+        self.finished = best_first(results)
+        self.error = next((trial.error for trial in reversed(results) if trial.error is not None), self.error)
+
+    def _tuner(self, trials: int) -> Tuner:
+        tuner = read_tuner(self.tuner_file, self.request.model_zoo)
+        return replace(tuner, trials=trials, first=point_of(tuner.space, self.plan.first))
 
     def load_best(self) -> Experiment:
         """Return the experiment of the best trial."""

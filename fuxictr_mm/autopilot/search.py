@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 
 from fuxictr_mm.autopilot.clock import Clock, Journal
+from fuxictr_mm.autopilot.first_trials import QUICK, FirstTrials
+from fuxictr_mm.autopilot.folder import Request
 from fuxictr_mm.autopilot.model_study import ModelStudy, best_of
 from fuxictr_mm.errors import UserError
-
-#: Trials of each model, after which only the best model is tuned further.
-FIRST_TRIALS = 3
+from fuxictr_mm.tuning.runner import run_trials
+from fuxictr_mm.tuning.study import database_errors
 
 #: Trials of models that take less than a quarter of the time of the slowest.
 QUICK_TRIALS = 20
@@ -22,12 +22,11 @@ MOST_TRIALS, MOST_SEEDS = 100, 3
 #: Seeds of the best trial, however long they take.
 LEAST_SEEDS = 2
 
-#: Parts of the budget: for comparing models, for that and tuning quick ones, for that and tuning the best; the rest is
-#: for seeds of the best trial of each model. A model's first trial may begin until quick ones would have been tuned.
-COMPARING, QUICK, SEARCHING = 0.3, 0.5, 0.8
+#: Part of the budget until which models are tuned; the rest is for seeds of the best trial of each model.
+SEARCHING = 0.8
 
 
-def compare(studies: Sequence[ModelStudy], clock: Clock, journal: Journal) -> list[ModelStudy]:
+def compare(studies: Sequence[ModelStudy], request: Request, clock: Clock, journal: Journal) -> list[ModelStudy]:
     """Give each model a few trials; return the studies of which one has finished.
 
     Raises
@@ -35,25 +34,12 @@ def compare(studies: Sequence[ModelStudy], clock: Clock, journal: Journal) -> li
     UserError
         There is none.
     """
-    slowest = 0.0
-    for number, study in enumerate(studies):
-        name = study.plan.model
-        expected = slowest * study.plan.cost
-        if number and expected > clock.left(QUICK) and not study.has_begun:
-            journal.tell(
-                f"{name}: not tried, because a trial may take {expected:.0f} s, which exceeds the remaining time."
-            )
-            continue
-        until, before = clock.until(COMPARING, len(studies) - number), clock.spent
-        study.run(1, math.inf)  # a trial with settings that suit the data says more than one more of another model
-        seconds = clock.spent - before  # with the start of its process
-        study.run(FIRST_TRIALS, until)
-        slowest = max(slowest, seconds, *(trial.seconds for trial in study.finished))
-        if not study.finished:
-            journal.tell(f"{name}: no trial has finished{f' ({study.error})' if study.error else ''}.")
-    found = [study for study in studies if study.finished]
+    with database_errors(lambda: str(request.folder)):
+        trials = FirstTrials(studies, clock, journal)
+        run_trials(trials, request.workers, None, ["--resume", *request.source.arguments], request.quiet)
+        found = trials.compared()
     if not found:
-        raise UserError(f"no trial has finished; see {studies[0].request.folder}/*/logs")
+        raise UserError(f"no trial has finished; see {request.folder}/*/logs")
     count = sum(len(study.finished) for study in found)
     journal.tell(f"{best_of(found).plan.model} is best after {count} trial{'s' if count > 1 else ''}.")
     return found

@@ -44,7 +44,7 @@ def run(request: Request) -> Outcome:
         if clock.before:
             journal.tell(f"Continued after {clock.before:.0f} s of {clock.budget:.0f} s.")
         with clock.noted():
-            found = compare(_studies(request, _dataset(request, folder), journal), clock, journal)
+            found = compare(_studies(request, _dataset(request, folder), journal), request, clock, journal)
             tune(found, clock, journal)
             train_seeds(found, clock, journal)
             return conclude(found, request, journal)

@@ -94,7 +94,7 @@ def din_experiments(
             "metrics": tasks["metrics"],
             "optimizer": "adam",
             "learning_rate": SWA_LEARNING_RATE[name],
-            "embedding_regularizer": PENALTY.first,
+            "embedding_regularizer": penalty_for(rows).first,
             "batch_size": size.batch_size,
             "epochs": size.epochs,
             # Of the average of the weights, whose first evaluations may be worse. A reduction of the learning rate in

@@ -82,7 +82,7 @@ def run_grid(
     if not quiet:
         experiments = [trial.experiment for trial in trials.waiting if trial.experiment is not None]
         warn_of_changed_data((one.finished.outdated() for one in experiments), "trial")
-    run_trials(trials, config_dir, gpus, script, source.arguments, quiet)
+    run_trials(trials, gpus, script, source.arguments, quiet)
     return trials.results()
 
 
@@ -96,7 +96,7 @@ class _Grid(Trials):
             listing = ", ".join(names)
             raise ConfigError(f"{config_dir}: no experiment id contains the tag '{tag}' (there are: {listing})")
         load = partial(source.load, config=config_dir)
-        trials = [Trial(each.config.expid, each) for each in load_each(kept, load, str(config_dir))]
+        trials = [Trial(each.config.expid, each, Path(config_dir)) for each in load_each(kept, load, str(config_dir))]
         self.total = len(trials)
         self._locks = Path(config_dir) / "locks"
         self._results = {trial.expid: trial.result(skipped=True) for trial in trials}

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tqdm import tqdm
@@ -22,12 +22,13 @@ from fuxictr_mm.tuning.trial import Trial, TrialResult, Trials
 
 POLL_SECONDS = 0.2  # between checks of the children and of signals
 STOP_SECONDS = 10.0  # that a trial has to end by itself
+BAR_SECONDS = 1.0  # between updates of the time on the bar
+TELL_SECONDS = 60.0  # without a trial that ends, after which a line says which ones run
 LOG_TAIL = 8192  # bytes at the end of a log that are searched for its last line
 
 
 def run_trials(
     trials: Trials,
-    config_dir: Path,
     gpus: Sequence[int],
     script: Path | None,
     extra_args: Sequence[str],
@@ -38,9 +39,9 @@ def run_trials(
 ) -> None:
     """Run trials until there are none left, one at a time on each entry of ``gpus``.
 
-    Progress is a bar on a terminal, elsewhere a line on stderr for each trial that ends. The output of the trials goes
-    to ``logs``, in the configuration folder by default; ``what`` names a trial. Without a script they are
-    ``fuxictr-mm train``.
+    Progress is a bar on a terminal, elsewhere a line on stderr for each trial that ends, and now and then one of those
+    that run. The output of the trials goes to ``logs``, in the folder of their configuration by default; ``what`` names
+    a trial. Without a script they are ``fuxictr-mm train``.
 
     Raises
     ------
@@ -57,8 +58,6 @@ def run_trials(
         )
     for gpu in sorted(set(gpus)):
         device_of(gpu)
-    logs = logs or Path(config_dir) / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
     launch = ["-m", "fuxictr_mm", "train"] if script is None else [str(script)]
     # Each worker's torch would otherwise take all cores.
     environment = {CORES_VARIABLE: str(max(1, (os.cpu_count() or 1) // len(gpus))), **os.environ}
@@ -81,15 +80,17 @@ def run_trials(
                         running.asked_to_end = True
                         running.process.terminate()
                 while free and not received and (trial := trials.take()) is not None:
-                    command = [sys.executable, "-u", *launch, "--config", str(config_dir), "--expid", trial.expid]
-                    command += ["--gpu", str(free[0]), *trial.arguments, *extra_args]
-                    log = logs / f"{trial.name or trial.expid}.out"
+                    config = ["--config", str(trial.config_dir), "--expid", trial.expid, "--gpu", str(free[0])]
+                    command = [sys.executable, "-u", *launch, *config, *trial.arguments, *extra_args]
+                    log = (logs or trial.config_dir / "logs") / f"{trial.name or trial.expid}.out"
+                    log.parent.mkdir(parents=True, exist_ok=True)
                     children.append(_Child(trial, free.pop(0), _start(command, trial, log, environment), log))
                 if not children and trials.done:
                     break
                 if not children and not waited and not quiet:
                     waited = True
                     print("the remaining trials run in other processes; waiting for them", file=sys.stderr)
+                progress.wait(children)
                 time.sleep(POLL_SECONDS)
         finally:
             _stop([running.process for running in children])
@@ -110,6 +111,7 @@ class _Child:
     process: subprocess.Popen[bytes]
     log: Path
     asked_to_end: bool = False
+    started: float = field(default_factory=time.monotonic)
 
     def error(self) -> str:
         """Return the reason why the process ended without a result."""
@@ -154,11 +156,24 @@ def _last_line(log: Path) -> str:
 
 
 class _Progress:
-    """A bar on a terminal, elsewhere a line for each trial that has ended since the last look."""
+    """A bar on a terminal, elsewhere a line for each trial that has ended since the last look, or of those that run."""
 
     def __init__(self, bar: tqdm, trials: Trials, what: str, quiet: bool) -> None:
         self._bar, self._trials, self._what, self._quiet = bar, trials, what, quiet
         self._seen: set[str] | None = None
+        self._told = time.monotonic()
+
+    def wait(self, children: Sequence[_Child]) -> None:
+        """Say that trials run, if nothing has been said for some time."""
+        now = time.monotonic()
+        if self._quiet or not children or now < self._told + (BAR_SECONDS if not self._bar.disable else TELL_SECONDS):
+            return
+        self._told = now
+        if not self._bar.disable:
+            self._bar.refresh()
+            return
+        running = ", ".join(f"{c.trial.name or c.trial.expid} for {now - c.started:.0f} s" for c in children)
+        print(f"{self._what}s running: {running}", file=sys.stderr, flush=True)
 
     def show(self) -> None:
         if self._quiet:
@@ -187,3 +202,4 @@ class _Progress:
                 line += f", {monitor if isinstance(monitor, str) else 'monitor'} {value:.6f}, {result.seconds:.0f} s"
             line += "" if best is None or best is result else f"; best {best.reached:.6f} {best.expid}"
             print(line, file=sys.stderr, flush=True)
+            self._told = time.monotonic()

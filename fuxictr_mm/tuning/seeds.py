@@ -69,14 +69,14 @@ def train_side_by_side(
     if resume:
         for one, _ in variants.values():
             remove_leftover(one)
-    trials = _Variants(variants, experiment.config.expid, resume)
+    trials = _Variants(variants, experiment.config.expid, processes.config_dir, resume)
     if resume and not quiet:
         warn_of_changed_data((one.finished.outdated() for one, _ in variants.values() if not one.finished.all()), what)
     logs = experiment.paths.process_logs
     options = [*(["--resume"] if resume else []), *processes.extra_args]
     try:
         gpus = [gpu] * min(at_once, len(variants))
-        run_trials(trials, processes.config_dir, gpus, processes.script, options, quiet, logs=logs, what=what)
+        run_trials(trials, gpus, processes.script, options, quiet, logs=logs, what=what)
     except (KeyboardInterrupt, SystemExit):
         if not quiet:
             print("the same command with --resume continues", file=sys.stderr)
@@ -94,9 +94,15 @@ def train_side_by_side(
 class _Variants(Trials):
     """Variants of an experiment."""
 
-    def __init__(self, variants: Mapping[str, tuple[Experiment, tuple[str, ...]]], expid: str, resume: bool) -> None:
+    def __init__(
+        self,
+        variants: Mapping[str, tuple[Experiment, tuple[str, ...]]],
+        expid: str,
+        config_dir: Path,
+        resume: bool,
+    ) -> None:
         self._trials = [
-            Trial(expid, one, number=number, arguments=given, name=f"{expid}.{name}")
+            Trial(expid, one, Path(config_dir), number=number, arguments=given, name=f"{expid}.{name}")
             for number, (name, (one, given)) in enumerate(variants.items())
         ]
         self._experiments = [one for one, _ in variants.values()]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from fuxictr_mm.tuning.database import shown_url
 from fuxictr_mm.tuning.runner import run_trials
 from fuxictr_mm.tuning.source import AS_CONFIGURED, Source
 from fuxictr_mm.tuning.study_trials import StudyTrials
-from fuxictr_mm.tuning.trial import TrialResult
+from fuxictr_mm.tuning.trial import TrialResult, best_first
 from fuxictr_mm.tuning.trial_files import check_settings
 from fuxictr_mm.tuning.tuner_file import Tuner
 
@@ -29,8 +30,7 @@ class StudyResult:
     @property
     def finished(self) -> list[TrialResult]:
         """The trials that have finished with a number, best first."""
-        found = [trial for trial in self.trials if trial.state == "finished" and trial.score > -math.inf]
-        return sorted(found, key=lambda trial: -trial.score)
+        return best_first(self.trials)
 
 
 def run_study(
@@ -54,26 +54,47 @@ def run_study(
     UserError
         The database failed later.
     """
+    with database_errors(lambda: shown_url(tuner)):
+        trials = open_trials(tuner, source, until)
+        if trials.total < tuner.trials and not quiet:
+            print(
+                f"{tuner.path}: trials is {tuner.trials}, but the space has only {trials.total} points", file=sys.stderr
+            )
+        run_trials(trials, gpus, script, ["--resume", *source.arguments], quiet)
+        return StudyResult(trials.results(), trials.stored.importance())
+
+
+def open_trials(tuner: Tuner, source: Source = AS_CONFIGURED, until: float = math.inf) -> StudyTrials:
+    """Return the trials of a study for ``run_trials``; parameters as of ``run_study``."""
     try:
         import optuna
-        from sqlalchemy.exc import SQLAlchemyError
     except ImportError:
         raise ConfigError(
             f'{tuner.path}: search: {tuner.search} needs Optuna; pip install "fuxictr-mm[tuning]"'
         ) from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    data = check_settings(tuner, source)
+    return StudyTrials(tuner, source, check_settings(tuner, source), until)
+
+
+@contextmanager
+def database_errors(place: Callable[[], str]) -> Iterator[None]:
+    """Turn errors of the database of studies into a UserError, which says their ``place``."""
     try:
-        trials = StudyTrials(tuner, source, data, until)
-        if trials.total < tuner.trials and not quiet:
-            print(
-                f"{tuner.path}: trials is {tuner.trials}, but the space has only {trials.total} points", file=sys.stderr
-            )
-        run_trials(trials, tuner.folder, gpus, script, ["--resume", *source.arguments], quiet)
-        return StudyResult(trials.results(), trials.stored.importance())
-    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        yield
+    except Exception as error:
+        if not _is_of_database(error):
+            raise
         reason = first_line(getattr(error, "orig", None) or error.__cause__ or error)
         raise UserError(
-            f"{shown_url(tuner)}: the study's database failed ({reason}); results of finished trials are "
+            f"{place()}: the study's database failed ({reason}); results of finished trials are "
             "kept; run the same command again"
         ) from error
+
+
+def _is_of_database(error: Exception) -> bool:
+    try:
+        from optuna.exceptions import StorageInternalError
+        from sqlalchemy.exc import SQLAlchemyError
+    except ImportError:
+        return False
+    return isinstance(error, StorageInternalError | SQLAlchemyError)

@@ -114,7 +114,7 @@ class StudyTrials:
         if known.expid is None:
             self.stored.note(number, "expid", expid)
         self._ran.add(number)
-        trial, error = Trial(expid, lock=lock, number=number), ""
+        trial, error = Trial(expid, config_dir=self._tuner.folder, lock=lock, number=number), ""
         try:
             write_experiment(self._tuner.folder, self._tuner, expid, known.point)
             trial = replace(trial, experiment=self._source.load(expid, self._tuner.folder))

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from fuxictr_mm.checking import SettingsError
@@ -58,6 +59,7 @@ class Trial:
 
     expid: str  #: Experiment id.
     experiment: Experiment | None = None  #: What is trained; None if its settings are invalid.
+    config_dir: Path = Path()  #: The folder of its configuration.
     lock: InheritedLock | None = None  #: Protects its files from other processes.
     number: int = -1  #: Of the trial in its study.
     arguments: tuple[str, ...] = ()  #: More arguments for the script.
@@ -85,6 +87,12 @@ class Trial:
         """Release the lock on its files."""
         if self.lock is not None:
             self.lock.release()
+
+
+def best_first(results: Iterable[TrialResult]) -> list[TrialResult]:
+    """Return the trials that have finished with a number, best first."""
+    found = [result for result in results if result.state == "finished" and result.score > -math.inf]
+    return sorted(found, key=lambda result: -result.score)
 
 
 def load_each(names: Iterable[str], load: Callable[[str], Loaded], where: str) -> list[Loaded]:

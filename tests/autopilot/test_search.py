@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from fuxictr_mm.autopilot.clock import Clock, Journal
-from fuxictr_mm.autopilot.search import compare, tune
+from fuxictr_mm.autopilot.search import tune
 
 
 class Study:
@@ -24,34 +24,6 @@ class Study:
     @property
     def best(self):
         return self.finished[0]
-
-
-@pytest.mark.parametrize(
-    ("seconds", "trials"),
-    [
-        ((5, 5, 5, 5), (2, 2, 2, 2)),
-        ((20, 8, 10, 10), (1, 1, 1, 1)),  # a slow start takes no model's first trial
-        ((26, 10, 10, 10), (1, 1, 0, 0)),
-        ((200, 1, 1, 1), (1, 0, 0, 0)),
-    ],
-)
-def test_the_models_share_what_is_left(tmp_path, monkeypatch, seconds, trials):
-    now = [0.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    clock = Clock(tmp_path / "state.json", 120)
-    studies = [Study(str(number), each, now) for number, each in enumerate(seconds)]
-    compare(studies, clock, Journal(clock, quiet=True))
-    assert tuple(len(study.finished) for study in studies) == trials
-
-
-@pytest.mark.parametrize(("cost", "trials"), [(1, 2), (5, 0)])
-def test_a_slow_model_is_left_out_where_its_trial_would_take_too_long(tmp_path, monkeypatch, cost, trials):
-    now = [0.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    clock = Clock(tmp_path / "state.json", 120)
-    studies = [Study("quick", 10, now), Study("slow", 10, now, cost)]
-    compare(studies, clock, Journal(clock, quiet=True))
-    assert len(studies[1].finished) == trials
 
 
 @pytest.mark.parametrize(("budget", "trials"), [(1000, 39), (20, 1)])

@@ -47,7 +47,7 @@ def test_from_a_dataset_to_a_submission(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     sizes = tuple(replace(size, epochs=2) for size in config_sizes.SIZES)
     monkeypatch.setattr(config_sizes, "SIZES", sizes)
-    arguments = ["autopilot", "--dataset_id", "tiny_mm", "--budget", "1s", "--json"]
+    arguments = ["autopilot", "--dataset_id", "tiny_mm", "--budget", "1s", "--jobs", "1", "--json"]
     with monkeypatch.context() as patch:
         patch.setattr(model_study, "train_seeds", fail)  # the trial is enough
         main(arguments)

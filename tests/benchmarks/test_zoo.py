@@ -3,6 +3,9 @@
 import pytest
 
 from benchmarks import zoo
+from fuxictr_mm.data.parquet import count_rows
+from fuxictr_mm.datasets.experiments import din_experiments
+from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.runs.paths import METRICS
 from fuxictr_mm.yaml_files import load_yaml
 from tests.paths import ROOT
@@ -22,6 +25,15 @@ def test_every_model_has_an_experiment_on_each_set():
         assert others[f"{name}_tiny"]["model"] == others[f"{name}_MicroLens"]["model"] == name
         if name != "ESMM":
             assert on_real[f"{name}_ml100k"]["model"] == name
+
+
+def test_a_study_begins_with_what_prepare_log_writes(tmp_path):
+    space, first = zoo.trials_of(zoo.Job("DIN_tiny", ROOT, "tiny_mm", 40, (1,), tmp_path, -1))
+    rows = count_rows(Experiment.load("DIN_tiny", ROOT).config.dataset.train_data)
+    written = din_experiments(rows, 100)["DIN"]
+    assert first == {name: written[name] for name in first}
+    assert space["swa_start"] == [written["swa_start"], None]
+    assert set(space) <= set(first)
 
 
 @pytest.mark.slow

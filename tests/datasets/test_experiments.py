@@ -2,7 +2,13 @@
 
 import pytest
 
-from fuxictr_mm.datasets.experiments import columns_to_compare, explain, first_experiments, users_recur
+from fuxictr_mm.datasets.experiments import (
+    columns_to_compare,
+    din_experiments,
+    explain,
+    first_experiments,
+    users_recur,
+)
 from fuxictr_mm.datasets.writer import SplitSummary, Summary
 
 
@@ -117,3 +123,8 @@ def test_the_penalty_of_a_factorization_falls_with_the_rows(rows, penalty):
     """As ``docs/choosing_settings.md`` has it: a fixed penalty of whole tables hides what users like."""
     summary = Summary(9, 10, {"train": SplitSummary(rows=rows)}, {"title_emb": 1.0}, vocab_sizes={"user_id": 11})
     assert first_experiments(summary, 20, users_recur(summary))["LightFM"]["embedding_regularizer"] == penalty
+
+
+@pytest.mark.parametrize(("rows", "penalty"), [(12_000, 1e-2), (40_000, 2e-3), (80_000, 2e-4), (3_600_000, 1e-5)])
+def test_the_penalty_of_synthetic_data_follows_the_rows(rows, penalty):
+    assert {entry["embedding_regularizer"] for entry in din_experiments(rows, 20).values()} == {penalty}

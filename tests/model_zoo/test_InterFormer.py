@@ -14,7 +14,7 @@ def rotated(x, start=0):
 
 
 def gated(gate, x):
-    return torch.sigmoid(x * gate.linear(x))
+    return x * torch.sigmoid(gate.linear(x))
 
 
 def of_fields(layer, x):
@@ -35,7 +35,7 @@ def dense(model, p):
     rows = []
     for context, target, items, _ in p.rows():
         x = torch.cat([context, target]).view(-1, model.embedding_dim)
-        s = model.project(items * model.mask(items))
+        s = model.project(gated(model.mask, items))
         first = model.layers[0]
         cls = of_fields(first.summarize, x)
         count = len(cls)

@@ -1,0 +1,131 @@
+"""The first trials of several models side by side: one of each, then more of each while there is time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from fuxictr_mm.autopilot.clock import Clock, Journal
+from fuxictr_mm.autopilot.model_study import ModelStudy
+from fuxictr_mm.tuning.study_trials import StudyTrials
+from fuxictr_mm.tuning.trial import Trial, TrialResult, Trials
+
+#: Trials of each model, after which only the best model is tuned further.
+FIRST_TRIALS = 3
+
+#: Parts of the budget: more than one trial of a model may begin until the first is spent, and a model's first trial if
+#: it is expected to end until the second is.
+COMPARING, QUICK = 0.3, 0.5
+
+
+class FirstTrials(Trials):
+    """Trials as of ``run_trials``, of the studies of several models.
+
+    The first trial of each study, with settings that suit the data, says more than one more of another model, so that
+    all of them begin before. A model is left out if its first trial would take too long, by the slowest trial so far;
+    one whose trials take longer than those of the others waits for these.
+    """
+
+    def __init__(self, studies: Sequence[ModelStudy], clock: Clock, journal: Journal) -> None:
+        self._studies, self._clock, self._journal = studies, clock, journal
+        # Of each study that may begin its first trial alone, and once that has ended all of them.
+        self._trials: dict[int, StudyTrials] = {}
+        self._compared: set[int] = set()  # Those of which all may begin.
+        self._left_out: set[int] = set()
+        self._taken = [0] * len(studies)
+        self._running: dict[str, tuple[int, float]] = {}  # Study and start of a trial by its experiment id.
+        self._slowest = 0.0
+
+    @property
+    def total(self) -> int:  # type: ignore[override]
+        """Most trials that there can be."""
+        return FIRST_TRIALS * (len(self._studies) - len(self._left_out))
+
+    @property
+    def done(self) -> bool:
+        """Whether no trial remains."""
+        numbers = [number for number in range(len(self._studies)) if number not in self._left_out]
+        return all(self._first_has_ended(number) for number in numbers) and (
+            self._clock.left(COMPARING) <= 0 or all(n in self._compared and self._trials[n].done for n in numbers)
+        )
+
+    def _first_has_ended(self, number: int) -> bool:
+        return number in self._compared or (number in self._trials and self._trials[number].done)
+
+    def take(self) -> Trial | None:
+        """Return the next trial to run; None if there is none at the moment."""
+        for number in self._next():
+            trial = self._trials[number].take()
+            if trial is not None:
+                self._taken[number] += 1
+                self._running[trial.expid] = number, self._clock.spent
+                return trial
+        return None
+
+    def _next(self) -> Iterator[int]:
+        """Yield the studies that may give a trial: those without one first, then those with the fewest."""
+        for number in range(len(self._studies)):
+            if not self._first_has_ended(number):
+                if self._may_begin(number):
+                    yield number
+            elif number not in self._compared and self._clock.left(COMPARING) > 0:
+                self._slowest = max([self._slowest, *_seconds(self._trials[number].results())])
+                self._trials[number] = self._studies[number].trials(FIRST_TRIALS, self._clock.until(COMPARING))
+                self._compared.add(number)
+        yield from sorted(self._compared, key=lambda number: self._taken[number])
+
+    def _may_begin(self, number: int) -> bool:
+        """Whether the first trial of a study may begin, or has begun in this or an earlier start; opens the study."""
+        study = self._studies[number]
+        if number in self._trials:
+            return True
+        if number in self._left_out:
+            return False
+        if number and not study.has_begun:
+            cost = study.plan.cost
+            if cost > 1 and not all(self._first_has_ended(n) for n in range(number) if n not in self._left_out):
+                return False
+            running = (self._clock.spent - started for _, started in self._running.values())
+            expected = max([self._slowest, *running]) * cost
+            if expected > self._clock.left(QUICK):
+                self._left_out.add(number)
+                self._journal.tell(
+                    f"{study.plan.model}: not tried, because a trial may take {expected:.0f} s, which exceeds the "
+                    "remaining time."
+                )
+                return False
+        self._trials[number] = study.trials(1)
+        return True
+
+    def may_continue(self, trial: Trial) -> bool:
+        """Whether a running trial should continue."""
+        return self._trials[self._running[trial.expid][0]].may_continue(trial)
+
+    def finish(self, trial: Trial, error: str) -> None:
+        """Record that a trial's process has ended."""
+        number, started = self._running.pop(trial.expid)
+        self._trials[number].finish(trial, error)
+        self._slowest = max(self._slowest, self._clock.spent - started)  # with the start of its process
+
+    def give_back(self, trial: Trial) -> None:
+        """Record that a trial was ended because this process ends."""
+        self._trials[self._running.pop(trial.expid)[0]].give_back(trial)
+
+    def results(self) -> list[TrialResult]:
+        """Return the results of all studies so far."""
+        return [result for trials in self._trials.values() for result in trials.results()]
+
+    def compared(self) -> list[ModelStudy]:
+        """Return the studies of which a trial has finished, with their results; say of which none has."""
+        for number, trials in sorted(self._trials.items()):
+            study = self._studies[number]
+            study.keep(trials.results())
+            if not study.finished:
+                self._journal.tell(
+                    f"{study.plan.model}: no trial has finished{f' ({study.error})' if study.error else ''}."
+                )
+        return [study for study in self._studies if study.finished]
+
+
+def _seconds(results: Sequence[TrialResult]) -> list[float]:
+    return [result.seconds for result in results if not math.isnan(result.seconds)]
