@@ -87,7 +87,7 @@ def _hook_jagged(module: nn.Module, see: OnWeights, inner: nn.Module) -> list[Re
     def replace(_: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         weights, keys = arguments[0], history[0].mask
         jagged = history[0].with_values(weights.unsqueeze(1) if weights.dim() == 1 else weights)
-        padded_BLH, _ = jagged.to_padded(side="right")
+        padded_BLH = jagged.to_padded(side="right")[0]
         changed = see(padded_BLH.transpose(1, 2).unsqueeze(2), keys, keys.new_ones(len(keys), 1))
         if changed is None:
             return None
