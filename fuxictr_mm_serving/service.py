@@ -212,7 +212,7 @@ class Service:
         """
         if not self._users:
             return False
-        from fuxictr_mm_serving.users import Users, stamp_of_users
+        from fuxictr_mm_serving.users import stamp_of_users
 
         with self._switching:
             loaded, seen = self.loaded, self._seen_users
@@ -222,16 +222,27 @@ class Service:
                     self.has_refused_users = False
                 if stamp == loaded.users_stamp or stamp != seen or stamp == self._refused_users:
                     return False
-                users = Users(self._users, self._user_column, loaded.export)
-                if stamp_of_users(self._users) != stamp:
-                    raise ServingError(f"{', '.join(map(str, self._users))}: changed while the users were read")
-            except Exception as error:
+                users = self._read_users(loaded.export, stamp)
+            except Exception:
                 self.has_refused_users = True
-                if not isinstance(error, MemoryError):  # of which there may be enough at the next look
-                    self._refused_users = self._seen_users
                 raise
             loaded.users, loaded.users_stamp, self.has_refused_users = users, stamp, False
             return True
+
+    def _read_users(self, export: Export, stamp: list[tuple[str, int, int]]) -> Users:
+        """Return the users of changed files; what cannot be read is not read again, to read it could take minutes."""
+        from fuxictr_mm_serving.users import Users, stamp_of_users
+
+        try:
+            users = Users(self._users, self._user_column, export)
+        except MemoryError:  # of which there may be enough at the next look
+            raise
+        except Exception:
+            self._refused_users = stamp
+            raise
+        if stamp_of_users(self._users) != stamp:
+            raise ServingError(f"{', '.join(map(str, self._users))}: changed while the users were read")
+        return users
 
     def _stamp(self) -> list[tuple[str, int, int]]:
         """Return sizes and times of the files, that of users too: by them a repair is seen without reading them."""

@@ -197,11 +197,13 @@ def test_changed_users_are_read_again_and_damaged_ones_are_not(exported, tmp_pat
     assert not found.refresh_users()  # not read again
     assert found.has_refused_users
     assert found.score(user=user, candidates=[8]) == scores
-    users.unlink()
+    write(parquet(table))
+    assert not found.refresh_users()
+    users.rename(tmp_path / "away")  # as a link that is being replaced
     with raises_naming(ServingError, users):
         found.refresh_users()
-    write(parquet(table))
-    assert [found.refresh_users() for _ in range(2)] == [False, True]
+    (tmp_path / "away").rename(users)
+    assert found.refresh_users()
     assert not found.has_refused_users
 
 
