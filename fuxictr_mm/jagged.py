@@ -123,6 +123,11 @@ class Jagged:
         entries = torch.arange(self.num_values, device=self.offsets.device)
         return entries - self.offsets[:-1].index_select(0, self.rows)
 
+    @cached_property
+    def mask(self) -> Tensor:
+        """``(B, longest)`` bool, True for the entries of each row, padded on the right."""
+        return torch.arange(self.longest, device=self.offsets.device) < self.lengths.unsqueeze(1)
+
     def map(self, function: Callable[[Tensor], Tensor]) -> Jagged:
         """Apply a function that processes entries one by one, to the distinct entries only."""
         return Jagged(function(self.distinct), self.offsets, self.index)

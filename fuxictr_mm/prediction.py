@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fuxictr_mm.config import describe_differences, result_differences
-from fuxictr_mm.data.later_items import item_files_of, of_another_base, of_unprepared, refuse_folder_of_splits
+from fuxictr_mm.data.later_items import (
+    item_files_of,
+    of_another_base,
+    of_unprepared,
+    refuse_folder_of_splits,
+    refuse_raw,
+)
 from fuxictr_mm.data.vocabulary import Vocabularies
 from fuxictr_mm.encoding.fuxictr import load_dataset
 from fuxictr_mm.errors import DataError, MissingFileError, UserError, first_line
@@ -96,6 +102,7 @@ def _predict_file(experiment: Experiment, path: str | None, weights: Path, logs:
     ):
         if path:
             refuse_folder_of_splits(path)
+            refuse_raw(path, experiment.config.dataset.item_files)
         experiment.prepare_process()
         vocabularies = Vocabularies.load(vocabulary_of_weights(weights))
         other = None if path == experiment.config.dataset.test_data else path

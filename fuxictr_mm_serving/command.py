@@ -40,7 +40,7 @@ NUMBERS: dict[str, tuple[float, float, str, str]] = {
     "max_body": (1, math.inf, "BYTES", "maximum size of a body"),
     "max_candidates": (1, math.inf, "N", "maximum number of candidates per user"),
     "max_history": (0, math.inf, "N", "maximum number of items of a history"),
-    "reload": (0.01, 86400, "S", "seconds between looks for a new export"),
+    "reload": (0.01, 86400, "S", "seconds between looks for a new export and changed users"),
 }
 RANGES: dict[str, tuple[float, float]] = {"port": (0, 65535), "workers": (1, math.inf)}
 RANGES |= {name: given[:2] for name, given in NUMBERS.items()}

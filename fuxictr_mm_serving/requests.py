@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, field_validator, model_validator
 from pydantic.json_schema import models_json_schema
+from pydantic_core import ErrorDetails
 from starlette.requests import ClientDisconnect, Request
 
 from fuxictr_mm_serving import __version__
@@ -213,13 +214,31 @@ def decode(body: bytes, content_type: str, model: type[T], settings: Settings) -
     try:
         return model.model_validate(content, strict=False)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        place, message = first["loc"], first["msg"].removeprefix("Value error, ").partition(" or instance of ")[0]
-        if place[-1:] == ("int",):  # of the two types of an id, the first
-            place, message = place[:-1], "Input should be an integer or a text"
-        message = message.replace("a valid dictionary", "an object").replace("a valid list", "a list")
+        first = error.errors(include_url=False, include_context=False)[0]
+        place = first["loc"]
+        place = place[:-1] if place[-1:] == ("int",) else place  # of the two types of an id, the first
+        message = _problem_of(first)
         where = ".".join(map(str, place))[:200] or "body"
         raise HttpError(422, f"{where}: {message}") from None
+
+
+#: What is expected where pydantic finds an error of a type, by the first word of its name.
+_EXPECTED = {
+    "int": "an integer or a text", "string": "an integer or a text", "float": "a number", "list": "a list",
+    "dict": "an object", "model": "an object", "bool": "true or false", "too": "one or more",
+}  # fmt: skip
+
+
+def _problem_of(error: ErrorDetails) -> str:
+    """Return what is wrong with an entry: what it is, and what was expected."""
+    if (expected := _EXPECTED.get(error["type"].split("_")[0])) is None:
+        return error["msg"].removeprefix("Value error, ")
+    value = error["input"]
+    if isinstance(value, list | dict):
+        found = "empty" if error["type"] == "too_short" else "a list" if isinstance(value, list) else "an object"
+    else:
+        found = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)[:100]
+    return f"is {found}, expected {expected}"
 
 
 def _no_constant(name: str) -> float:

@@ -89,6 +89,12 @@ class Metrics:
         self.failed = prometheus_client.Counter(
             "fuxictr_mm_failed_switches", "Exports that could not be loaded after the first", registry=own
         )
+        self.users = prometheus_client.Counter(
+            "fuxictr_mm_users_reads", "Changed files of users that were read", registry=own
+        )
+        self.failed_users = prometheus_client.Counter(
+            "fuxictr_mm_failed_users_reads", "Changed files of users that could not be read", registry=own
+        )
 
     def text(self) -> bytes:
         """Return the text that Prometheus reads."""
@@ -254,6 +260,7 @@ class Server:
         names = ("experiment", "model", "created", "precision")
         manifest = {name: getattr(loaded.export.manifest, name) for name in names}
         failed = {"switch": "failed"} if self.service.has_refused else {}
+        failed |= {"users": "failed"} if self.service.has_refused_users else {}
         return JSONResponse({"status": "ready", "version": loaded.version, **manifest, **failed})
 
     async def read_metrics(self, _: Request) -> Response:
@@ -385,24 +392,45 @@ async def in_daemon_thread(work: Callable[[], R]) -> R:
 
 
 async def watch(service: Service, metrics: Metrics, seconds: float) -> None:
-    """Check what the start left unchecked, then load another export whenever there is one in the folder."""
+    """Check what the start left unchecked, then load another export, and changed users, whenever there are any."""
     try:
         await in_daemon_thread(service.check)
     except Exception as error:
         logger.error(json.dumps({"check": "failed", "reason": f"{type(error).__name__}: {error}"}))
-    logged = ""
+    looks = (
+        _Look("switch", service.switch, metrics.switches, metrics.failed),
+        _Look("users", service.refresh_users, metrics.users, metrics.failed_users),
+    )
     while True:
         await asyncio.sleep(seconds)
-        reason, level = "", logging.WARNING
+        for look in looks:
+            if await look.take():
+                of_export = {"switched_to": service.loaded.version}
+                logger.info(json.dumps(of_export if look.name == "switch" else {"users": "read"}))
+
+
+@dataclasses.dataclass
+class _Look:
+    """A look for something else to load, whose failure is logged and counted once."""
+
+    name: str
+    load: Callable[[], bool]
+    loads: prometheus_client.Counter
+    failures: prometheus_client.Counter
+    logged: str = ""
+
+    async def take(self) -> bool:
+        """Return whether something was loaded."""
+        reason, level, is_loaded = "", logging.WARNING, False
         try:
-            if await in_daemon_thread(service.switch):
-                metrics.switches.inc()
-                logger.info(json.dumps({"switched_to": service.loaded.version}))
+            is_loaded = await in_daemon_thread(self.load)
+            self.loads.inc(is_loaded)
         except ServingError as error:  # perhaps it is being written: the next look finds it
             reason = str(error)
-        except Exception as error:  # whatever it is, the next export may be good
+        except Exception as error:  # whatever it is, what is there next may be good
             reason, level = f"{type(error).__name__}: {error}", logging.ERROR
-        if reason and reason != logged:  # not at every look
-            metrics.failed.inc()
-            logger.log(level, json.dumps({"switch": "failed", "reason": reason}))
-        logged = reason
+        if reason and reason != self.logged:  # not at every look
+            self.failures.inc()
+            logger.log(level, json.dumps({self.name: "failed", "reason": reason}))
+        self.logged = reason
+        return is_loaded

@@ -46,6 +46,8 @@ class Loaded:
     stamp: list[tuple[str, int, int]] = field(default_factory=list)
     #: The file of users, with the columns that the export reads.
     users: Users | None = None
+    #: Sizes and times of its files before they were read.
+    users_stamp: list[tuple[str, int, int]] = field(default_factory=list)
     #: What is wrong with its files, if anything is.
     damage: str = ""
 
@@ -110,6 +112,11 @@ class Service:
         self._damaged: list[tuple[str, int, int]] | None = None  # the stamp of what was refused
         #: Whether the folder holds another export, which could not be loaded.
         self.has_refused = False
+        # Stamps of files of users: that of the last look, and of what was refused.
+        self._seen_users: list[tuple[str, int, int]] = []
+        self._refused_users: list[tuple[str, int, int]] | None = None
+        #: Whether the files of users have changed, and could not be read.
+        self.has_refused_users = False
         self.loaded = self._load(CHECKED_BYTES, None)
         self.titles = None
         if titles is not None:
@@ -122,25 +129,26 @@ class Service:
         try:
             export = Export(self.folder, threads=self.threads, check_bytes=check_bytes)
             self.warm_up(export)
-            users = self._users_of(export, present)
+            users, users_stamp = self._users_of(export, present)
         except ServingError:
             self._damaged = stamp
             raise
-        return Loaded(export, StateCache(self.cache_bytes), export.version, stamp, users)
+        return Loaded(export, StateCache(self.cache_bytes), export.version, stamp, users, users_stamp)
 
-    def _users_of(self, export: Export, present: Loaded | None) -> Users | None:
-        """Return the users with the columns that an export reads: those at present, if it reads the same.
+    def _users_of(self, export: Export, present: Loaded | None) -> tuple[Users | None, list[tuple[str, int, int]]]:
+        """Return the users with the columns that an export reads, and their stamp: those at present, if it reads these.
 
         Of rows of ``fuxictr-mm prepare``, they know the ids by their own export.
         """
         if not self._users:
-            return None
+            return None, []
         is_same = present is not None and not export.is_prepared and present.export.columns == export.columns
         if present is not None and is_same and present.users is not None:
-            return present.users
-        from fuxictr_mm_serving.users import Users
+            return present.users, present.users_stamp
+        from fuxictr_mm_serving.users import Users, stamp_of_users
 
-        return Users(self._users, self._user_column, export)
+        stamp = stamp_of_users(self._users)
+        return Users(self._users, self._user_column, export), stamp
 
     @staticmethod
     def warm_up(export: Export) -> None:
@@ -184,8 +192,57 @@ class Service:
                 return False
             self.has_refused = is_other
             self.loaded = self._load(math.inf, self.loaded)  # also a damaged one that has been repaired
-            self.has_refused = False
+            self.has_refused, self._refused_users = False, None  # which this export may read
             return is_other
+
+    def refresh_users(self) -> bool:
+        """Read the files of users again if they have changed; requests under way keep what they have looked up.
+
+        Files are written one after another, so a change is read when the next look finds the same.
+
+        Returns
+        -------
+        bool
+            Whether they were read.
+
+        Raises
+        ------
+        ServingError
+            They cannot be read: the present users stay.
+        """
+        if not self._users:
+            return False
+        from fuxictr_mm_serving.users import stamp_of_users
+
+        with self._switching:
+            loaded, seen = self.loaded, self._seen_users
+            try:
+                self._seen_users = stamp = stamp_of_users(self._users)
+                if stamp == loaded.users_stamp:
+                    self.has_refused_users = False
+                if stamp == loaded.users_stamp or stamp != seen or stamp == self._refused_users:
+                    return False
+                users = self._read_users(loaded.export, stamp)
+            except Exception:
+                self.has_refused_users = True
+                raise
+            loaded.users, loaded.users_stamp, self.has_refused_users = users, stamp, False
+            return True
+
+    def _read_users(self, export: Export, stamp: list[tuple[str, int, int]]) -> Users:
+        """Return the users of changed files; what cannot be read is not read again, to read it could take minutes."""
+        from fuxictr_mm_serving.users import Users, stamp_of_users
+
+        try:
+            users = Users(self._users, self._user_column, export)
+        except MemoryError:  # of which there may be enough at the next look
+            raise
+        except Exception:
+            self._refused_users = stamp
+            raise
+        if stamp_of_users(self._users) != stamp:
+            raise ServingError(f"{', '.join(map(str, self._users))}: changed while the users were read")
+        return users
 
     def _stamp(self) -> list[tuple[str, int, int]]:
         """Return sizes and times of the files, that of users too: by them a repair is seen without reading them."""

@@ -30,7 +30,7 @@ class Settings:
     max_candidates: int = 500  #: Of a user.
     max_history: int = 10000
     max_users: int = 64  #: Of a ``/score_batch``.
-    reload: float = 2.0  #: Seconds between looks for another export in the folder.
+    reload: float = 2.0  #: Seconds between looks for another export, and for changed files of users.
     #: The bearer token that requests must have, except to ``/health``, ``/ready`` and the pages, which hold no data.
     token: str | None = None
     #: Names that the Host header of a request may have, beside addresses and ``localhost``; None for any.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ import numpy as np
 from fuxictr_mm_serving.errors import ServingError
 from fuxictr_mm_serving.numbering import check_numbering, for_file
 from fuxictr_mm_serving.parquet import pa, part_files, pq
-from fuxictr_mm_serving.prepared import HISTORIES, ITEM_ID, SOURCE_ID, SOURCE_USER, SPLITS, USER_ID
+from fuxictr_mm_serving.prepared import HISTORIES, ITEM_ID, MANIFEST, SOURCE_ID, SOURCE_USER, SPLITS, USER_ID
 from fuxictr_mm_serving.vocabulary import Integers, Texts
 
 if TYPE_CHECKING:
@@ -51,10 +52,36 @@ def _integer(value: Any) -> Any:
 def files_of_users(path: str | os.PathLike[str]) -> tuple[list[Path], list[Path]]:
     """Return files of rows, and those of the newest histories: of a whole folder by ``fuxictr-mm prepare log`` only."""
     folder = Path(path)
+    _refuse_incomplete(folder)
     if not (folder / HISTORIES).is_dir():
         return part_files(folder), []
     rows = [file for name in SPLITS if (folder / name).is_dir() for file in part_files(folder / name)]
     return rows, part_files(folder / HISTORIES)
+
+
+def _refuse_incomplete(folder: Path) -> None:
+    """Refuse the folder of a log that ``fuxictr-mm prepare`` has not written to its end."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+    except (OSError, ValueError):
+        return
+    origin = manifest.get("origin") if isinstance(manifest, dict) else None
+    if isinstance(origin, dict) and origin.get("reader") == "log" and "log" not in manifest:
+        raise ServingError(f"{folder}: is not complete; wait for fuxictr-mm prepare to end, or run its command again")
+
+
+#: Names of files with their sizes and times.
+Stamp = list[tuple[str, int, int]]
+
+
+def stamp_of_users(paths: Iterable[str | os.PathLike[str]]) -> Stamp:
+    """Return names, sizes and times of the files of users, by which a change is seen without reading them."""
+    files = [file for path in paths for files in files_of_users(path) for file in files]
+    try:
+        found = [(str(file), file.stat()) for file in files]
+    except OSError as error:
+        raise ServingError(f"{error.filename}: cannot be read as users ({error.strerror})") from None
+    return [(name, status.st_size, status.st_mtime_ns) for name, status in found]
 
 
 class Users:

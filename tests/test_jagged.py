@@ -45,6 +45,13 @@ def test_padded_rows_one_by_one(lengths, side, longest):
         assert mask[row].tolist() == (zeros + ones if side == "left" else ones + zeros)
 
 
+def test_the_mask_is_that_of_padding_on_the_right():
+    for lengths in ([2, 0, 3], [0, 0], []):
+        history = jagged(lengths, 4)
+        assert torch.equal(history.mask, history.to_padded(side="right")[1])
+        assert history.mask is history.mask  # by which calls with one history are known
+
+
 def test_padded_length_defaults_to_the_longest_row():
     assert jagged([2, 0, 3], 4).to_padded()[0].shape == (3, 3, 4)
     assert jagged([0, 0], 4).to_padded()[0].shape == (2, 0, 4)

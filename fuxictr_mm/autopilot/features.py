@@ -33,21 +33,26 @@ class Features:
     #: Whether there are item files; a dataset whose columns are encoded has none, nor computed features.
     has_items: bool
     trains_unknown: bool = False  #: Whether the target may have ``unknown: trained``.
+    plain: tuple[str, ...] = ()  #: Frozen embeddings, of those that are tried, whose column sets no norm and no scale.
 
     @classmethod
     def of(cls, dataset: DatasetConfig, embeddings: list[str]) -> Features:
         """Return the features of a dataset."""
         types: dict[str, str] = {}
         active: list[str] = []
+        plain: list[str] = []
         for column in split_entries(dataset.feature_cols or ()):
             if column.type != "meta":
                 types[str(column.name)] = str(column.type)
                 active += [str(column.name)] if column.active else []
+            is_plain = column.norm is None and column.scale is None and column.freeze_emb
+            if column.type == "embedding" and is_plain and (column.active or column.name in embeddings):
+                plain.append(str(column.name))
         user, target, has_items = dataset.roles.user, dataset.roles.target, bool(dataset.item_files)
         spec = FeatureSpec(name=target, dropout=0.1, unknown="trained")
         columns = Columns(dataset.feature_cols or (), [spec], roles=dataset.roles, item_info=dataset.item_info)
         trains_unknown = has_items and f"feature {target}.unknown" not in columns.problems()
-        return cls(types, active, embeddings, user, target, has_items, trains_unknown)
+        return cls(types, active, embeddings, user, target, has_items, trains_unknown, tuple(plain))
 
     @property
     def has_user(self) -> bool:

@@ -65,7 +65,7 @@ def plan_for(model: str, dataset_id: str, facts: Facts, features: Features, seco
     has_history = begin.pop("factor_history", False)
     if begin.pop("factor_dim", None) and features.factors:
         tried |= {**features.factors, "factor_history": [has_history, not has_history]}
-    tried |= _id_specs(begin.pop("feature_specs", []), facts, features, lists)
+    tried |= _with_norms(_id_specs(begin.pop("feature_specs", []), facts, features, lists), features)
     begin |= {name: values[0] for name, values in tried.items()}
     regularizers = {"low": penalty.low, "high": penalty.high, "log": True}
     space = {**candidate.space, "embedding_regularizer": regularizers, **tried}
@@ -102,13 +102,21 @@ def _written(model: str, facts: Facts, features: Features) -> dict[str, Any]:
 
 def _id_specs(
     written: Sequence[Mapping[str, Any]], facts: Facts, features: Features, lists: Sequence[Sequence[str]]
-) -> dict[str, list[Any]]:
+) -> list[list[dict[str, Any]]]:
     """Return what is tried of dropout of item ids, what is ``written`` first; nothing where targets are not cold."""
     if max(facts.cold.values(), default=0) < COLD or not all(features.target in names for names in lists):
-        return {}
+        return []
     first = {key: value for spec in written for key, value in spec.items() if key != "name"}
     specs = [first, *ID_SPECS]
     if not features.trains_unknown:
         specs = [{key: value for key, value in spec.items() if key != "unknown"} for spec in specs]
     specs = [spec for number, spec in enumerate(specs) if spec not in specs[:number]]
-    return {"feature_specs": [[{"name": features.target, **spec}] if spec else [] for spec in specs]}
+    return [[{"name": features.target, **spec}] if spec else [] for spec in specs]
+
+
+def _with_norms(specs: list[list[dict[str, Any]]], features: Features) -> dict[str, list[Any]]:
+    """Return what is tried of ``feature_specs``: those given, and each with embeddings of norm 1 where none is set."""
+    if features.plain:
+        specs = specs or [[]]
+        specs = [*specs, *([*spec, {"name": [*features.plain], "norm": "l2"}] for spec in specs)]
+    return {"feature_specs": specs} if specs else {}

@@ -66,7 +66,7 @@ def main_from_args(args: argparse.Namespace) -> None:
     if not args.quiet:
         set_up_logging()
     try:
-        experiment = load_experiment(args)
+        experiment = load_experiment(args, verbose=0 if args.quiet else None)
     except ConfigError:
         refuse_ensemble(args.expid)
         raise

@@ -57,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main_from_args(args: argparse.Namespace) -> None:
     """Write the dataset and say what was found."""
+    from fuxictr_mm.config import list_experiments
     from fuxictr_mm.datasets.own.options import given_options
     from fuxictr_mm.datasets.reader import load_reader
     from fuxictr_mm.datasets.writer import Writer
@@ -83,11 +84,17 @@ def main_from_args(args: argparse.Namespace) -> None:
             "--overwrite"
         )
     name = args.name.partition(":")[2] or args.name
-    summary = Writer(reader, name, args.out, verbose=0 if args.quiet or args.json else 1).write(args.overwrite)
-    dataset_id = args.out.resolve().name
-    experiments = write_config(args.out, dataset_id, reader, summary, labels)
+    writer = Writer(reader, name, args.out, verbose=0 if args.quiet or args.json else 1)
+    is_configured = all((args.out / f"{stem}.yaml").exists() for stem in ("dataset_config", "model_config"))
+    summary = writer.finished() if is_configured and not args.overwrite else None
+    if summary is not None:
+        experiments, advice = list(list_experiments(args.out)), list[str]()  # the advice is in the configuration
+    else:
+        summary = writer.write(args.overwrite)
+        experiments = write_config(args.out, args.out.resolve().name, reader, summary, labels)
+        advice = list(reader.advice(summary))
     document = {"folder": str(args.out), "experiments": experiments, **asdict(summary)}
-    show(args, document, format_summary(summary, args.out, experiments, reader.advice(summary)))
+    show(args, document, format_summary(summary, args.out, experiments, advice))
 
 
 def _write_later(args: argparse.Namespace) -> None:
@@ -96,6 +103,7 @@ def _write_later(args: argparse.Namespace) -> None:
     from fuxictr_mm.datasets.own.later import LaterLog
     from fuxictr_mm.datasets.own.options import given_options
     from fuxictr_mm.datasets.writer import Writer
+    from fuxictr_mm.terminal import plural
 
     like, out = Path(args.like), args.out
     if args.max_len is not None:
@@ -106,12 +114,13 @@ def _write_later(args: argparse.Namespace) -> None:
         dataset_of(like)
     reader = (ExtendedLog if args.extend else LaterLog)(args.source, out / ".scratch", LaterLog.history_len)
     reader.configure(given_options(args))
-    summary = Writer(reader, "log", out, verbose=0 if args.quiet or args.json else 1).write(args.overwrite)
+    writer = Writer(reader, "log", out, verbose=0 if args.quiet or args.json else 1)
+    summary = (None if args.overwrite else writer.finished()) or writer.write(args.overwrite)
     if args.extend:
         return _show_extended(args, reader, summary)
     new_items = summary.items - reader.base.known_items
     document = {"folder": str(out), "like": str(like), "new_items": new_items, **asdict(summary)}
-    lines = [_format_splits(summary, "new item"), "", f"{new_items} new items"]
+    lines = [_format_splits(summary, "new item"), "", plural(new_items, "new item")]
     lines += ["", f"{out}: rows written. To score them:"]
     score = (
         f"fuxictr-mm predict --config {quote(str(reader.base.trained))} --expid EXPID --data {quote(str(out / 'test'))}"
@@ -123,6 +132,7 @@ def _show_extended(args: argparse.Namespace, reader: LaterLog, summary: Summary)
     """Write the configuration of a log that extends an earlier one, and print a summary."""
     from fuxictr_mm.config.sizes import CONTINUED_RATE
     from fuxictr_mm.datasets.configuration import copy_config
+    from fuxictr_mm.terminal import plural
 
     base, out = reader.base, args.out
     growth = summary.splits["train"].rows / base.num_training_rows
@@ -131,7 +141,8 @@ def _show_extended(args: argparse.Namespace, reader: LaterLog, summary: Summary)
     new = {"items": summary.items - len(base.item_ids), "users": summary.users - len(base.vocabulary("user_id"))}
     document = {"folder": str(out), "like": str(base.folder), "experiments": list(experiments)}
     document |= {f"new_{what}": count for what, count in new.items()} | asdict(summary)
-    lines = [_format_splits(summary, "cold target"), "", f"{new['items']} new items, {new['users']} new users"]
+    lines = [_format_splits(summary, "cold target"), ""]
+    lines.append(f"{plural(new['items'], 'new item')}, {plural(new['users'], 'new user')}")
     lines += ["", f"{out}: configuration written. To continue training:"]
     for expid, before in experiments.items():
         weights = quote(f"checkpoints/{base.folder.resolve().name}/{before}.model")

@@ -68,8 +68,8 @@ def _read_files(folder: StrPath, stem: str) -> dict[Path, dict[str, Any]]:
     if not paths:
         raise MissingFileError(
             f"{folder.absolute()}: holds neither {stem}.yaml nor a folder {stem}/ with .yaml files; "
-            "give the folder of your configuration with --config (fuxictr-mm prepare writes one), or a tuner file that "
-            "has it as base_config to fuxictr-mm tune"
+            "give the folder of your configuration with --config, or config in Python (fuxictr-mm prepare writes one), "
+            "or a tuner file that has it as base_config to fuxictr-mm tune"
         )
     return {path: load_shared(path) for path in paths}
 
@@ -174,7 +174,7 @@ def resolve_paths(paths: Any, folder: Path, root: Any, new_root: StrPath | None)
     if unset:
         raise ConfigError(
             f"'{paths}' names the environment variable {unset[1]}, which is not set; "
-            "set it to the folder of the data, or give --data_root FOLDER"
+            "set it to the folder of the data, or give --data_root FOLDER, or data_root in Python"
         )
     if "://" in text:  # in an object store
         return text

@@ -183,11 +183,11 @@ class ExperimentConfig(ModelSettings):
         folder = Path(folder)
         if folder.is_file():
             raise ConfigError(
-                f"{folder}: a file; --config takes the folder that holds model_config.yaml "
+                f"{folder}: a file; expected the folder that holds model_config.yaml "
                 f"(a tuner file is for fuxictr-mm tune --config {quote(str(folder))})"
             )
         if not folder.is_dir():
-            raise MissingFileError(f"{folder}: no such folder; --config takes the folder that holds model_config.yaml")
+            raise MissingFileError(f"{folder}: no such folder; expected the folder that holds model_config.yaml")
         experiment = load_model_config(folder, expid)
         experiment["dataset_id"] = (overrides or {}).get("dataset_id", experiment["dataset_id"])
         where = f"dataset {experiment['dataset_id']}"

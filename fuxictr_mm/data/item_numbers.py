@@ -18,6 +18,7 @@ from fuxictr_mm.data.item_parts import Part, decode_column, left_pad, pad_to_lon
 from fuxictr_mm.data.schema import ITEM_ID, Feature
 from fuxictr_mm.data.vocabulary import UNKNOWN, Vocabularies, Vocabulary, is_text
 from fuxictr_mm.errors import DataError
+from fuxictr_mm.terminal import plural
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ def number_items(
     _place_by_id(parts, None)
     num_items = max(limit or 0, _infer_num_items(parts))
     if num_items > known_items + 1:
-        logger.info(f"{parts[0].path}: {num_items - known_items - 1} new items: {WITHOUT_ID}")
+        logger.info(f"{parts[0].path}: {plural(num_items - known_items - 1, 'new item')}: {WITHOUT_ID}")
     return ItemNumbers(num_items, known_items + 1)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from shlex import quote
 
 from fuxictr_mm.data.numbering import digests_in, known_items
-from fuxictr_mm.data.parquet import metadata_of, open_parquet, part_files
+from fuxictr_mm.data.parquet import PACKED_SUFFIXES, metadata_of, open_parquet, part_files
 from fuxictr_mm.data.remote import is_remote
 from fuxictr_mm.data.schema import ITEM_ID
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, UserError
@@ -20,6 +20,9 @@ from fuxictr_mm_serving.prepared import (
     base_of_later_log,
     has_columns_of_prepare,
 )
+
+#: Endings of files of text.
+RAW = {".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson"}
 
 
 def folder_of_later_log(rows: str) -> Path | None:
@@ -40,6 +43,14 @@ def refuse_folder_of_splits(rows: str) -> None:
     splits = [str(Path(rows) / split) for split in ("test", "valid", "train") if (Path(rows) / split).is_dir()]
     if splits and (Path(rows) / ITEM_FILE).is_file():
         raise DataError(f"{rows}: is the folder of a prepared dataset; give that of its rows: {' or '.join(splits)}")
+
+
+def refuse_raw(rows: str, item_files: str | Sequence[str] | None) -> None:
+    """Refuse a file of text, such as CSV, for a dataset of ``prepare log``: converted, it would be refused again."""
+    endings = [ending.lower() for ending in Path(rows).suffixes if ending.lower() not in PACKED_SUFFIXES]
+    folder = _folder_of_log(item_files or ())
+    if folder is not None and RAW & {*endings[-1:]} and not is_remote(rows) and Path(rows).is_file():
+        raise DataError(f"{rows}: is not Parquet{_how_to_prepare(folder)}")
 
 
 def item_files_of(rows: str, item_files: str | Sequence[str]) -> list[str]:
@@ -75,10 +86,14 @@ def of_unprepared(rows: str, item_files: str | Sequence[str] | None) -> str:
     folder = _folder_of_log(item_files)
     if is_prepared or folder is None:
         return ""
-    fix = f"; prepare your own rows with fuxictr-mm prepare log --like {quote(str(folder))}, and give their path"
+    fix = _how_to_prepare(folder)
     if has_columns_of_prepare({f.name: f.type for f in open_parquet(part_files(rows)[0]).schema_arrow}):
         fix += f"; or the file {REWRITTEN}"
     return fix
+
+
+def _how_to_prepare(folder: Path) -> str:
+    return f"; prepare your own rows with fuxictr-mm prepare log --like {quote(str(folder))}, and give their path"
 
 
 def of_another_base(rows: str, item_files: str | Sequence[str] | None) -> str:

@@ -296,7 +296,7 @@ class Log(Reader):
         newest = self._scan().filter(self._source.is_labelled).select(pl.col(":time").max()).collect().item()
         # Of files of positives, the dates are of the same order.
         order = order_of(self._source.log, self.asked.time)
-        order = self.asked.date_order or (None if order == "ymd" else order)
+        order = self.asked.date_order or (None if order == "ymd" or order == "word" else order)
         options = replace(self.asked, date_order=order).changed()
         notes = Notes(options, labels, newest, self._source.time_unit, list(self.embeddings()))
         return {"log": notes.as_json()}

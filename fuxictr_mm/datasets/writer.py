@@ -2,7 +2,7 @@
 
 Every file is written atomically, and a chunk that is finished is not read again by another start of the same command.
 
-Shape letters: R rows, N history items of all rows.
+Shape letters: R rows, N history items of all rows, I embeddings.
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ from fuxictr_mm.terminal import progress_bar
 from fuxictr_mm_serving.prepared import HISTORIES, ITEM_FILE, MANIFEST, NUMBERED, SOURCE_ID, SOURCE_USER, VOCABULARIES
 
 logger = logging.getLogger(__name__)
+
+#: What was written in the end, for another start of the command; not in the manifest, whose digest later logs keep.
+FINISHED = ".finished.json"
 
 #: Rows of a row group: what is shuffled and streamed together.
 GROUP_ROWS = 100_000
@@ -75,6 +78,13 @@ class Summary:
     columns: dict[str, Any] = field(default_factory=dict)
     trained_items: int = 0  #: Items that are the target of a training row.
 
+    @classmethod
+    def from_json(cls, found: dict[str, Any]) -> Summary:
+        """Return a summary by what ``asdict`` gives."""
+        splits = {split: SplitSummary(**counts) for split, counts in found["splits"].items()}
+        norms = {name: Norms(**values) for name, values in found["norms"].items()}
+        return cls(**{**found, "splits": splits, "norms": norms})
+
 
 class Writer:
     """Writes the dataset of a reader, called ``name``, into a folder; ``verbose`` is as of ``progress_bar``."""
@@ -108,6 +118,19 @@ class Writer:
                 f"{where}: {error.strerror or error}; then run the same command again to continue"
             ) from error
 
+    def finished(self) -> Summary | None:
+        """Return what the same command has written before, of the same files and options; None unless all is there."""
+        manifest, path = self.folder / MANIFEST, self.folder / FINISHED
+        if not (manifest.exists() and path.exists()) or read_json(manifest).get("origin") != self.origin:
+            return None
+        with PreparedFolder(self.folder, self.origin).locked(overwrite=False):
+            found = read_json(path)
+            if not all((self.folder / name).exists() for name in found["files"]):
+                return None
+            shutil.rmtree(self.reader.scratch, ignore_errors=True)
+        logger.info(f"{self.folder}: was written before, of the same files and options; --overwrite writes it again")
+        return Summary.from_json(found["summary"])
+
     def _write(self) -> Summary:
         done: dict[str, Any] = {"origin": self.origin, "chunks": {}}
         if (self.folder / MANIFEST).exists():
@@ -132,7 +155,10 @@ class Writer:
             write_json(self.folder / MANIFEST, {**done, "columns": facts, **self.reader.notes()})
         shutil.rmtree(self.reader.scratch, ignore_errors=True)
         users = sizes["user_id"] - 1
-        return Summary(len(self._items), users, splits, coverage, scales, norms, sizes, facts, trained)
+        summary = Summary(len(self._items), users, splits, coverage, scales, norms, sizes, facts, trained)
+        files = sorted(str(path.relative_to(self.folder)) for path in self.folder.rglob("*.parquet"))
+        write_json(self.folder / FINISHED, {"summary": asdict(summary), "files": files})
+        return summary
 
     # Items
 
@@ -169,18 +195,20 @@ class Writer:
                 pq.write_table(table, temporary, compression="zstd", row_group_size=GROUP_ROWS)
         coverage, scales, norms = {}, {}, {}
         for name, embeddings in self.reader.embeddings().items():
-            coverage[name] = self._write_embeddings(name, embeddings)
+            found = self._write_embeddings(name, embeddings)
+            coverage[name] = len(found) / max(len(self._items), 1)
             if embeddings.scale is not None:
                 scales[name] = embeddings.scale
-            elif (found := self._norms_of(name)) is not None:
-                norms[name] = found
+            elif (of_items := Norms.of(found)) is not None:
+                norms[name] = of_items
         return coverage, scales, norms
 
-    def _norms_of(self, name: str) -> Norms | None:
+    def _norms_of(self, name: str) -> np.ndarray:
+        """Return the norms of the embeddings that were written before ``(I,)``."""
         batches = pq.ParquetFile(self.folder / f"{name}.parquet").iter_batches(columns=[name])
         columns = (batch.column(0) for batch in batches)
         matrices = (column.flatten().to_numpy().reshape(len(column), -1) for column in columns)
-        return Norms.of(np.concatenate([np.linalg.norm(values, axis=1) for values in matrices]))
+        return np.concatenate([np.linalg.norm(values, axis=1) for values in matrices])
 
     @cached_property
     def _item_digest(self) -> str:
@@ -214,12 +242,12 @@ class Writer:
         known = codes > 0  # of a later log, an entry that is new; 0 would be padding
         return pa.LargeListArray.from_arrays(np.r_[0, np.cumsum(known)][offsets], pa.array(codes[known]))
 
-    def _write_embeddings(self, name: str, embeddings: Embeddings) -> float:
-        """Write the embeddings of known items; return the fraction of the items that have one."""
+    def _write_embeddings(self, name: str, embeddings: Embeddings) -> np.ndarray:
+        """Write the embeddings of known items; return their norms ``(I,)``."""
         path = self.folder / f"{name}.parquet"
         if path.exists():
-            return pq.ParquetFile(path).metadata.num_rows / max(len(self._items), 1)
-        seen = np.zeros(len(self._items) + 1, dtype=bool)
+            return self._norms_of(name)
+        seen, norms = np.zeros(len(self._items) + 1, dtype=bool), []
         writer: pq.ParquetWriter | None = None
         with atomic_path(path) as temporary:
             try:
@@ -228,7 +256,9 @@ class Writer:
                     kept = np.flatnonzero(numbers)
                     kept = kept[~seen[numbers[kept]]]
                     seen[numbers[kept]] = True
-                    flat = pa.array(np.ascontiguousarray(values[kept]).reshape(-1))
+                    values = values[kept]
+                    norms.append(np.linalg.norm(values, axis=1))
+                    flat = pa.array(np.ascontiguousarray(values).reshape(-1))
                     lists = pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
                     table = pa.table({"item_id": pa.array(numbers[kept]), name: lists}, metadata=self._numbering([]))
                     writer = writer or pq.ParquetWriter(temporary, table.schema, compression="zstd")
@@ -238,7 +268,7 @@ class Writer:
                     writer.close()
             if not seen.any():
                 raise DataError(f"{self.reader.source}: no item has an embedding '{name}'")
-        return float(seen.sum()) / max(len(self._items), 1)
+        return np.concatenate(norms)
 
     # Rows
 

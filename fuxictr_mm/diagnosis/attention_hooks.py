@@ -77,21 +77,17 @@ class AttentionHooks:
 def _hook_jagged(module: nn.Module, see: OnWeights, inner: nn.Module) -> list[RemovableHandle]:
     """Hook a module called with target and history, whose weights ``(N, H)`` or ``(N,)`` pass through ``inner``.
 
-    Of several calls with one history, each has the same tensor of keys: these are queries of the same rows.
+    Of several calls with one history, each has its tensor of keys: these are queries of the same rows.
     """
     history: list[Jagged] = []
-    mask: list[Tensor] = []
 
     def remember(_: nn.Module, arguments: tuple[Any, ...]) -> None:
-        if not history or history[0] is not arguments[1]:
-            history[:] = [arguments[1]]
-            mask.clear()
+        history[:] = [arguments[1]]
 
     def replace(_: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        weights = arguments[0]
+        weights, keys = arguments[0], history[0].mask
         jagged = history[0].with_values(weights.unsqueeze(1) if weights.dim() == 1 else weights)
-        padded_BLH, keys = jagged.to_padded(side="right")
-        mask[:] = [keys := mask[0] if mask else keys]
+        padded_BLH = jagged.to_padded(side="right")[0]
         changed = see(padded_BLH.transpose(1, 2).unsqueeze(2), keys, keys.new_ones(len(keys), 1))
         if changed is None:
             return None

@@ -7,7 +7,7 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from itertools import islice
@@ -189,7 +189,7 @@ def _write(
     opened = written.opened or None
     if opened is not None:  # graphs of ONNX have names
         manifest["ports"] = {name: {"inputs": g.inputs, "outputs": g.outputs} for name, g in opened.items()}
-    tables.write_tables(parts, dataset, folder, manifest, precision)
+    tables.write_tables(parts, dataset, folder, manifest, precision, source.experiment.config.verbose)
     if prepared is not None:
         prepared.describe(manifest, source.columns)
     if len(dataset.vocabularies) or dataset.items.vocabulary is not None or prepared is not None:
@@ -214,7 +214,7 @@ def _write(
     if bits:
         parity["weight_bits"] = bits
     (folder / "parity.json").write_text(_json(parity), encoding="utf-8")
-    _write_manifest(folder, manifest)  # now with the checksum of parity.json
+    _write_manifest(folder, manifest, ["parity.json"])
     return parity
 
 
@@ -369,12 +369,14 @@ def _describe(
     }
 
 
-def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+def _write_manifest(folder: Path, manifest: dict[str, Any], added: Sequence[str] | None = None) -> None:
+    """Write the manifest with sizes and checksums of all files, or of those that were ``added`` since."""
     from fuxictr_mm_serving.manifest import MANIFEST, checksum
 
-    files = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
-    manifest["bytes"] = {path.name: path.stat().st_size for path in files}
-    manifest["sha256"] = {path.name: checksum(path) for path in files}
+    names = sorted(path.name for path in folder.iterdir() if path.name != MANIFEST)
+    sums = {name: manifest["sha256"][name] for name in names if name not in added} if added is not None else {}
+    manifest["bytes"] = {name: (folder / name).stat().st_size for name in names}
+    manifest["sha256"] = {name: sums[name] if name in sums else checksum(folder / name) for name in names}
     (folder / MANIFEST).write_text(_json(manifest), encoding="utf-8")
 
 

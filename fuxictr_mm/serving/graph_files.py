@@ -51,6 +51,7 @@ def write_graphs(graphs: Mapping[str, Traced], folder: Path, format: str, what: 
     """Write the graphs of a model."""
     written = Written()
     longest = None
+    logger.info(f"Graphs to export: {', '.join(graphs)}.")
     for name, traced in graphs.items():
         started = time.perf_counter()
         written.files[name] = file = f"{name}.{format}"

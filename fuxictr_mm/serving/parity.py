@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fuxictr_mm.errors import UserError
+from fuxictr_mm.terminal import item_bar
 from fuxictr_mm_serving import Export
 from fuxictr_mm_serving.parquet import read_part, split
 
@@ -67,11 +68,14 @@ def compare(
     of_folded = np.zeros(1)
     has_auc = exported.manifest.precision == "int8-weights" or auc_loss is not None
     sample = _Sample(exported, FOLD_ROWS_WITH_AUC if has_auc else FOLD_ROWS) if exported.is_folded else None
-    for part in split(path, sys.maxsize):
-        for columns in read_part(part, exported.columns, texts=exported.texts):
-            found.append(exported.score_rows(columns, path))
-            if sample is not None:
-                sample.add(columns)
+    with item_bar(len(expected), "export", experiment.config.verbose) as bar:
+        bar.unit = " rows"
+        for part in split(path, sys.maxsize):
+            for columns in read_part(part, exported.columns, texts=exported.texts):
+                found.append(exported.score_rows(columns, path))
+                if sample is not None:
+                    sample.add(columns)
+                bar.update(len(found[-1]))
     if sample is not None:
         rows, scores = sample.score()
         own = scores[:, 0]

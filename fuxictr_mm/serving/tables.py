@@ -32,6 +32,7 @@ from fuxictr_mm.serving.item_rows import (
     row_dims,
     stored_codes,
 )
+from fuxictr_mm.terminal import item_bar
 from fuxictr_mm_serving.tables import quantize
 from fuxictr_mm_serving.vocabulary import LARGE, Integers, Texts
 
@@ -146,12 +147,14 @@ def _zoo_ids(model: Any, fields: Mapping[str, int]) -> list[tuple[dict[str, Any]
     return found
 
 
-def write_tables(parts: Parts, dataset: Dataset, folder: Path, manifest: dict[str, Any], precision: str) -> None:
+def write_tables(
+    parts: Parts, dataset: Dataset, folder: Path, manifest: dict[str, Any], precision: str, verbose: int = 0
+) -> None:
     """Write the tables of items, of context fields and of graphs; adds them to the manifest."""
     items, entry = dataset.items, manifest["items"]
     np.save(folder / "known.npy", items.known.numpy())
     dims = [*parts.fields.values()]
-    entry["table"] = write_table(parts.item_rows, items.num_items, folder, "items", precision, dims)
+    entry["table"] = write_table(parts.item_rows, items.num_items, folder, "items", precision, dims, verbose)
     entry["contents"], entry["ids"] = _write_contents(parts, dataset, folder), [one for one, _ in parts.ids]
     entry["numbers"] = _write_numbers(parts, dataset, folder)
     for one, embedding in parts.ids:
@@ -213,16 +216,18 @@ def write_table(
     name: str,
     precision: str,
     dims: Sequence[int] = (),
+    verbose: int = 0,
 ) -> dict[str, Any]:
     """Write the rows of ids 0 to ``num_rows - 1`` as ``NAME.npy``; returns the entry of the manifest.
 
-    Of 8 bits, fields of ``dims`` columns, and what follows them, have factors of their own.
+    Of 8 bits, fields of ``dims`` columns, and what follows them, have factors of their own. ``verbose`` is as of
+    ``progress_bar``.
     """
     kind = {"fp16": np.float16, "int8-tables": np.int8}.get(precision, np.float32)
     entry: dict[str, Any] = {"file": f"{name}.npy"}
     scales = []
     # Not mapped: on a full disk, a write to a mapping would end the process by a signal.
-    with torch.no_grad(), (folder / entry["file"]).open("wb") as stream:
+    with torch.no_grad(), (folder / entry["file"]).open("wb") as stream, item_bar(num_rows, name, verbose) as bar:
         for start in range(0, num_rows, CHUNK):
             rows = rows_of(torch.arange(start, min(start + CHUNK, num_rows))).float().numpy()
             if start == 0:
@@ -234,6 +239,7 @@ def write_table(
                 rows, factors = quantize(rows, dims)
                 scales.append(factors)
             stream.write(np.ascontiguousarray(rows, dtype=kind).data)
+            bar.update(len(rows))
     if precision == "int8-tables":
         entry.update(scales=f"{name}_scales.npy", dims=dims)
         np.save(folder / entry["scales"], np.concatenate(scales))

@@ -128,6 +128,17 @@ def test_dropout_of_item_ids_is_tried_where_targets_are_cold():
         assert "feature_specs" not in plan_for("DIN_MM", "tiny_mm", facts, of_users).space
 
 
+def test_norms_of_embeddings_are_tried_where_none_is_set():
+    norm = {"name": ["a"], "norm": "l2"}
+    features = replace(FEATURES, plain=("a",))
+    plan = plan_for("DIN", "tiny_mm", FACTS, features)
+    assert plan.space["feature_specs"] == [[], [norm]]
+    assert has_first(plan)
+    plan = plan_for("DIN", "tiny_mm", replace(FACTS, cold={"test": 0.05}), features)
+    assert [{"name": "item_id", "dropout": 0.1}, norm] in plan.space["feature_specs"]
+    assert plan.first["feature_specs"] == []
+
+
 def test_unknown_items_are_trained_where_the_target_allows_it():
     facts = replace(FACTS, rows={"train": 80_024, "test": 100}, cold={"test": 0.05}, negatives=1)
     for allowed, spec in ((True, {"dropout": 0.1, "unknown": "trained"}), (False, {"dropout": 0.1})):
@@ -223,7 +234,8 @@ def test_every_model_trains_the_embedding_of_unknown_items(tmp_path, monkeypatch
     experiments = {}
     for model in MODELS:
         plan = plan_for(model, "tiny_mm", facts, features)
-        specs = {"feature_specs": [{"name": "item_id", "dropout": 0.1, "unknown": "trained"}]}
+        norm = {"name": ["item_emb_d16"], "norm": "l2"}
+        specs = {"feature_specs": [{"name": "item_id", "dropout": 0.1, "unknown": "trained"}, norm]}
         assert specs["feature_specs"] in plan.space["feature_specs"]
         experiments[model] = {**plan.settings, **plan.first, **specs, "epochs": 1, "record": False}
     write_project(tmp_path, experiments, {"tiny_mm": entry})

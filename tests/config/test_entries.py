@@ -93,6 +93,7 @@ def test_an_entry_that_is_no_mapping(folder, entry):
 
 def test_missing_files_and_names(folder, tmp_path):
     assert "no such folder" in refused(tmp_path / "nowhere")
+    assert "--config" not in refused(tmp_path / "nowhere")  # which Experiment.load does not have
     (tmp_path / "tuner.yaml").touch()
     assert f"fuxictr-mm tune --config {tmp_path}/tuner.yaml" in refused(tmp_path / "tuner.yaml")
     with raises_naming(MissingFileError, tmp_path / "nowhere"):  # as base_config of a tuner file

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fuxictr_mm.data.items import ItemTable
-from fuxictr_mm.data.later_items import folder_of_later_log, item_files_of, of_another_base, of_unprepared
+from fuxictr_mm.data.later_items import folder_of_later_log, item_files_of, of_another_base, of_unprepared, refuse_raw
 from fuxictr_mm.data.numbering import check_numbering, known_items, to_later_metadata, to_metadata
 from fuxictr_mm.data.schema import ITEM_ID, Feature
 from fuxictr_mm.data.vocabulary import Vocabularies
@@ -94,6 +94,12 @@ def test_rows_that_were_not_prepared_are_told_how(shop, later):
     pq.write_table(pa.table({"source_row": [0], "user_id": [1]}), rows)  # by another program
     assert "metadata" in of_unprepared(str(rows), [str(shop)])
     assert of_unprepared(str(rows.with_name("none.parquet")), [str(shop)]) == ""
+    for name in ("day.csv", "day.JSONL.gz"):
+        rows.with_name(name).touch()
+        with raises_naming(DataError, name, f"--like {shop.parent}"):
+            refuse_raw(str(rows.with_name(name)), [str(shop)])
+    for name, items in (("rows.parquet", [str(shop)]), ("day.csv", None), ("no.csv", [str(shop)])):
+        refuse_raw(str(rows.with_name(name)), items)
 
 
 def test_damaged_files_are_named_in_one_line(tmp_path):

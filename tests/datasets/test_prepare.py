@@ -5,6 +5,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from fuxictr_mm.datasets.writer import Writer
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.yaml_files import load_yaml
 from tests.datasets.command import run
@@ -54,6 +55,29 @@ def test_overwrite_begins_again(microlens, tmp_path):
     assert run(*arguments) == 0
     assert run(*arguments, "--max_len", 3) == 2
     assert run(*arguments, "--max_len", 3, "--overwrite") == 0
+
+
+def test_another_start_reads_nothing_again_unless_something_changed(microlens, tmp_path, monkeypatch, capsys):
+    arguments = ("microlens", "--source", microlens, "--out", tmp_path / "micro", "--json")
+    assert run(*arguments) == 0
+    first = json.loads(capsys.readouterr().out)
+    writes = []
+    monkeypatch.setattr(Writer, "_write", lambda self, write=Writer._write: writes.append(self) or write(self))
+    assert run(*arguments) == 0
+    assert json.loads(capsys.readouterr().out) == first
+    assert not writes
+    (tmp_path / "micro" / "items.parquet").unlink()
+    assert run(*arguments) == 0
+    assert len(writes) == 1
+    assert json.loads(capsys.readouterr().out) == first
+    (tmp_path / "micro" / "model_config.yaml").unlink()
+    assert run(*arguments) == 0
+    assert (tmp_path / "micro" / "model_config.yaml").exists()
+    pairs = next(microlens.glob("*_pairs.csv"))
+    pairs.write_bytes(pairs.read_bytes() + b"1,2,1683378629553\n")
+    assert run(*arguments) == 2
+    assert run(*arguments, "--overwrite") == 0
+    assert len(writes) == 3
 
 
 @pytest.mark.parametrize("wrong", ["no source", "source inside"])

@@ -10,6 +10,7 @@ import time
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from starlette.testclient import TestClient
@@ -19,6 +20,7 @@ from fuxictr_mm_serving import ServingError, service
 from fuxictr_mm_serving.manifest import checksum, version_of
 from fuxictr_mm_serving.server import Metrics, make_app, watch
 from fuxictr_mm_serving.settings import Settings
+from fuxictr_mm_serving.users import stamp_of_users
 from tests.errors import raises_naming
 from tests.serving.server import REQUEST, ROWS, Server, rows_of
 
@@ -90,6 +92,9 @@ def test_the_watcher_survives_any_error_and_logs_it_once(caplog):
             self.looks += 1
             raise RuntimeError("unexpected")
 
+        def refresh_users(self):
+            raise ServingError("damaged")
+
     async def look():
         task = asyncio.create_task(watch(broken, metrics, 0.01))
         await asyncio.sleep(0.2)
@@ -101,6 +106,8 @@ def test_the_watcher_survives_any_error_and_logs_it_once(caplog):
     assert broken.looks > 1
     assert caplog.text.count("unexpected") == 1
     assert "fuxictr_mm_failed_switches_total 1.0" in metrics.text().decode()
+    assert caplog.text.count("damaged") == 1
+    assert "fuxictr_mm_failed_users_reads_total 1.0" in metrics.text().decode()
 
 
 def test_the_end_does_not_wait_for_an_export_that_is_read():
@@ -159,6 +166,56 @@ def test_an_export_that_reads_other_columns_is_refused_until_the_users_have_them
     assert found.switch()
     assert not found.has_refused
     assert found.score(user=1, candidates=[8]).scores == pytest.approx(before.scores)
+
+
+def test_changed_users_are_read_again_and_damaged_ones_are_not(exported, tmp_path):
+    table = pq.read_table(ROWS)
+    users = tmp_path / "users.parquet"
+
+    def write(content):
+        (tmp_path / "new").write_bytes(content)
+        os.replace(tmp_path / "new", users)
+
+    def parquet(table):
+        pq.write_table(table, tmp_path / "table")
+        return (tmp_path / "table").read_bytes()
+
+    user = table["user_id"][0].as_py()
+    others = table.filter(pc.not_equal(table["user_id"], user))
+    write(parquet(others))
+    found = service.Service(exported, users=users)
+    assert not found.refresh_users()
+    with raises_naming(ServingError, "user"):
+        found.score(user=user, candidates=[8])
+    write(parquet(table))
+    assert [found.refresh_users() for _ in range(3)] == [False, True, False]  # read when it no longer changes
+    scores = found.score(user=user, candidates=[8])
+    write(parquet(others)[:-9])
+    assert not found.refresh_users()
+    with raises_naming(ServingError, users):
+        found.refresh_users()
+    assert not found.refresh_users()  # not read again
+    assert found.has_refused_users
+    assert found.score(user=user, candidates=[8]) == scores
+    write(parquet(table))
+    assert not found.refresh_users()
+    users.rename(tmp_path / "away")  # as a link that is being replaced
+    with raises_naming(ServingError, users):
+        found.refresh_users()
+    (tmp_path / "away").rename(users)
+    assert found.refresh_users()
+    assert not found.has_refused_users
+
+
+def test_a_log_that_is_being_prepared_is_not_read_as_users(tmp_path):
+    shutil.copy(ROWS, tmp_path / "part-0.parquet")
+    manifest = {"origin": {"reader": "log"}, "log": {}}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    assert len(stamp_of_users([tmp_path])) == 1
+    del manifest["log"]
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with raises_naming(ServingError, tmp_path):
+        stamp_of_users([tmp_path])
 
 
 INTEGERS = json.dumps({"item_id": {"type": "integer", "values": list(range(1, 1001))}}).encode()

@@ -1,9 +1,12 @@
 """Tables of an export, beside its graphs, of 32, 16 and 8 bits."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
 
+from fuxictr_mm import terminal
 from fuxictr_mm.errors import UserError
 from fuxictr_mm.serving import export as module
 from fuxictr_mm.serving import tables
@@ -30,6 +33,19 @@ def test_a_table_is_written_in_order_and_not_mapped(tmp_path, monkeypatch, preci
     expected = quantize(rows.numpy(), [2, 4])[0] if precision == "int8-tables" else rows.numpy()
     np.save(tmp_path / "expected.npy", expected.astype(kinds[precision]))
     assert (tmp_path / entry["file"]).read_bytes() == (tmp_path / "expected.npy").read_bytes()
+
+
+@pytest.mark.parametrize("verbose", [0, 1])
+def test_a_large_table_shows_how_far_it_is(tmp_path, monkeypatch, capsys, verbose):
+    monkeypatch.setattr(tables, "CHUNK", 4)
+    monkeypatch.setattr(terminal, "LINE_SECONDS", 0.001)
+
+    def rows_of(ids):
+        time.sleep(0.005)
+        return torch.zeros(len(ids), 2)
+
+    tables.write_table(rows_of, 10, tmp_path, "items", "fp32", verbose=verbose)
+    assert ("items: 10.0/10.0" in capsys.readouterr().err) == (verbose == 1)
 
 
 @pytest.mark.slow

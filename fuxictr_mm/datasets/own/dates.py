@@ -1,4 +1,4 @@
-"""Dates as nations write them, such as 30.03.2024 14:05 or 3/30/2024 2:05 PM, of one order in all rows."""
+"""Dates as nations write them, such as 30.03.2024 14:05 or Mar 30, 2024 2:05 PM, of one order in all rows."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import polars as pl
 from fuxictr_mm.datasets.own.tables import Table
 from fuxictr_mm.errors import DataError
 
-#: Day, month and year in the order in which they are written.
-Order = Literal["dmy", "mdy", "ymd"]
+#: Day, month and year in the order in which they are written; a month that is an English word tells the order itself.
+Order = Literal["dmy", "mdy", "ymd", "word"]
 
 #: Parts that no date has, such as those of 12-34-5678, are of numbers of another kind.
 _PART, _YEAR = r"(?:0?[1-9]|[12]\d|3[01])", r"(?:19|20)\d{2}"
@@ -22,13 +22,20 @@ _SHORT_YEAR = r"[0-6]\d"
 _SHORT = "|".join(
     rf"{_PART}{mark}{_PART}{mark}{_SHORT_YEAR}|{_SHORT_YEAR}{mark}{_PART}{mark}{_PART}" for mark in (r"\.", "/", "-")
 )
-_CLOCK = (
+_MONTHS = [
+    "january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november",
+    "december",
+]  # fmt: skip
+_MONTH = rf"(?i:{'|'.join(f'{month[:3]}(?:{month[3:]})?' for month in _MONTHS)}|sept)\.?"
+_DAY = rf"{_PART}(?:st|nd|rd|th)?"
+_WORD = rf"{_DAY}[ /-]{_MONTH}(?:[/-]|,? ){_YEAR}|{_MONTH} {_DAY},? {_YEAR}|{_YEAR}[ /-]{_MONTH}[ /-]{_PART}"
+_CLOCK = (  # JavaScript writes a narrow space before AM and PM
     r"(?:(?:T|,? +)(?<hour>\d{1,2}):(?<minute>\d{2})(?::(?<second>\d{2}(?:[.,]\d{1,9})?))?"
-    r"(?: ?(?<half>[AaPp])\.?[Mm]\.?)?)?$"
+    r"(?:\s?(?<half>[AaPp])\.?[Mm]\.?)?)?$"
 )
-NATIONAL = rf"^(?<date>{_LONG}){_CLOCK}"
+NATIONAL = rf"^(?<date>{_LONG}|{_WORD}){_CLOCK}"
 #: The same, also with years of two digits, which only times of rows have: in other columns, 10-11-12 may be anything.
-NATIONAL_TIME = rf"^(?<date>{_LONG}|{_SHORT}){_CLOCK}"
+NATIONAL_TIME = rf"^(?<date>{_LONG}|{_WORD}|{_SHORT}|{_PART}[ /-]{_MONTH}[ /-]{_SHORT_YEAR}){_CLOCK}"
 
 
 def from_national(text: pl.Expr, order: Order) -> pl.Expr:
@@ -36,13 +43,20 @@ def from_national(text: pl.Expr, order: Order) -> pl.Expr:
 
     Examples
     --------
-    >>> texts = pl.Series(["30.03.2024 14:05", "3/30/2024 2:05 PM"])
-    >>> [pl.select(from_national(pl.lit(texts), order)).to_series().to_list() for order in ("dmy", "mdy")]
-    [[1711807500000000, None], [None, 1711807500000000]]
+    >>> texts = pl.Series(["30.03.2024 14:05", "3/30/2024 2:05 PM", "30 Mar 2024, 14:05"])
+    >>> [pl.select(from_national(pl.lit(texts), order)).to_series().to_list() for order in ("dmy", "mdy", "word")]
+    [[1711807500000000, None, None], [None, 1711807500000000, None], [None, None, 1711807500000000]]
     """
     parts = text.str.strip_chars().str.extract_groups(NATIONAL_TIME).struct
-    numbers = parts.field("date").str.extract_all(r"\d+")
-    year, month, day = (numbers.list.get(order.index(letter), null_on_oob=True) for letter in "ymd")
+    date = parts.field("date")
+    numbers = date.str.extract_all(r"\d+")
+    if order == "word":
+        word = date.str.extract(r"([A-Za-z]{3})").str.to_lowercase()
+        month = word.replace_strict({name[:3]: f"{number:02}" for number, name in enumerate(_MONTHS, 1)}, default=None)
+        numbers = pl.when(date.str.contains(r"^\d{4}")).then(numbers.list.reverse()).otherwise(numbers)
+        day, year = (numbers.list.get(at, null_on_oob=True) for at in (0, 1))
+    else:
+        year, month, day = (numbers.list.get(order.index(letter), null_on_oob=True) for letter in "ymd")
     in_full = pl.when(year.str.contains(rf"^{_SHORT_YEAR}$")).then("20" + year).otherwise(year)
     year = pl.when(in_full.str.contains(rf"^{_YEAR}$")).then(in_full)
     half, hour = parts.field("half").str.to_lowercase(), parts.field("hour").cast(pl.Int64)
@@ -76,11 +90,13 @@ def order_of(table: Table, column: str) -> Order | None:
     first = table.frame.select(date, text=text).head(1).collect()
     if not len(first) or first["date"][0] is None:
         return None
-    separator = next(mark for mark in "./-" if mark in first["date"][0])
-    is_short = re.search(r"\d{4}", first["date"][0]) is None
+    separator = next((mark for mark in "./-" if mark in first["date"][0]), "")
+    is_short, is_word = re.search(r"\d{4}", first["date"][0]) is None, re.search("[A-Za-z]{3}", first["date"][0])
     orders: tuple[Order, ...] = ("dmy", "mdy", "ymd") if is_short else ("dmy", "mdy")
     is_one = date.str.contains(r"\d{4}") != is_short
-    if not is_short and first["date"][0][:4].isdecimal():
+    if is_word:
+        orders = ("word",)
+    elif not is_short and first["date"][0][:4].isdecimal():
         orders = ("ymd",)
     elif table.date_order is not None:
         orders = (table.date_order,)
@@ -108,6 +124,7 @@ def order_of(table: Table, column: str) -> Order | None:
             return None
         mark = f" with {separator!r}" if table.date_order is None else ""
         form = " and a year of two digits (2000 to 2068)" if is_short else ""
-        expected = f"a date of the order {best}{mark}{form}, as in {found[best]} of {found['rows']} rows"
+        expected = "a date with the name of the month" if is_word else f"a date of the order {best}{mark}"
+        expected += f"{form}, as in {found[best]} of {found['rows']} rows"
         table.refuse(~is_read[best].fill_null(False), column, expected)
     return possible[0]

@@ -23,6 +23,12 @@ FORMS = [
     "%m/%d/%Y %I:%M:%S %p",
     "%m-%d-%YT%H:%M",
     "%Y/%m/%d %H:%M",
+    "%d %b %Y, %H:%M",
+    "%b %d, %Y %I:%M\u202f%p",
+    "%B %dth, %Y %H:%M",
+    "%d/%b/%Y %H:%M",
+    "%d-%b-%y %I:%M:%S %p",
+    "%Y-%b-%d %H:%M",
 ]
 AMBIGUOUS = ["5/3/2024 14:05", "6/3/2024 14:05"]
 
@@ -50,6 +56,15 @@ def test_dates_of_two_orders_need_the_option(order, day, tmp_path):
         times_of(AMBIGUOUS, tmp_path)
     found = times_of(AMBIGUOUS, tmp_path, date_order=order)
     assert found[0] == int(day.replace(tzinfo=timezone.utc).timestamp() * 1_000_000)
+
+
+def test_a_month_by_name_needs_no_order(tmp_path):
+    texts = ["5 Mar 2024, 14:05", "March 5, 2024 2:05 PM", "5 SEPT. 2024 14:05", "2024 May 5"]
+    days = ["2024-03-05 14:05", "2024-03-05 14:05", "2024-09-05 14:05", "2024-05-05"]
+    assert times_of(texts, tmp_path, date_order="mdy") == times_of(days, tmp_path / "iso")
+    for other in ("5.3.2024", "30 Feb 2024"):
+        with raises_naming(DataError, "row 1", "at", other):
+            times_of(["5 Mar 2024", other, "6 Mar 2024"], tmp_path / other)
 
 
 def test_dots_have_no_month_first(tmp_path):
@@ -117,8 +132,9 @@ def test_positives_of_the_other_order_are_refused(tmp_path):
         positives.find(log, "at")
 
 
-def test_such_dates_are_no_categories(tmp_path):
-    columns, left_out = choose_columns(table_of(["1.5.2024", "2.5.2024"] * 9, tmp_path), {"item"}, {}, set(), "item_")
+@pytest.mark.parametrize("texts", [["1.5.2024", "2.5.2024"], ["01 Jan 2024, 16:12", "Jan 1, 2024 4:12 PM"]])
+def test_such_dates_are_no_categories(texts, tmp_path):
+    columns, left_out = choose_columns(table_of(texts * 9, tmp_path), {"item"}, {}, set(), "item_")
     assert not columns
     assert set(left_out) == {"at"}
 
