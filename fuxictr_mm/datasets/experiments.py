@@ -208,6 +208,12 @@ def explain(summary: Summary, users: bool, compared: Sequence[str] = (), sampled
             key, value = norms.setting
             why = f"the median norm of its embeddings is {norms.median:.3g}"
             lines.append(f"{name} has {key}: {value}, since {why}{', and norms differ' if key == 'scale' else ''}")
+    for name, dim in summary.dims.items():
+        if 0 < summary.trained_items < 2 * dim:  # a linear map of them fits the items one by one
+            lines.append(
+                f"{name} has {dim} dims, and {summary.trained_items} items have training rows: with so many, models "
+                f"learn nothing for new items; fuxictr-mm embed reduce --dim {max(summary.trained_items // 4, 1)}"
+            )
     split, part = _newest_cold(summary)
     if users and sampled:
         lines.append(

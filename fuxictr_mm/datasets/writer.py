@@ -74,6 +74,7 @@ class Summary:
     vocab_sizes: dict[str, int] = field(default_factory=dict)
     columns: dict[str, Any] = field(default_factory=dict)
     trained_items: int = 0  #: Items that are the target of a training row.
+    dims: dict[str, int] = field(default_factory=dict)  #: Of the embeddings.
 
 
 class Writer:
@@ -132,7 +133,8 @@ class Writer:
             write_json(self.folder / MANIFEST, {**done, "columns": facts, **self.reader.notes()})
         shutil.rmtree(self.reader.scratch, ignore_errors=True)
         users = sizes["user_id"] - 1
-        return Summary(len(self._items), users, splits, coverage, scales, norms, sizes, facts, trained)
+        dims = {name: pq.read_schema(self.folder / f"{name}.parquet").field(name).type.list_size for name in coverage}
+        return Summary(len(self._items), users, splits, coverage, scales, norms, sizes, facts, trained, dims)
 
     # Items
 
