@@ -62,20 +62,22 @@ def users_recur(summary: Summary) -> bool:
     return summary.splits["train"].rows >= USER_ROWS * summary.users
 
 
-def columns_to_compare(summary: Summary, columns: Mapping[str, str]) -> list[str]:
-    """Return the columns of ids of the items whose similarity of target and history is a feature, few rows given.
+def columns_to_compare(summary: Summary, columns: Mapping[str, str], sampled: bool = False) -> list[str]:
+    """Return the columns of the items whose similarity of target and history is a feature.
 
-    ``columns`` are the kinds of the columns of the items. From few rows a model does not learn that the target is of a
-    category that the user likes; from many it does.
+    ``columns`` are the kinds of the columns of the items; ``sampled`` says whether the negatives are sampled. These
+    differ from positives by whether the target goes with the history, which embeddings tell of any item. From few rows
+    a model does not learn that the target is of a category that the user likes; from many it does.
     """
+    embeddings = [*summary.coverage][:MOST_COMPARED] if sampled else []
     if summary.splits["train"].rows >= COMPARED_ROWS:
-        return []
+        return embeddings
     shared = [
         name
         for name, kind in columns.items()
         if kind in ("categorical", "sequence") and summary.vocab_sizes[name] * ITEMS_OF_A_VALUE <= summary.items
     ]
-    return shared[:MOST_COMPARED]
+    return [*embeddings, *shared[:MOST_COMPARED]]
 
 
 def din_experiments(
@@ -194,15 +196,24 @@ def explain(summary: Summary, users: bool, compared: Sequence[str] = (), sampled
             else f"items have {rows / summary.trained_items:.1f} training rows on average"
         )
         lines.append(f"DIN and DIN_MM have embedding_regularizer: {penalty}, since {why}")
-    if compared:
-        lines.append(
-            f"features of type: similarity compare target and history in {', '.join(compared)}, since {reason}"
-        )
+    embeddings = [name for name in compared if name in summary.coverage]
+    for names, why in (
+        (embeddings, "sampled negatives differ from positives by the history alone"),
+        ([name for name in compared if name not in embeddings], reason),
+    ):
+        if names:
+            lines.append(f"features of type: similarity compare target and history in {', '.join(names)}, since {why}")
     for name, norms in summary.norms.items():
         if norms.setting is not None:
             key, value = norms.setting
             why = f"the median norm of its embeddings is {norms.median:.3g}"
             lines.append(f"{name} has {key}: {value}, since {why}{', and norms differ' if key == 'scale' else ''}")
+    for name, dim in summary.dims.items():
+        if 0 < summary.trained_items < 2 * dim:  # a linear map of them fits the items one by one
+            lines.append(
+                f"{name} has {dim} dims, and {summary.trained_items} items have training rows: with so many, models "
+                f"learn nothing for new items; fuxictr-mm embed reduce --dim {max(summary.trained_items // 4, 1)}"
+            )
     split, part = _newest_cold(summary)
     if users and sampled:
         lines.append(
@@ -220,7 +231,10 @@ def explain(summary: Summary, users: bool, compared: Sequence[str] = (), sampled
     if _are_cold(summary) or (part >= SOME_COLD and not summary.coverage):
         fix = f"DIN_MM has dropout: {COLD_DROPOUT} of {ITEM_ID}"
         if not summary.coverage:
-            fix = "their ids are not trained; add embeddings of titles or images: fuxictr-mm embed encode"
+            fix = (
+                "their ids are not trained; encode titles or images (fuxictr-mm embed encode), and prepare the log "
+                "again with --embeddings FILE"
+            )
         lines.append(f"{part:.0%} of the {split} rows are of items that do not occur in training: {fix}")
     return lines
 

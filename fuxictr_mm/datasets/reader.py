@@ -183,10 +183,10 @@ class Reader(ABC):
         return bool(self.options.get("negatives"))
 
     def columns_to_compare(self, summary: Summary) -> list[str]:
-        """Return the columns of the items whose similarity of target and history is a feature: few rows given."""
+        """Return the columns of the items whose similarity of target and history is a feature."""
         from fuxictr_mm.datasets.experiments import columns_to_compare
 
-        return columns_to_compare(summary, self.item_columns)
+        return columns_to_compare(summary, self.item_columns, self.samples_negatives)
 
     def advice(self, summary: Summary) -> list[str]:
         """Return lines on what in the experiments follows from what was found."""

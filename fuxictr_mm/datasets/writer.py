@@ -77,6 +77,7 @@ class Summary:
     vocab_sizes: dict[str, int] = field(default_factory=dict)
     columns: dict[str, Any] = field(default_factory=dict)
     trained_items: int = 0  #: Items that are the target of a training row.
+    dims: dict[str, int] = field(default_factory=dict)  #: Of the embeddings.
 
     @classmethod
     def from_json(cls, found: dict[str, Any]) -> Summary:
@@ -155,7 +156,8 @@ class Writer:
             write_json(self.folder / MANIFEST, {**done, "columns": facts, **self.reader.notes()})
         shutil.rmtree(self.reader.scratch, ignore_errors=True)
         users = sizes["user_id"] - 1
-        summary = Summary(len(self._items), users, splits, coverage, scales, norms, sizes, facts, trained)
+        dims = {name: pq.read_schema(self.folder / f"{name}.parquet").field(name).type.list_size for name in coverage}
+        summary = Summary(len(self._items), users, splits, coverage, scales, norms, sizes, facts, trained, dims)
         files = sorted(str(path.relative_to(self.folder)) for path in self.folder.rglob("*.parquet"))
         write_json(self.folder / FINISHED, {"summary": asdict(summary), "files": files})
         return summary

@@ -37,6 +37,9 @@ CHUNK_ROWS = 1024
 #: Items or files that a message names.
 FEW = 5
 
+#: Why item 0 has no embedding although it has a text.
+ZERO = "0 is padding unless --ids is vocabulary, here and in the commands that read the file"
+
 
 @dataclass(frozen=True)
 class EncodeOptions:
@@ -115,7 +118,7 @@ def encode_texts(
 
     job.open({"input": texts.digest, "template": template, **encoder.settings})
     job.run(texts.ids, texts.chunks(options.chunk_rows), encode)
-    return job.finish(texts.ids, encoder.dim, prompt=encoder.prompt)
+    return job.finish(texts.ids, encoder.dim, prompt=encoder.prompt, zero=bool(texts.padding))
 
 
 def encode_images(
@@ -236,8 +239,9 @@ class _Job:
         missing: Mapping[int, str] | None = None,
         skipped: list[str] | None = None,
         prompt: str = "",
+        zero: bool = False,
     ) -> EncodeReport:
-        """Write the file in ascending order of ids, then the report, and remove the chunks."""
+        """Write the file in ascending order of ids, then the report, which names ``zero``, and remove the chunks."""
         without, missing = dict(missing or {}), dict(missing or {})
         for number in sorted(self._store.finished):
             reasons = self._store.broken(number).items()
@@ -255,6 +259,8 @@ class _Job:
                 some = items[start : start + CHUNK_ROWS]
                 writer.write(some, {self.column: self._gather(ids, some, dim), self.flag: np.isin(some, flagged)})
         shown = {self.numbering.show(item): reason for item, reason in sorted(missing.items())}
+        if zero and self.numbering.items is None:
+            shown = {0: ZERO, **shown}
         done = EncodeReport(str(self.out), self.column, dim, len(items), shown, skipped or [], prompt)
         text = json.dumps(asdict(done), indent=1, ensure_ascii=False)
         for report in self._outputs[1:]:

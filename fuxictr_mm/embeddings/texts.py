@@ -42,6 +42,8 @@ class ItemTexts:
     ----------
     ids : ndarray
         ``(I,)`` int64.
+    padding : str or None
+        The text of row 0, which is left out.
     digest : str
         Of all ids and texts.
 
@@ -60,6 +62,7 @@ class ItemTexts:
         self.path, self._numbering, self._encoding = Path(path), numbering, encoding
         self._parts = parse_template(template)
         self._columns = list(dict.fromkeys(name for _, name in self._parts if name is not None))
+        self.padding: str | None = None
         digest, ids = hashlib.sha256(), [np.zeros(0, dtype=np.int64)]
         for some_ids, texts in self._read():
             ids.append(some_ids)
@@ -84,9 +87,11 @@ class ItemTexts:
 
     def _read(self) -> Iterator[tuple[np.ndarray, list[str | None]]]:
         for file, _, ids, batch in read_items(self.path, self._columns, self._numbering, encoding=self._encoding):
-            batch = batch.filter(pa.array(ids != 0))
             columns = [_as_texts(batch.column(name), f"{file}: {name}") for name in self._columns]
-            yield ids[ids != 0], [self._fill(values) for values in zip(*columns, strict=True)]
+            texts = [self._fill(values) for values in zip(*columns, strict=True)]
+            for row in np.flatnonzero(ids == 0)[::-1]:
+                self.padding = texts.pop(row)
+            yield ids[ids != 0], texts
 
     def _fill(self, values: Sequence[str]) -> str | None:
         if not any(values):

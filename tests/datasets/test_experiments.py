@@ -118,6 +118,22 @@ def test_few_rows_have_the_similarity_of_categories_and_tags(rows, compared):
     assert any("category, tags" in line for line in explain(summary, True, compared)) == bool(compared)
 
 
+@pytest.mark.parametrize(("sampled", "compared"), [(True, ["title_emb", "category"]), (False, ["category"])])
+def test_sampled_negatives_have_the_similarity_of_embeddings(sampled, compared):
+    summary = Summary(100, 10, {"train": SplitSummary(rows=300)}, {"title_emb": 1.0}, vocab_sizes={"category": 5})
+    assert columns_to_compare(summary, {"category": "categorical"}, sampled) == compared
+    lines = explain(summary, True, compared, sampled)
+    assert sum("type: similarity" in line for line in lines) == len(compared)
+    summary.splits["train"] = SplitSummary(rows=100_000)
+    assert columns_to_compare(summary, {"category": "categorical"}, sampled) == compared[:-1]
+
+
+@pytest.mark.parametrize(("dim", "many"), [(66, True), (65, False)])
+def test_more_dims_than_half_of_the_items_with_training_rows_are_named(dim, many):
+    summary = Summary(140, 10, {"train": SplitSummary(rows=300)}, trained_items=130, dims={"title_emb": dim})
+    assert any("title_emb" in line for line in explain(summary, True)) == many
+
+
 @pytest.mark.parametrize(("rows", "penalty"), [(300, 3e-4), (12_000, 2.5e-4), (80_024, 3.7e-5), (10**8, 1e-6)])
 def test_the_penalty_of_a_factorization_falls_with_the_rows(rows, penalty):
     """As ``docs/choosing_settings.md`` has it: a fixed penalty of whole tables hides what users like."""
