@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tqdm import tqdm
+
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.files import read_json, write_json
 
@@ -39,9 +41,9 @@ class Clock:
         """Seconds that are spent."""
         return self.before + time.monotonic() - self._started
 
-    def until(self, part: float, shares: int = 1) -> float:
-        """Return when this part of the budget is over, or an equal share of its rest, by ``time.monotonic()``."""
-        return time.monotonic() + self.left(part) / shares
+    def until(self, part: float) -> float:
+        """Return when this part of the budget is over, by ``time.monotonic()``."""
+        return time.monotonic() + self.left(part)
 
     def left(self, part: float) -> float:
         """Return the seconds until this part of the budget is over."""
@@ -81,4 +83,4 @@ class Journal:
         """Add a line."""
         self.lines.append(line)
         if not self._quiet:
-            print(f"{self._clock.spent:6.0f} s  {line}", file=sys.stderr, flush=True)
+            tqdm.write(f"{self._clock.spent:6.0f} s  {line}", file=sys.stderr)  # above the bar of running trials

@@ -35,6 +35,9 @@ class FirstTrials(Trials):
         self._taken = [0] * len(studies)
         self._running: dict[str, tuple[int, float]] = {}  # Study and start of a trial by its experiment id.
         self._slowest = 0.0
+        for number, study in enumerate(studies):
+            if study.has_begun:  # before any begins: what these have taken tells whether it may
+                self._open(number)
 
     @property
     def total(self) -> int:  # type: ignore[override]
@@ -45,12 +48,21 @@ class FirstTrials(Trials):
     def done(self) -> bool:
         """Whether no trial remains."""
         numbers = [number for number in range(len(self._studies)) if number not in self._left_out]
-        return all(self._first_has_ended(number) for number in numbers) and (
-            self._clock.left(COMPARING) <= 0 or all(n in self._compared and self._trials[n].done for n in numbers)
-        )
+        return all(number in self._compared and self._trials[number].done for number in numbers)
 
-    def _first_has_ended(self, number: int) -> bool:
-        return number in self._compared or (number in self._trials and self._trials[number].done)
+    def _open(self, number: int) -> None:
+        """Open a study for its first trial, or for all trials if that has ended in an earlier start."""
+        self._trials[number] = self._studies[number].trials(1)
+        if any(result.error is None for result in self._trials[number].results()):
+            self._open_all(number)
+
+    def _open_all(self, number: int) -> None:
+        """Open a study for all trials, of which none begins once the time for them is over."""
+        self._trials[number] = self._studies[number].trials(FIRST_TRIALS, self._clock.until(COMPARING))
+        self._compared.add(number)
+        results = self._trials[number].results()
+        self._taken[number] = len(results)
+        self._slowest = max([self._slowest, *(each.seconds for each in results if not math.isnan(each.seconds))])
 
     def take(self) -> Trial | None:
         """Return the next trial to run; None if there is none at the moment."""
@@ -65,36 +77,32 @@ class FirstTrials(Trials):
     def _next(self) -> Iterator[int]:
         """Yield the studies that may give a trial: those without one first, then those with the fewest."""
         for number in range(len(self._studies)):
-            if not self._first_has_ended(number):
-                if self._may_begin(number):
-                    yield number
-            elif number not in self._compared and self._clock.left(COMPARING) > 0:
-                self._slowest = max([self._slowest, *_seconds(self._trials[number].results())])
-                self._trials[number] = self._studies[number].trials(FIRST_TRIALS, self._clock.until(COMPARING))
-                self._compared.add(number)
+            if number not in self._compared and self._may_begin(number):
+                yield number
+                if self._trials[number].done:  # it has given none, because its first trial has ended
+                    self._open_all(number)
         yield from sorted(self._compared, key=lambda number: self._taken[number])
 
     def _may_begin(self, number: int) -> bool:
         """Whether the first trial of a study may begin, or has begun in this or an earlier start; opens the study."""
-        study = self._studies[number]
         if number in self._trials:
             return True
         if number in self._left_out:
             return False
-        if number and not study.has_begun:
-            cost = study.plan.cost
-            if cost > 1 and not all(self._first_has_ended(n) for n in range(number) if n not in self._left_out):
+        if number:
+            plan = self._studies[number].plan
+            if plan.cost > 1 and not self._compared | self._left_out >= {*range(number)}:
                 return False
             running = (self._clock.spent - started for _, started in self._running.values())
-            expected = max([self._slowest, *running]) * cost
-            if expected > self._clock.left(QUICK):
+            expected, left = max([self._slowest, *running]) * plan.cost, self._clock.left(QUICK)
+            if expected > left:
                 self._left_out.add(number)
+                why = f"a trial may take {expected:.0f} s, which exceeds the remaining time"
                 self._journal.tell(
-                    f"{study.plan.model}: not tried, because a trial may take {expected:.0f} s, which exceeds the "
-                    "remaining time."
+                    f"{plan.model}: not tried, because {why if left > 0 else 'no time is left for a first trial'}."
                 )
                 return False
-        self._trials[number] = study.trials(1)
+        self._open(number)
         return True
 
     def may_continue(self, trial: Trial) -> bool:
@@ -125,7 +133,3 @@ class FirstTrials(Trials):
                     f"{study.plan.model}: no trial has finished{f' ({study.error})' if study.error else ''}."
                 )
         return [study for study in self._studies if study.finished]
-
-
-def _seconds(results: Sequence[TrialResult]) -> list[float]:
-    return [result.seconds for result in results if not math.isnan(result.seconds)]

@@ -1,12 +1,14 @@
 """The time that an autopilot has spent."""
 
 import json
+import sys
 import time
 
 import pytest
+from tqdm import tqdm
 
 from fuxictr_mm.autopilot import clock
-from fuxictr_mm.autopilot.clock import Clock
+from fuxictr_mm.autopilot.clock import Clock, Journal
 from fuxictr_mm.errors import ConfigError
 from tests.errors import raises_naming
 
@@ -31,3 +33,12 @@ def test_a_damaged_file_is_named(tmp_path):
     path.write_text('{"spent": "long"}')
     with raises_naming(ConfigError, str(path), "long"):
         Clock(path, 300)
+
+
+def test_a_line_stands_above_the_bar_of_running_trials(tmp_path, capsys):
+    with tqdm(total=3, file=sys.stderr):
+        capsys.readouterr()
+        Journal(Clock(tmp_path / "state.json", 300), quiet=False).tell("DIN: not tried.")
+        first, line = capsys.readouterr().err.split("\n")[0].rsplit("\r", 1)
+    assert first.strip() == ""  # the bar is cleared
+    assert line.endswith("s  DIN: not tried.")

@@ -7,6 +7,7 @@ import pytest
 
 from fuxictr_mm.autopilot.clock import Clock, Journal
 from fuxictr_mm.autopilot.first_trials import FirstTrials
+from fuxictr_mm.files import write_json
 from fuxictr_mm.tuning.trial import Trial, TrialResult
 
 BUDGET = 120  # 36 seconds for more than one trial of a model, 60 for its first
@@ -33,7 +34,7 @@ class Trials:
         self.study.ended.append(TrialResult(trial.expid, {}, seconds=1.0, error=error or None))
 
     def results(self):
-        return self.study.ended
+        return self.study.ended[: self.count]
 
 
 class Study:
@@ -60,9 +61,11 @@ def run(monkeypatch, tmp_path):
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
 
-    def run(studies, workers=1, error=""):
+    def run(studies, workers=1, error="", spent=0.0):
+        write_json(tmp_path / "state.json", {"spent": spent})
         clock = Clock(tmp_path / "state.json", BUDGET)
         trials = FirstTrials(studies, clock, Journal(clock, quiet=True))
+        assert len(trials.results()) == sum(len(study.ended) for study in studies)  # reported as ended before
         seconds = {study.plan.model: study.seconds for study in studies}
         starts, running = {}, []
         while True:
@@ -70,9 +73,8 @@ def run(monkeypatch, tmp_path):
                 starts[trial.expid] = now[0]
                 running.append((now[0] + seconds[trial.expid.partition("_")[0]], trial))
             if not running:
-                if trials.done:
-                    break
-                continue
+                assert trials.done  # otherwise the command says that other processes run the remaining trials
+                break
             running.sort(key=lambda each: each[0])
             now[0], trial = running.pop(0)
             trials.finish(trial, error)
@@ -89,7 +91,7 @@ def run(monkeypatch, tmp_path):
         ((1, 1, 1, 1), (3, 3, 3, 3)),
         ((5, 5, 5, 5), (2, 2, 2, 2)),
         ((20, 8, 10, 10), (1, 1, 1, 1)),  # a slow start takes no model's first trial
-        ((26, 10, 10, 10), (1, 1, 0, 0)),
+        ((27, 10, 10, 10), (1, 1, 0, 0)),
         ((200, 1, 1, 1), (1, 0, 0, 0)),
     ],
 )
@@ -128,7 +130,20 @@ def test_a_model_of_slow_trials_begins_after_the_others(run, seconds, count):
 def test_a_later_start_goes_on_with_what_is_missing(run):
     studies = [Study("A", 2, before=2), Study("B", 2)]
     starts = run(studies)
-    assert list(starts) == ["B_0", "B_1", "A_2", "B_2"] or list(starts) == ["B_0", "A_2", "B_1", "B_2"]
+    assert list(starts) == ["B_0", "B_1", "A_2", "B_2"]
+
+
+@pytest.mark.parametrize(("spent", "counts"), [(0, (3, 0)), (40, (2, 0))])
+def test_a_later_start_leaves_out_a_model_by_the_trials_of_an_earlier_one(run, spent, counts):
+    studies = [Study("A", 15, before=2), Study("B", 1, cost=5)]
+    run(studies, spent=spent)
+    assert tuple(len(study.taken) for study in studies) == counts
+
+
+def test_a_later_start_counts_all_trials_of_an_earlier_one_once_the_time_for_more_is_over(run):
+    studies = [Study("A", 2, before=3), Study("B", 2, before=2)]
+    assert run(studies, spent=100) == {}
+    assert [len(study.finished) for study in studies] == [3, 2]
 
 
 def test_a_model_whose_trials_fail_is_not_among_the_compared(run, tmp_path):
