@@ -34,6 +34,9 @@ SAFE = 2**53 - 1
 #: Files up to this size are compared with their checksums before the first answer, larger ones after it.
 CHECKED_BYTES = 16 * 2**20
 
+#: Users of changed files that are tried; one that can be scored is enough.
+CHECKED_USERS = 10
+
 
 @dataclass
 class Loaded:
@@ -235,6 +238,7 @@ class Service:
 
         try:
             users = Users(self._users, self._user_column, export)
+            self._check_users(users, export)
         except MemoryError:  # of which there may be enough at the next look
             raise
         except Exception:
@@ -243,6 +247,21 @@ class Service:
         if stamp_of_users(self._users) != stamp:
             raise ServingError(f"{', '.join(map(str, self._users))}: changed while the users were read")
         return users
+
+    def _check_users(self, users: Users, export: Export) -> None:
+        """Refuse users of whose first no one can be scored, as of a column that holds values of another type."""
+        read = [f.column for f in export.context if not f.is_computed]
+        first = [users.get(user) for user in users.some(CHECKED_USERS)]
+        for found in first:
+            if any(name not in found for name in read):  # only the history is known: a request gives the rest
+                return
+            with suppress(ServingError, TypeError, ValueError):
+                export.user_state(found, found[export.history])
+                return
+        raise ServingError(  # without the values, which are of users
+            f"{', '.join(map(str, self._users))}: the first {len(first)} users have values that the model does not "
+            f"take; expected {', '.join([*read, export.history])} with values as in training"
+        )
 
     def _stamp(self) -> list[tuple[str, int, int]]:
         """Return sizes and times of the files, that of users too: by them a repair is seen without reading them."""

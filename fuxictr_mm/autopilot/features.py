@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fuxictr_mm.config import DatasetConfig
-from fuxictr_mm.config.columns import Columns, split_entries
+from fuxictr_mm.config.columns import ITEM_SOURCE, Columns, split_entries
 from fuxictr_mm.config.features import FeatureSpec
 from fuxictr_mm.data.schema import ITEM_ID
 from fuxictr_mm.datasets.experiments import FACTOR_DIM
@@ -33,7 +33,7 @@ class Features:
     #: Whether there are item files; a dataset whose columns are encoded has none, nor computed features.
     has_items: bool
     trains_unknown: bool = False  #: Whether the target may have ``unknown: trained``.
-    plain: tuple[str, ...] = ()  #: Frozen embeddings, of those that are tried, whose column sets no norm and no scale.
+    plain: tuple[str, ...] = ()  #: Frozen embeddings of items, of those tried, whose column sets no norm and no scale.
 
     @classmethod
     def of(cls, dataset: DatasetConfig, embeddings: list[str]) -> Features:
@@ -46,7 +46,9 @@ class Features:
                 types[str(column.name)] = str(column.type)
                 active += [str(column.name)] if column.active else []
             is_plain = column.norm is None and column.scale is None and column.freeze_emb
-            if column.type == "embedding" and is_plain and (column.active or column.name in embeddings):
+            # Embeddings of rows are read as they are.
+            is_of_items = column.type == "embedding" and column.source == ITEM_SOURCE and bool(dataset.item_files)
+            if is_of_items and is_plain and (column.active or column.name in embeddings):
                 plain.append(str(column.name))
         user, target, has_items = dataset.roles.user, dataset.roles.target, bool(dataset.item_files)
         spec = FeatureSpec(name=target, dropout=0.1, unknown="trained")

@@ -124,18 +124,45 @@ class Writer:
         manifest, path = self.folder / MANIFEST, self.folder / FINISHED
         if not (manifest.exists() and path.exists()) or read_json(manifest).get("origin") != self.origin:
             return None
-        with PreparedFolder(self.folder, self.origin).locked(overwrite=False):
-            found = read_json(path)
-            if not all((self.folder / name).exists() for name in found["files"]):
-                return None
-            shutil.rmtree(self.reader.scratch, ignore_errors=True)
+        try:
+            with PreparedFolder(self.folder, self.origin).locked(overwrite=False):
+                found = self._kept()
+                if found is None or not all((self.folder / name).exists() for name in found[1]):
+                    return None
+                shutil.rmtree(self.reader.scratch, ignore_errors=True)
+        except OSError:  # it cannot be locked; to write it tells why
+            return None
         logger.info(f"{self.folder}: was written before, of the same files and options; --overwrite writes it again")
-        return Summary.from_json(found["summary"])
+        return found[0]
+
+    def _kept(self) -> tuple[Summary, dict[str, int]] | None:
+        """Return the summary of an earlier start that has ended, and the sizes of its files; None if there is none.
+
+        Raises
+        ------
+        DataError
+            A file has another size now: it may be damaged, or changed on purpose.
+        """
+        try:
+            found = read_json(self.folder / FINISHED)
+            summary, sizes = Summary.from_json(found["summary"]), dict(found["sizes"])
+        except (UserError, KeyError, TypeError, ValueError, AttributeError):  # of another version, or cut off
+            return None
+        for name, size in sizes.items():
+            path = self.folder / name
+            if path.exists() and path.stat().st_size != size:
+                raise DataError(
+                    f"{path}: has {path.stat().st_size} bytes, expected {size}, as it was written; delete it to write "
+                    "it again, or add --overwrite to write all again"
+                )
+        return summary, sizes
 
     def _write(self) -> Summary:
         done: dict[str, Any] = {"origin": self.origin, "chunks": {}}
         if (self.folder / MANIFEST).exists():
             done = read_json(self.folder / MANIFEST)
+            self._kept()
+            (self.folder / FINISHED).unlink(missing_ok=True)
             logger.info(f"{self.folder}: resuming, {len(done['chunks'])} chunks are finished")
         else:
             shutil.rmtree(self.reader.scratch, ignore_errors=True)  # of another source, whose manifest was deleted
@@ -158,8 +185,11 @@ class Writer:
         users = sizes["user_id"] - 1
         dims = {name: pq.read_schema(self.folder / f"{name}.parquet").field(name).type.list_size for name in coverage}
         summary = Summary(len(self._items), users, splits, coverage, scales, norms, sizes, facts, trained, dims)
-        files = sorted(str(path.relative_to(self.folder)) for path in self.folder.rglob("*.parquet"))
-        write_json(self.folder / FINISHED, {"summary": asdict(summary), "files": files})
+        paths = [self.folder / ITEM_FILE, *(self.folder / f"{name}.parquet" for name in coverage)]
+        for name in (*SPLITS, HISTORIES, VOCABULARIES):
+            paths += sorted((self.folder / name).glob("*.parquet"))
+        written = {str(path.relative_to(self.folder)): path.stat().st_size for path in paths}
+        write_json(self.folder / FINISHED, {"summary": asdict(summary), "sizes": written})
         return summary
 
     # Items
@@ -311,7 +341,9 @@ class Writer:
         bar = progress_bar(range(len(names)), "rows", self.verbose)
         bar.unit = "chunk"
         for number in bar:
-            if names[number] in done["chunks"]:
+            splits = done["chunks"].get(names[number])
+            if splits is not None and all((self.folder / split / _part(number)).exists() for split in splits):
+                self._write_newest_histories(number, names[number])
                 continue
             done["chunks"][names[number]] = {k: asdict(v) for k, v in self._write_chunk(number, names[number]).items()}
             write_json(self.folder / MANIFEST, done)
@@ -334,18 +366,20 @@ class Writer:
             for writer in writers.values():
                 writer.close()
         for split in writers:
-            os.replace(temporary[split], self.folder / split / f"part-{number:05d}.parquet")
+            os.replace(temporary[split], self.folder / split / _part(number))
         self._write_newest_histories(number, name)
         return summaries
 
     def _write_newest_histories(self, number: int, name: str) -> None:
-        newest = self.reader.newest_histories(name)
+        """Write those of a chunk, unless there are any."""
+        path = self.folder / HISTORIES / _part(number)
+        newest = None if path.exists() else self.reader.newest_histories(name)
         if newest is None:
             return
         values, offsets = _parts(newest["item_seq"].to_arrow())
         items = pa.LargeListArray.from_arrays(offsets, pa.array(_codes(self._items, values)))
         table = pa.table({SOURCE_USER: newest[SOURCE_USER].to_arrow(), "item_seq": items})
-        with atomic_path(self.folder / HISTORIES / f"part-{number:05d}.parquet") as temporary:
+        with atomic_path(path) as temporary:
             pq.write_table(table, temporary, compression="zstd", row_group_size=GROUP_ROWS)
 
     def _encode(self, rows: Rows) -> Iterator[tuple[str, pa.Table, SplitSummary]]:
@@ -427,6 +461,11 @@ class Writer:
         for path in sorted((self.folder / split).glob("part-*.parquet")):
             for batch in pq.ParquetFile(path).iter_batches(columns=["item_id"]):
                 yield batch.column(0).to_numpy()
+
+
+def _part(number: int) -> str:
+    """Return the name of the part files of a chunk."""
+    return f"part-{number:05d}.parquet"
 
 
 def _build(values: pl.Series) -> Vocabulary:

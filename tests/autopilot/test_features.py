@@ -56,6 +56,25 @@ def test_unknown_items_may_be_trained_where_no_other_column_has_their_embedding(
     assert not Features.of(dataset.model_copy(update={"item_info": None}), []).trains_unknown
 
 
+@pytest.mark.parametrize(
+    ("changes", "is_tried"),
+    [
+        ({}, True),
+        ({"norm": "l2"}, False),
+        ({"scale": 2.0}, False),
+        ({"freeze_emb": False}, False),
+        ({"source": ""}, False),
+    ],
+)
+def test_norms_are_tried_of_frozen_embeddings_of_items_without_one(dataset, changes, is_tried):
+    columns = [
+        c.model_copy(update=changes if c.type == "embedding" else {}) for c in split_entries(dataset.feature_cols)
+    ]
+    of = dataset.model_copy(update={"feature_cols": columns})
+    assert Features.of(of, []).plain == (("item_emb_d16",) if is_tried else ())
+    assert Features.of(of.model_copy(update={"item_info": None}), []).plain == ()
+
+
 @pytest.mark.parametrize("stored", [[], ["a"]])
 @pytest.mark.parametrize("more", [[], ["a"], ["level"]])
 def test_no_list_of_features_is_tried_twice(more, stored):

@@ -73,11 +73,35 @@ def test_another_start_reads_nothing_again_unless_something_changed(microlens, t
     (tmp_path / "micro" / "model_config.yaml").unlink()
     assert run(*arguments) == 0
     assert (tmp_path / "micro" / "model_config.yaml").exists()
+    (tmp_path / "micro" / ".finished.json").write_text('{"summary": {')  # as of another version, or cut off
+    assert run(*arguments) == 0
+    assert len(writes) == 3
     pairs = next(microlens.glob("*_pairs.csv"))
     pairs.write_bytes(pairs.read_bytes() + b"1,2,1683378629553\n")
     assert run(*arguments) == 2
     assert run(*arguments, "--overwrite") == 0
-    assert len(writes) == 3
+    assert len(writes) == 4
+
+
+@pytest.mark.slow
+def test_files_that_are_gone_are_written_again_and_changed_ones_are_refused(tmp_path):
+    source, out = tmp_path / "logs", tmp_path / "shop"
+    source.mkdir()
+    rows = "".join(f"{n % 7},{n % 5},{n},{n % 2}\n" for n in range(80))
+    (source / "interactions.csv").write_text("user,item,time,click\n" + rows)
+    arguments = ("log", "--source", source, "--out", out, "--labels", "click", "--quiet")
+    assert run(*arguments) == 0
+    written = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    parts = [out / name / "part-00000.parquet" for name in ("train", "valid", "test", "histories")]
+    for path in parts:
+        path.unlink()
+    assert run(*arguments) == 0
+    for content in (written[parts[0]][:-9], written[parts[0]] + b"\0"):
+        parts[0].write_bytes(content)
+        assert run(*arguments) == 2
+    parts[0].unlink()
+    assert run(*arguments) == 0
+    assert {path: path.read_bytes() for path in written} == written
 
 
 @pytest.mark.parametrize("wrong", ["no source", "source inside"])

@@ -196,6 +196,11 @@ def test_changed_users_are_read_again_and_damaged_ones_are_not(exported, tmp_pat
         found.refresh_users()
     assert not found.refresh_users()  # not read again
     assert found.has_refused_users
+    level = table.schema.get_field_index("likes_level")
+    write(parquet(table.set_column(level, "likes_level", [["x"] * len(table)])))
+    assert not found.refresh_users()
+    with raises_naming(ServingError, users):
+        found.refresh_users()
     assert found.score(user=user, candidates=[8]) == scores
     write(parquet(table))
     assert not found.refresh_users()

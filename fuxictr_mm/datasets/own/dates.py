@@ -27,7 +27,7 @@ _MONTHS = [
     "december",
 ]  # fmt: skip
 _MONTH = rf"(?i:{'|'.join(f'{month[:3]}(?:{month[3:]})?' for month in _MONTHS)}|sept)\.?"
-_DAY = rf"{_PART}(?:st|nd|rd|th)?"
+_DAY = rf"{_PART}(?i:st|nd|rd|th)?"
 _WORD = rf"{_DAY}[ /-]{_MONTH}(?:[/-]|,? ){_YEAR}|{_MONTH} {_DAY},? {_YEAR}|{_YEAR}[ /-]{_MONTH}[ /-]{_PART}"
 _CLOCK = (  # JavaScript writes a narrow space before AM and PM
     r"(?:(?:T|,? +)(?<hour>\d{1,2}):(?<minute>\d{2})(?::(?<second>\d{2}(?:[.,]\d{1,9})?))?"
@@ -124,7 +124,7 @@ def order_of(table: Table, column: str) -> Order | None:
             return None
         mark = f" with {separator!r}" if table.date_order is None else ""
         form = " and a year of two digits (2000 to 2068)" if is_short else ""
-        expected = "a date with the name of the month" if is_word else f"a date of the order {best}{mark}"
+        expected = "a date with the English name of its month" if is_word else f"a date of the order {best}{mark}"
         expected += f"{form}, as in {found[best]} of {found['rows']} rows"
         table.refuse(~is_read[best].fill_null(False), column, expected)
     return possible[0]

@@ -59,8 +59,8 @@ def test_dates_of_two_orders_need_the_option(order, day, tmp_path):
 
 
 def test_a_month_by_name_needs_no_order(tmp_path):
-    texts = ["5 Mar 2024, 14:05", "March 5, 2024 2:05 PM", "5 SEPT. 2024 14:05", "2024 May 5"]
-    days = ["2024-03-05 14:05", "2024-03-05 14:05", "2024-09-05 14:05", "2024-05-05"]
+    texts = ["5 Mar 2024, 14:05", "March 5, 2024 2:05 PM", "5 SEPT. 2024 14:05", "2024 May 5", "3RD May 2024"]
+    days = ["2024-03-05 14:05", "2024-03-05 14:05", "2024-09-05 14:05", "2024-05-05", "2024-05-03"]
     assert times_of(texts, tmp_path, date_order="mdy") == times_of(days, tmp_path / "iso")
     for other in ("5.3.2024", "30 Feb 2024"):
         with raises_naming(DataError, "row 1", "at", other):
