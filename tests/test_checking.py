@@ -129,5 +129,5 @@ def test_a_key_that_was_renamed_is_told():
 def test_wrong_settings_of_another_process_are_known_here():
     """A process pool pickles errors, as ``benchmarks.zoo`` and searches have them."""
     error = SettingsError("DIN_x", {"epochs": "epochs is 0", "net_dropout": "net_dropout is 2"})
-    found = pickle.loads(pickle.dumps(error))
+    found = pickle.loads(pickle.dumps(error))  # noqa: S301
     assert (type(found), str(found), found.problems) == (SettingsError, str(error), error.problems)
