@@ -39,20 +39,16 @@ SPACE: dict[str, Any] = {
     "embedding_regularizer": {"low": 1e-5, "high": 1e-2, "log": True},
     "net_dropout": {"low": 0.0, "high": 0.5},
 }
-#: What is tried of LightFM, and its first trial, as ``prepare log`` writes it.
+#: The same of LightFM.
 FACTOR_SPACE: dict[str, Any] = {
     "learning_rate": {"low": 2e-3, "high": 2e-2, "log": True},
     "embedding_regularizer": {"low": 1e-6, "high": 1e-3, "log": True},
     "factor_regularizer": {"low": 3e-3, "high": 1e-1, "log": True},
 }
-FACTOR_FIRST: dict[str, Any] = {
-    "learning_rate": 5e-3, "batch_size": 1024, "factor_regularizer": 0.02, "epochs": 60, "early_stop_patience": 5,
-    "reduce_lr_on_plateau": False,
-}  # fmt: skip
-#: Settings of the first trial of the other models: those that ``prepare log`` writes for DIN.
+#: Settings of the first trial: those that ``prepare log`` writes for DIN, or for LightFM.
 WRITTEN = (
     "learning_rate", "embedding_regularizer", "net_dropout", "batch_size", "epochs", "early_stop_patience",
-    "reduce_lr_on_plateau", "swa_start",
+    "reduce_lr_on_plateau", "swa_start", "factor_regularizer",
 )  # fmt: skip
 MOST_TRIALS = 100
 #: Failed trials that end the search of a model of which none has finished.
@@ -169,18 +165,17 @@ def search(job: Job) -> tuple[float, str]:
 
 def trials_of(job: Job) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return what is tried of a model, and the settings of its first trial."""
-    from fuxictr_mm.config.sizes import factor_penalty_for
     from fuxictr_mm.data.parquet import count_rows
-    from fuxictr_mm.datasets.experiments import din_experiments
+    from fuxictr_mm.datasets.experiments import first_experiments
+    from fuxictr_mm.datasets.writer import SplitSummary, Summary
     from fuxictr_mm.experiment import Experiment
 
     config = Experiment.load(job.expid, job.config, dataset_id=job.dataset_id).config
-    rows = count_rows(config.dataset.train_data)
-    if config.model == "LightFM":
-        return FACTOR_SPACE, FACTOR_FIRST | {"embedding_regularizer": factor_penalty_for(rows).first}
-    written = din_experiments(rows, max_len=100)["DIN"]
-    first = {name: written[name] for name in WRITTEN}
-    return SPACE | {"swa_start": [first["swa_start"], None]}, first
+    splits = {"train": SplitSummary(rows=count_rows(config.dataset.train_data))}
+    model = "LightFM" if config.model == "LightFM" else "DIN"
+    written = first_experiments(Summary(0, 0, splits), max_len=100, users=True)[model]
+    first = {name: written[name] for name in WRITTEN if written.get(name) is not None}
+    return (FACTOR_SPACE if model == "LightFM" else SPACE | {"swa_start": [first["swa_start"], None]}), first
 
 
 def minutes_of(results: Sequence[TrialResult]) -> float:

@@ -51,7 +51,11 @@ class SettingsError(ConfigError):
 
     def __init__(self, where: str, problems: Mapping[str, str]) -> None:
         super().__init__(f"{where}: " + "; ".join(problems.values()))
-        self.problems = dict(problems)
+        self.where, self.problems = where, dict(problems)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return what another process makes the error of; by default that is the message alone."""
+        return type(self), (self.where, self.problems)
 
 
 def validate(

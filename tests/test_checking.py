@@ -1,5 +1,6 @@
 """Values against annotations, and the strings that FuxiCTR would evaluate."""
 
+import pickle
 import typing
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
@@ -7,7 +8,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import Field
 
-from fuxictr_mm.checking import check_call, describe_type, matches, unknown_key
+from fuxictr_mm.checking import SettingsError, check_call, describe_type, matches, unknown_key
 from fuxictr_mm.config import Dropout, HiddenUnits
 from fuxictr_mm.errors import ConfigError
 from tests.errors import raises_naming
@@ -123,3 +124,10 @@ def test_the_nearest_layer_is_suggested():
 def test_a_key_that_was_renamed_is_told():
     assert "fill_na" in unknown_key("na_value", ["fill_na", "name"])
     assert "fill_na" not in unknown_key("na_value", ["name"])
+
+
+def test_wrong_settings_of_another_process_are_known_here():
+    """A process pool pickles errors, as ``benchmarks.zoo`` and searches have them."""
+    error = SettingsError("DIN_x", {"epochs": "epochs is 0", "net_dropout": "net_dropout is 2"})
+    found = pickle.loads(pickle.dumps(error))  # noqa: S301
+    assert (type(found), str(found), found.problems) == (SettingsError, str(error), error.problems)

@@ -34,6 +34,7 @@ class Features:
     has_items: bool
     trains_unknown: bool = False  #: Whether the target may have ``unknown: trained``.
     plain: tuple[str, ...] = ()  #: Frozen embeddings of items, of those tried, whose column sets no norm and no scale.
+    compared: tuple[str, ...] = ()  #: What the active similarities of its configuration compare, by all of STATISTICS.
 
     @classmethod
     def of(cls, dataset: DatasetConfig, embeddings: list[str]) -> Features:
@@ -41,10 +42,13 @@ class Features:
         types: dict[str, str] = {}
         active: list[str] = []
         plain: list[str] = []
+        compared: list[str] = []
         for column in split_entries(dataset.feature_cols or ()):
             if column.type != "meta":
                 types[str(column.name)] = str(column.type)
                 active += [str(column.name)] if column.active else []
+            if column.type == "similarity" and column.active and set(STATISTICS) <= set(column.statistics or ()):
+                compared.append(str(column.of))
             is_plain = column.norm is None and column.scale is None and column.freeze_emb
             # Embeddings of rows are read as they are.
             is_of_items = column.type == "embedding" and column.source == ITEM_SOURCE and bool(dataset.item_files)
@@ -54,7 +58,7 @@ class Features:
         spec = FeatureSpec(name=target, dropout=0.1, unknown="trained")
         columns = Columns(dataset.feature_cols or (), [spec], roles=dataset.roles, item_info=dataset.item_info)
         trains_unknown = has_items and f"feature {target}.unknown" not in columns.problems()
-        return cls(types, active, embeddings, user, target, has_items, trains_unknown, tuple(plain))
+        return cls(types, active, embeddings, user, target, has_items, trains_unknown, tuple(plain), tuple(compared))
 
     @property
     def has_user(self) -> bool:
@@ -67,10 +71,14 @@ class Features:
 
     @property
     def computed(self) -> list[dict[str, Any]]:
-        """Entries of features that are computed from target and history: its length, and its similarities to it."""
+        """Entries of features that are computed from target and history: its length, and its similarities to it.
+
+        Without similarities that the dataset has, as ``prepare`` writes them: twice, they would only cost time.
+        """
         if not self.has_items:
             return []
-        of = dict.fromkeys([*self.embeddings_of(self.types)[:1], *self.embeddings])
+        embeddings = dict.fromkeys([*self.embeddings_of(self.types)[:1], *self.embeddings])
+        of = [name for name in embeddings if name not in self.compared]
         similar = {"active": False, "type": "similarity", "statistics": STATISTICS}
         return [
             {"name": LENGTH, "active": False, "type": "length"},

@@ -211,8 +211,9 @@ def explain(summary: Summary, users: bool, compared: Sequence[str] = (), sampled
     for name, dim in summary.dims.items():
         if 0 < summary.trained_items < 2 * dim:  # a linear map of them fits the items one by one
             lines.append(
-                f"{name} has {dim} dims, and {summary.trained_items} items have training rows: with so many, models "
-                f"learn nothing for new items; fuxictr-mm embed reduce --dim {max(summary.trained_items // 4, 1)}"
+                f"{name} has {dim} dims, and {summary.trained_items} items have training rows: so few may be fitted "
+                "one by one, which tells nothing of new items; reduce the dims (fuxictr-mm embed reduce --dim "
+                f"{max(summary.trained_items // 4, 1)}), and prepare again with the reduced file"
             )
     split, part = _newest_cold(summary)
     if users and sampled:

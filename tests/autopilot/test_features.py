@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 
 from fuxictr_mm.autopilot.facts import look
-from fuxictr_mm.autopilot.features import Features
+from fuxictr_mm.autopilot.features import STATISTICS, Features
 from fuxictr_mm.config.columns import split_entries
+from fuxictr_mm.config.features import FeatureConfig
 
 
 def test_lists_of_features(dataset):
@@ -28,6 +29,19 @@ def test_lists_of_features(dataset):
     assert few == ["item_id", "item_emb_d16"]
     assert set(few) < set(all_active)
     assert features.factors == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "added"),
+    [({}, False), ({"active": False}, True), ({"statistics": ["mean"]}, True), ({"of": "txt_emb_pca8"}, True)],
+)
+def test_a_similarity_of_the_dataset_is_not_added_again(dataset, changes, added):
+    """``prepare log --negatives`` writes one of each embedding."""
+    match = {"name": "item_emb_d16_match", "type": "similarity", "of": "item_emb_d16", "statistics": STATISTICS}
+    columns = [*dataset.feature_cols, FeatureConfig(**match | changes)]
+    features = Features.of(dataset.model_copy(update={"feature_cols": columns}), ["item_emb_d16"])
+    assert [entry.get("of") for entry in features.computed] == [None, *(["item_emb_d16"] if added else [])]
+    assert len({frozenset(names) for names in features.to_try}) == len(features.to_try) == 2
 
 
 def test_features_of_a_factorization():

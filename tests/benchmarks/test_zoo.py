@@ -3,9 +3,9 @@
 import pytest
 
 from benchmarks import zoo
-from fuxictr_mm.data.parquet import count_rows
-from fuxictr_mm.datasets.experiments import din_experiments
-from fuxictr_mm.experiment import Experiment
+from fuxictr_mm.data import parquet
+from fuxictr_mm.datasets.experiments import first_experiments
+from fuxictr_mm.datasets.writer import SplitSummary, Summary
 from fuxictr_mm.runs.paths import METRICS
 from fuxictr_mm.yaml_files import load_yaml
 from tests.paths import ROOT
@@ -27,13 +27,17 @@ def test_every_model_has_an_experiment_on_each_set():
             assert on_real[f"{name}_ml100k"]["model"] == name
 
 
-def test_a_study_begins_with_what_prepare_log_writes(tmp_path):
-    space, first = zoo.trials_of(zoo.Job("DIN_tiny", ROOT, "tiny_mm", 40, (1,), tmp_path, -1))
-    rows = count_rows(Experiment.load("DIN_tiny", ROOT).config.dataset.train_data)
-    written = din_experiments(rows, 100)["DIN"]
+@pytest.mark.parametrize("rows", [12_000, 398_262])
+@pytest.mark.parametrize("model", ["DIN", "LightFM"])
+def test_a_study_begins_with_what_prepare_log_writes(tmp_path, monkeypatch, model, rows):
+    monkeypatch.setattr(parquet, "count_rows", lambda path: rows)
+    space, first = zoo.trials_of(zoo.Job(f"{model}_tiny", ROOT, "tiny_mm", 40, (1,), tmp_path, -1))
+    summary = Summary(9, 10, {"train": SplitSummary(rows=rows)})
+    written = first_experiments(summary, 100, users=True)[model]
     assert first == {name: written[name] for name in first}
-    assert space["swa_start"] == [written["swa_start"], None]
+    assert space.get("swa_start", [None])[0] == written.get("swa_start")
     assert set(space) <= set(first)
+    assert {"batch_size", "epochs", "early_stop_patience"} <= set(first)
 
 
 @pytest.mark.slow
