@@ -59,17 +59,9 @@ MODELS: dict[str, Candidate] = {
     "DIN": Candidate("the challenge's baseline"),
     "Transformer_DCN": Candidate(
         "a transformer, for longer histories",
-        {
-            "learning_rate": 5e-4,
-            "swa_start": None,
-            "early_stop_patience": 2,
-            "reduce_lr_on_plateau": True,
-            "max_len": 50,
-            "first_k_cols": 4,
-            "transformer_layers": 1,
-        },
+        {"max_len": 50, "first_k_cols": 4, "transformer_layers": 1},
         units=("dcn_hidden_units", "mlp_hidden_units"),
         least_history=5,
-        cost=5,
+        cost=7,
     ),
 }

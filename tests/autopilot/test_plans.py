@@ -72,10 +72,10 @@ def test_the_average_begins_after_two_epochs():
     for rows, begins in ((80_024, 626), (2 * 10**6, 978)):  # of batches of 256, and of 4,096
         for model in MODELS:
             plan = plan_for(model, "tiny_mm", replace(FACTS, rows={"train": rows}), FEATURES)
-            has_average = model in SWA_LEARNING_RATE
+            has_average = model != "LightFM"
             assert plan.space.get("swa_start") == ([begins, None] if has_average else None)
             assert plan.first.get("swa_start") == (begins if has_average else None)
-            assert plan.first["learning_rate"] == SWA_LEARNING_RATE.get(model, plan.first["learning_rate"])
+            assert plan.first["learning_rate"] == SWA_LEARNING_RATE.get(model, 4e-3 if has_average else 5e-3)
 
 
 @pytest.mark.parametrize(
@@ -282,11 +282,3 @@ def test_raw_columns_are_encoded_and_every_model_trains_on_them(tmp_path, monkey
     (tmp_path / "model_config.yaml").write_text(json.dumps(experiments))
     for model in experiments:
         assert set(Experiment.load(model, tmp_path).fit().valid) == {"AUC", "gAUC", "logloss"}
-
-
-def test_without_an_average_of_the_weights_the_learning_rate_is_reduced():
-    """More patience at a constant rate was measured with the average alone."""
-    plan = plan_for("Transformer_DCN", "tiny_mm", FACTS, FEATURES)
-    settings = {**plan.settings, **plan.first}
-    assert "swa_start" not in settings
-    assert (settings["early_stop_patience"], settings["reduce_lr_on_plateau"]) == (2, True)
