@@ -24,7 +24,7 @@ from fuxictr_mm_serving.manifest import version_of
 from fuxictr_mm_serving.new_items import NewItem
 
 if TYPE_CHECKING:
-    from fuxictr_mm_serving.users import Users
+    from fuxictr_mm_serving.users import Stamp, Users
 
 logger = logging.getLogger("fuxictr_mm_serving")
 
@@ -46,11 +46,11 @@ class Loaded:
     cache: StateCache
     version: str
     #: Sizes and times of the files before they were opened.
-    stamp: list[tuple[str, int, int]] = field(default_factory=list)
+    stamp: Stamp = field(default_factory=list)
     #: The file of users, with the columns that the export reads.
     users: Users | None = None
     #: Sizes and times of its files before they were read.
-    users_stamp: list[tuple[str, int, int]] = field(default_factory=list)
+    users_stamp: Stamp = field(default_factory=list)
     #: What is wrong with its files, if anything is.
     damage: str = ""
 
@@ -112,12 +112,12 @@ class Service:
         self._users = [Path(path) for path in paths]
         self._user_column = user_column
         self._switching = threading.Lock()
-        self._damaged: list[tuple[str, int, int]] | None = None  # the stamp of what was refused
+        self._damaged: Stamp | None = None  # the stamp of what was refused
         #: Whether the folder holds another export, which could not be loaded.
         self.has_refused = False
         # Stamps of files of users: that of the last look, and of what was refused.
-        self._seen_users: list[tuple[str, int, int]] = []
-        self._refused_users: list[tuple[str, int, int]] | None = None
+        self._seen_users: Stamp = []
+        self._refused_users: Stamp | None = None
         #: Whether the files of users have changed, and could not be read.
         self.has_refused_users = False
         self.loaded = self._load(CHECKED_BYTES, None)
@@ -138,7 +138,7 @@ class Service:
             raise
         return Loaded(export, StateCache(self.cache_bytes), export.version, stamp, users, users_stamp)
 
-    def _users_of(self, export: Export, present: Loaded | None) -> tuple[Users | None, list[tuple[str, int, int]]]:
+    def _users_of(self, export: Export, present: Loaded | None) -> tuple[Users | None, Stamp]:
         """Return the users with the columns that an export reads, and their stamp: those at present, if it reads these.
 
         Of rows of ``fuxictr-mm prepare``, they know the ids by their own export.
@@ -232,7 +232,7 @@ class Service:
             loaded.users, loaded.users_stamp, self.has_refused_users = users, stamp, False
             return True
 
-    def _read_users(self, export: Export, stamp: list[tuple[str, int, int]]) -> Users:
+    def _read_users(self, export: Export, stamp: Stamp) -> Users:
         """Return the users of changed files; what cannot be read is not read again, to read it could take minutes."""
         from fuxictr_mm_serving.users import Users, stamp_of_users
 
@@ -263,7 +263,7 @@ class Service:
             f"take; expected {', '.join([*read, export.history])} with values as in training"
         )
 
-    def _stamp(self) -> list[tuple[str, int, int]]:
+    def _stamp(self) -> Stamp:
         """Return sizes and times of the files, that of users too: by them a repair is seen without reading them."""
         found, paths = [], [*self._users]
         for folder in (self.folder, *paths):
