@@ -18,7 +18,7 @@ from fuxictr_mm.fuxictr_imports import FeatureMap
 from fuxictr_mm.jagged import Jagged, mean_pooling
 from fuxictr_mm.layers import Factorization, mean_squares
 from fuxictr_mm.model import DNNModel, Embedded
-from fuxictr_mm.training.optim import set_initial_std
+from fuxictr_mm.training.embedding_tables import set_initial_std
 
 
 class Factors(NamedTuple):

@@ -41,16 +41,13 @@ from fuxictr_mm.tables import (
 from fuxictr_mm.tasks import MixedActivation, UncertaintyWeights, loss_of_tasks
 from fuxictr_mm.training import loop, scoring
 from fuxictr_mm.training.checkpoints import load_state_dict, save_state_dict
-from fuxictr_mm.training.optim import (
-    Penalty,
-    Schedule,
-    WeightAverage,
-    add_sharded,
-    clip_gradients,
-    embedding_tables,
-    make_optimizer,
-)  # fmt: skip
+from fuxictr_mm.training.clipping import clip_gradients
+from fuxictr_mm.training.embedding_tables import embedding_tables
+from fuxictr_mm.training.optimizers import add_sharded, make_optimizer
+from fuxictr_mm.training.penalty import Penalty
 from fuxictr_mm.training.replicas import Replicas
+from fuxictr_mm.training.schedule import Schedule
+from fuxictr_mm.training.weight_average import WeightAverage
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from fuxictr_mm.config import FeatureConfig, ModelSettings
 from fuxictr_mm.errors import ConfigError
-from fuxictr_mm.training.optim import touched_rule
+from fuxictr_mm.training.optimizers import touched_rule
 
 #: Rules of ``TouchedOptimizer`` that fbgemm has on the CPU as well.
 SHARDED_RULES = ("adagrad", "rowwise_adagrad", "sgd")

@@ -13,7 +13,7 @@ from fuxictr_mm.data.batch import Batch
 from fuxictr_mm.jagged import Jagged, mean_pooling
 from fuxictr_mm.layers import Factorization, mean_squares
 from fuxictr_mm.model import MultimodalModel
-from fuxictr_mm.training.optim import set_initial_std
+from fuxictr_mm.training.embedding_tables import set_initial_std
 
 
 class LightFM(MultimodalModel):

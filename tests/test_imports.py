@@ -44,7 +44,7 @@ LIGHT = [
     (
         """
 import torch
-from fuxictr_mm.training.optim import make_optimizer
+from fuxictr_mm.training.optimizers import make_optimizer
 net, table = torch.nn.Linear(2, 1), torch.nn.Embedding(3, 2, sparse=True)
 dense, tables = [*net.parameters()], [table.weight]
 for optimizer in (

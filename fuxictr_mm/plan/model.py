@@ -21,7 +21,8 @@ from fuxictr_mm.registry import describe_error
 from fuxictr_mm.sparse_products import as_in_large_batches
 from fuxictr_mm.tables import sharded_parameters, touched_parameters
 from fuxictr_mm.tables.optim import LAST
-from fuxictr_mm.training.optim import embedding_tables, make_optimizer, touched_rule
+from fuxictr_mm.training.embedding_tables import embedding_tables
+from fuxictr_mm.training.optimizers import make_optimizer, touched_rule
 
 #: Rows of the tables of the small copy; rows of its two batches.
 SMALL_TABLE, SMALL_BATCHES = 1000, (32, 96)

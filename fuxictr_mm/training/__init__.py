@@ -1,1 +1,1 @@
-"""Training: loop, checkpoints, optimizers, data parallelism, callbacks."""
+"""Training: loop, optimizers, schedule, regularization, checkpoints, data parallelism, callbacks."""

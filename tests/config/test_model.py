@@ -6,7 +6,7 @@ import torch
 from fuxictr_mm.config import ModelSettings
 from fuxictr_mm.config.model import OPTIMIZERS, optimizer_name, parse_regularizer
 from fuxictr_mm.errors import ConfigError
-from fuxictr_mm.training.optim import optimizer_class
+from fuxictr_mm.training.optimizers import optimizer_class
 from tests.errors import check_names, raises_naming
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from fuxictr_mm.training.optim import WeightAverage
+from fuxictr_mm.training.weight_average import WeightAverage
 
 
 class Model(nn.Module):

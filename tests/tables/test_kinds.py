@@ -6,7 +6,7 @@ import torch
 from fuxictr_mm.errors import ConfigError
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.tables import kinds, touched_parameters
-from fuxictr_mm.training.optim import clip_gradients
+from fuxictr_mm.training.clipping import clip_gradients
 from tests.errors import raises_naming
 from tests.paths import ROOT
 

@@ -10,7 +10,10 @@ from torch import nn
 
 from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.tables import Optimizers, TouchedOptimizer
-from fuxictr_mm.training.optim import Penalty, WeightAverage, clip_gradients, make_optimizer
+from fuxictr_mm.training.clipping import clip_gradients
+from fuxictr_mm.training.optimizers import make_optimizer
+from fuxictr_mm.training.penalty import Penalty
+from fuxictr_mm.training.weight_average import WeightAverage
 from tests.errors import raises_naming
 
 ROWS, DIM = 9, 3
