@@ -167,7 +167,7 @@ def trials_of(job: Job) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return what is tried of a model, and the settings of its first trial."""
     from fuxictr_mm.data.parquet import count_rows
     from fuxictr_mm.datasets.experiments import first_experiments
-    from fuxictr_mm.datasets.writer import SplitSummary, Summary
+    from fuxictr_mm.datasets.summary import SplitSummary, Summary
     from fuxictr_mm.experiment import Experiment
 
     config = Experiment.load(job.expid, job.config, dataset_id=job.dataset_id).config

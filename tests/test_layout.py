@@ -65,6 +65,7 @@ TESTED_BY = {
     "fuxictr_mm/data/labels": "data/test_decoding",
     "fuxictr_mm/data/summary": "data/test_interactions",
     "fuxictr_mm/datasets/configuration": "datasets/test_log",
+    "fuxictr_mm/datasets/summary": "datasets/test_writer",
     "fuxictr_mm/datasets/synthetic": "commands/test_synth",
     "fuxictr_mm/fuxictr_imports": "test_compat",
     "fuxictr_mm/datasets/folder": "datasets/test_writer",

@@ -13,7 +13,7 @@ from fuxictr_mm.autopilot.features import Features
 from fuxictr_mm.config.sizes import PENALTY, factor_penalty_for, penalty_for
 from fuxictr_mm.datasets.experiments import DIN_ATTENTION, first_experiments
 from fuxictr_mm.datasets.reader import Reader
-from fuxictr_mm.datasets.writer import SplitSummary, Summary
+from fuxictr_mm.datasets.summary import SplitSummary, Summary
 
 #: Fraction of cold targets among the rows to score from which on dropout of item ids is tried, and what is tried.
 COLD = 0.01

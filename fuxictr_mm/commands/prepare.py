@@ -15,7 +15,7 @@ from fuxictr_mm.errors import ConfigError
 
 if TYPE_CHECKING:
     from fuxictr_mm.datasets.own.later import LaterLog
-    from fuxictr_mm.datasets.writer import Summary
+    from fuxictr_mm.datasets.summary import Summary
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -10,7 +10,7 @@ from fuxictr_mm.errors import ConfigError, MissingFileError, nearest
 
 if TYPE_CHECKING:
     from fuxictr_mm.datasets.reader import Reader
-    from fuxictr_mm.datasets.writer import Summary
+    from fuxictr_mm.datasets.summary import Summary
 
 #: What a comment begins with where gAUC is not among the metrics.
 LEFT_OUT = "gAUC is left out"

@@ -19,7 +19,7 @@ from fuxictr_mm.data.schema import ITEM_ID
 from fuxictr_mm.terminal import listed
 
 if TYPE_CHECKING:
-    from fuxictr_mm.datasets.writer import Summary
+    from fuxictr_mm.datasets.summary import Summary
 
 #: Training rows of a user from which on the user is a feature: an embedding of fewer is not learned.
 USER_ROWS = 3

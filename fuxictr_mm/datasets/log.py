@@ -40,7 +40,7 @@ from fuxictr_mm.datasets.own.tables import Table
 from fuxictr_mm.datasets.own.training import Training, read_training, why_unknown
 from fuxictr_mm.datasets.own.vectors import read_array, read_vectors, vector_columns
 from fuxictr_mm.datasets.reader import Embeddings, Kind, Reader, Rows
-from fuxictr_mm.datasets.writer import Summary
+from fuxictr_mm.datasets.summary import Summary
 from fuxictr_mm.encoding.text_files import Encoding
 from fuxictr_mm_serving.prepared import ITEM_FILE, SOURCE_ROW, SOURCE_TIME, SOURCE_USER, SOURCE_WEIGHT
 

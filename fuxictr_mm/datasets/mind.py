@@ -25,7 +25,7 @@ from fuxictr_mm.datasets.reader import Kind, Reader, Rows
 from fuxictr_mm.errors import DataError, MissingFileError
 
 if TYPE_CHECKING:
-    from fuxictr_mm.datasets.writer import Summary
+    from fuxictr_mm.datasets.summary import Summary
 
 #: Impressions of a chunk; MIND has 37 news each on average.
 CHUNK_IMPRESSIONS = 50_000

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import polars as pl
     import pyarrow as pa
 
-    from fuxictr_mm.datasets.writer import Summary
+    from fuxictr_mm.datasets.summary import Summary
 
 #: Kind of a column. ``text`` is kept for ``fuxictr-mm embed encode``, ``group`` for metrics; no model reads them.
 Kind = Literal["categorical", "numeric", "sequence", "text", "group"]

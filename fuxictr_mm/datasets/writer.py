@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from fuxictr_mm.data.vocabulary import Vocabulary
 from fuxictr_mm.datasets.folder import VERSION, PreparedFolder
 from fuxictr_mm.datasets.histories import ranges
 from fuxictr_mm.datasets.reader import SPLITS, Embeddings, Reader, Rows, names_of
+from fuxictr_mm.datasets.summary import SplitSummary, Summary
 from fuxictr_mm.encoding.text_files import is_disk_full
 from fuxictr_mm.errors import DataError, UserError, first_line
 from fuxictr_mm.files import atomic_path, read_json, write_json
@@ -41,50 +42,6 @@ FINISHED = ".finished.json"
 
 #: Rows of a row group: what is shuffled and streamed together.
 GROUP_ROWS = 100_000
-
-
-@dataclass
-class SplitSummary:
-    """What was written of a split."""
-
-    #: Rows, those that have the first label of 0 and 1, and those whose label is above 0.
-    rows: int = 0
-    labelled: int = 0
-    positives: int = 0
-    #: Rows with an empty history, and items of all histories.
-    without_history: int = 0
-    history_items: int = 0
-    left_out: int = 0  #: Rows whose target is in no item file; they are not written.
-    unknown_items: int = 0  #: History items that are in no item file; they are dropped.
-    cold: int = 0  #: Rows whose target is not a target of a training row.
-
-    def add(self, other: SplitSummary) -> None:
-        """Add the counts of another part."""
-        for name, count in asdict(other).items():
-            setattr(self, name, getattr(self, name) + count)
-
-
-@dataclass
-class Summary:
-    """What was written of a dataset: items, users, splits, coverage of embeddings, and what became of columns."""
-
-    items: int
-    users: int
-    splits: dict[str, SplitSummary]
-    coverage: dict[str, float] = field(default_factory=dict)
-    scales: dict[str, float] = field(default_factory=dict)
-    norms: dict[str, Norms] = field(default_factory=dict)  #: Of embeddings without a scale of their own.
-    vocab_sizes: dict[str, int] = field(default_factory=dict)
-    columns: dict[str, Any] = field(default_factory=dict)
-    trained_items: int = 0  #: Items that are the target of a training row.
-    dims: dict[str, int] = field(default_factory=dict)  #: Of the embeddings.
-
-    @classmethod
-    def from_json(cls, found: dict[str, Any]) -> Summary:
-        """Return a summary by what ``asdict`` gives."""
-        splits = {split: SplitSummary(**counts) for split, counts in found["splits"].items()}
-        norms = {name: Norms(**values) for name, values in found["norms"].items()}
-        return cls(**{**found, "splits": splits, "norms": norms})
 
 
 class Writer:

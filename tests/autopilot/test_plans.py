@@ -18,7 +18,8 @@ from fuxictr_mm.config.sizes import SWA_LEARNING_RATE, factor_penalty_for
 from fuxictr_mm.datasets.configuration import write_config
 from fuxictr_mm.datasets.experiments import first_experiments
 from fuxictr_mm.datasets.reader import load_reader
-from fuxictr_mm.datasets.writer import SplitSummary, Summary, Writer
+from fuxictr_mm.datasets.summary import SplitSummary, Summary
+from fuxictr_mm.datasets.writer import Writer
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.registry import load_model_class
 from fuxictr_mm.training.settings_text import default_settings

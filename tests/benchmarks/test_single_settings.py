@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import single_settings
 from fuxictr_mm.datasets.experiments import first_experiments
-from fuxictr_mm.datasets.writer import SplitSummary, Summary
+from fuxictr_mm.datasets.summary import SplitSummary, Summary
 from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.runs.paths import METRICS
 from tests.paths import ROOT

@@ -5,7 +5,7 @@ import pytest
 from benchmarks import zoo
 from fuxictr_mm.data import parquet
 from fuxictr_mm.datasets.experiments import first_experiments
-from fuxictr_mm.datasets.writer import SplitSummary, Summary
+from fuxictr_mm.datasets.summary import SplitSummary, Summary
 from fuxictr_mm.runs.paths import METRICS
 from fuxictr_mm.yaml_files import load_yaml
 from tests.paths import ROOT

@@ -9,7 +9,7 @@ from fuxictr_mm.datasets.experiments import (
     first_experiments,
     users_recur,
 )
-from fuxictr_mm.datasets.writer import SplitSummary, Summary
+from fuxictr_mm.datasets.summary import SplitSummary, Summary
 
 
 @pytest.mark.parametrize(("users", "recur"), [(50, True), (200, False)])
