@@ -76,6 +76,7 @@ TESTED_BY = {
     "fuxictr_mm/datasets/own/ids": "datasets/test_log",
     "fuxictr_mm/datasets/own/labelling": "datasets/own/test_labels",
     "fuxictr_mm/datasets/own/new_rows": "datasets/own/test_later",
+    "fuxictr_mm/datasets/own/number_texts": "datasets/own/test_amounts",
     "fuxictr_mm/datasets/own/options": "datasets/test_log",
     "fuxictr_mm/datasets/own/sampled": "datasets/test_log",
     "fuxictr_mm/datasets/own/source": "datasets/test_log",

@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from shlex import quote
 from typing import Any, Literal
 
 import polars as pl
 
 from fuxictr_mm.data import parquet
-from fuxictr_mm.datasets.own.amounts import (
-    AMOUNT,
-    NUMBERS,
-    PHONE,
-    PLAIN,
-    SAME,
-    Form,
-    decimal_in,
-    form_in,
-    is_missing,
-    unit_in,
-)
+from fuxictr_mm.datasets.own.amounts import PLAIN, Form
+from fuxictr_mm.datasets.own.number_texts import NumberTexts
 from fuxictr_mm.encoding.csv_files import with_partitions
 from fuxictr_mm.encoding.text_files import (
     CSV,
@@ -40,41 +28,8 @@ from fuxictr_mm.encoding.text_files import (
 )
 from fuxictr_mm.errors import ConfigError, DataError, first_line, nearest
 
-logger = logging.getLogger(__name__)
-
-#: Integers as they are written; 007 is an id or a code.
-INTEGER = r"^-?(?:0|[1-9]\d*)$"
+#: An integer as pandas writes it in a column with missing values.
 WHOLE = r"^(-?(?:0|[1-9]\d*))\.0$"
-
-#: What spreadsheets make of long digits.
-ROUNDED = r"^\d[.,]\d+[eE]\+\d+$"
-
-#: Rows in which a unit is looked for.
-SAMPLE = 1000
-
-#: Texts are warned of where at least this fraction, but not all, are numbers.
-MOSTLY = 0.9
-
-
-def is_integer(text: pl.Expr) -> pl.Expr:
-    """Whether a text is an integer of 64 bits."""
-    return text.str.contains(INTEGER) & text.cast(pl.Int64, strict=False).is_not_null()
-
-
-def _example(text: pl.Expr, is_one: pl.Expr) -> pl.Expr:
-    """Return the least text of which something is true: without a filter, all columns are read in one pass."""
-    return pl.when(is_one).then(text).min()
-
-
-def _tests_of_numbers(name: str, text: pl.Expr, kinds: Mapping[str, pl.Expr], is_number: pl.Expr) -> list[pl.Expr]:
-    """Return what the texts of a column tell of how they are read, each with the name of the column in its own."""
-    is_none = is_missing(text)
-    tests = [(is_none | test).all().alias(f"{kind} {name}") for kind, test in kinds.items()]
-    tests.append((is_none | is_number).mean().alias(f"any {name}"))
-    for mark in NUMBERS:
-        tests.append(_example(text, ~is_none & text.str.contains(mark, literal=True)).alias(f"first {mark} {name}"))
-    tests.append(_example(text, text.str.contains(r"^\(|\d-$")).alias(f"negative {name}"))
-    return [*tests, (is_none | text.str.contains(AMOUNT)).all().alias(f"amount {name}")]
 
 
 @dataclass(frozen=True)
@@ -245,183 +200,10 @@ class Table:
         has_commas = is_csv and all(
             separator_in(path, self.encoding, self._names_of(path)) != "," for path in self.paths
         )
-        schema = self._rows.collect_schema().items()
-        names = [name for name, kind in schema if kind == pl.String and name not in self.texts]
-        names = [name for name in names if self.types.get(name) not in ("sequence", "text")]
-        numeric = [name for name in names if self.types.get(name, "numeric") == "numeric"]
-        forms = self._amounts(numeric, has_commas)
-        texts, tests = {name: pl.col(name).str.strip_chars() for name in names if name not in forms}, []
-        numbers: dict[str, pl.Expr] = {}
-        for name, text in texts.items():
-            kinds = {"integer": is_integer(text), "digits": text.str.contains(INTEGER)}
-            for mark, is_number in self._is_number(name, text, name in numeric, has_commas).items():
-                kinds[mark] = is_number & ~text.str.contains(PHONE)
-            grouped = [text.str.contains(NUMBERS["."])] if name in numeric else []  # perhaps: a warning names them
-            numbers[name] = pl.any_horizontal(*kinds.values(), *grouped)
-            tests += _tests_of_numbers(name, text, kinds, numbers[name])
-        ids = [name for name, kind in schema if kind == pl.String and name in self.texts]
-        tests += [_example(pl.col(n), pl.col(n).str.contains(ROUNDED)).alias(f"rounded {n}") for n in ids]
-        found = self._rows.select(tests).collect(engine="streaming").row(0, named=True) if tests else {}
-        for name in ids:
-            if found[f"rounded {name}"] is not None:
-                logger.warning(
-                    f"{self.paths[0]}: {name} holds {found[f'rounded {name}']!r}: a spreadsheet seems to have rounded "
-                    "ids of many digits, so that several are one; export the column as text"
-                )
-        casts = [form.numbers(pl.col(name)) for name, form in forms.items()]
-        for name, text in texts.items():
-            # Digits alone that are not integers of 64 bits are ids, of which a float would take two for one.
-            fraction = found[f"any {name}"]  # None without rows
-            if MOSTLY <= (fraction or 0) < 1:
-                self._warn_of_others(name, text, numbers[name])
-            elif (fraction or 0) < MOSTLY and found[f"amount {name}"] and name in numeric:
-                self._warn_of_units(name, text)
-            if (fraction is not None and fraction < 1) or found[f"digits {name}"] != found[f"integer {name}"]:
-                continue
-            decimal = self._decimal_of(name, text, found)
-            if decimal:
-                form = Form("", decimal)
-                casts.append(form.numbers(pl.col(name)))
-                if not self._known(name).unit:  # which these numbers do not have
-                    forms[name] = form
-            elif decimal is not None:
-                is_int = found[f"integer {name}"]
-                casts.append(text.cast(pl.Int64, strict=False) if is_int else Form().numbers(pl.col(name)))
-        return casts, forms
-
-    def _decimal_of(self, name: str, text: pl.Expr, found: Mapping[str, Any]) -> str | None:
-        """Return the decimal mark of numbers, empty without one, None of texts, and log how they are read."""
-        fits = [mark for mark in NUMBERS if found.get(f"{mark} {name}")]
-        marks = {mark: example for mark in NUMBERS if (example := found[f"first {mark} {name}"]) is not None}
-        is_asked = self.types.get(name) == "numeric"
-        decimal = decimal_in(fits, marks, self._known(name).decimal, is_asked)
-        is_list = decimal == "." and "," in marks and not is_asked and self._may_be_lists(text)
-        decimal = None if is_list else decimal
-        self._mention_marks(name, decimal, marks, is_list, is_unsure=len(fits) == 2)
-        if decimal is not None and self._is_mentioned(name) and (example := found[f"negative {name}"]):
-            logger.info(
-                f"{self.paths[0]}: {name} is read as numbers, negative in parentheses or before -, as in "
-                f"{example}; --types {quote(name)}=categorical keeps the texts"
-            )
-        return decimal
-
-    def _may_be_lists(self, text: pl.Expr) -> bool:
-        """Whether 100,200,300 may be three ids: these do not begin with 0, but of many groups of digits some do."""
-        return not self._rows.select(text.str.contains(r"\.|,0").any()).collect(engine="streaming").item()
-
-    def _warn_of_others(self, name: str, text: pl.Expr, is_number: pl.Expr) -> None:
-        """Warn of a few texts among numbers, which make all of them texts, unless some are codes such as 007."""
-        if not self._is_mentioned(name):
-            return
-        is_other, values = ~is_missing(text) & ~is_number, (~is_missing(text)).sum()
-        is_code = (is_other & text.str.contains(r"^\d+$")).any()
-        tests = (
-            values.alias("values"),
-            is_other.sum().alias("others"),
-            text.filter(is_other).first(),
-            is_code.alias("code"),
+        found = NumberTexts(
+            self._rows, self.paths[0], self.option, self.texts, self.types, self.known_forms, has_commas
         )
-        count, others, example, has_codes = self._rows.select(tests).collect(engine="streaming").row(0)
-        if others <= (1 - MOSTLY) * count and not has_codes:
-            logger.warning(
-                f"{self.paths[0]}: {name} is read as texts, since {others} of {count} values are no numbers, such as "
-                f"{example!r}; write numbers in one form and missing ones as empty fields, or add "
-                f"--types {quote(name)}=categorical if they are codes"
-            )
-
-    def _warn_of_units(self, name: str, text: pl.Expr) -> None:
-        """Warn of amounts of several units, such as kg and g, or with and without one, which stay texts."""
-        parts = text.filter(~is_missing(text)).str.extract_groups(AMOUNT).struct
-        unit = pl.coalesce(parts.field("before"), parts.field("after"), pl.lit("")).alias("unit")
-        units = self._rows.select(unit.unique().sort()).collect(engine="streaming")["unit"].to_list()
-        if len(units) > 1 and self._is_mentioned(name):
-            logger.warning(
-                f"{self.paths[0]}: {name} is read as texts, since its amounts have several units "
-                f"({', '.join(unit or 'none' for unit in units)}); write all as numbers of one unit, or add "
-                f"--types {quote(name)}=categorical"
-            )
-
-    def _is_number(self, name: str, text: pl.Expr, is_numeric: bool, has_commas: bool) -> dict[str, pl.Expr]:
-        """Return, by the possible decimal marks of a column, whether a text is a number; of a category, by a point."""
-        if not is_numeric:
-            return {".": text.str.contains(SAME)}  # 1.10 and 1.1 are two
-        is_plain, is_grouped = (
-            {mark: text.str.contains(pattern) for mark, pattern in patterns.items()} for patterns in (PLAIN, NUMBERS)
-        )
-        found = {".": is_plain["."]}
-        # Where commas separate columns, 1,234 may be two ids, but not if another row is 1,234.50.
-        has_commas |= self._known(name).decimal == "," or self.types.get(name) == "numeric"
-        found["."] |= is_grouped["."] & (pl.lit(has_commas) | text.str.contains(r",.*\.").any())
-        if has_commas:
-            found[","] = is_plain[","] | is_grouped[","]
-        return found
-
-    def _mention_marks(
-        self, name: str, decimal: str | None, marks: Mapping[str, str], is_list: bool, is_unsure: bool
-    ) -> None:
-        """Log how points and commas in the numbers of a column are read; warn if they are not."""
-        examples = " and ".join(map(repr, marks.values()))
-        if self.known_forms is not None and decimal and is_unsure and not self._known(name).decimal:
-            logger.warning(
-                f"{self.paths[0]}: {name}: {decimal!r} in {examples} is read as the decimal mark, since the earlier "
-                "log has none; if it separates thousands, write numbers without such separators"
-            )
-        if not self._is_mentioned(name) or not marks:
-            return
-        if is_list:
-            lists = f", or --types {quote(name)}=sequence if they are lists" if self.option == "items" else ""
-            logger.warning(
-                f"{self.paths[0]}: {name} is read as texts, since the rows do not tell whether commas separate "
-                f"thousands or the values of lists, as in {examples}; add --types {quote(name)}=numeric if they are "
-                f"numbers{lists}"
-            )
-            return
-        if decimal is None:
-            logger.warning(
-                f"{self.paths[0]}: {name} is read as texts, since the rows do not tell whether points and commas "
-                f"separate thousands or decimals, as in {examples}; write numbers without separators of thousands"
-                f"{f', or add --types {quote(name)}=numeric if it separates decimals' if len(marks) == 1 else ''}"
-            )
-        elif decimal and "," in marks:
-            read = "decimal commas" if decimal == "," else "commas between thousands"
-            logger.info(
-                f"{self.paths[0]}: {name} is read as numbers with {read}, such as {marks[',']}; "
-                f"--types {quote(name)}=categorical keeps the texts"
-            )
-
-    def _known(self, name: str) -> Form:
-        return (self.known_forms or {}).get(name, Form())
-
-    def _is_mentioned(self, name: str) -> bool:
-        """Whether the log says how a column is read: where ``--types`` can change it."""
-        return self.known_forms is None and name not in self.types
-
-    def _amounts(self, names: Sequence[str], has_commas: bool) -> dict[str, Form]:
-        """Return how the numbers of columns with a unit are written."""
-        texts = {name: pl.col(name).str.strip_chars() for name in names}
-        first = [_example(text, ~is_missing(text)).alias(name) for name, text in texts.items()]
-        values = self._rows.head(SAMPLE).select(first).collect(engine="streaming").row(0, named=True) if first else {}
-        units = {name: Form(unit_in(value)) for name, value in values.items()}
-        forms = {}
-        units |= {name: form for name, form in (self.known_forms or {}).items() if name in names}
-        for name, begin in units.items():
-            if not begin.unit:
-                continue
-            form, example = form_in(self._rows, name, begin, has_commas)
-            if example is not None:
-                logger.warning(
-                    f"{self.paths[0]}: {name} is read as texts, since no row tells what the mark in {example!r} "
-                    "separates, thousands or decimals; write numbers without separators of thousands"
-                )
-            if form is None:
-                continue
-            forms[name] = form
-            if self._is_mentioned(name):
-                logger.info(
-                    f"{self.paths[0]}: {name} is read as numbers without {form.unit!r}; "
-                    f"--types {quote(name)}=categorical keeps the texts"
-                )
-        return forms
+        return found.read()
 
     def where(self, row: int) -> str:
         """Return file and row, counted from 0 after the header, of a row of ``frame``."""

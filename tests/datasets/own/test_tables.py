@@ -6,6 +6,7 @@ import pytest
 from fuxictr_mm.datasets.own import tables
 from fuxictr_mm.datasets.own.amounts import Form
 from fuxictr_mm.datasets.own.later import LaterLog
+from fuxictr_mm.datasets.own.number_texts import NumberTexts
 from fuxictr_mm.datasets.own.tables import Table
 from fuxictr_mm.datasets.reader import load_reader
 from fuxictr_mm.datasets.writer import Writer
@@ -299,7 +300,7 @@ def test_amounts_of_several_units_are_named(texts, is_warned, tmp_path, caplog):
 
 
 def test_columns_of_numbers_are_not_read_again_for_units(tmp_path, monkeypatch):
-    monkeypatch.setattr(Table, "_warn_of_units", lambda *_: pytest.fail("is read again"))
+    monkeypatch.setattr(NumberTexts, "_warn_of_units", lambda *_: pytest.fail("is read again"))
     pl.DataFrame({"age": ["31", "n/a", "7"], "x": ["a", "b", "c"]}).write_csv(tmp_path / "items.csv")
     frame = Table([tmp_path / "items.csv"], tmp_path / "scratch", "items").frame.collect()
     assert frame["age"].to_list() == [31, None, 7]

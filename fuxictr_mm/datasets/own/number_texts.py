@@ -1,0 +1,277 @@
+"""Columns of texts that are numbers in all rows, and what is said of those that may be meant in another way."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+import polars as pl
+
+from fuxictr_mm.datasets.own.amounts import (
+    AMOUNT,
+    NUMBERS,
+    PHONE,
+    PLAIN,
+    SAME,
+    Form,
+    decimal_in,
+    form_in,
+    is_missing,
+    unit_in,
+)
+
+logger = logging.getLogger(__name__)
+
+#: Integers as they are written; 007 is an id or a code.
+INTEGER = r"^-?(?:0|[1-9]\d*)$"
+
+#: What spreadsheets make of long digits.
+ROUNDED = r"^\d[.,]\d+[eE]\+\d+$"
+
+#: Rows in which a unit is looked for.
+SAMPLE = 1000
+
+#: Texts are warned of where at least this fraction, but not all, are numbers.
+MOSTLY = 0.9
+
+
+def is_integer(text: pl.Expr) -> pl.Expr:
+    """Whether a text is an integer of 64 bits."""
+    return text.str.contains(INTEGER) & text.cast(pl.Int64, strict=False).is_not_null()
+
+
+def _example(text: pl.Expr, is_one: pl.Expr) -> pl.Expr:
+    """Return the least text of which something is true: without a filter, all columns are read in one pass."""
+    return pl.when(is_one).then(text).min()
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A column of texts without a unit, and in which ways each may be a number."""
+
+    name: str
+    text: pl.Expr  #: Without spaces around it.
+    kinds: Mapping[str, pl.Expr]  #: Whether a text is an integer, digits alone, or a number of a decimal mark.
+    is_number: pl.Expr  #: Whether it is a number in any way.
+    is_numeric: bool  #: Whether it may become a quantity.
+
+    def tests(self) -> list[pl.Expr]:
+        """Return what the texts tell of how they are read, each with the name of the column in its own."""
+        name, text, is_none = self.name, self.text, is_missing(self.text)
+        tests = [(is_none | test).all().alias(f"{kind} {name}") for kind, test in self.kinds.items()]
+        tests.append((is_none | self.is_number).mean().alias(f"any {name}"))
+        for mark in NUMBERS:
+            tests.append(_example(text, ~is_none & text.str.contains(mark, literal=True)).alias(f"first {mark} {name}"))
+        tests.append(_example(text, text.str.contains(r"^\(|\d-$")).alias(f"negative {name}"))
+        return [*tests, (is_none | text.str.contains(AMOUNT)).all().alias(f"amount {name}")]
+
+
+@dataclass(frozen=True)
+class NumberTexts:
+    """The texts of a table, and what is known of them before they are read."""
+
+    rows: pl.LazyFrame
+    path: Path  #: The file that messages name.
+    option: str  #: The option that names the table.
+    ids: Sequence[str]  #: Columns whose texts stay texts.
+    types: Mapping[str, str]  #: What columns are known to become.
+    known_forms: Mapping[str, Form] | None  #: How an earlier log writes numbers; None if there is none.
+    has_commas: bool  #: Whether a comma may be in a number, since it separates no columns.
+
+    def read(self) -> tuple[list[pl.Expr], dict[str, Form]]:
+        """Return casts of the columns whose texts are all numbers, and how those with a unit or a mark are written."""
+        texts = [name for name, kind in self.rows.collect_schema().items() if kind == pl.String]
+        ids = [name for name in texts if name in self.ids]
+        names = [name for name in texts if name not in self.ids and self.types.get(name) not in ("sequence", "text")]
+        forms = self._amounts([name for name in names if self._is_numeric(name)])
+        casts = [form.numbers(pl.col(name)) for name, form in forms.items()]
+        columns = [self._column(name) for name in names if name not in forms]
+        tests = [test for column in columns for test in column.tests()]
+        tests += [_example(pl.col(n), pl.col(n).str.contains(ROUNDED)).alias(f"rounded {n}") for n in ids]
+        found = self.rows.select(tests).collect(engine="streaming").row(0, named=True) if tests else {}
+        self._warn_of_rounded({name: found[f"rounded {name}"] for name in ids})
+        for column in columns:
+            form = self._form_of(column, found)
+            if form is None:
+                continue
+            is_int = not form.decimal and found[f"integer {column.name}"]
+            casts.append(column.text.cast(pl.Int64, strict=False) if is_int else form.numbers(pl.col(column.name)))
+            if form.decimal and not self._known(column.name).unit:  # which these numbers do not have
+                forms[column.name] = form
+        return casts, forms
+
+    def _column(self, name: str) -> _Column:
+        text, is_numeric = pl.col(name).str.strip_chars(), self._is_numeric(name)
+        kinds = {"integer": is_integer(text), "digits": text.str.contains(INTEGER)}
+        for mark, is_number in self._is_number(name, text, is_numeric).items():
+            kinds[mark] = is_number & ~text.str.contains(PHONE)
+        grouped = [text.str.contains(NUMBERS["."])] if is_numeric else []  # perhaps: a warning names them
+        return _Column(name, text, kinds, pl.any_horizontal(*kinds.values(), *grouped), is_numeric)
+
+    def _form_of(self, column: _Column, found: Mapping[str, Any]) -> Form | None:
+        """Return how the numbers of a column are written, None of texts, and say what they were nearly."""
+        name, fraction = column.name, found[f"any {column.name}"]  # None without rows
+        if fraction is not None and fraction < 1:
+            if fraction >= MOSTLY:
+                self._warn_of_others(column)
+            elif found[f"amount {name}"] and column.is_numeric:
+                self._warn_of_units(column)
+            return None
+        # Digits alone that are not integers of 64 bits are ids, of which a float would take two for one.
+        if found[f"digits {name}"] != found[f"integer {name}"]:
+            return None
+        decimal = self._decimal_of(column, found)
+        return None if decimal is None else Form("", decimal)
+
+    def _warn_of_rounded(self, examples: Mapping[str, str | None]) -> None:
+        for name, example in examples.items():
+            if example is not None:
+                logger.warning(
+                    f"{self.path}: {name} holds {example!r}: a spreadsheet seems to have rounded "
+                    "ids of many digits, so that several are one; export the column as text"
+                )
+
+    def _is_numeric(self, name: str) -> bool:
+        """Whether a column may become a quantity."""
+        return self.types.get(name, "numeric") == "numeric"
+
+    def _decimal_of(self, column: _Column, found: Mapping[str, Any]) -> str | None:
+        """Return the decimal mark of numbers, empty without one, None of texts, and log how they are read."""
+        name = column.name
+        fits = [mark for mark in NUMBERS if found.get(f"{mark} {name}")]
+        marks = {mark: example for mark in NUMBERS if (example := found[f"first {mark} {name}"]) is not None}
+        is_asked = self.types.get(name) == "numeric"
+        decimal = decimal_in(fits, marks, self._known(name).decimal, is_asked)
+        is_list = decimal == "." and "," in marks and not is_asked and self._may_be_lists(column.text)
+        decimal = None if is_list else decimal
+        self._mention_marks(name, decimal, marks, is_list, is_unsure=len(fits) == 2)
+        if decimal is not None and self._is_mentioned(name) and (example := found[f"negative {name}"]):
+            logger.info(
+                f"{self.path}: {name} is read as numbers, negative in parentheses or before -, as in "
+                f"{example}; --types {quote(name)}=categorical keeps the texts"
+            )
+        return decimal
+
+    def _may_be_lists(self, text: pl.Expr) -> bool:
+        """Whether 100,200,300 may be three ids: these do not begin with 0, but of many groups of digits some do."""
+        return not self.rows.select(text.str.contains(r"\.|,0").any()).collect(engine="streaming").item()
+
+    def _warn_of_others(self, column: _Column) -> None:
+        """Warn of a few texts among numbers, which make all of them texts, unless some are codes such as 007."""
+        name, text = column.name, column.text
+        if not self._is_mentioned(name):
+            return
+        is_other, values = ~is_missing(text) & ~column.is_number, (~is_missing(text)).sum()
+        is_code = (is_other & text.str.contains(r"^\d+$")).any()
+        tests = (
+            values.alias("values"),
+            is_other.sum().alias("others"),
+            text.filter(is_other).first(),
+            is_code.alias("code"),
+        )
+        count, others, example, has_codes = self.rows.select(tests).collect(engine="streaming").row(0)
+        if others <= (1 - MOSTLY) * count and not has_codes:
+            logger.warning(
+                f"{self.path}: {name} is read as texts, since {others} of {count} values are no numbers, such as "
+                f"{example!r}; write numbers in one form and missing ones as empty fields, or add "
+                f"--types {quote(name)}=categorical if they are codes"
+            )
+
+    def _warn_of_units(self, column: _Column) -> None:
+        """Warn of amounts of several units, such as kg and g, or with and without one, which stay texts."""
+        name, text = column.name, column.text
+        parts = text.filter(~is_missing(text)).str.extract_groups(AMOUNT).struct
+        unit = pl.coalesce(parts.field("before"), parts.field("after"), pl.lit("")).alias("unit")
+        units = self.rows.select(unit.unique().sort()).collect(engine="streaming")["unit"].to_list()
+        if len(units) > 1 and self._is_mentioned(name):
+            logger.warning(
+                f"{self.path}: {name} is read as texts, since its amounts have several units "
+                f"({', '.join(unit or 'none' for unit in units)}); write all as numbers of one unit, or add "
+                f"--types {quote(name)}=categorical"
+            )
+
+    def _is_number(self, name: str, text: pl.Expr, is_numeric: bool) -> dict[str, pl.Expr]:
+        """Return, by the possible decimal marks of a column, whether a text is a number; of a category, by a point."""
+        if not is_numeric:
+            return {".": text.str.contains(SAME)}  # 1.10 and 1.1 are two
+        is_plain, is_grouped = (
+            {mark: text.str.contains(pattern) for mark, pattern in patterns.items()} for patterns in (PLAIN, NUMBERS)
+        )
+        found = {".": is_plain["."]}
+        # Where commas separate columns, 1,234 may be two ids, but not if another row is 1,234.50.
+        has_commas = self.has_commas or self._known(name).decimal == "," or self.types.get(name) == "numeric"
+        found["."] |= is_grouped["."] & (pl.lit(has_commas) | text.str.contains(r",.*\.").any())
+        if has_commas:
+            found[","] = is_plain[","] | is_grouped[","]
+        return found
+
+    def _mention_marks(
+        self, name: str, decimal: str | None, marks: Mapping[str, str], is_list: bool, is_unsure: bool
+    ) -> None:
+        """Log how points and commas in the numbers of a column are read; warn if they are not."""
+        examples = " and ".join(map(repr, marks.values()))
+        if self.known_forms is not None and decimal and is_unsure and not self._known(name).decimal:
+            logger.warning(
+                f"{self.path}: {name}: {decimal!r} in {examples} is read as the decimal mark, since the earlier "
+                "log has none; if it separates thousands, write numbers without such separators"
+            )
+        if not self._is_mentioned(name) or not marks:
+            return
+        if is_list:
+            lists = f", or --types {quote(name)}=sequence if they are lists" if self.option == "items" else ""
+            logger.warning(
+                f"{self.path}: {name} is read as texts, since the rows do not tell whether commas separate "
+                f"thousands or the values of lists, as in {examples}; add --types {quote(name)}=numeric if they are "
+                f"numbers{lists}"
+            )
+            return
+        if decimal is None:
+            logger.warning(
+                f"{self.path}: {name} is read as texts, since the rows do not tell whether points and commas "
+                f"separate thousands or decimals, as in {examples}; write numbers without separators of thousands"
+                f"{f', or add --types {quote(name)}=numeric if it separates decimals' if len(marks) == 1 else ''}"
+            )
+        elif decimal and "," in marks:
+            read = "decimal commas" if decimal == "," else "commas between thousands"
+            logger.info(
+                f"{self.path}: {name} is read as numbers with {read}, such as {marks[',']}; "
+                f"--types {quote(name)}=categorical keeps the texts"
+            )
+
+    def _known(self, name: str) -> Form:
+        return (self.known_forms or {}).get(name, Form())
+
+    def _is_mentioned(self, name: str) -> bool:
+        """Whether the log says how a column is read: where ``--types`` can change it."""
+        return self.known_forms is None and name not in self.types
+
+    def _amounts(self, names: Sequence[str]) -> dict[str, Form]:
+        """Return how the numbers of columns with a unit are written."""
+        texts = {name: pl.col(name).str.strip_chars() for name in names}
+        first = [_example(text, ~is_missing(text)).alias(name) for name, text in texts.items()]
+        values = self.rows.head(SAMPLE).select(first).collect(engine="streaming").row(0, named=True) if first else {}
+        units = {name: Form(unit_in(value)) for name, value in values.items()}
+        forms = {}
+        units |= {name: form for name, form in (self.known_forms or {}).items() if name in names}
+        for name, begin in units.items():
+            if not begin.unit:
+                continue
+            form, example = form_in(self.rows, name, begin, self.has_commas)
+            if example is not None:
+                logger.warning(
+                    f"{self.path}: {name} is read as texts, since no row tells what the mark in {example!r} "
+                    "separates, thousands or decimals; write numbers without separators of thousands"
+                )
+            if form is None:
+                continue
+            forms[name] = form
+            if self._is_mentioned(name):
+                logger.info(
+                    f"{self.path}: {name} is read as numbers without {form.unit!r}; "
+                    f"--types {quote(name)}=categorical keeps the texts"
+                )
+        return forms
