@@ -392,7 +392,7 @@ async def in_daemon_thread(work: Callable[[], R]) -> R:
 
 
 async def watch(service: Service, metrics: Metrics, seconds: float) -> None:
-    """Check what the start left unchecked, then load another export, and changed users, whenever there are any."""
+    """Check what the start left unchecked, then load another export, changed users and titles, if there are any."""
     try:
         await in_daemon_thread(service.check)
     except Exception as error:
@@ -400,23 +400,24 @@ async def watch(service: Service, metrics: Metrics, seconds: float) -> None:
     looks = (
         _Look("switch", service.switch, metrics.switches, metrics.failed),
         _Look("users", service.refresh_users, metrics.users, metrics.failed_users),
+        _Look("titles", service.refresh_titles),
     )
     while True:
         await asyncio.sleep(seconds)
         for look in looks:
             if await look.take():
                 of_export = {"switched_to": service.loaded.version}
-                logger.info(json.dumps(of_export if look.name == "switch" else {"users": "read"}))
+                logger.info(json.dumps(of_export if look.name == "switch" else {look.name: "read"}))
 
 
 @dataclasses.dataclass
 class _Look:
-    """A look for something else to load, whose failure is logged and counted once."""
+    """A look for something else to load, whose failure is logged once, and counted where there is a counter."""
 
     name: str
     load: Callable[[], bool]
-    loads: prometheus_client.Counter
-    failures: prometheus_client.Counter
+    loads: prometheus_client.Counter | None = None
+    failures: prometheus_client.Counter | None = None
     logged: str = ""
 
     async def take(self) -> bool:
@@ -424,13 +425,15 @@ class _Look:
         reason, level, is_loaded = "", logging.WARNING, False
         try:
             is_loaded = await in_daemon_thread(self.load)
-            self.loads.inc(is_loaded)
+            if self.loads is not None:
+                self.loads.inc(is_loaded)
         except ServingError as error:  # perhaps it is being written: the next look finds it
             reason = str(error)
         except Exception as error:  # whatever it is, what is there next may be good
             reason, level = f"{type(error).__name__}: {error}", logging.ERROR
         if reason and reason != self.logged:  # not at every look
-            self.failures.inc()
+            if self.failures is not None:
+                self.failures.inc()
             logger.log(level, json.dumps({self.name: "failed", "reason": reason}))
         self.logged = reason
         return is_loaded

@@ -24,7 +24,7 @@ from fuxictr_mm_serving.manifest import version_of
 from fuxictr_mm_serving.new_items import NewItem
 
 if TYPE_CHECKING:
-    from fuxictr_mm_serving.users import Stamp, Users
+    from fuxictr_mm_serving.users import Stamp, Titles, Users
 
 logger = logging.getLogger("fuxictr_mm_serving")
 
@@ -121,11 +121,12 @@ class Service:
         #: Whether the files of users have changed, and could not be read.
         self.has_refused_users = False
         self.loaded = self._load(CHECKED_BYTES, None)
-        self.titles = None
+        self.titles: Titles | None = None
+        self._title_file, self._title_column = None if titles is None else Path(titles), title_column
+        # Stamps of the file of titles: that of the last look, and of what was read or refused.
+        self._seen_titles = self._read_titles = self._stamp_of_titles()
         if titles is not None:
-            from fuxictr_mm_serving.users import Titles
-
-            self.titles = Titles(titles, self.loaded.export, title_column)
+            self.titles = self._load_titles()
 
     def _load(self, check_bytes: float, present: Loaded | None) -> Loaded:
         stamp = self._stamp()
@@ -231,6 +232,29 @@ class Service:
                 raise
             loaded.users, loaded.users_stamp, self.has_refused_users = users, stamp, False
             return True
+
+    def refresh_titles(self) -> bool:
+        """Read the file of titles again if it has changed, as ``refresh_users`` does that of users."""
+        stamp, seen = self._stamp_of_titles(), self._seen_titles
+        self._seen_titles = stamp
+        if stamp != seen or stamp == self._read_titles:
+            return False
+        self._read_titles = stamp
+        self.titles = self._load_titles()
+        return True
+
+    def _load_titles(self) -> Titles:
+        from fuxictr_mm_serving.users import Titles
+
+        assert self._title_file is not None
+        return Titles(self._title_file, self.loaded.export, self._title_column)
+
+    def _stamp_of_titles(self) -> tuple[int, int] | None:
+        """Return size and time of the file; None if there is none."""
+        if self._title_file is None or not self._title_file.exists():
+            return None
+        status = self._title_file.stat()
+        return status.st_size, status.st_mtime_ns
 
     def _read_users(self, export: Export, stamp: Stamp) -> Users:
         """Return the users of changed files; what cannot be read is not read again, to read it could take minutes."""

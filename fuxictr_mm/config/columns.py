@@ -164,6 +164,8 @@ class Columns:
             if name in self.wrong:
                 continue
             rules = [*_of_type(column), *_of_table(column), *_of_shared(column, self.used, earlier, where)]
+            if column.type == "embedding" and not (has_items and column.source == ITEM_SOURCE):
+                rules += _of_row_embedding(column)
             if column.type == "similarity" and column.of not in self.wrong:
                 rules += _of_compared(column, self.by_name, has_items, roles.target, where)
             if self.item_info:
@@ -225,6 +227,14 @@ def _of_type(column: FeatureConfig) -> Iterator[tuple[str, str]]:
         yield "embedded", f"embedded is False, expected source: {ITEM_SOURCE} with it"
     if kind == "length" and column.vocab_size == 1:
         yield "vocab_size", "vocab_size is 1, expected 2 or more: 0 is padding"
+
+
+def _of_row_embedding(column: FeatureConfig) -> Iterator[tuple[str, str]]:
+    """Yield keys that would have no effect: only embeddings of item files are normalised."""
+    for key in ("norm", "scale"):
+        if (given := getattr(column, key)) is not None:
+            fix = f"scale the column in the files, or move it to the item files, with source: {ITEM_SOURCE}"
+            yield key, f"{key} is {given}, but its embeddings are read with the rows, as they are; {fix}"
 
 
 def _of_table(column: FeatureConfig) -> Iterator[tuple[str, str]]:
@@ -297,6 +307,7 @@ def _of_files(column: FeatureConfig) -> Iterator[tuple[str, str]]:
     Those that ask for what is done anyway are accepted.
     """
     kind, is_text = column.type, column.dtype == "str"
+    is_of_items = kind == "embedding" and column.source == ITEM_SOURCE
     done = {"min_categr_count": (None, 0, 1), "remap": (None, True, False) if kind == "meta" else (None, is_text)}
     for key, fix in OF_ENCODING.items():
         if (given := getattr(column, key)) not in done.get(key, (None,)):
@@ -304,7 +315,7 @@ def _of_files(column: FeatureConfig) -> Iterator[tuple[str, str]]:
     for key, fix in (("fill_na", "fill the column in the files"), ("normalizer", "scale it in the files")):
         given = getattr(column, key)
         if given is not None and kind != "numeric":
-            other = ", or set norm: standard" if key == "normalizer" and kind == "embedding" else ""
+            other = ", or set norm: standard" if key == "normalizer" and is_of_items else ""
             yield key, f"{key} is {given!r}, but its type is {kind}; expected type: numeric, {fix}{other}"
         elif key == "fill_na" and given is not None and not _is_finite(given):
             yield key, f"fill_na is {given!r}, expected a finite number for type: numeric"

@@ -92,11 +92,11 @@ def run_trials(
                     print("the remaining trials run in other processes; waiting for them", file=sys.stderr)
                 progress.wait(children)
                 time.sleep(POLL_SECONDS)
-        finally:
+        finally:  # also after an error, such as one of the database in ``take``
             _stop([running.process for running in children])
-        for running in children:
-            trials.give_back(running.trial)
-            running.trial.release()
+            for running in children:
+                trials.give_back(running.trial)
+                running.trial.release()
         progress.show()
     if received:
         raise KeyboardInterrupt if received[0] == signal.SIGINT else SystemExit(128 + received[0])

@@ -55,6 +55,15 @@ def test_all_features_are_listed_once():
     assert [sentence.count("hidden") for sentence in columns(**change).problems().values()] == [1, 0, 0]
 
 
+@pytest.mark.parametrize(("source", "item_info"), [("", "items.parquet"), ("", None), ("item", None)])
+def test_embeddings_of_rows_are_not_normalised(source, item_info):
+    vector = {"name": "v", "type": "embedding", "dtype": "float", "source": source, "norm": "l2", "scale": 2}
+    found = columns(vector, item_info=item_info)
+    assert {"feature v.norm", "feature v.scale"} <= found.problems().keys()
+    of_items = columns({**vector, "source": "item"}, item_info="items.parquet")
+    assert not {"feature v.norm", "feature v.scale"} & of_items.problems().keys()
+
+
 def test_nothing_more_is_said_of_a_wrong_entry():
     wrong = {"name": "txt", "type": "embedding", "dtype": "float", "vocab_size": "x", "table": "touched"}
     found = columns(wrong)

@@ -10,6 +10,7 @@ import time
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
@@ -95,6 +96,9 @@ def test_the_watcher_survives_any_error_and_logs_it_once(caplog):
         def refresh_users(self):
             raise ServingError("damaged")
 
+        def refresh_titles(self):
+            raise ServingError("untitled")
+
     async def look():
         task = asyncio.create_task(watch(broken, metrics, 0.01))
         await asyncio.sleep(0.2)
@@ -108,6 +112,7 @@ def test_the_watcher_survives_any_error_and_logs_it_once(caplog):
     assert "fuxictr_mm_failed_switches_total 1.0" in metrics.text().decode()
     assert caplog.text.count("damaged") == 1
     assert "fuxictr_mm_failed_users_reads_total 1.0" in metrics.text().decode()
+    assert caplog.text.count("untitled") == 1
 
 
 def test_the_end_does_not_wait_for_an_export_that_is_read():
@@ -210,6 +215,31 @@ def test_changed_users_are_read_again_and_damaged_ones_are_not(exported, tmp_pat
     (tmp_path / "away").rename(users)
     assert found.refresh_users()
     assert not found.has_refused_users
+
+
+def test_changed_titles_are_read_again_and_damaged_ones_are_not(exported, tmp_path):
+    titles = tmp_path / "titles.parquet"
+
+    def write(*names):
+        pq.write_table(pa.table({"item_id": range(1, len(names) + 1), "title": names}), titles)
+
+    write("one")
+    found = service.Service(exported, titles=titles)
+    assert not found.refresh_titles()
+    write("one", "two")
+    assert [found.refresh_titles() for _ in range(3)] == [False, True, False]  # read when it no longer changes
+    assert found.titles.of([1, 2]) == ["one", "two"]
+    titles.write_bytes(b"damaged")
+    assert not found.refresh_titles()
+    with raises_naming(ServingError, titles):
+        found.refresh_titles()
+    assert not found.refresh_titles()
+    titles.unlink()  # as a link that is being replaced
+    assert not found.refresh_titles()
+    write("first", "second")
+    assert [found.refresh_titles() for _ in range(2)] == [False, True]
+    assert found.titles.of([1, 2]) == ["first", "second"]
+    assert not service.Service(exported).refresh_titles()
 
 
 def test_a_log_that_is_being_prepared_is_not_read_as_users(tmp_path):

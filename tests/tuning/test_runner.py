@@ -4,10 +4,12 @@ import os
 import re
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from fuxictr_mm.tuning import enumerate_trials, run_tuner
+from fuxictr_mm.tuning import enumerate_trials, run_tuner, runner
+from fuxictr_mm.tuning.trial import Trial
 from tests.tuning.grids import run, runs, tuner_file
 
 
@@ -60,6 +62,29 @@ def test_a_trial_ends_with_its_tuner_even_by_kill_9(folder, forked, wait_for):
     assert [result.skipped for result in run(enumerate_trials(path))] == [False]
     status = Path("/proc") / (folder / "runs.txt").read_text().splitlines()[0].split()[-1] / "status"
     assert not status.exists() or "State:\tZ" in status.read_text()
+
+
+def test_running_trials_are_given_back_after_an_error(tmp_path, monkeypatch):
+    class Failing:
+        total, done = 3, False
+        given_back: list[str] = []
+        free = [Trial("one", config_dir=tmp_path), Trial("two", config_dir=tmp_path)]
+
+        def take(self):
+            if not self.free:
+                raise RuntimeError("the database is gone")
+            return self.free.pop()
+
+        def give_back(self, trial):
+            self.given_back.append(trial.expid)
+
+    ends = []
+    process = SimpleNamespace(poll=lambda: None, terminate=lambda: ends.append(1), wait=lambda seconds: 0)
+    monkeypatch.setattr(runner, "_start", lambda *arguments: process)
+    with pytest.raises(RuntimeError, match="database"):
+        runner.run_trials(Failing(), [-1] * 3, None, [], quiet=True)
+    assert sorted(Failing.given_back) == ["one", "two"]
+    assert len(ends) == 2
 
 
 @pytest.mark.parametrize(("cores", "workers", "share"), [(8, 1, "8"), (8, 3, "2"), (2, 3, "1")])

@@ -17,8 +17,7 @@ Order = Literal["dmy", "mdy", "ymd", "word"]
 #: Parts that no date has, such as those of 12-34-5678, are of numbers of another kind.
 _PART, _YEAR = r"(?:0?[1-9]|[12]\d|3[01])", r"(?:19|20)\d{2}"
 _LONG = rf"{_PART}\.{_PART}\.{_YEAR}|{_PART}/{_PART}/{_YEAR}|{_PART}-{_PART}-{_YEAR}|{_YEAR}[/.]{_PART}[/.]{_PART}"
-#: Years of two digits are those of 2000 to 2068; of later ones the century is not known.
-_SHORT_YEAR = r"[0-6]\d"
+_SHORT_YEAR = r"\d{2}"
 _SHORT = "|".join(
     rf"{_PART}{mark}{_PART}{mark}{_SHORT_YEAR}|{_SHORT_YEAR}{mark}{_PART}{mark}{_PART}" for mark in (r"\.", "/", "-")
 )
@@ -41,6 +40,9 @@ NATIONAL_TIME = rf"^(?<date>{_LONG}|{_WORD}|{_SHORT}|{_PART}[ /-]{_MONTH}[ /-]{_
 def from_national(text: pl.Expr, order: Order) -> pl.Expr:
     """Return texts of ``NATIONAL_TIME`` as microseconds since 1970, taken for UTC; null for another text.
 
+    No log has rows of the future: with a year of two digits, a date of 20.. that is later than now is the one a century
+    before, and null if that is before 1970.
+
     Examples
     --------
     >>> texts = pl.Series(["30.03.2024 14:05", "3/30/2024 2:05 PM", "30 Mar 2024, 14:05"])
@@ -57,7 +59,8 @@ def from_national(text: pl.Expr, order: Order) -> pl.Expr:
         day, year = (numbers.list.get(at, null_on_oob=True) for at in (0, 1))
     else:
         year, month, day = (numbers.list.get(order.index(letter), null_on_oob=True) for letter in "ymd")
-    in_full = pl.when(year.str.contains(rf"^{_SHORT_YEAR}$")).then("20" + year).otherwise(year)
+    is_short = year.str.contains(rf"^{_SHORT_YEAR}$")
+    in_full = pl.when(is_short).then("20" + year).otherwise(year)
     year = pl.when(in_full.str.contains(rf"^{_YEAR}$")).then(in_full)
     half, hour = parts.field("half").str.to_lowercase(), parts.field("hour").cast(pl.Int64)
     is_of_twelve = hour.is_between(1, 12)
@@ -72,7 +75,11 @@ def from_national(text: pl.Expr, order: Order) -> pl.Expr:
         hour.cast(pl.String).str.zfill(2), parts.field("minute").fill_null("00"), seconds, separator=":"
     )
     iso = pl.concat_str(pl.concat_str(year, month.str.zfill(2), day.str.zfill(2), separator="-"), clock, separator=" ")
-    return iso.str.to_datetime("%Y-%m-%d %H:%M:%S%.f", time_unit="us", strict=False).dt.timestamp("us")
+    found = iso.str.to_datetime("%Y-%m-%d %H:%M:%S%.f", time_unit="us", strict=False)
+    earlier = found.dt.offset_by("-100y").dt.timestamp("us")
+    tomorrow = int((time() + 86400) * 1e6)  # of all time zones
+    is_later = is_short & (found.dt.timestamp("us") > tomorrow)
+    return pl.when(~is_later).then(found.dt.timestamp("us")).when(earlier >= 0).then(earlier)
 
 
 def order_of(table: Table, column: str) -> Order | None:
@@ -105,9 +112,6 @@ def order_of(table: Table, column: str) -> Order | None:
         is_one &= text.str.contains(rf"^\d+[{separator}]")
         orders = tuple(order for order in orders if separator != "." or order[0] != "m")  # the month never comes first
     times = {order: from_national(text, order) for order in orders}
-    if is_short and table.date_order is None:  # a day as the year would often be later than now
-        tomorrow = int((time() + 86400) * 1e6)
-        times = {order: pl.when(found <= tomorrow).then(found) for order, found in times.items()}
     is_read = {order: found.is_not_null() & is_one for order, found in times.items()}
     counts = [is_read[order].sum().alias(order) for order in orders]
     found = table.frame.select(*counts, rows=pl.len()).collect(engine="streaming").row(0, named=True)
@@ -123,7 +127,7 @@ def order_of(table: Table, column: str) -> Order | None:
         if 2 * found[best] < found["rows"] and table.date_order is None:  # the first row is the odd one
             return None
         mark = f" with {separator!r}" if table.date_order is None else ""
-        form = " and a year of two digits (2000 to 2068)" if is_short else ""
+        form = " and a year of two digits (1970 to now)" if is_short else ""
         expected = "a date with the English name of its month" if is_word else f"a date of the order {best}{mark}"
         expected += f"{form}, as in {found[best]} of {found['rows']} rows"
         table.refuse(~is_read[best].fill_null(False), column, expected)

@@ -101,13 +101,27 @@ def test_years_of_two_digits_are_read_where_one_order_is_left(form, tmp_path, mo
         (["12.05.11", "13.06.12"], ["row 0", "--date_order dmy", "--date_order ymd"]),  # of 2011 or of 2012
         (["31.05.24", "30.05.2024"], ["row 1", "two digits"]),
         (["30.05.2024", "30.05.2024", "31.05.24"], ["row 2"]),
-        (["31.05.98", "30.05.98"], ["row 0", "31.05.98"]),
-        (["31.05.24", "30.05.24", "30.05.98"], ["row 2", "30.05.98"]),
+        (["31.05.66", "30.05.66"], ["row 0", "31.05.66"]),
+        (["31.05.24", "30.05.24", "30.05.66"], ["row 2", "30.05.66"]),
+        (["31-May-24", "30-May-24", "30-May-65"], ["row 2", "30-May-65"]),
     ],
 )
 def test_years_of_two_digits_that_may_be_others_are_refused(texts, named, tmp_path):
     with raises_naming(DataError, "at", *named):
         times_of(texts, tmp_path)
+
+
+@pytest.mark.parametrize("options", [{}, {"date_order": "dmy"}])
+def test_years_of_two_digits_are_of_no_future(options, tmp_path, monkeypatch):
+    monkeypatch.setattr(dates, "time", datetime(2026, 11, 29, tzinfo=timezone.utc).timestamp)
+    days = ["1998-05-31", "1970-01-01", "1996-02-29", "2000-02-29", "2026-11-29"]
+    expected = times_of(days, tmp_path / "iso")
+    for name, form in (("numbers", "%d.%m.%y"), ("words", "%d/%b/%y")):
+        texts = [datetime.fromisoformat(day).strftime(form) for day in days]
+        assert times_of(texts, tmp_path / name, **options) == expected
+    for other in ("05.05.65", "31.12.69", "01.12.26"):
+        with raises_naming(DataError, "row 1", "at", other):
+            times_of(["31.05.24", other, "30.05.24"], tmp_path / other, **options)
 
 
 def test_the_order_of_years_of_two_digits_is_that_of_the_option(tmp_path):
