@@ -135,9 +135,9 @@ def first_experiments(
             settings["feature_specs"] = [{"name": ITEM_ID, "dropout": SAMPLED_DROPOUT, "unknown": "trained"}]
     settings = models["DIN_MM"]
     if users:
+        # The history tells sampled negatives apart by all fields of its items, a category as well as an id.
         fields = ["user_id", ITEM_ID, *summary.coverage]
-        settings |= {"factor_dim": FACTOR_DIM, "factor_features": fields}
-        settings |= {"factor_history": True} if sampled else {}
+        settings |= {"factor_dim": FACTOR_DIM, **({"factor_history": True} if sampled else {"factor_features": fields})}
     if _are_cold(summary) and summary.coverage:
         settings["feature_specs"] = [{"name": ITEM_ID, "dropout": COLD_DROPOUT}]
     if not users:

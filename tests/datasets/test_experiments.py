@@ -65,6 +65,7 @@ def test_item_ids_are_dropped_where_negatives_are_sampled_and_targets_cold(cold,
     assert any("DIN_MM and LightFM have dropout: 0.1" in line for line in lines) == (dropout == 0.1)
     assert any("LightFM has history" in line for line in lines) is sampled
     assert entries["DIN_MM"].get("factor_history", False) is sampled
+    assert ("factor_features" in entries["DIN_MM"]) is not sampled
 
 
 def test_the_softmax_of_attention_is_a_setting_of_din_alone():
