@@ -67,6 +67,8 @@ def plan_for(model: str, dataset_id: str, facts: Facts, features: Features, seco
     if begin.pop("factor_dim", None) and features.factors:
         tried |= {**features.factors, "factor_history": [has_history, not has_history]}
         tried["factor_features"] = tried["factor_features"][:: -1 if has_all_fields else 1]
+    else:
+        begin.pop("factor_table_regularizer", None)
     tried |= _with_norms(_id_specs(begin.pop("feature_specs", []), facts, features, lists), features)
     begin |= {name: values[0] for name, values in tried.items()}
     regularizers = {"low": penalty.low, "high": penalty.high, "log": True}

@@ -79,6 +79,7 @@ def test_where_users_recur_the_attention_has_a_factorization():
     summary = Summary(9, 10, splits, {"title_emb": 1.0}, vocab_sizes={"user_id": 11})
     entry = first_experiments(summary, 20, users_recur(summary))["DIN_MM"]
     assert (entry["factor_dim"], entry["factor_features"]) == (17, ["user_id", "item_id", "title_emb"])
+    assert entry["factor_table_regularizer"] == 1e-4
     assert sum("factor_dim: 17" in line for line in explain(summary, users_recur(summary))) == 1
 
 
