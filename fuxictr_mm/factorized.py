@@ -37,7 +37,16 @@ class FactorizedModel(DNNModel):
     whichever learns faster takes the other's gradient.
 
     Every field has K further numbers in the same table (of frozen embeddings: by the same projection), so that both see
-    the same missing ids. They are regularized by the squares of a batch's rows.
+    the same missing ids. They are regularized by the squares of a batch's rows, and of whole tables, as in ``LightFM``:
+
+    .. math::
+
+        \mathcal L = \ell(y, \hat y) + \ell(y, \hat z)
+            + \lambda_r \sum_{f \in u, v} |f|^2 + \frac{\lambda_t}{2} \sum_f |f|^2
+
+    with the logits of the network and the factorization, ``factor_regularizer`` r of the rows, and
+    ``factor_table_regularizer`` t of all factors f. The second one also reaches the factors of items that are only in
+    histories.
 
     A model calls ``embed_with_factors`` and ``with_factors`` around its own logits, ``split_fields`` where it scores
     candidates; without ``factor_dim`` they change nothing.
@@ -51,7 +60,9 @@ class FactorizedModel(DNNModel):
     factor_features : list of str, optional
         Fields of the factorization; all by default.
     factor_regularizer : float
-        Weight of the squared factors of a row in the loss, instead of ``embedding_regularizer``.
+        Weight of the squared factors of a row in the loss.
+    factor_table_regularizer : float
+        Weight of the squared factors of whole tables, instead of ``embedding_regularizer``.
     factor_history : bool
         Whether the mean of the factors of the history's items is added to those of the user, as ``history`` of LightFM.
     **params
@@ -60,7 +71,8 @@ class FactorizedModel(DNNModel):
     Raises
     ------
     ConfigError
-        ``factor_features`` has no field of the user or of the item.
+        ``factor_features`` has no field of the user or of the item, or a table with ``factor_table_regularizer`` is
+        sharded.
     """
 
     same_dims = True
@@ -74,12 +86,18 @@ class FactorizedModel(DNNModel):
         factor_dim: NonNegativeInt = 0,
         factor_features: list[str] | None = None,
         factor_regularizer: NonNegativeFloat = 0.02,
+        factor_table_regularizer: NonNegativeFloat = 0.0,
         factor_history: bool = False,
         **params: Any,
     ) -> None:
         self.factor_dim = factor_dim  # read where the tables are made
         super().__init__(feature_map, **params)
-        self.factor_regularizer = factor_regularizer
+        if factor_dim and factor_table_regularizer and self._sharded_group:
+            raise ConfigError(
+                f"{self.model_id}: factor_table_regularizer is {factor_table_regularizer}, but a table is sharded; set "
+                "factor_table_regularizer: 0, or table: touched"
+            )
+        self.factor_regularizer, self.factor_table_regularizer = factor_regularizer, factor_table_regularizer
         self._factors_history = factor_history and factor_dim > 0
         self.factorization = Factorization(factor_dim, self.num_tasks) if factor_dim else None
         self._fields = {"context": self.context_fields, "item": self.item_fields}

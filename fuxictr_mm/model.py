@@ -87,8 +87,9 @@ class MultimodalModel(EmbeddingModel):
     batch_view: str = "jagged"
     #: Whether every field gets the dim ``embedding_dim``, frozen embeddings by a linear projection.
     same_dims: bool = False
-    #: Of models with ``same_dims``: further numbers of every field's embedding, which the regularizers leave out.
+    #: Of models with ``same_dims``: further numbers of every field's embedding, and the weight of their regularizer.
     factor_dim: int = 0
+    factor_table_regularizer: float = 0.0
     #: Whether its attention layers weight the whole history, so that an export explains scores by their weights.
     attends_to_history: bool = True
     #: Whether its ``user_state`` holds with its settings; otherwise an export scores each candidate as a row.
@@ -204,7 +205,12 @@ class MultimodalModel(EmbeddingModel):
         apart = {id(p) for p in sharded_parameters(self)}
         self._trained = [p for p in self.parameters() if p.requires_grad and id(p) not in apart]
         self.penalty = Penalty(
-            self, self._embedding_regularizer, self._net_regularizer, self.item_vectors, self.factor_dim
+            self,
+            self._embedding_regularizer,
+            self._net_regularizer,
+            self.item_vectors,
+            self.factor_dim,
+            self.factor_table_regularizer,
         )
         self.optimizer = make_optimizer(
             settings.optimizer,

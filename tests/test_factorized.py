@@ -109,6 +109,46 @@ def test_the_regularizers_leave_the_factors_out(beside):
     assert table.grad[unused, -K:].abs().sum() == 0
 
 
+def test_the_factors_of_whole_tables_have_a_regularizer_of_their_own(beside):
+    settings = {"embedding_regularizer": 0.3, "factor_regularizer": 0.0}
+    without, _, batch = beside(**settings)
+    model, plain, _ = beside(**settings, factor_table_regularizer=0.7)
+    for one in (without, model):
+        one.batch_loss(batch).backward()
+        one.penalty.add_gradients()
+    squares = torch.zeros((), dtype=torch.float64)
+    parts = dict(plain.named_parameters())
+    for name, parameter in model.named_parameters():
+        expected = without.get_parameter(name).grad.clone()
+        for dim, size in enumerate(parts[name].shape if name in parts else ()):
+            if size < parameter.shape[dim]:  # the factors
+                factors = parameter.data.narrow(dim, size, K)
+                expected.narrow(dim, size, K).add_(0.7 * factors)
+                squares += factors.square().sum()
+        torch.testing.assert_close(parameter.grad, expected, msg=name)
+    assert squares > 0
+    torch.testing.assert_close(model.penalty.value(), without.penalty.value() + 0.35 * squares)
+
+
+def test_the_factors_of_touched_rows_have_that_regularizer(beside):
+    touched = {"feature_specs": [{"name": "item_id", "table": "touched"}], "optimizer": "adam"}
+    model, _, _ = beside(**touched, embedding_regularizer=None, factor_table_regularizer=0.7)
+    table = model.embedding_layer.embedding_layer.embedding_layers["item_id"].weight
+    rows = table.data[3:5]
+    gradient = model.penalty.of_rows(table, rows, torch.ones(2, 1, dtype=torch.float64), 0.1)
+    torch.testing.assert_close(gradient[:, -K:], 0.7 * rows[:, -K:])
+    assert gradient[:, :-K].abs().sum() == 0
+    assert beside(**touched, embedding_regularizer=None)[0].penalty.of_rows is None
+
+
+def test_the_factors_of_sharded_tables_have_no_regularizer(build):
+    sharded = {"feature_specs": [{"name": "item_id", "table": "sharded"}], "table_optimizer": "rowwise_adagrad"}
+    settings = {**sharded, "embedding_regularizer": 0, "factor_table_regularizer": 0.1}
+    with raises_naming(ConfigError, "factor_table_regularizer: 0", "sharded"):
+        build("DIN_MM_tiny", factor_dim=K, **settings)
+    build("DIN_MM_tiny", **settings)  # without factors
+
+
 def test_a_table_that_updates_touched_rows(beside):
     model, plain, batch = beside(
         embedding_regularizer=0.3, feature_specs=[{"name": "item_id", "table": "touched"}], optimizer="adam"

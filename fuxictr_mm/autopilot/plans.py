@@ -63,8 +63,12 @@ def plan_for(model: str, dataset_id: str, facts: Facts, features: Features, seco
     if begin.get("swa_start"):
         tried["swa_start"] = [begin["swa_start"], None]
     has_history = begin.pop("factor_history", False)
+    has_all_fields = begin.pop("factor_features", None) is None  # ``features`` names them
     if begin.pop("factor_dim", None) and features.factors:
         tried |= {**features.factors, "factor_history": [has_history, not has_history]}
+        tried["factor_features"] = tried["factor_features"][:: -1 if has_all_fields else 1]
+    else:
+        begin.pop("factor_table_regularizer", None)
     tried |= _with_norms(_id_specs(begin.pop("feature_specs", []), facts, features, lists), features)
     begin |= {name: values[0] for name, values in tried.items()}
     regularizers = {"low": penalty.low, "high": penalty.high, "log": True}
@@ -93,7 +97,6 @@ def _written(model: str, facts: Facts, features: Features) -> dict[str, Any]:
         shared = {name: value for name, value in experiments["DIN"].items() if name not in DIN_ATTENTION}
         units = shared.pop("dnn_hidden_units")
         found = {**shared, **dict.fromkeys(MODELS[model].units, units), **own}
-    found.pop("factor_features", None)  # as ``features`` names them
     found["group_id"] = facts.group
     if not facts.has_gauc:
         found["metrics"] = [name for name in found["metrics"] if name != "gAUC"]

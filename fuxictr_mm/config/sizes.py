@@ -65,6 +65,9 @@ ROWS_OF_AN_ITEM: tuple[tuple[float, Penalty], ...] = ((5, SPARSEST), (10, SPARSE
 #: measured.
 FACTOR_PENALTY, FACTOR_PENALTY_ROWS = 3.0, 10_000
 
+#: The same of the factorization beside ``DIN_MM``: with 3.0, groceries lose what they gain with 1.0.
+FACTOR_TABLE_PENALTY = 1.0
+
 #: Epochs after which the plain average of the weights begins, where there is one. A ``learning_rate`` two to four times
 #: as high is best with it, and with it alone (``docs/choosing_settings.md``).
 SWA_EPOCHS = 2
@@ -117,6 +120,17 @@ def factor_penalty_for(rows: int) -> Penalty:
     """
     first = float(f"{FACTOR_PENALTY / max(rows, FACTOR_PENALTY_ROWS):.2g}")
     return Penalty(max(first, PENALTY.low), PENALTY.low, PENALTY.high)
+
+
+def factor_table_penalty_for(rows: int) -> float:
+    """Return the penalty on the tables of a factorization beside a network for a number of training rows.
+
+    Examples
+    --------
+    >>> factor_table_penalty_for(80_024), factor_table_penalty_for(600)
+    (1.2e-05, 0.0001)
+    """
+    return float(f"{FACTOR_TABLE_PENALTY / max(rows, FACTOR_PENALTY_ROWS):.2g}")
 
 
 def updates_of(epochs: int, rows: int, batch_size: int) -> int:

@@ -11,6 +11,7 @@ from fuxictr_mm.config.sizes import (
     SWA_EPOCHS,
     SWA_LEARNING_RATE,
     factor_penalty_for,
+    factor_table_penalty_for,
     penalty_for,
     size_for,
     updates_of,
@@ -135,9 +136,12 @@ def first_experiments(
             settings["feature_specs"] = [{"name": ITEM_ID, "dropout": SAMPLED_DROPOUT, "unknown": "trained"}]
     settings = models["DIN_MM"]
     if users:
-        fields = ["user_id", ITEM_ID, *summary.coverage]
-        settings |= {"factor_dim": FACTOR_DIM, "factor_features": fields}
-        settings |= {"factor_history": True} if sampled else {}
+        settings["factor_dim"] = FACTOR_DIM
+        settings["factor_table_regularizer"] = factor_table_penalty_for(summary.splits["train"].rows)
+        if sampled:  # and all fields: a category of the target goes with those of the history, too
+            settings["factor_history"] = True
+        else:
+            settings["factor_features"] = ["user_id", ITEM_ID, *summary.coverage]
     if _are_cold(summary) and summary.coverage:
         settings["feature_specs"] = [{"name": ITEM_ID, "dropout": COLD_DROPOUT}]
     if not users:

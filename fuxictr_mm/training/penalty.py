@@ -14,6 +14,10 @@ from fuxictr_mm.fuxictr_imports import FeatureEmbeddingDict
 from fuxictr_mm.tables import Penalize, touched_parameters
 
 
+#: Parts of parameters by id: dim, start and length, as ``Tensor.narrow`` takes them.
+Parts = dict[int, tuple[int, int, int]]
+
+
 class Penalty:
     """Sum over parameters of ``weight / p * ||w||_p^p``, as in FuxiCTR.
 
@@ -21,8 +25,8 @@ class Penalty:
     ``weight * sign(w)`` for p = 1 and ``weight * w`` for p = 2, is added after the backward pass, so that no norm of a
     whole table enters the graph. The optimizer of tables with sparse gradients asks for that of the rows it updates.
 
-    ``tables`` holds embeddings that FuxiCTR's feature embedding does not; the last ``left_out`` numbers of every
-    field's embedding are not regularized.
+    ``tables`` holds embeddings that FuxiCTR's feature embedding does not. Of every field's embedding, the last
+    ``apart`` numbers take L2 of the weight ``weight_apart`` instead.
     """
 
     def __init__(
@@ -31,45 +35,48 @@ class Penalty:
         embedding_regularizer: Regularizer,
         net_regularizer: Regularizer,
         tables: nn.Module | None = None,
-        left_out: int = 0,
+        apart: int = 0,
+        weight_apart: float = 0.0,
     ) -> None:
         embeddings = [m for m in model.modules() if isinstance(m, FeatureEmbeddingDict) or m is tables]
         inside = {id(p) for module in embeddings for p in module.parameters()}
         trainable = [p for p in model.parameters() if p.requires_grad]
         self._touched = {id(p) for p in touched_parameters(model)}
-        self._kept = _embedding_parts(embeddings, left_out) if left_out else {}
-        self._groups = [
+        first, last = _embedding_parts(embeddings, apart) if apart else ({}, {})
+        self._groups: list[tuple[list[nn.Parameter], list[tuple[int, float]], Parts]] = [
             (
                 [p for p in trainable if id(p) in inside],
                 parse_regularizer(embedding_regularizer, "embedding_regularizer"),
+                first,
             ),
-            ([p for p in trainable if id(p) not in inside], parse_regularizer(net_regularizer, "net_regularizer")),
+            ([p for p in trainable if id(p) not in inside], parse_regularizer(net_regularizer, "net_regularizer"), {}),
+            ([p for p in trainable if id(p) in last], [(2, weight_apart)] if weight_apart else [], last),
         ]
 
-    def _terms(self) -> Iterator[tuple[list[nn.Parameter], int, float]]:
-        for parameters, pairs in self._groups:
+    def _terms(self) -> Iterator[tuple[list[nn.Parameter], int, float, Parts]]:
+        for parameters, pairs, parts in self._groups:
             for norm, weight in pairs:
                 if parameters:
-                    yield parameters, norm, weight
+                    yield parameters, norm, weight, parts
 
     @torch.no_grad()
     def add_gradients(self) -> None:
         """Add the gradient of the penalty to every parameter's ``grad``."""
-        for parameters, norm, weight in self._terms():
+        for parameters, norm, weight, parts in self._terms():
             parameters = [p for p in parameters if id(p) not in self._touched]
             if not parameters:
                 continue
             for parameter in parameters:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
-            gradients = [self._part(p, p.grad) for p in parameters if p.grad is not None]
-            weights = [self._part(p, p.data) for p in parameters]
+            gradients = [_part(p, p.grad, parts) for p in parameters if p.grad is not None]
+            weights = [_part(p, p.data, parts) for p in parameters]
             torch._foreach_add_(gradients, torch._foreach_sign(weights) if norm == 1 else weights, alpha=weight)
 
     @property
     def of_rows(self) -> Penalize | None:
         """Return the regularizer of tables with sparse gradients, None if they have none."""
-        regularized = {id(p) for parameters, _, _ in self._terms() for p in parameters}
+        regularized = {id(p) for parameters, *_ in self._terms() for p in parameters}
         return self._of_rows if regularized & self._touched else None
 
     def _of_rows(self, table: nn.Parameter, weights: Tensor, updates: Tensor, rate: float) -> Tensor:
@@ -78,11 +85,11 @@ class Penalty:
         It moves a weight by gradient descent as that many updates would, and by L1 to zero at most, or as one update.
         """
         gradient = torch.zeros_like(weights)
-        kept, due = (self._part(table, values) for values in (weights, gradient))
         # L2 first: L1 then takes what is left of a weight.
-        for parameters, norm, weight in sorted(self._terms(), key=lambda term: -term[1]):
+        for parameters, norm, weight, parts in sorted(self._terms(), key=lambda term: -term[1]):
             if not any(p is table for p in parameters):
                 continue
+            kept, due = (_part(table, values, parts) for values in (weights, gradient))
             if norm == 2:
                 due += weight * _sum_of_decays(updates, rate * weight) * kept
             else:
@@ -93,16 +100,16 @@ class Penalty:
     def value(self) -> Tensor:
         """Return the penalty of all weights, as a scalar that can be differentiated."""
         total = torch.zeros(())
-        for parameters, norm, weight in self._terms():
+        for parameters, norm, weight, parts in self._terms():
             for parameter in parameters:
-                total = (
-                    total.to(parameter.device) + weight / norm * self._part(parameter, parameter).abs().pow(norm).sum()
-                )
+                part = _part(parameter, parameter, parts)
+                total = total.to(parameter.device) + weight / norm * part.abs().pow(norm).sum()
         return total
 
-    def _part(self, parameter: nn.Parameter, values: Tensor) -> Tensor:
-        """Return the part of a parameter's values that is regularized."""
-        return values.narrow(*self._kept[id(parameter)]) if id(parameter) in self._kept else values
+
+def _part(parameter: nn.Parameter, values: Tensor, parts: Parts) -> Tensor:
+    """Return the part of a parameter's values that is regularized."""
+    return values.narrow(*parts[id(parameter)]) if id(parameter) in parts else values
 
 
 def _sum_of_decays(updates: Tensor, decay: float) -> Tensor:
@@ -114,13 +121,15 @@ def _sum_of_decays(updates: Tensor, decay: float) -> Tensor:
     return torch.expm1(updates.double() * math.log1p(-decay)).div_(-decay).to(updates.dtype)
 
 
-def _embedding_parts(embeddings: Iterable[nn.Module], left_out: int) -> dict[int, tuple[int, int, int]]:
-    """Return dim, start and length, as ``Tensor.narrow`` takes them, of all but the last numbers of embeddings."""
-    parts = {}
+def _embedding_parts(embeddings: Iterable[nn.Module], apart: int) -> tuple[Parts, Parts]:
+    """Return the parts of all but the last numbers of embeddings, and of these."""
+    first: Parts = {}
+    last: Parts = {}
     for module in embeddings:
         if isinstance(module, FeatureEmbeddingDict):
             for layer in [*module.embedding_layers.values(), *module.feature_encoders.values()]:
                 if isinstance(layer, nn.Embedding | nn.Linear):
                     dim = 1 if isinstance(layer, nn.Embedding) else 0
-                    parts[id(layer.weight)] = (dim, 0, layer.weight.shape[dim] - left_out)
-    return parts
+                    length = layer.weight.shape[dim] - apart
+                    first[id(layer.weight)], last[id(layer.weight)] = (dim, 0, length), (dim, length, apart)
+    return first, last

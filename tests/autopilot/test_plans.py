@@ -167,6 +167,7 @@ def test_the_first_trial_has_the_settings_that_prepare_log_writes(rows, cold, ne
         tried = {**plan.settings, **plan.first}
         assert has_first(plan)
         assert {name: tried.get(name) for name in settings} == settings
+        assert tried.get("factor_features") == settings.get("factor_features")
         assert (tried.get("feature_specs") or []) == settings.get("feature_specs", [])
         assert tried["use_features"] == FEATURES.active
 

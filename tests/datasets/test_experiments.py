@@ -65,6 +65,7 @@ def test_item_ids_are_dropped_where_negatives_are_sampled_and_targets_cold(cold,
     assert any("DIN_MM and LightFM have dropout: 0.1" in line for line in lines) == (dropout == 0.1)
     assert any("LightFM has history" in line for line in lines) is sampled
     assert entries["DIN_MM"].get("factor_history", False) is sampled
+    assert ("factor_features" in entries["DIN_MM"]) is not sampled
 
 
 def test_the_softmax_of_attention_is_a_setting_of_din_alone():
@@ -78,6 +79,7 @@ def test_where_users_recur_the_attention_has_a_factorization():
     summary = Summary(9, 10, splits, {"title_emb": 1.0}, vocab_sizes={"user_id": 11})
     entry = first_experiments(summary, 20, users_recur(summary))["DIN_MM"]
     assert (entry["factor_dim"], entry["factor_features"]) == (17, ["user_id", "item_id", "title_emb"])
+    assert entry["factor_table_regularizer"] == 1e-4
     assert sum("factor_dim: 17" in line for line in explain(summary, users_recur(summary))) == 1
 
 
