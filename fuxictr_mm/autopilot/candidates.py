@@ -59,8 +59,16 @@ MODELS: dict[str, Candidate] = {
     "DIN": Candidate("the challenge's baseline"),
     "Transformer_DCN": Candidate(
         "a transformer, for longer histories",
-        {"max_len": 50, "first_k_cols": 4, "transformer_layers": 1},
-        units=("dcn_hidden_units", "mlp_hidden_units"),
+        {
+            "max_len": 50,
+            "embedding_dim": 16,
+            "first_k_cols": 4,
+            "transformer_layers": 1,
+            "dim_feedforward": 64,
+            "dcn_cross_layers": 2,
+            "mlp_hidden_units": [32],
+        },
+        units=("dcn_hidden_units",),
         least_history=5,
         cost=7,
     ),

@@ -17,6 +17,10 @@ FIRST_TRIALS = 3
 #: it is expected to end until the second is.
 COMPARING, QUICK = 0.3, 0.5
 
+#: Part of the budget that the first trial of a model may take whose trials last longer than those of the others: it
+#: would take the time of their tuning.
+COSTLY = 0.15
+
 
 class FirstTrials(Trials):
     """Trials as of ``run_trials``, of the studies of several models.
@@ -95,9 +99,11 @@ class FirstTrials(Trials):
                 return False
             running = (self._clock.spent - started for _, started in self._running.values())
             expected, left = max([self._slowest, *running]) * plan.cost, self._clock.left(QUICK)
+            if plan.cost > 1:
+                left = min(left, COSTLY * self._clock.budget)
             if expected > left:
                 self._left_out.add(number)
-                why = f"a trial may take {expected:.0f} s, which exceeds the remaining time"
+                why = f"a trial may take {expected:.0f} s, and {left:.0f} s are left for it"
                 self._journal.tell(
                     f"{plan.model}: not tried, because {why if left > 0 else 'no time is left for a first trial'}."
                 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Sequence
 
@@ -13,7 +14,7 @@ from fuxictr_mm.errors import UserError
 from fuxictr_mm.tuning.runner import run_trials
 from fuxictr_mm.tuning.study import database_errors
 
-#: Trials of models that take less than a quarter of the time of the slowest.
+#: Trials of quick models, which take less than a quarter of the median time of all models.
 QUICK_TRIALS = 20
 
 #: Most trials of a model, and seeds of a configuration.
@@ -46,13 +47,15 @@ def compare(studies: Sequence[ModelStudy], request: Request, clock: Clock, journ
 
 
 def tune(studies: Sequence[ModelStudy], clock: Clock, journal: Journal) -> None:
-    """Tune the models whose trials are quick, then the best of the others."""
-    slowest = max(study.seconds for study in studies)
-    quick = [study for study in studies if study.seconds < slowest / 4]
+    """Tune the models whose trials are quick, then the best of the others that has time for a trial."""
+    typical = statistics.median(study.seconds for study in studies)  # the slowest one would make all others quick
+    quick = [study for study in studies if study.seconds < typical / 4]
     for study in quick:
         why = f"a trial takes {study.seconds:.0f} s"
         _tune(study, QUICK_TRIALS, clock.until(QUICK), why, journal)
-    best = best_of(study for study in studies if study not in quick)
+    others = [study for study in studies if study not in quick]
+    fitting = [study for study in others if study.seconds < clock.left(SEARCHING)]
+    best = best_of(fitting or others)
     _tune(best, MOST_TRIALS, clock.until(SEARCHING), f"the best of {'the others' if quick else 'all'}", journal)
     top = best_of(studies).best
     journal.tell(

@@ -12,7 +12,7 @@ class Size:
 
     bound: float  #: They are for fewer training rows than this.
     #: The settings of these names. Where the weights are averaged, the eighth was the best epoch of every run on
-    #: 400,000 rows of MovieLens-1M that had eight, and 20 gained 0.0035 (``docs/results.md``).
+    #: 400,000 rows of MovieLens-1M that had eight, and 20 gained 0.0035 (``docs/results/movielens.md``).
     batch_size: int
     epochs: int
     embedding_dim: int
