@@ -13,7 +13,6 @@ from fuxictr_mm.config.model import parse_regularizer
 from fuxictr_mm.fuxictr_imports import FeatureEmbeddingDict
 from fuxictr_mm.tables import Penalize, touched_parameters
 
-
 #: Parts of parameters by id: dim, start and length, as ``Tensor.narrow`` takes them.
 Parts = dict[int, tuple[int, int, int]]
 

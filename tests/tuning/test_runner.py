@@ -67,8 +67,9 @@ def test_a_trial_ends_with_its_tuner_even_by_kill_9(folder, forked, wait_for):
 def test_running_trials_are_given_back_after_an_error(tmp_path, monkeypatch):
     class Failing:
         total, done = 3, False
-        given_back: list[str] = []
-        free = [Trial("one", config_dir=tmp_path), Trial("two", config_dir=tmp_path)]
+
+        def __init__(self):
+            self.given_back, self.free = [], [Trial(name, config_dir=tmp_path) for name in ("one", "two")]
 
         def take(self):
             if not self.free:
@@ -78,12 +79,12 @@ def test_running_trials_are_given_back_after_an_error(tmp_path, monkeypatch):
         def give_back(self, trial):
             self.given_back.append(trial.expid)
 
-    ends = []
+    ends, trials = [], Failing()
     process = SimpleNamespace(poll=lambda: None, terminate=lambda: ends.append(1), wait=lambda seconds: 0)
     monkeypatch.setattr(runner, "_start", lambda *arguments: process)
     with pytest.raises(RuntimeError, match="database"):
-        runner.run_trials(Failing(), [-1] * 3, None, [], quiet=True)
-    assert sorted(Failing.given_back) == ["one", "two"]
+        runner.run_trials(trials, [-1] * 3, None, [], quiet=True)
+    assert sorted(trials.given_back) == ["one", "two"]
     assert len(ends) == 2
 
 
