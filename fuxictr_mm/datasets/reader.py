@@ -32,7 +32,17 @@ Kind = Literal["categorical", "numeric", "sequence", "text", "group"]
 SPLITS = ("train", "valid", "test")
 
 #: Modules of this package that hold no reader.
-_OTHERS = ("reader", "histories", "negatives", "configuration", "experiments", "writer", "folder", "synthetic")
+_OTHERS = (
+    "reader",
+    "histories",
+    "negatives",
+    "configuration",
+    "experiments",
+    "writer",
+    "summary",
+    "folder",
+    "synthetic",
+)
 
 
 @dataclass(frozen=True)
