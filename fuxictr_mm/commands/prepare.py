@@ -88,11 +88,12 @@ def main_from_args(args: argparse.Namespace) -> None:
     is_configured = all((args.out / f"{stem}.yaml").exists() for stem in ("dataset_config", "model_config"))
     summary = writer.finished() if is_configured and not args.overwrite else None
     if summary is not None:
-        experiments, advice = list(list_experiments(args.out)), list[str]()  # the advice is in the configuration
+        experiments, advice = list(list_experiments(args.out)), writer.kept_advice
     else:
         summary = writer.write(args.overwrite)
         experiments = write_config(args.out, args.out.resolve().name, reader, summary, labels)
         advice = list(reader.advice(summary))
+        writer.keep_advice(advice)
     document = {"folder": str(args.out), "experiments": experiments, **asdict(summary)}
     show(args, document, format_summary(summary, args.out, experiments, advice))
 

@@ -55,6 +55,8 @@ class Writer:
         if reader.options:
             self.origin["options"] = reader.options
         self._vocabularies: dict[str, Vocabulary] = {}
+        #: What an earlier start of the same command said of the data, once it is known to have ended.
+        self.kept_advice: list[str] = []
 
     def write(self, overwrite: bool = False) -> Summary:
         """Write everything that does not exist yet; ``overwrite`` deletes an earlier dataset of the folder first."""
@@ -90,7 +92,13 @@ class Writer:
         except OSError:  # it cannot be locked; to write it tells why
             return None
         logger.info(f"{self.folder}: was written before, of the same files and options; --overwrite writes it again")
+        self.kept_advice = list(read_json(path).get("advice", []))  # which an earlier version did not keep
         return found[0]
+
+    def keep_advice(self, advice: Sequence[str]) -> None:
+        """Keep what is said of the data, for another start of the command."""
+        path = self.folder / FINISHED
+        write_json(path, {**read_json(path), "advice": list(advice)})
 
     def _kept(self) -> tuple[Summary, dict[str, int]] | None:
         """Return the summary of an earlier start that has ended, and the sizes of its files; None if there is none.

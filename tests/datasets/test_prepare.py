@@ -83,6 +83,16 @@ def test_another_start_reads_nothing_again_unless_something_changed(microlens, t
     assert len(writes) == 4
 
 
+def test_another_start_says_the_same(microlens, tmp_path, capsys):
+    arguments = ("microlens", "--source", microlens, "--out", tmp_path / "micro")
+    texts = []
+    for _ in range(2):
+        assert run(*arguments) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1]
+    assert "embedding_regularizer" in texts[0]
+
+
 @pytest.mark.slow
 def test_files_that_are_gone_are_written_again_and_changed_ones_are_refused(tmp_path):
     source, out = tmp_path / "logs", tmp_path / "shop"
