@@ -251,9 +251,12 @@ class Service:
 
     def _stamp_of_titles(self) -> tuple[int, int] | None:
         """Return size and time of the file; None if there is none."""
-        if self._title_file is None or not self._title_file.exists():
+        if self._title_file is None:
             return None
-        status = self._title_file.stat()
+        try:
+            status = self._title_file.stat()
+        except FileNotFoundError:
+            return None
         return status.st_size, status.st_mtime_ns
 
     def _read_users(self, export: Export, stamp: Stamp) -> Users:

@@ -88,7 +88,7 @@ def main_from_args(args: argparse.Namespace) -> None:
     is_configured = all((args.out / f"{stem}.yaml").exists() for stem in ("dataset_config", "model_config"))
     summary = writer.finished() if is_configured and not args.overwrite else None
     if summary is not None:
-        experiments, advice = list(list_experiments(args.out)), writer.kept_advice
+        experiments, advice = list(list_experiments(args.out)), writer.kept_advice()
     else:
         summary = writer.write(args.overwrite)
         experiments = write_config(args.out, args.out.resolve().name, reader, summary, labels)

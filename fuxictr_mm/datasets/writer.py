@@ -55,8 +55,6 @@ class Writer:
         if reader.options:
             self.origin["options"] = reader.options
         self._vocabularies: dict[str, Vocabulary] = {}
-        #: What an earlier start of the same command said of the data, once it is known to have ended.
-        self.kept_advice: list[str] = []
 
     def write(self, overwrite: bool = False) -> Summary:
         """Write everything that does not exist yet; ``overwrite`` deletes an earlier dataset of the folder first."""
@@ -92,8 +90,11 @@ class Writer:
         except OSError:  # it cannot be locked; to write it tells why
             return None
         logger.info(f"{self.folder}: was written before, of the same files and options; --overwrite writes it again")
-        self.kept_advice = list(read_json(path).get("advice", []))  # which an earlier version did not keep
         return found[0]
+
+    def kept_advice(self) -> list[str]:
+        """Return what an earlier start that has ended said of the data; nothing by an earlier version."""
+        return list(read_json(self.folder / FINISHED).get("advice", []))
 
     def keep_advice(self, advice: Sequence[str]) -> None:
         """Keep what is said of the data, for another start of the command."""

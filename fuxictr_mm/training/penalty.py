@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -42,26 +42,26 @@ class Penalty:
         trainable = [p for p in model.parameters() if p.requires_grad]
         self._touched = {id(p) for p in touched_parameters(model)}
         first, last = _embedding_parts(embeddings, apart) if apart else ({}, {})
-        self._groups: list[tuple[list[nn.Parameter], list[tuple[int, float]], Parts]] = [
-            (
-                [p for p in trainable if id(p) in inside],
-                parse_regularizer(embedding_regularizer, "embedding_regularizer"),
-                first,
-            ),
-            ([p for p in trainable if id(p) not in inside], parse_regularizer(net_regularizer, "net_regularizer"), {}),
-            ([p for p in trainable if id(p) in last], [(2, weight_apart)] if weight_apart else [], last),
+        in_tables, others = ([p for p in trainable if (id(p) in inside) is side] for side in (True, False))
+        of_tables = parse_regularizer(embedding_regularizer, "embedding_regularizer")
+        of_net = parse_regularizer(net_regularizer, "net_regularizer")
+        of_apart = [(2, weight_apart)] if weight_apart else []
+        groups: list[tuple[list[nn.Parameter], list[tuple[int, float]], Parts]] = [
+            (in_tables, of_tables, first),
+            (others, of_net, {}),
+            ([p for p in trainable if id(p) in last], of_apart, last),
         ]
-
-    def _terms(self) -> Iterator[tuple[list[nn.Parameter], int, float, Parts]]:
-        for parameters, pairs, parts in self._groups:
-            for norm, weight in pairs:
-                if parameters:
-                    yield parameters, norm, weight, parts
+        self._terms = [
+            (parameters, norm, weight, parts)
+            for parameters, pairs, parts in groups
+            for norm, weight in pairs
+            if parameters
+        ]
 
     @torch.no_grad()
     def add_gradients(self) -> None:
         """Add the gradient of the penalty to every parameter's ``grad``."""
-        for parameters, norm, weight, parts in self._terms():
+        for parameters, norm, weight, parts in self._terms:
             parameters = [p for p in parameters if id(p) not in self._touched]
             if not parameters:
                 continue
@@ -75,7 +75,7 @@ class Penalty:
     @property
     def of_rows(self) -> Penalize | None:
         """Return the regularizer of tables with sparse gradients, None if they have none."""
-        regularized = {id(p) for parameters, *_ in self._terms() for p in parameters}
+        regularized = {id(p) for parameters, *_ in self._terms for p in parameters}
         return self._of_rows if regularized & self._touched else None
 
     def _of_rows(self, table: nn.Parameter, weights: Tensor, updates: Tensor, rate: float) -> Tensor:
@@ -85,7 +85,7 @@ class Penalty:
         """
         gradient = torch.zeros_like(weights)
         # L2 first: L1 then takes what is left of a weight.
-        for parameters, norm, weight, parts in sorted(self._terms(), key=lambda term: -term[1]):
+        for parameters, norm, weight, parts in sorted(self._terms, key=lambda term: -term[1]):
             if not any(p is table for p in parameters):
                 continue
             kept, due = (_part(table, values, parts) for values in (weights, gradient))
@@ -99,7 +99,7 @@ class Penalty:
     def value(self) -> Tensor:
         """Return the penalty of all weights, as a scalar that can be differentiated."""
         total = torch.zeros(())
-        for parameters, norm, weight, parts in self._terms():
+        for parameters, norm, weight, parts in self._terms:
             for parameter in parameters:
                 part = _part(parameter, parameter, parts)
                 total = total.to(parameter.device) + weight / norm * part.abs().pow(norm).sum()
