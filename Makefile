@@ -22,7 +22,7 @@ demo: $(STAMP)
 	$(BIN)/fuxictr-mm report DIN_MM_none_tiny DIN_tiny DIN_MM_tiny
 
 test: lint $(KERNELS)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow tests
 
 lint: $(STAMP)

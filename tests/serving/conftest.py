@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from filelock import FileLock
 
 from fuxictr_mm.experiment import Experiment
 from tests.paths import ROOT
@@ -29,13 +30,16 @@ def weights_of(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def exported(weights_of, tmp_path_factory):
-    """Return the export of DIN_MM_tiny."""
+def exported(weights_of, tmp_path_factory, worker_id):
+    """Return the export of DIN_MM_tiny, which the first process to ask for it writes."""
     from fuxictr_mm.serving.export import export
 
-    experiment, weights = weights_of("DIN_MM_tiny")
-    out = tmp_path_factory.mktemp("export") / "DIN_MM"
-    export(experiment, out, weights=weights)
+    base = tmp_path_factory.getbasetemp()
+    out = (base if worker_id == "master" else base.parent) / "exported" / "DIN_MM"
+    with FileLock(f"{out.parent}.lock"):
+        if not out.exists():  # an export is renamed when it is complete
+            experiment, weights = weights_of("DIN_MM_tiny")
+            export(experiment, out, weights=weights)
     return out
 
 

@@ -148,7 +148,7 @@ def test_files_score_as_they_do(weights_of_file, tmp_path, name):
     assert_scores_as(Export(tmp_path / "out"), experiment, weights)
 
 
-@pytest.mark.parametrize("padding", [False, True])
+@pytest.mark.parametrize("padding", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_sequences_without_entries(tmp_path, padding):
     """FuxiCTR pools the context's sequence, the tags and the history; each of them may be empty."""
     found = world.tables(300)

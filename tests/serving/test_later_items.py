@@ -124,6 +124,7 @@ def test_the_owner_s_ids_and_numbers(shop, tmp_path):
         assert scores[0] == pytest.approx(shop.scores[row], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_log_after_a_later_one_continues_its_numbers(shop, tmp_path):
     """Rows of either log are scored by an export of the other, unless they hold an item that it does not hold."""
     after = shop.root / "of_third"
@@ -180,6 +181,7 @@ def test_a_graph_of_torch(shop, tmp_path):
         np.testing.assert_array_equal(np.load(tmp_path / "export" / name), np.load(shop.root / "export_later" / name))
 
 
+@pytest.mark.slow
 def test_a_repository_of_triton(shop, tmp_path):
     """Its ensemble scores rows with new items, in histories and as targets."""
     from tests.serving.triton import Triton
