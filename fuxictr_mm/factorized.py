@@ -90,14 +90,10 @@ class FactorizedModel(DNNModel):
         factor_history: bool = False,
         **params: Any,
     ) -> None:
-        self.factor_dim = factor_dim  # read where the tables are made
+        # Read where the tables are made.
+        self.factor_dim, self.factor_table_regularizer = factor_dim, factor_table_regularizer
         super().__init__(feature_map, **params)
-        if factor_dim and factor_table_regularizer and self._sharded_group:
-            raise ConfigError(
-                f"{self.model_id}: factor_table_regularizer is {factor_table_regularizer}, but a table is sharded; set "
-                "factor_table_regularizer: 0, or table: touched"
-            )
-        self.factor_regularizer, self.factor_table_regularizer = factor_regularizer, factor_table_regularizer
+        self.factor_regularizer = factor_regularizer
         self._factors_history = factor_history and factor_dim > 0
         self.factorization = Factorization(factor_dim, self.num_tasks) if factor_dim else None
         self._fields = {"context": self.context_fields, "item": self.item_fields}

@@ -59,6 +59,7 @@ try:
             MaskedAveragePooling,
             MaskedSumPooling,
             MLP_Block,
+            PretrainedEmbedding,
             SqueezeExcitation,
         )
         from fuxictr.pytorch.models import BaseModel, MultiTaskModel
@@ -80,6 +81,7 @@ __all__ = [
     "MaskedAveragePooling",
     "MaskedSumPooling",
     "MultiTaskModel",
+    "PretrainedEmbedding",
     "SqueezeExcitation",
     "deferred_imports",
     "fuxictr_layers",

@@ -153,7 +153,10 @@ class MultimodalModel(EmbeddingModel):
         features = feature_map.features.items()
         sharded = {n: s.get("sharding", "row") for n, s in features if s.get("table") == "sharded"}
         #: Settings of the optimizer of sharded tables.
-        self._sharded_group = sharded_group(sharded, settings, compile, self.own_step()) if sharded else {}
+        self._sharded_group: dict[str, Any] = {}
+        if sharded:
+            of_factors = self.factor_table_regularizer if self.factor_dim else 0.0
+            self._sharded_group = sharded_group(sharded, settings, compile, self.own_step(), of_factors)
         if is_spread():
             dims = {n: feature_map.features[n].get("embedding_dim", settings.embedding_dim) for n in sharded}
             check_widths(dims, self.factor_dim)

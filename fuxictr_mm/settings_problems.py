@@ -67,7 +67,8 @@ def settings_problems(model_class: Any, settings: Mapping[str, Any]) -> dict[str
         common = {key: value for key, value in settings.items() if key in ModelSettings.model_fields}
         compiled = bool(settings.get("compile"))
         columns, own_step = Columns.of(settings).used, model_class.own_step()
-        problems |= table_problems(columns, ModelSettings.model_construct(**common), compiled, own_step)
+        of_factors = settings.get("factor_table_regularizer", 0.0) if settings.get("factor_dim") else 0.0
+        problems |= table_problems(columns, ModelSettings.model_construct(**common), compiled, own_step, of_factors)
     return problems
 
 

@@ -17,11 +17,15 @@ EPSILON = 1e-10
 
 
 def sharded_group(
-    shardings: Mapping[str, str], settings: ModelSettings, compile: bool, own_step: str | None
+    shardings: Mapping[str, str],
+    settings: ModelSettings,
+    compile: bool,
+    own_step: str | None,
+    factor_table_regularizer: float = 0.0,
 ) -> dict[str, Any]:
     """Return the settings of the optimizer of tables, by the setting ``sharding`` of each feature with a sharded one.
 
-    ``own_step`` is that of ``MultimodalModel.own_step``.
+    ``own_step`` is that of ``MultimodalModel.own_step``; ``factor_table_regularizer`` is 0 without factors.
 
     Raises
     ------
@@ -39,6 +43,8 @@ def sharded_group(
     for key, off in (("embedding_regularizer", 0), ("embedding_weight_decay", 0), ("ema", None), ("swa_start", None)):
         if getattr(settings, key) not in (None, off):
             obstacles.append(f"{key} is {getattr(settings, key)}; set {key}: {'null' if off is None else off}")
+    if factor_table_regularizer:
+        obstacles.append(f"factor_table_regularizer is {factor_table_regularizer}; set factor_table_regularizer: 0")
     if settings.accumulation_steps > 1:
         obstacles.append(f"accumulation_steps is {settings.accumulation_steps}; set accumulation_steps: 1")
     name = next((n for n, sharding in shardings.items() if sharding == "column"), next(iter(shardings)))
@@ -81,13 +87,17 @@ def touched_obstacle(settings: ModelSettings, compile: bool) -> str | None:
 
 
 def table_problems(
-    columns: Mapping[str, FeatureConfig], settings: ModelSettings, compile: bool, own_step: str | None
+    columns: Mapping[str, FeatureConfig],
+    settings: ModelSettings,
+    compile: bool,
+    own_step: str | None,
+    factor_table_regularizer: float = 0.0,
 ) -> dict[str, str]:
     """Return the kinds of tables that cannot be those of columns; other parameters as of ``sharded_group``."""
     found = {}
     if sharded := {n: c.sharding or "row" for n, c in columns.items() if c.table == "sharded"}:
         try:
-            sharded_group(sharded, settings, compile, own_step)
+            sharded_group(sharded, settings, compile, own_step, factor_table_regularizer)
         except ConfigError as error:
             found["sharded"] = str(error)
     obstacle = touched_obstacle(settings, compile)

@@ -5,7 +5,9 @@ import torch
 from torch.nn import functional as F
 
 from fuxictr_mm.errors import ConfigError
+from fuxictr_mm.experiment import Experiment
 from tests.errors import raises_naming
+from tests.paths import ROOT
 
 K = 5
 FIELDS = ["likes_level", "item_id", "txt_emb_pca8"]
@@ -147,6 +149,14 @@ def test_the_factors_of_sharded_tables_have_no_regularizer(build):
     with raises_naming(ConfigError, "factor_table_regularizer: 0", "sharded"):
         build("DIN_MM_tiny", factor_dim=K, **settings)
     build("DIN_MM_tiny", **settings)  # without factors
+
+
+def test_all_settings_without_sharded_tables_are_named_before_data_is_read():
+    settings = {"feature_specs": [{"name": "item_id", "table": "sharded"}], "factor_table_regularizer": 0.1}
+    settings |= {"table_optimizer": "rowwise_adagrad", "embedding_regularizer": 0.2}
+    with raises_naming(ConfigError, "embedding_regularizer: 0", "factor_table_regularizer: 0", "table: touched"):
+        Experiment.load("DIN_MM_tiny", ROOT, factor_dim=K, **settings)
+    Experiment.load("DIN_MM_tiny", ROOT, **{**settings, "embedding_regularizer": 0})
 
 
 def test_a_table_that_updates_touched_rows(beside):

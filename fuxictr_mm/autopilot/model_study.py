@@ -15,7 +15,7 @@ from fuxictr_mm.experiment import Experiment
 from fuxictr_mm.tuning import Processes, TrialResult, Tuner, read_tuner, run_study, train_seeds
 from fuxictr_mm.tuning.space import point_of
 from fuxictr_mm.tuning.study import open_trials
-from fuxictr_mm.tuning.study_trials import StudyTrials
+from fuxictr_mm.tuning.study_trials import Failures, StudyTrials
 from fuxictr_mm.tuning.trial import best_first
 from fuxictr_mm.yaml_files import load_yaml, write_entries
 
@@ -30,6 +30,8 @@ class ModelStudy:
     finished: list[TrialResult] = field(default_factory=list)
     #: The last error of a trial.
     error: str = ""
+    #: Failures of earlier starts: a trial that fails in this one is not repeated at each stage.
+    failures: Failures | None = None
 
     @property
     def folder(self) -> Path:
@@ -77,12 +79,22 @@ class ModelStudy:
     def run(self, trials: int, until: float) -> None:
         """Run trials until there are ``trials``; none begins after ``until``, by ``time.monotonic()``."""
         request = self.request
-        found = run_study(self._tuner(trials), request.workers, None, request.source, request.quiet, until=until)
+        found = run_study(
+            self._tuner(trials),
+            request.workers,
+            None,
+            request.source,
+            request.quiet,
+            until=until,
+            failures=self.failures,
+        )
         self.keep(found.trials)
 
     def trials(self, count: int, until: float = math.inf) -> StudyTrials:
         """Return up to ``count`` trials for ``run_trials``; none begins after ``until``, by ``time.monotonic()``."""
-        return open_trials(self._tuner(count), self.request.source, until)
+        opened = open_trials(self._tuner(count), self.request.source, until, self.failures)
+        self.failures = opened.failures
+        return opened
 
     def keep(self, results: Sequence[TrialResult]) -> None:
         """Take over the results of all trials so far."""

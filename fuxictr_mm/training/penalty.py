@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fuxictr_mm.config import Regularizer
 from fuxictr_mm.config.model import parse_regularizer
-from fuxictr_mm.fuxictr_imports import FeatureEmbeddingDict
+from fuxictr_mm.fuxictr_imports import FeatureEmbeddingDict, PretrainedEmbedding
 from fuxictr_mm.tables import Penalize, touched_parameters
 
 #: Parts of parameters by id: dim, start and length, as ``Tensor.narrow`` takes them.
@@ -127,8 +127,20 @@ def _embedding_parts(embeddings: Iterable[nn.Module], apart: int) -> tuple[Parts
     for module in embeddings:
         if isinstance(module, FeatureEmbeddingDict):
             for layer in [*module.embedding_layers.values(), *module.feature_encoders.values()]:
-                if isinstance(layer, nn.Embedding | nn.Linear):
-                    dim = 1 if isinstance(layer, nn.Embedding) else 0
-                    length = layer.weight.shape[dim] - apart
-                    first[id(layer.weight)], last[id(layer.weight)] = (dim, 0, length), (dim, length, apart)
+                for weight, dim in _weights_of(layer):
+                    length = weight.shape[dim] - apart
+                    first[id(weight)], last[id(weight)] = (dim, 0, length), (dim, length, apart)
     return first, last
+
+
+def _weights_of(layer: nn.Module) -> list[tuple[Tensor, int]]:
+    """Return the weights that embeddings are of, or are computed by, each with the dim of the embedding."""
+    if isinstance(layer, nn.Embedding):
+        return [(layer.weight, 1)]
+    if isinstance(layer, nn.Linear):
+        return [(layer.weight, 0)]
+    if not isinstance(layer, PretrainedEmbedding):
+        return []
+    # A projection of the embeddings of the file, of "concat" with those of the ids; "sum" adds these to it.
+    read = layer.pretrain_embedding if layer.proj is None else layer.proj
+    return [*_weights_of(read), *(_weights_of(layer.id_embedding) if layer.pretrain_usage == "sum" else [])]

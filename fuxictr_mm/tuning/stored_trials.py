@@ -52,6 +52,10 @@ class StoredTrials:
         """Return all trials, by number."""
         return [StoredTrial(trial) for trial in self.study.get_trials(deepcopy=False)[: self._total]]
 
+    def failures(self) -> dict[int, dict[str, str] | None]:
+        """Return the failure of each trial by number, also of those after the first ``total``; None without one."""
+        return {trial.number: StoredTrial(trial).error for trial in self.study.get_trials(deepcopy=False)}
+
     def get(self, number: int) -> StoredTrial:
         """Return a trial."""
         return StoredTrial(self._storage.get_trial(self._id(number)))

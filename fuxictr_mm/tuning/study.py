@@ -13,7 +13,7 @@ from fuxictr_mm.errors import ConfigError, UserError, first_line
 from fuxictr_mm.tuning.database import shown_url
 from fuxictr_mm.tuning.runner import run_trials
 from fuxictr_mm.tuning.source import AS_CONFIGURED, Source
-from fuxictr_mm.tuning.study_trials import StudyTrials
+from fuxictr_mm.tuning.study_trials import Failures, StudyTrials
 from fuxictr_mm.tuning.trial import TrialResult, best_first
 from fuxictr_mm.tuning.trial_files import check_settings
 from fuxictr_mm.tuning.tuner_file import Tuner
@@ -41,11 +41,12 @@ def run_study(
     quiet: bool = False,
     *,
     until: float = math.inf,
+    failures: Failures | None = None,
 ) -> StudyResult:
     """Run a study, of any search but a grid, until it has all its trials; other parameters as of ``run_trials``.
 
     Its folder receives each trial's configuration and, in ``logs``, its output. No trial begins after ``until``, by
-    ``time.monotonic()``.
+    ``time.monotonic()``. ``failures`` are those of earlier starts, whose trials are repeated: by default all so far.
 
     Raises
     ------
@@ -55,7 +56,7 @@ def run_study(
         The database failed later.
     """
     with database_errors(lambda: shown_url(tuner)):
-        trials = open_trials(tuner, source, until)
+        trials = open_trials(tuner, source, until, failures)
         if trials.total < tuner.trials and not quiet:
             print(
                 f"{tuner.path}: trials is {tuner.trials}, but the space has only {trials.total} points", file=sys.stderr
@@ -64,7 +65,9 @@ def run_study(
         return StudyResult(trials.results(), trials.stored.importance())
 
 
-def open_trials(tuner: Tuner, source: Source = AS_CONFIGURED, until: float = math.inf) -> StudyTrials:
+def open_trials(
+    tuner: Tuner, source: Source = AS_CONFIGURED, until: float = math.inf, failures: Failures | None = None
+) -> StudyTrials:
     """Return the trials of a study for ``run_trials``; parameters as of ``run_study``."""
     try:
         import optuna
@@ -73,7 +76,7 @@ def open_trials(tuner: Tuner, source: Source = AS_CONFIGURED, until: float = mat
             f'{tuner.path}: search: {tuner.search} needs Optuna; pip install "fuxictr-mm[tuning]"'
         ) from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    return StudyTrials(tuner, source, check_settings(tuner, source), until)
+    return StudyTrials(tuner, source, check_settings(tuner, source), until, failures)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import TypeAlias
 
 from fuxictr_mm.errors import UserError
 from fuxictr_mm.files import InheritedLock
@@ -21,13 +22,23 @@ from fuxictr_mm.tuning.trial import Trial, TrialResult
 from fuxictr_mm.tuning.trial_files import expid_of, write_experiment
 from fuxictr_mm.tuning.tuner_file import Tuner
 
+#: The failure of each trial by number, None without one.
+Failures: TypeAlias = "Mapping[int, dict[str, str] | None]"
+
 LOOK_SECONDS = 1.0  # between reads of the database for a trial to take
 
 
 class StudyTrials:
     """The trials of a study, as of ``Trials``; ``data``: hashes of the data, the rest is that of ``run_study``."""
 
-    def __init__(self, tuner: Tuner, source: Source, data: Mapping[str, str], until: float = math.inf) -> None:
+    def __init__(
+        self,
+        tuner: Tuner,
+        source: Source,
+        data: Mapping[str, str],
+        until: float = math.inf,
+        failures: Failures | None = None,
+    ) -> None:
         self._tuner = tuner
         self._source = source
         self._until = until
@@ -39,8 +50,8 @@ class StudyTrials:
             self.stored = StoredTrials(open_study(tuner, storage, source.model_zoo, data), storage, self.total)
             self._owners = Owners(self.stored, self._locks.place(), tuner.storage is not None)
         self._pruner = Pruner(self.stored, tuner.pruning)
-        # Trials that had failed before are repeated once; those that fail from now on, at the next start.
-        self._retried = {trial.number: trial.error for trial in self.stored.all()}
+        #: Trials that had failed before are repeated once; those that fail from now on, at the next start.
+        self.failures = self.stored.failures() if failures is None else failures
         self._ran: set[int] = set()
         self._watches: dict[int, Watch] = {}
         self._look_again = 0.0
@@ -79,7 +90,7 @@ class StudyTrials:
 
     def _is_over(self, trial: StoredTrial) -> bool:
         """Whether a trial has finished, or has failed since this start."""
-        return trial.is_finished or (trial.error is not None and trial.error != self._retried.get(trial.number))
+        return trial.is_finished or (trial.error is not None and trial.error != self.failures.get(trial.number))
 
     def _make_ours(self, number: int) -> bool:
         """Start a trial whose lock is held, unless it runs or has finished elsewhere."""

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -62,3 +63,15 @@ def test_a_study_that_has_begun_keeps_its_space(tmp_path, tuners):
     study.folder.rmdir()
     study.write_tuner({})
     assert read_tuner(study.tuner_file).model["epochs"] == 20
+
+
+def test_a_trial_that_fails_is_not_repeated_at_a_later_stage_of_a_start(tmp_path, monkeypatch):
+    monkeypatch.setattr(model_study, "open_trials", lambda *given: SimpleNamespace(failures=given[3] or {0: None}))
+    given = []
+    run = lambda *_, failures, **__: (given.append(failures), StudyResult([], {}))[1]  # noqa: E731
+    monkeypatch.setattr(model_study, "run_study", run)
+    study = ModelStudy(Request("X", tmp_path, jobs=1), PLAN)
+    study.write_tuner({})
+    first, second = study.trials(1), study.trials(3)
+    study.run(5, 0.0)
+    assert first.failures is second.failures is given[0]

@@ -11,6 +11,7 @@ import pytest
 
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
 from fuxictr_mm.experiment import Experiment
+from fuxictr_mm.yaml_files import load_yaml, write_entries
 from tests.configs import load_any_dataset as load_dataset
 from tests.encoding.raw import COLUMNS, LABEL, columns_of, edited, params_of
 from tests.errors import raises_naming
@@ -108,6 +109,45 @@ def test_the_target_has_embeddings_of_a_file(folder, freeze):
     (folder / "emb.npz").unlink()  # the weights hold them
     (folder / "train.csv").unlink()
     np.testing.assert_array_equal(experiment.predict(), expected)
+
+
+@pytest.mark.parametrize("usage", ["init", "sum", "concat"])
+@pytest.mark.parametrize(
+    ("model", "settings"),
+    [
+        ("DIN_MM", {"factor_dim": 2, "factor_table_regularizer": 0.5, "embedding_regularizer": None}),
+        ("LightFM", {"embedding_regularizer": None}),
+    ],
+)
+def test_a_factorization_does_not_scale_embeddings_of_a_file(folder, model, settings, usage):
+    values = np.arange(9, dtype="f4").reshape(3, 3) + 1
+    np.savez(folder / "emb.npz", key=np.array(["a", "b", "never seen"]), value=values)
+    given = {"pretrained_emb": str(folder / "emb.npz"), "pretrain_dim": 3, "pretrain_usage": usage, "freeze_emb": True}
+    columns = [c for c in COLUMNS if c["name"] not in ("item_id", "seen")]
+    columns[1] = {**columns[1], "name": "city"}
+    columns += [{**columns[1], "name": "shop", **given}, next(c for c in COLUMNS if c["name"] == "seen")]
+    config = configuration(folder, "DIN", roles={"target": "shop", "history": "seen"}, feature_cols=columns)
+    entry = {**load_yaml(config / "model_config.yaml")["X"], "model": model, **settings}
+    if model == "LightFM":
+        del entry["dnn_hidden_units"]
+    write_entries(config / "model_config.yaml", {"X": entry}, Path("test"))
+    experiment = Experiment.load("X", config, model_zoo=ROOT / "model_zoo")
+    dataset = experiment.load_dataset({"train": True})
+    built = experiment.build_model(dataset)
+    words = json.loads((Path(dataset.feature_map.data_dir) / "feature_vocab.json").read_text())["shop"]
+    layer = built.embedding_layer.embedding_layer.embedding_layers["item_id"]
+    table = layer.pretrain_embedding.weight.detach().numpy()
+    np.testing.assert_array_equal(table[[words[k] for k in ("a", "b", "never seen")]], values)
+    if model == "LightFM":
+        return
+    # The factors are the last two numbers of what the layer returns, and have a penalty of their own.
+    built.penalty.add_gradients()
+    np.testing.assert_allclose(layer.proj.weight.grad[-2:], 0.5 * layer.proj.weight.detach()[-2:])
+    assert not layer.proj.weight.grad[:-2].any()
+    if usage == "sum":
+        weight = layer.id_embedding.weight
+        np.testing.assert_allclose(weight.grad[:, -2:], 0.5 * weight.detach()[:, -2:])
+        assert not weight.grad[:, :-2].any()
 
 
 def histories(table):

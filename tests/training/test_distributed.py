@@ -77,6 +77,7 @@ TOUCHED = [{"name": ["item_id", "likes_level"], "table": "touched"}]
         ("DIN_MM_tiny", {"feature_specs": TOUCHED}, 3),
         # Rows catch up with the updates that they have missed, of which the processes have to agree.
         ("DIN_MM_tiny", {"feature_specs": TOUCHED, "embedding_regularizer": 0.1, "embedding_weight_decay": 0.2}, 3),
+        ("DIN_MM_tiny", {"feature_specs": TOUCHED, "factor_dim": 4, "factor_table_regularizer": 0.1}, 2),
     ],
 )
 def test_processes_have_the_gradients_of_one_with_all_rows(tmp_path, expid, settings, processes, monkeypatch):

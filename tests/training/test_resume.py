@@ -104,8 +104,9 @@ TOUCHED = {
         {**SETTINGS, "lr_schedule": "cosine", "accumulation_steps": 3, "precision": "bf16"},
         {**TOUCHED, "eval_steps": 5, "accumulation_steps": 3},
         {**TOUCHED, "table_optimizer": "rowwise_adagrad", "eval_steps": 2, "early_stop_patience": 20},
+        {**TOUCHED, "embedding_regularizer": None, "factor_dim": 5, "factor_table_regularizer": 0.1},
     ],
-    ids=["plateau", "cosine", "touched", "touched, row-wise"],
+    ids=["plateau", "cosine", "touched", "touched, row-wise", "touched, factors"],
 )
 def test_settings_with_a_state_of_their_own_resume(undisturbed, tmp_path, settings):
     test_the_same_weights_after_a_kill(undisturbed, tmp_path, settings, 19)

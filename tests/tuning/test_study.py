@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from fuxictr_mm.config import list_experiments, load_config
 from fuxictr_mm.errors import ConfigError, UserError
 from fuxictr_mm.runs import read_evaluations
 from fuxictr_mm.tuning import run_study, run_tuner
+from fuxictr_mm.tuning.runner import run_trials
+from fuxictr_mm.tuning.study import open_trials
 from tests.errors import raises_naming
 from tests.paths import ROOT
 from tests.tuning.studies import SPACE, hunt, noted, summary, tuner_file
@@ -82,6 +85,32 @@ def test_a_failed_trial_is_run_again_at_the_next_start_only(folder, capsys):
     results = hunt(path)
     assert [result.state for result in results] == ["finished"] * 3
     assert (len(noted(folder, "begin")), len(noted(folder, "end"))) == (4, 3)
+
+
+def test_a_trial_that_has_failed_in_this_start_is_not_run_again_by_its_next_stage(folder):
+    """The autopilot opens a study several times."""
+    tuner = tuning.read_tuner(tuner_file(folder, "width: [1, 2, 3]", trials=1))
+    for width in (1, 2, 3):
+        (folder / f"broken{width}").touch()
+
+    def run(trials, failures=None):
+        opened = open_trials(replace(tuner, trials=trials), failures=failures)
+        run_trials(opened, [-1], Path("fake_run.py"), ["--resume"], quiet=True)
+        assert all(result.error is not None for result in opened.results())
+        return opened.failures, noted(folder, "begin")
+
+    failures, begun = run(1)
+    assert len(begun) == 1
+    _, begun = run(3, failures)
+    assert len(begun) == len(set(begun)) == 3
+    _, begun = run(3, failures)
+    assert len(begun) == 3
+    later, begun = run(1)  # another start, which knows of the failures of all trials
+    assert (set(later), len(begun)) == ({0, 1, 2}, 4)
+    _, begun = run(3, later)  # the others have their turn in it as well
+    assert len(begun) == 6
+    _, begun = run(3, later)
+    assert len(begun) == 6
 
 
 def test_evaluations_of_the_newest_run(tmp_path):
