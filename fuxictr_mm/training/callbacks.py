@@ -64,7 +64,8 @@ class Callback(Protocol):
     ) -> None:
         """Receive an evaluation of the validation rows, in an epoch, from 1, and after ``step`` steps.
 
-        ``training`` has ``loss``, the mean since the previous one; ``learning_rate``; ``rows_per_second``, of training only.
+        ``training`` has ``loss``, the mean since the previous one; ``learning_rate``; ``rows_per_second``, without
+        evaluations.
         Initial weights are evaluated in epoch 0, with a learning rate alone.
         """
 
