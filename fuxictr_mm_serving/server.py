@@ -95,6 +95,12 @@ class Metrics:
         self.failed_users = prometheus_client.Counter(
             "fuxictr_mm_failed_users_reads", "Changed files of users that could not be read", registry=own
         )
+        self.titles = prometheus_client.Counter(
+            "fuxictr_mm_titles_reads", "Changed files of titles that were read", registry=own
+        )
+        self.failed_titles = prometheus_client.Counter(
+            "fuxictr_mm_failed_titles_reads", "Changed files of titles that could not be read", registry=own
+        )
 
     def text(self) -> bytes:
         """Return the text that Prometheus reads."""
@@ -261,6 +267,7 @@ class Server:
         manifest = {name: getattr(loaded.export.manifest, name) for name in names}
         failed = {"switch": "failed"} if self.service.has_refused else {}
         failed |= {"users": "failed"} if self.service.has_refused_users else {}
+        failed |= {"titles": "failed"} if self.service.has_refused_titles else {}
         return JSONResponse({"status": "ready", "version": loaded.version, **manifest, **failed})
 
     async def read_metrics(self, _: Request) -> Response:
@@ -400,7 +407,7 @@ async def watch(service: Service, metrics: Metrics, seconds: float) -> None:
     looks = (
         _Look("switch", service.switch, metrics.switches, metrics.failed),
         _Look("users", service.refresh_users, metrics.users, metrics.failed_users),
-        _Look("titles", service.refresh_titles),
+        _Look("titles", service.refresh_titles, metrics.titles, metrics.failed_titles),
     )
     while True:
         await asyncio.sleep(seconds)
@@ -412,12 +419,12 @@ async def watch(service: Service, metrics: Metrics, seconds: float) -> None:
 
 @dataclasses.dataclass
 class _Look:
-    """A look for something else to load, whose failure is logged once, and counted where there is a counter."""
+    """A look for something else to load, whose failure is logged and counted once."""
 
     name: str
     load: Callable[[], bool]
-    loads: prometheus_client.Counter | None = None
-    failures: prometheus_client.Counter | None = None
+    loads: prometheus_client.Counter
+    failures: prometheus_client.Counter
     logged: str = ""
 
     async def take(self) -> bool:
@@ -425,15 +432,13 @@ class _Look:
         reason, level, is_loaded = "", logging.WARNING, False
         try:
             is_loaded = await in_daemon_thread(self.load)
-            if self.loads is not None:
-                self.loads.inc(is_loaded)
+            self.loads.inc(is_loaded)
         except ServingError as error:  # perhaps it is being written: the next look finds it
             reason = str(error)
         except Exception as error:  # whatever it is, what is there next may be good
             reason, level = f"{type(error).__name__}: {error}", logging.ERROR
         if reason and reason != self.logged:  # not at every look
-            if self.failures is not None:
-                self.failures.inc()
+            self.failures.inc()
             logger.log(level, json.dumps({self.name: "failed", "reason": reason}))
         self.logged = reason
         return is_loaded

@@ -125,6 +125,8 @@ class Service:
         self._title_file, self._title_column = None if titles is None else Path(titles), title_column
         # Stamps of the file of titles: that of the last look, and of what was read or refused.
         self._seen_titles = self._read_titles = self._stamp_of_titles()
+        #: Whether the file of titles has changed, and could not be read.
+        self.has_refused_titles = False
         if titles is not None:
             self.titles = self._load_titles()
 
@@ -197,6 +199,8 @@ class Service:
             self.has_refused = is_other
             self.loaded = self._load(math.inf, self.loaded)  # also a damaged one that has been repaired
             self.has_refused, self._refused_users = False, None  # which this export may read
+            if self.has_refused_titles:
+                self._read_titles = None
             return is_other
 
     def refresh_users(self) -> bool:
@@ -239,8 +243,9 @@ class Service:
         self._seen_titles = stamp
         if stamp != seen or stamp == self._read_titles:
             return False
-        self._read_titles = stamp
+        self._read_titles, self.has_refused_titles = stamp, True
         self.titles = self._load_titles()
+        self.has_refused_titles = False
         return True
 
     def _load_titles(self) -> Titles:
@@ -250,12 +255,12 @@ class Service:
         return Titles(self._title_file, self.loaded.export, self._title_column)
 
     def _stamp_of_titles(self) -> tuple[int, int] | None:
-        """Return size and time of the file; None if there is none."""
+        """Return size and time of the file; None if there is none, or its folder cannot be read."""
         if self._title_file is None:
             return None
         try:
             status = self._title_file.stat()
-        except FileNotFoundError:
+        except OSError:
             return None
         return status.st_size, status.st_mtime_ns
 

@@ -68,8 +68,7 @@ def _read_files(folder: StrPath, stem: str) -> dict[Path, dict[str, Any]]:
     if not paths:
         raise MissingFileError(
             f"{folder.absolute()}: holds neither {stem}.yaml nor a folder {stem}/ with .yaml files; "
-            "give the folder of your configuration with --config, or config in Python (fuxictr-mm prepare writes one), "
-            "or a tuner file that has it as base_config to fuxictr-mm tune"
+            "give the folder of your configuration with --config, or config in Python (fuxictr-mm prepare writes one)"
         )
     return {path: load_shared(path) for path in paths}
 

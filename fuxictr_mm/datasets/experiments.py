@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fuxictr_mm.config.sizes import (
@@ -187,49 +187,73 @@ def explain(summary: Summary, users: bool, compared: Sequence[str] = (), sampled
     ``users`` says whether the user is a feature; ``compared`` are the ``columns_to_compare``; ``sampled`` says whether
     the negatives are sampled.
     """
+    return [
+        *_explain_factors_and_penalty(summary, users),
+        *_explain_similarities(summary, compared),
+        *_explain_embeddings(summary),
+        *_explain_history_factors(users, sampled),
+        *_explain_cold_items(summary, users, sampled),
+    ]
+
+
+def _explain_factors_and_penalty(summary: Summary, users: bool) -> Iterator[str]:
     rows = summary.splits["train"].rows
-    lines, reason = [], f"there are {rows:,} training rows"
     if users:
-        lines.append(
-            f"DIN_MM has factor_dim: {FACTOR_DIM}, since users have {rows / summary.users:.0f} training rows on average"
-        )
+        of_user = f"{rows / summary.users:.0f} training rows"
+        yield f"DIN_MM has factor_dim: {FACTOR_DIM}, since users have {of_user} on average"
     if (penalty := _penalty(summary)) != PENALTY.first:
         why = (
-            reason
+            _number_of_rows(summary)
             if penalty == penalty_for(rows).first
             else f"items have {rows / summary.trained_items:.1f} training rows on average"
         )
-        lines.append(f"DIN and DIN_MM have embedding_regularizer: {penalty}, since {why}")
+        yield f"DIN and DIN_MM have embedding_regularizer: {penalty}, since {why}"
+
+
+def _explain_similarities(summary: Summary, compared: Sequence[str]) -> Iterator[str]:
     embeddings = [name for name in compared if name in summary.coverage]
     for names, why in (
         (embeddings, "sampled negatives differ from positives by the history alone"),
-        ([name for name in compared if name not in embeddings], reason),
+        ([name for name in compared if name not in embeddings], _number_of_rows(summary)),
     ):
         if names:
-            lines.append(f"features of type: similarity compare target and history in {', '.join(names)}, since {why}")
+            yield f"features of type: similarity compare target and history in {', '.join(names)}, since {why}"
+
+
+def _number_of_rows(summary: Summary) -> str:
+    return f"there are {summary.splits['train'].rows:,} training rows"
+
+
+def _explain_embeddings(summary: Summary) -> Iterator[str]:
     for name, norms in summary.norms.items():
         if norms.setting is not None:
             key, value = norms.setting
             why = f"the median norm of its embeddings is {norms.median:.3g}"
-            lines.append(f"{name} has {key}: {value}, since {why}{', and norms differ' if key == 'scale' else ''}")
+            yield f"{name} has {key}: {value}, since {why}{', and norms differ' if key == 'scale' else ''}"
     for name, dim in summary.dims.items():
         if 0 < summary.trained_items < 2 * dim:  # a linear map of them fits the items one by one
-            lines.append(
+            yield (
                 f"{name} has {dim} dims, and {summary.trained_items} items have training rows: so few may be fitted "
                 "one by one, which tells nothing of new items; reduce the dims (fuxictr-mm embed reduce --dim "
                 f"{max(summary.trained_items // 4, 1)}), and prepare again with the reduced file"
             )
-    split, part = _newest_cold(summary)
+
+
+def _explain_history_factors(users: bool, sampled: bool) -> Iterator[str]:
     if users and sampled:
-        lines.append(
+        yield (
             "LightFM has history: true and DIN_MM factor_history: true, since sampled negatives differ from positives "
             "by the history alone"
         )
+
+
+def _explain_cold_items(summary: Summary, users: bool, sampled: bool) -> Iterator[str]:
+    split, part = _newest_cold(summary)
     if _drops_of_sampled(summary, sampled):
         others = [] if _are_cold(summary) and summary.coverage else ["DIN_MM"]
         names = ["DIN", *others, *(["LightFM"] if users else [])]
         which = f"{listed(names)} {'have' if len(names) > 1 else 'has'}"
-        lines.append(
+        yield (
             f"{which} dropout: {SAMPLED_DROPOUT} and unknown: trained of {ITEM_ID}, since {part:.0%} of "
             f"the {split} rows are of items that do not occur in training, and sampled negatives tell nothing of them"
         )
@@ -240,8 +264,7 @@ def explain(summary: Summary, users: bool, compared: Sequence[str] = (), sampled
                 "their ids are not trained; encode titles or images (fuxictr-mm embed encode), and prepare the log "
                 "again with --embeddings FILE"
             )
-        lines.append(f"{part:.0%} of the {split} rows are of items that do not occur in training: {fix}")
-    return lines
+        yield f"{part:.0%} of the {split} rows are of items that do not occur in training: {fix}"
 
 
 def _newest_cold(summary: Summary) -> tuple[str, float]:

@@ -135,26 +135,17 @@ def compare(
     owner: dict[Path, str] = {}
     files = [name for name in names if is_prediction_file(name)]
     for name in names:
-        if name in files:
-            continue
-        label = _label(name, names)
-        group = runs_of_one_configuration(resolve_one(name, known, root), label, notes, split)
-        for run in group:
-            path = run.path.resolve()
-            if path in owner:
-                raise ConfigError(
-                    f"the run {run.run} is on both sides, {owner[path]} and {label}; "
-                    "give two different experiments or runs"
-                )
-            owner[path] = label
-        groups[label] = group
+        if name not in files:
+            label = _label(name, names)
+            groups[label] = runs_of_one_configuration(resolve_one(name, known, root), label, notes, split)
+            _check_on_one_side(groups[label], label, owner)
     if len(files) == len(names):
         raise ConfigError(
             f"compare: '{files[0]}' and the others are files, which have no labels; give at least one run"
         )
-    runs = [run for group in groups.values() for run in group]
+    first = next(run for group in groups.values() for run in group)
     for name in files:
-        groups[label := _label(name, names)] = [read := read_file(name, runs[0], split, task)]
+        groups[label := _label(name, names)] = [read := read_file(name, first, split, task)]
         notes.append(f"{label}: {read.description}")
     found = compare_groups(
         groups,
@@ -173,6 +164,17 @@ def compare(
             "intervals are of each pair alone"
         )
     return replace(found, notes=notes)
+
+
+def _check_on_one_side(group: Iterable[Run], label: str, owner: dict[Path, str]) -> None:
+    """Refuse a run that has an ``owner``, another side, and note that of those of a side."""
+    for run in group:
+        path = run.path.resolve()
+        if path in owner:
+            raise ConfigError(
+                f"the run {run.run} is on both sides, {owner[path]} and {label}; give two different experiments or runs"
+            )
+        owner[path] = label
 
 
 def _label(name: StrPath, names: Iterable[StrPath]) -> str:

@@ -57,14 +57,15 @@ class Callback(Protocol):
         """Start after ``step`` steps, 0 for a new run; evaluations of later steps are repeated."""
 
     def add_training(self, step: int, values: Mapping[str, float]) -> None:
-        """Receive a value between two evaluations: ``loss``."""
+        """Receive a value between two evaluations: ``loss``, the mean of this process since the last one."""
 
     def add_evaluation(
         self, epoch: int, step: int, training: Mapping[str, float], metrics: Mapping[str, float]
     ) -> None:
         """Receive an evaluation of the validation rows, in an epoch, from 1, and after ``step`` steps.
 
-        ``training`` has ``loss``, the mean since the last; ``learning_rate``; ``rows_per_second``, of training only.
+        ``training`` has ``loss``, the mean since the previous one; ``learning_rate``; ``rows_per_second``, without
+        evaluations.
         Initial weights are evaluated in epoch 0, with a learning rate alone.
         """
 

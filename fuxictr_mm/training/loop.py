@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -76,7 +77,8 @@ def fit(
     Returns
     -------
     list of dict
-        One entry per evaluation: ``epoch``, ``step``, ``loss`` (but before the first step) and the monitored metrics.
+        One entry per evaluation: ``epoch``, ``step``, ``loss`` (mean training loss since the previous evaluation; not
+        before the first step) and the monitored metrics.
 
     Raises
     ------
@@ -172,7 +174,7 @@ class _Fitting:
                 self.checkpoint.remove()
         self.eval_steps = model._eval_steps or len(self.train)
         progress = self.progress
-        self.losses = _RunningLoss(progress.loss, progress.losses)
+        self.losses = _RunningLoss(_own_loss(progress.loss), progress.losses)
         model.valid_gen = self.validation
         worst = math.inf if model._monitor_mode == "min" else -math.inf
         model._best_metric = worst if progress.best is None else progress.best
@@ -230,7 +232,6 @@ class _Fitting:
             )
         progress.epoch, progress.batch, progress.row = epoch + 1, 0, 0
         self.batches = model._steps_per_epoch = len(self.train)
-        self.losses = _RunningLoss()
 
     def evaluate(self, epoch: int, index: int) -> None:
         """Log the loss, evaluate, and save, reduce the learning rate or stop."""
@@ -267,7 +268,8 @@ class _Fitting:
         # Between two updates, every process has gradients of its own.
         if self.must_save and not getattr(self.model, "is_accumulating", False):
             self.must_save = False
-            self.progress.loss, self.progress.losses = self.losses.read()
+            loss, self.progress.losses = self.losses.read()
+            self.progress.loss = distributed.gather_rows(torch.tensor([loss], dtype=torch.float64)).tolist()
             synchronize_buffers(self.model)
             self.checkpoint.save(self.model, self.progress)
         if signal and not self.must_save:
@@ -317,8 +319,13 @@ def _reported(epoch: int, index: int) -> Iterator[None]:
         ) from error
 
 
+def _own_loss(losses: Sequence[float]) -> float:
+    """Return the loss of this process, of those of a checkpoint; their mean if another number of processes wrote it."""
+    return losses[distributed.rank()] if len(losses) == distributed.size() else sum(losses) / len(losses)
+
+
 class _RunningLoss:
-    """Mean loss, summed on the device and read only on demand."""
+    """Mean loss since the last evaluation, summed on the device and read only on demand."""
 
     def __init__(self, total: float = 0.0, steps: int = 0) -> None:
         self.total: Tensor | float = total

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, cast
 
 import torch
@@ -93,36 +93,57 @@ def make_optimizer(
     touched = list(touched)
     apart = {id(p) for p in touched}
     trainable: list[Any] = [p for p in parameters if p.requires_grad and id(p) not in apart]
-    decays: list[float | None] = [weight_decay, table_weight_decay]
     touched_decay = table_weight_decay
     if touched_decay is None:
         touched_decay = 1e-2 if chosen is torch.optim.AdamW else 0.0  # as in torch
-    with_decay = any(decay is not None for decay in decays)
+    table_rate = table_learning_rate or learning_rate
+    with_decay = weight_decay is not None or table_weight_decay is not None
+    decays: list[float | None] = [None, None]
     if with_decay:
-        default = inspect.signature(chosen).parameters["weight_decay"].default
-        decays = [default if decay is None else decay for decay in decays]
-        chosen = getattr(torch.optim, DECOUPLED_DECAY[chosen.__name__])
+        chosen, decays = _with_decay(chosen, [weight_decay, table_weight_decay])
     if with_decay or table_learning_rate is not None:
-        inside = {id(p) for p in tables} - apart
-        groups: list[dict[str, Any]] = [{"params": [p for p in trainable if id(p) not in inside]}]
-        groups += [{"params": [p for p in trainable if id(p) in inside], "lr": table_learning_rate or learning_rate}]
-        for group, decay in zip(groups, decays, strict=True):
-            group |= {} if decay is None else {"weight_decay": decay}
-        trainable = [group for group in groups if group["params"]]
+        trainable = _groups(trainable, {id(p) for p in tables} - apart, table_rate, decays)
+    dense = _dense_optimizer(chosen, trainable, learning_rate)
+    if not touched:
+        return dense
+    rule = touched_rule(name, table_optimizer)
+    sparse = _uncompiled(TouchedOptimizer)(touched, table_rate, rule=rule, weight_decay=touched_decay, penalty=penalty)
+    return Optimizers(dense=dense, touched=sparse)
+
+
+def _with_decay(chosen: Any, decays: Sequence[float | None]) -> tuple[Any, list[float | None]]:
+    """Return the class with decoupled weight decay in place of another, and its default for a decay that is not set."""
+    default = inspect.signature(chosen).parameters["weight_decay"].default
+    decays = [default if decay is None else decay for decay in decays]
+    return getattr(torch.optim, DECOUPLED_DECAY[chosen.__name__]), decays
+
+
+def _groups(
+    trainable: Iterable[nn.Parameter], tables: Collection[int], table_rate: float, decays: Sequence[float | None]
+) -> list[dict[str, Any]]:
+    """Return the groups of parameters that have any: the others, then those whose ``id`` is among ``tables``.
+
+    ``decays`` are the weight decays of the two; None leaves that of the optimizer.
+    """
+    others: dict[str, Any] = {"params": []}
+    of_tables: dict[str, Any] = {"params": [], "lr": table_rate}
+    for parameter in trainable:
+        (of_tables if id(parameter) in tables else others)["params"].append(parameter)
+    groups = [others, of_tables]
+    for group, decay in zip(groups, decays, strict=True):
+        group |= {} if decay is None else {"weight_decay": decay}
+    return [group for group in groups if group["params"]]
+
+
+def _dense_optimizer(chosen: Any, trainable: list[Any], learning_rate: float) -> torch.optim.Optimizer:
     # Fused kernels of torch.optim on CPU and CUDA: one pass over memory instead of many.
     fused: dict[str, Any] = {"fused": True} if chosen.__name__ in ("Adam", "AdamW", "SGD") else {}
     try:
-        dense = _uncompiled(chosen)(trainable, lr=learning_rate, **fused)
+        return _uncompiled(chosen)(trainable, lr=learning_rate, **fused)
     except ValueError as error:
         raise ConfigError(
             f"optimizer: {chosen.__name__} does not support this model ({error}); use another such as adam"
         ) from error
-    if not touched:
-        return dense
-    rule = touched_rule(name, table_optimizer)
-    rate = table_learning_rate or learning_rate
-    sparse = _uncompiled(TouchedOptimizer)(touched, rate, rule=rule, weight_decay=touched_decay, penalty=penalty)
-    return Optimizers(dense=dense, touched=sparse)
 
 
 def add_sharded(

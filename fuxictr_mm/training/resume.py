@@ -53,8 +53,8 @@ class Progress:
     best: float | None = None  #: Best monitored value so far.
     worse: int = 0  #: Evaluations since then.
     saved: bool = False  #: Whether this run has written its best weights.
-    #: Sum of the losses since the last evaluation, and how many.
-    loss: float = 0.0
+    #: Sum of the losses since the last evaluation, of each process, and how many losses it has.
+    loss: list[float] = field(default_factory=lambda: [0.0])
     losses: int = 0
     history: list[dict[str, float]] = field(default_factory=list)  #: One entry per evaluation.
 
@@ -315,6 +315,8 @@ def read_content(folder: Path) -> Content:
     if missing or not isinstance(progress, dict):
         raise damaged(folder, f"{CONTENT} has no {', '.join(missing) or 'progress'}")
     progress = Progress(**{f.name: progress[f.name] for f in fields(Progress)})
+    if not isinstance(progress.loss, list):  # of a version that wrote that of the main process alone
+        progress.loss = [progress.loss]
     optional = {name: found.get(name) for name in ("model_code", "data", "files")}
     return Content(found["config_hash"], progress, found["state"], **optional)
 

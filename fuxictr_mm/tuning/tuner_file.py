@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -232,6 +232,19 @@ def _base_folder(tuner_yaml: Path, tuner: Mapping[str, Any]) -> Path:
     return folder if folder.is_dir() else tuner_yaml.parent / folder
 
 
+def _read_base(
+    read: Callable[[Path, str], dict[str, Any]], tuner_yaml: Path, tuner: Mapping[str, Any], name: str
+) -> dict[str, Any]:
+    """Return an entry of the base experiment's configuration, which ``read`` takes from its folder."""
+    try:
+        return read(_base_folder(tuner_yaml, tuner), name)
+    except MissingFileError as error:
+        found = str(error).partition(";")[0]
+        raise MissingFileError(
+            f"{tuner_yaml}: {found}; expected the configuration of the base experiment, give its folder as base_config"
+        ) from None
+
+
 def _folder_of_models(tuner_yaml: Path, tuner: Mapping[str, Any]) -> Path:
     """Return the folder that relative paths of the base experiment count from."""
     return tuner_yaml.parent if "model_config" in tuner else _base_folder(tuner_yaml, tuner)
@@ -249,7 +262,7 @@ def _read_model(tuner_yaml: Path, tuner: Mapping[str, Any]) -> dict[str, Any]:
             f"{tuner_yaml}: base_config: {base_folder}: no such folder; expected one that holds model_config.yaml"
         )
     else:
-        model = load_model_config(base_folder, name)
+        model = _read_base(load_model_config, tuner_yaml, tuner, name)
     if not isinstance(model.get("model"), str):
         raise ConfigError(f"{tuner_yaml}: {name}: model is {model.get('model')!r}, expected the name of a model")
     # The experiments are written to another folder, from which relative paths would not be found.
@@ -272,7 +285,8 @@ def _read_dataset(tuner_yaml: Path, tuner: Mapping[str, Any], model: Mapping[str
     base_folder = _base_folder(tuner_yaml, tuner)
     if not model and not base_folder.is_dir():
         return dataset_id, {}  # of which the base experiment says more
-    return dataset_id, with_found_paths(load_dataset_config(base_folder, dataset_id), base_folder)
+    dataset = _read_base(load_dataset_config, tuner_yaml, tuner, dataset_id)
+    return dataset_id, with_found_paths(dataset, base_folder)
 
 
 def _mapping(tuner_yaml: Path, where: str, value: Any) -> dict[str, Any]:

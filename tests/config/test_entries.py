@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fuxictr_mm import yaml_files
-from fuxictr_mm.config import ExperimentConfig, list_experiments
+from fuxictr_mm.config import ExperimentConfig, list_datasets, list_experiments
 from fuxictr_mm.config.entries import load_model_config
 from fuxictr_mm.errors import ConfigError, MissingFileError
 from fuxictr_mm.yaml_files import dump_yaml, load_yaml
@@ -102,6 +102,9 @@ def test_missing_files_and_names(folder, tmp_path):
     assert "Y_tiny: model is None" in refused(folder, "Y_tiny")
     (folder / "dataset_config.yaml").unlink()
     check_names(refused(folder), folder, "dataset_config.yaml", "dataset_config/")
+    with raises_naming(MissingFileError, folder, "dataset_config.yaml", "--config") as missing:
+        list_datasets(folder)
+    assert "tune" not in str(missing.value)  # which reads the datasets of its own file
 
 
 def test_paths_are_sought_here_then_beside_the_configuration(folder):

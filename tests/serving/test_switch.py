@@ -18,6 +18,7 @@ from starlette.testclient import TestClient
 
 from fuxictr_mm.serving.export import export
 from fuxictr_mm_serving import ServingError, service
+from fuxictr_mm_serving import users as users_module
 from fuxictr_mm_serving.manifest import checksum, version_of
 from fuxictr_mm_serving.server import Metrics, make_app, watch
 from fuxictr_mm_serving.settings import Settings
@@ -113,6 +114,7 @@ def test_the_watcher_survives_any_error_and_logs_it_once(caplog):
     assert caplog.text.count("damaged") == 1
     assert "fuxictr_mm_failed_users_reads_total 1.0" in metrics.text().decode()
     assert caplog.text.count("untitled") == 1
+    assert "fuxictr_mm_failed_titles_reads_total 1.0" in metrics.text().decode()
 
 
 def test_the_end_does_not_wait_for_an_export_that_is_read():
@@ -231,15 +233,56 @@ def test_changed_titles_are_read_again_and_damaged_ones_are_not(exported, tmp_pa
     assert found.titles.of([1, 2]) == ["one", "two"]
     titles.write_bytes(b"damaged")
     assert not found.refresh_titles()
+    assert not found.has_refused_titles
     with raises_naming(ServingError, titles):
         found.refresh_titles()
     assert not found.refresh_titles()
+    assert found.has_refused_titles
+    assert found.titles.of([1, 2]) == ["one", "two"]
     titles.unlink()  # as a link that is being replaced
     assert not found.refresh_titles()
     write("first", "second")
     assert [found.refresh_titles() for _ in range(2)] == [False, True]
+    assert not found.has_refused_titles
     assert found.titles.of([1, 2]) == ["first", "second"]
     assert not service.Service(exported).refresh_titles()
+
+
+def test_titles_that_an_export_refused_are_tried_with_the_next_one(export_copy, tmp_path, monkeypatch):
+    titles = tmp_path / "titles.parquet"
+    pq.write_table(pa.table({"item_id": [1], "title": ["one"]}), titles)
+    found = service.Service(export_copy, titles=titles)
+    pq.write_table(pa.table({"item_id": [1, 2], "title": ["first", "second"]}), titles)
+
+    def refuse(export, path):
+        raise ServingError(f"{path}: is of another numbering")
+
+    monkeypatch.setattr(users_module, "check_numbering", refuse)
+    assert not found.refresh_titles()
+    with raises_naming(ServingError, "another numbering"):
+        found.refresh_titles()
+    monkeypatch.undo()
+    assert not found.refresh_titles()
+    (export_copy / "manifest.json").write_bytes((export_copy / "manifest.json").read_bytes() + b" ")
+    assert found.switch()
+    assert found.refresh_titles()
+    assert not found.has_refused_titles
+    assert found.titles.of([1, 2]) == ["first", "second"]
+
+
+def test_failed_reads_of_titles_are_in_ready(exported, tmp_path):
+    titles = tmp_path / "titles.parquet"
+    pq.write_table(pa.table({"item_id": [1], "title": ["one"]}), titles)
+    with TestClient(make_app(Settings(folder=str(exported), titles=str(titles), reload=0.01))) as client:
+        assert "titles" not in client.get("/ready").json()
+        titles.write_bytes(b"damaged")
+        for _ in range(100):
+            if (ready := client.get("/ready").json()).get("titles"):
+                break
+            time.sleep(0.05)
+        assert ready["titles"] == "failed"
+        assert "users" not in ready
+        assert "fuxictr_mm_failed_titles_reads_total 1.0" in client.get("/metrics").text
 
 
 def test_a_log_that_is_being_prepared_is_not_read_as_users(tmp_path):

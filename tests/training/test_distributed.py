@@ -302,6 +302,9 @@ def test_settings_with_a_state_of_their_own_resume_with_two_processes(dying):
     assert run("--resume").returncode == 0
     found = read_tensors(weights)
     assert_equal_tensors(found, expected)
+    runs = sorted(weights.with_suffix("").glob("*/metrics.jsonl"))
+    whole, resumed = ([json.loads(line) for line in path.read_text().splitlines()] for path in runs)
+    assert [(line["step"], line["loss"]) for line in resumed] == [(line["step"], line["loss"]) for line in whole]
 
 
 SLOW = """

@@ -118,6 +118,19 @@ def test_weights_trained_before_are_kept_unless_better_ones_are_found(first, kep
     assert history[1]["epoch"] == 1
 
 
+@pytest.mark.parametrize("eval_steps", [None, 1, 3, 5, 9])
+def test_the_loss_is_the_mean_since_the_previous_evaluation(tmp_path, eval_steps):
+    """Also where an epoch of four steps ends in between."""
+    losses = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0]
+    script = aucs(*[0.5 + i / 100 for i in range(len(losses))])
+    history = loop.fit(Scripted(tmp_path, script, losses, eval_steps=eval_steps), BATCHES, 3, BATCHES)
+    every = eval_steps or len(BATCHES)
+    assert [entry["step"] for entry in history] == list(range(every, len(losses) + 1, every))
+    assert [entry["loss"] for entry in history] == [
+        sum(losses[entry["step"] - every : entry["step"]]) / every for entry in history
+    ]
+
+
 def test_a_second_fit_starts_anew(tmp_path):
     model = Scripted(tmp_path, aucs(0.9, 0.1, 0.2))
     loop.fit(model, BATCHES, 1, BATCHES)

@@ -61,7 +61,7 @@ def undisturbed(tmp_path_factory):
 @pytest.mark.parametrize(
     ("settings", "step"),
     [({}, 1), ({}, 9), ({}, 16), ({}, 17)]
-    + [({"accumulation_steps": 3, "eval_steps": 5}, step) for step in (2, 16, 31)],
+    + [({"accumulation_steps": 3, "eval_steps": 5}, step) for step in (2, 16, 17, 31)],
 )
 def test_the_same_weights_after_a_kill(undisturbed, tmp_path, settings, step):
     expected, history = undisturbed(**settings)
@@ -302,6 +302,9 @@ def test_a_damaged_checkpoint_is_named_with_what_to_do(tmp_path):
     content = json.loads(state.read_text())  # of a version that wrote no hashes
     state.write_text(json.dumps({key: value for key, value in content.items() if key != "files"}))
     assert checkpoint.load(model).step == 7
+    content["progress"]["loss"] = 2.5  # of a version that wrote the loss of the main process alone
+    state.write_text(json.dumps(content))
+    assert checkpoint.load(model).loss == [2.5]
 
 
 @pytest.mark.slow

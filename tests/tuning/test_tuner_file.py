@@ -3,7 +3,7 @@
 import pytest
 
 from fuxictr_mm.config import list_experiments
-from fuxictr_mm.errors import ConfigError
+from fuxictr_mm.errors import ConfigError, MissingFileError
 from fuxictr_mm.tuning import enumerate_trials
 from fuxictr_mm.yaml_files import dump_yaml, load_yaml
 from tests.errors import raises_naming
@@ -49,6 +49,16 @@ def test_initial_weights_that_count_from_the_base_folder_are_found(folder):
     written = list_experiments(enumerate_trials(tuner_file(folder, space)))
     others = [None, found, str((folder / "base/other.model").resolve()), "before.model"]
     assert [entry["initial_weights"] for entry in written.values()] == others
+
+
+@pytest.mark.parametrize("missing", ["model_config.yaml", "dataset_config.yaml"])
+def test_a_base_folder_without_configuration_names_the_key(folder, missing):
+    (folder / "base" / missing).unlink()
+    with raises_naming(
+        (ConfigError, MissingFileError), "grid.yaml", folder / "base", missing, "base_config"
+    ) as refused:
+        enumerate_trials(tuner_file(folder, "width: [1]"))
+    assert "--config" not in str(refused.value)
 
 
 def test_the_challenges_own_tuner_file(folder):

@@ -12,7 +12,7 @@ triton = pytest.importorskip("triton")
 tl = triton.language
 kernels = import_module("fuxictr_mm.layers.triton_kernels.activation_unit")
 
-TOLERANCES = {torch.float32: 3e-6, torch.bfloat16: 1e-2}
+TOLERANCES = {torch.float32: 1e-6, torch.bfloat16: 1e-2}
 
 
 @triton.jit
@@ -77,10 +77,12 @@ def test_no_items_and_a_single_row(check, lengths):
 @pytest.mark.slow
 @given(
     lengths=st.lists(st.integers(0, 40), min_size=1, max_size=5),
+    seed=st.integers(0, 2**32 - 1),  # by which a failure is replayed
     sizes=st.tuples(st.integers(1, 40), st.integers(1, 40), st.sampled_from([0.0, 0.3]), st.integers(1, 5)),
 )
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_equals_the_formula_for_all_shapes(check, lengths, sizes):
+def test_equals_the_formula_for_all_shapes(check, lengths, seed, sizes):
+    torch.manual_seed(seed)
     check(lengths, *sizes)
 
 

@@ -12,7 +12,7 @@ from fuxictr_mm.layers import Jagged, MultiHeadTargetAttention
 pytest.importorskip("triton")
 kernels = import_module("fuxictr_mm.layers.triton_kernels.target_attention")
 
-TOLERANCES = {torch.float32: 3e-6, torch.bfloat16: 1e-2}
+TOLERANCES = {torch.float32: 1e-6, torch.bfloat16: 1e-2}
 
 
 @pytest.fixture
@@ -54,11 +54,13 @@ def test_no_entries_and_a_single_row(check, lengths, sparse):
 @pytest.mark.slow
 @given(
     lengths=st.lists(st.integers(0, 9), min_size=1, max_size=5),
+    seed=st.integers(0, 2**32 - 1),  # by which a failure is replayed
     sizes=st.tuples(st.integers(1, 5), st.integers(1, 9), st.booleans(), st.integers(1, 5)),
     block=st.sampled_from([1, 32, 256]),
 )
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_equals_the_formula_for_all_shapes(monkeypatch, check, lengths, sizes, block):
+def test_equals_the_formula_for_all_shapes(monkeypatch, check, lengths, seed, sizes, block):
+    torch.manual_seed(seed)
     monkeypatch.setattr(kernels, "LARGEST_QUERY", block)
     check(lengths, *sizes)
 
