@@ -8,6 +8,7 @@ from typing import Any
 BOOST = {
     "api/": 0.3,
     "_measured.md": 0.3,
+    "settings_measured/": 0.3,
     "command_line.md": 0.7,
     "settings.md": 0.7,
     "your_data.md": 1.5,

@@ -43,7 +43,8 @@ SPARSE = Penalty(first=2e-3, low=1e-5, high=1e-2)
 SPARSEST = Penalty(first=1e-2, low=1e-4, high=2e-2)
 
 #: With fewer training rows than this, a weak penalty lets the ids of users and items be memorised within two epochs:
-#: the model ranks worse than a dot product of embeddings, or a count by category (``docs/choosing_settings.md``).
+#: the model ranks worse than a dot product of embeddings, or a count by category
+#: (``docs/settings_measured/few_rows.md``).
 FEW_ROWS = 30_000
 
 #: The penalty with fewer training rows than each of these numbers. From a million rows on, there are usually so many
@@ -61,8 +62,8 @@ PENALTIES: tuple[tuple[float, Penalty], ...] = (
 ROWS_OF_AN_ITEM: tuple[tuple[float, Penalty], ...] = ((5, SPARSEST), (10, SPARSE))
 
 #: Of ``LightFM`` the penalty falls with the rows, since the loss is their mean and the penalty is of whole tables: a
-#: fixed one of 2e-4 costs 0.02 of AUC with 80,000 rows (``docs/choosing_settings.md``). Fewer than 10,000 rows are not
-#: measured.
+#: fixed one of 2e-4 costs 0.02 of AUC with 80,000 rows (``docs/settings_measured/lightfm.md``). Fewer than 10,000
+#: rows are not measured.
 FACTOR_PENALTY, FACTOR_PENALTY_ROWS = 3.0, 10_000
 
 #: The same of the factorization beside ``DIN_MM``: with 3.0, groceries lose what they gain with 1.0.

@@ -41,7 +41,7 @@ COMPARED_ROWS = 100_000
 ITEMS_OF_A_VALUE, MOST_COMPARED = 5, 4
 
 #: Where embeddings tell what an item is, and so many rows are of items that training does not show, dropout of item ids
-#: gains: planted worlds of ``docs/choosing_settings.md``, which measured no gain with fewer cold rows.
+#: gains: planted worlds of ``docs/settings_measured/cold_items.md``, which measured no gain with fewer cold rows.
 COLD, COLD_DROPOUT = 0.8, 0.5
 
 #: Where negatives are sampled, a user has as many of them as positives, and nothing but the relation of target and

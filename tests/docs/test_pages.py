@@ -92,6 +92,16 @@ def check_features(columns, where):
         check_keys(column, key_types(FeatureSpec), where)
 
 
+def add_models(page, folder):
+    """Add the models and experiments that a page shows with the names of their files in the first line."""
+    for fence in fences(page):
+        if named := re.match(r'(?:# (model_config\.yaml)|"""(model_zoo/\w+\.py)""")\n', fence.text):
+            path = folder / (named[1] or named[2])
+            path.parent.mkdir(exist_ok=True)
+            with path.open("a", encoding="utf-8") as stream:
+                stream.write("\n" + fence.text)
+
+
 @pytest.mark.parametrize("fence", YAML, ids=name_of)
 def test_yaml(fence, reader):
     """Every key is one that is known where it stands, and every value is of its type."""
@@ -109,6 +119,7 @@ def test_yaml(fence, reader):
     if isinstance(content, list):
         check_features(content, where)
     elif "tuner_space" in content:
+        add_models(fence.page, reader)
         (reader / "tuner.yaml").write_text(fence.text, encoding="utf-8")
         read_tuner(reader / "tuner.yaml")
     elif all(isinstance(entry, dict) for entry in content.values()):
@@ -192,3 +203,14 @@ def test_every_page_is_in_the_menu():
     pages = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
     assert listed == pages
     assert all(Path(ROOT / "docs" / page).is_file() for page in listed)
+
+
+def test_every_page_is_two_clicks_from_the_first_one():
+    def linked_from(page):
+        targets = [(found[0] or found[1]).partition("#")[0] for found in LINK.findall(page.read_text(encoding="utf-8"))]
+        return {(page.parent / target).resolve() for target in targets if target.endswith(".md") and ":" not in target}
+
+    home, docs = ROOT / "docs" / "index.md", (ROOT / "docs").resolve()
+    first = linked_from(home)
+    reached = {home.resolve(), *first}.union(*(linked_from(page) for page in first))
+    assert sorted(str(page.relative_to(docs)) for page in set(docs.rglob("*.md")) - reached) == []
