@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from fuxictr_mm.datasets.own.missing import is_missing
+
 CURRENCIES = r"[€$£¥₹₩₽]|EUR|USD|GBP|CHF|CNY|JPY"
 #: What separates thousands and never decimals: apostrophes (Switzerland), and spaces that do not break (France).
 GROUPING = "'\u2019\u00a0\u202f"
@@ -38,26 +40,6 @@ PLAIN = {
 }
 #: Numbers that a category may be read as: those of which the text is the same again, and integers as floats.
 SAME = r"^-?(?:0|[1-9]\d*)(?:\.0|\.\d*[1-9])?$"
-#: What stands for no number.
-_WORDS = (
-    "",
-    "-",
-    "--",
-    "\u2013",
-    "\u2014",
-    "?",
-    "na",
-    "n/a",
-    "n.a.",
-    "#n/a",
-    "nan",
-    "null",
-    "(null)",
-    "none",
-    "nil",
-    r"\n",
-)
-MISSING = tuple({form for word in _WORDS for form in (word, word.upper(), word.capitalize())} | {"NaN"})
 #: Numbers of telephones, which are no quantities.
 PHONE = r"^\+\d{7,}$"
 
@@ -88,11 +70,6 @@ class Form:
         plain = bare.str.replace_all(rf"[{GROUPING}{thousands}]", "").str.replace(",", ".", literal=True)
         plain = plain.str.replace(r"^\((.*)\)$|^(.*)-$", "-${1}${2}")
         return plain.cast(pl.Float64, strict=False)
-
-
-def is_missing(text: pl.Expr) -> pl.Expr:
-    """Whether a text without spaces around it stands for no number."""
-    return text.is_null() | text.is_in(MISSING)
 
 
 def unit_in(text: str | None) -> str:

@@ -108,7 +108,7 @@ class LogFiles:
                 f"--match_within: {paths[0]} has no column '{asked.time}' (it has: {', '.join(table.schema)}); "
                 f"name that of its times: --positives {label}={file}:TIME"
             )
-        positives = Positives(label, table, on, time or None, asked.match_within)
+        positives = Positives(label, table, on, time or None, asked.match_within, user=asked.user)
         positives.check()
         return positives
 

@@ -20,9 +20,9 @@ from fuxictr_mm.datasets.own.amounts import (
     Form,
     decimal_in,
     form_in,
-    is_missing,
     unit_in,
 )
+from fuxictr_mm.datasets.own.missing import is_missing
 
 logger = logging.getLogger(__name__)
 

@@ -213,9 +213,10 @@ class LogSource:
             return
         if anonymous == rows:
             raise DataError(f"{self.log.paths[0]}: {self.asked.user} has no value in all {rows} rows, expected users")
+        words = ", ".join(self.ids.missing_users())
         logger.warning(
-            f"{self.log.where(row)}: {self.asked.user} has no value, as in {anonymous} of {rows} rows; these have the "
-            "user 0 and no history, and are in no history"
+            f"{self.log.where(row)}: {self.asked.user} has no value{f' ({words} count as none)' if words else ''}, as "
+            f"in {anonymous} of {rows} rows; these have the user 0 and no history, and are in no history"
         )
 
     @cached_property
