@@ -82,7 +82,9 @@ class Ids:
     def _count_words(self, role: str, words: Sequence[str]) -> dict[str, int]:
         """Return which of some words are in the column of the ids of the log, in how many rows."""
         text = pl.col(self.column(role)).str.strip_chars().alias("word")
-        found = self.log.frame.select(text).filter(pl.col("word").is_in(list(words))).group_by("word").len().sort("word")
+        found = (
+            self.log.frame.select(text).filter(pl.col("word").is_in(list(words))).group_by("word").len().sort("word")
+        )
         return dict(found.collect(engine="streaming").iter_rows())
 
     def histories(self, column: str) -> pl.Expr:
