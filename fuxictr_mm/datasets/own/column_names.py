@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 
+#: Integers of more distinct values are numbers, unless their column is named as one of ids.
+FEW_VALUES = 100
+
 #: Names of columns whose digits are no quantity, beside those that end in id.
 CODES = (
     r"(?i)(?:^|_)(?:zip|zip_?code|post_?code|postal(?:_?code)?|plz|ean|gtin|upc|barcode|phone|phone_?number|mobile|tel"

@@ -15,7 +15,7 @@ from fuxictr_mm.data.lists import EMPTY_AS_NULL
 from fuxictr_mm.data.numbers import Moments
 from fuxictr_mm.data.schema import why_no_layers
 from fuxictr_mm.datasets.own.amounts import Form
-from fuxictr_mm.datasets.own.column_names import is_named_as_id, is_named_as_quantity
+from fuxictr_mm.datasets.own.column_names import FEW_VALUES, is_named_as_id, is_named_as_quantity
 from fuxictr_mm.datasets.own.dates import NATIONAL
 from fuxictr_mm.datasets.own.missing import NO_CATEGORY, without
 from fuxictr_mm.datasets.own.tables import Table
@@ -24,9 +24,6 @@ from fuxictr_mm.errors import ConfigError
 from fuxictr_mm_serving.prepared import SCALED
 
 logger = logging.getLogger(__name__)
-
-#: Integers of more distinct values are numbers, unless their column is named as one of ids.
-FEW_VALUES = 100
 
 #: Integers from this one on are ids or hashes, which floats do not tell apart.
 HUGE = 2**53

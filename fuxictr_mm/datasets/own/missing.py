@@ -25,13 +25,11 @@ NO_USER = (*_NEVER, *_WORDS, "NA")
 NO_ID = (*_NEVER, *_WORDS)
 #: What stands for no category, list or text.
 NO_CATEGORY = _NEVER
-#: Floats that are no usable numbers, as they are written.
-INFINITE = tuple(sign + form for sign in ("", "+", "-") for form in _forms(("inf", "infinity")))
 
 
 def is_missing(text: pl.Expr) -> pl.Expr:
-    """Whether a text without spaces around it stands for no usable number."""
-    return text.is_null() | text.is_in([*MISSING, *INFINITE])
+    """Whether a text without spaces around it stands for no number."""
+    return text.is_null() | text.is_in(list(MISSING))
 
 
 def words_of_no(role: str) -> tuple[str, ...]:
