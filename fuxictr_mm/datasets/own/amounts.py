@@ -108,8 +108,8 @@ def form_in(
 ) -> tuple[Form | None, str | None, Others | None]:
     """Return how all amounts of a column are written, all with a unit.
 
-    Or None, and an example if it may be two numbers. The last are the texts that are no amounts, as of "on request"; if ``is_asked``, there may be any other text.
-    ``form`` has the unit, and the decimal mark if an earlier log tells it.
+    Or None, and an example if it may be two numbers. The last are the texts that are no amounts, such as "on request",
+    or any other text if ``is_asked``. ``form`` has the unit, and the decimal mark if an earlier log tells it.
     """
     text = pl.col(name).str.strip_chars()
     bare = form.bare(pl.col(name))
