@@ -72,6 +72,7 @@ TESTED_BY = {
     "fuxictr_mm/datasets/own/base": "datasets/own/test_later",
     "fuxictr_mm/datasets/own/buckets": "datasets/test_log",
     "fuxictr_mm/datasets/own/catalog": "datasets/test_log",
+    "fuxictr_mm/datasets/own/column_names": "datasets/own/test_tables",
     "fuxictr_mm/datasets/own/files": "datasets/test_log",
     "fuxictr_mm/datasets/own/ids": "datasets/test_log",
     "fuxictr_mm/datasets/own/labelling": "datasets/own/test_labels",

@@ -103,6 +103,19 @@ class Table:
                 f"{lists}{self.of_folders(column) if what.startswith('--roles user=') else ''}"
             )
 
+    def check_all(self, columns: Mapping[str, str]) -> None:
+        """Raise a ConfigError that names all columns that do not exist; the keys say what asks for each."""
+        missing = {what: column for what, column in columns.items() if column not in self.schema}
+        for what, column in missing.items():
+            if len(missing) == 1:
+                self.check(column, what)
+            self.check_header(column, what)
+        if missing:
+            names = ", ".join(f"'{column}'{nearest(column, self.schema)}" for column in missing.values())
+            raise ConfigError(
+                f"{', '.join(missing)}: {self.paths[0]} has no columns {names} (it has: {', '.join(self.schema)})"
+            )
+
     def lists_with(self, is_wanted: Callable[[str], bool]) -> str:
         """Return what to do where the entries of a list have a field that is wanted as a column: a row for each."""
         for name, kind in self.schema.items():
