@@ -45,10 +45,10 @@ def test_words_among_many_numbers_are_missing(texts, others, tmp_path, caplog):
 @pytest.mark.parametrize(
     ("texts", "column"),
     [
-        (DECIMALS[:8] + ["on request"], "price"),  # too few numbers
-        (DECIMALS + ["12X"], "price"),  # perhaps codes
-        (MANY[:40] + ["XL"], "price"),  # sizes, of which each integer is a category
-        (MANY + ["unknown"], "shop_id"),
+        ([*DECIMALS[:8], "on request"], "price"),  # too few numbers
+        ([*DECIMALS, "12X"], "price"),  # perhaps codes
+        ([*MANY[:40], "XL"], "price"),  # sizes, of which each integer is a category
+        ([*MANY, "unknown"], "shop_id"),
     ],
 )
 def test_other_columns_stay_texts_and_are_named(texts, column, tmp_path, caplog):
