@@ -43,7 +43,7 @@ def test_words_for_no_user_are_anonymous(shop, prepare_log, read_split, caplog):
 @pytest.mark.parametrize("word", ["NULL", "nan", "-", "", "none"])
 def test_words_for_no_item_are_refused(word, tmp_path):
     log = table_of(tmp_path, user=["a", "b", "c"], asin=["x", word, word])
-    with raises_naming(DataError, "interactions.csv: row 1", "asin", repr(word or None), "2 of this table"):
+    with raises_naming(DataError, "interactions.csv: row 1", "asin", repr(word), "2 of this table"):
         ids_of(log).of(log, "target")
 
 
