@@ -97,10 +97,15 @@ def decimal_in(fits: Collection[str], marks: Collection[str], known: str, is_ask
     return next(iter(marks)) if fits and is_asked and len(marks) == 1 else None
 
 
+def unit_of(text: pl.Expr) -> pl.Expr:
+    """Return the unit of each amount; null of other texts, and of numbers without one."""
+    parts = text.str.extract_groups(AMOUNT).struct
+    return pl.coalesce(parts.field("before"), parts.field("after"))
+
+
 def common_unit(text: pl.Expr) -> pl.Expr:
     """Return the unit that most amounts among some texts have, null if none has one."""
-    parts = text.str.extract_groups(AMOUNT).struct
-    return pl.coalesce(parts.field("before"), parts.field("after")).drop_nulls().mode().min()
+    return unit_of(text).drop_nulls().mode().min()
 
 
 def form_in(
@@ -109,14 +114,15 @@ def form_in(
     """Return how all amounts of a column are written, all with a unit.
 
     Or None, and an example if it may be two numbers. The last are the texts that are no amounts, such as "on request",
-    or any other text if ``is_asked``. ``form`` has the unit, and the decimal mark if an earlier log tells it.
+    or any text but amounts of other units if ``is_asked``. ``form`` has the unit, and the decimal mark if an earlier log
+    tells it.
     """
     text = pl.col(name).str.strip_chars()
     bare = form.bare(pl.col(name))
     is_none = is_missing(text) | is_missing(bare)
     is_amount = {mark: (text != bare) & bare.str.contains(pattern) for mark, pattern in NUMBERS.items()}
     is_any = pl.any_horizontal(*is_amount.values()).fill_null(False)
-    is_other = is_none | (~is_any if is_asked else ~is_any & is_word(text))
+    is_other = is_none | (~is_any & (~text.str.contains(AMOUNT) if is_asked else is_word(text)))
     tests = {mark: (is_other | test).all() for mark, test in is_amount.items()}
     example = text.filter(bare.str.contains(r"[.,]") & ~is_other).first()
     longest = bare.filter(~is_other).str.len_chars().max()

@@ -21,6 +21,7 @@ from fuxictr_mm.datasets.own.amounts import (
     common_unit,
     decimal_in,
     form_in,
+    unit_of,
 )
 from fuxictr_mm.datasets.own.column_names import FEW_VALUES, is_named_as_id
 from fuxictr_mm.datasets.own.missing import is_missing
@@ -73,7 +74,7 @@ class _Column:
     def tests(self) -> list[pl.Expr]:
         """Return what the texts tell of how they are read, each with the name of the column in its own."""
         name, text, is_none = self.name, self.text, is_missing(self.text)
-        is_other = is_none | (~self.is_number if self.is_asked else is_word(text))
+        is_other = is_none | (~self.is_number & unit_of(text).is_null() if self.is_asked else is_word(text))
         tests = [(is_other | test).all().alias(f"{kind} {name}") for kind, test in self.kinds.items()]
         tests.append((is_none | self.is_number).mean().alias(f"any {name}"))
         for mark in NUMBERS:
@@ -210,8 +211,7 @@ class NumberTexts:
     def _warn_of_units(self, column: _Column) -> None:
         """Warn of amounts of several units, such as kg and g, or with and without one, which stay texts."""
         name, text = column.name, column.text
-        parts = text.filter(~is_missing(text)).str.extract_groups(AMOUNT).struct
-        unit = pl.coalesce(parts.field("before"), parts.field("after"), pl.lit("")).alias("unit")
+        unit = unit_of(text.filter(~is_missing(text))).fill_null("").alias("unit")
         units = self.rows.select(unit.unique().sort()).collect(engine="streaming")["unit"].to_list()
         if len(units) > 1 and self._is_mentioned(name):
             logger.warning(

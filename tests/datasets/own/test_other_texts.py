@@ -68,11 +68,19 @@ def test_numbers_that_are_asked_for_leave_all_other_texts_missing(tmp_path, capl
     assert "3 of 9 values" in caplog.text
 
 
-def test_numbers_that_are_asked_for_are_refused_where_most_are_none(tmp_path):
-    pl.DataFrame({"price": ["1.5", "a", "b"], "x": 1}).write_csv(tmp_path / "items.csv")
+@pytest.mark.parametrize(
+    ("texts", "row"),
+    [
+        (["1.5", "a", "b"], "row 1: price is 'a'"),
+        (["5 kg", "6 kg", "500 g"], "row 0"),
+        (["1.5", "2.5", "5 kg"], "row 2"),
+    ],
+)
+def test_numbers_that_are_asked_for_are_refused_where_most_are_none_or_of_another_unit(texts, row, tmp_path):
+    pl.DataFrame({"price": texts, "x": 1}).write_csv(tmp_path / "items.csv")
     given = {"types": {"price": "numeric"}, "numeric": ["price"]}
     table = Table([tmp_path / "items.csv"], tmp_path / "scratch", "items", **given)
-    with raises_naming(DataError, "items.csv: row 1", "'a'", "--types price=numeric"):
+    with raises_naming(DataError, f"items.csv: {row}", "--types price=numeric"):
         choose_columns(table, {"x"}, given["types"], set(), "item_")
 
 
