@@ -113,8 +113,8 @@ def form_in(
 ) -> tuple[Form | None, str | None, Others | None]:
     """Return how all amounts of a column are written, all with a unit.
 
-    Or None, and an example if it may be two numbers. The last are the texts that are no amounts, such as "on request",
-    or any text but amounts of other units if ``is_asked``. ``form`` has the unit, and the decimal mark if an earlier log
+    Or None, and an example if it may be two numbers. The last are the texts that are no amounts, such as "on request";
+    if ``is_asked``, any texts but amounts of other units. ``form`` has the unit, and the decimal mark if an earlier log
     tells it.
     """
     text = pl.col(name).str.strip_chars()
