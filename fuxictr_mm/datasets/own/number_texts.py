@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -71,10 +72,16 @@ class _Column:
     is_numeric: bool  #: Whether it may become a quantity.
     is_asked: bool  #: Whether numbers are asked for.
 
-    def tests(self) -> list[pl.Expr]:
-        """Return what the texts tell of how they are read, each with the name of the column in its own."""
+    def tests(self, all_count: bool = True) -> list[pl.Expr]:
+        """Return what the texts tell of how they are read, each with the name of the column in its own.
+
+        Unless ``all_count``, texts that may be missing are none of them: words, and any others where numbers are asked
+        for, but not amounts of several units.
+        """
         name, text, is_none = self.name, self.text, is_missing(self.text)
-        is_other = is_none | (~self.is_number & unit_of(text).is_null() if self.is_asked else is_word(text))
+        is_other = is_none
+        if not all_count:
+            is_other |= ~self.is_number & unit_of(text).is_null() if self.is_asked else is_word(text)
         tests = [(is_other | test).all().alias(f"{kind} {name}") for kind, test in self.kinds.items()]
         tests.append((is_none | self.is_number).mean().alias(f"any {name}"))
         for mark in NUMBERS:
@@ -131,13 +138,17 @@ class NumberTexts:
         is_number = pl.any_horizontal(*kinds.values(), *grouped).fill_null(False)
         return _Column(name, text, kinds, is_number, is_numeric, name in self.asked)
 
-    def _form_of(self, column: _Column, found: Mapping[str, Any]) -> Form | None:
-        """Return how the numbers of a column are written, None of texts, and say what they were nearly."""
+    def _form_of(self, column: _Column, found: dict[str, Any]) -> Form | None:
+        """Return how the numbers of a column are written, None of texts, and say what they were nearly.
+
+        ``found`` is changed where some texts count as missing.
+        """
         name, fraction = column.name, found[f"any {column.name}"]  # None without rows
         others = None
         if fraction is not None and fraction < 1:
-            others = Others.of(self.rows, column.text, is_missing(column.text), column.is_number)
-            if not self._are_missing(column, others, is_integer=found[f"integer {name}"]):
+            if fraction >= HALF and column.is_numeric:
+                others = Others.of(self.rows, column.text, is_missing(column.text), column.is_number)
+            if others is None or not self._are_missing(column, others, found):
                 self._mention_texts(column, others, found[f"amount {name}"])
                 return None
         # Digits alone that are not integers of 64 bits are ids, of which a float would take two for one.
@@ -148,24 +159,30 @@ class NumberTexts:
             self._warn_of_missing(name, others)
         return None if decimal is None else Form("", decimal)
 
-    def _are_missing(self, column: _Column, others: Others, is_integer: bool) -> bool:
-        """Whether texts among numbers count as missing; beside codes and few integers, they are categories."""
-        name = column.name
-        if name in self.strict or not column.is_numeric:
+    def _are_missing(self, column: _Column, others: Others, found: dict[str, Any]) -> bool:
+        """Whether texts among numbers count as missing; then ``found`` is without them.
+
+        Beside codes, and integers of few values, they are categories.
+        """
+        name, is_known = column.name, self.types.get(column.name) == "numeric"
+        if name in self.strict or (is_named_as_id(name) and not is_known):
             return False
-        is_known = self.types.get(name) == "numeric"
-        may_be_codes = is_named_as_id(name) or (is_integer and others.distinct <= FEW_VALUES)
-        return (is_known or not may_be_codes) and others.are_missing(column.is_asked, self.known_forms is not None)
+        if not others.are_missing(column.is_asked, self.known_forms is not None):
+            return False
+        found |= self.rows.select(column.tests(all_count=False)).collect(engine="streaming").row(0, named=True)
+        return is_known or not found[f"integer {name}"] or others.distinct > FEW_VALUES
 
     def _warn_of_missing(self, name: str, others: Others) -> None:
         keep = f"; --types {quote(name)}=categorical keeps the texts" if self._is_mentioned(name) else ""
         logger.warning(f"{self.path}: {name} is read as numbers; {others}, which count as missing{keep}")
 
-    def _mention_texts(self, column: _Column, others: Others, is_amount: bool) -> None:
+    def _mention_texts(self, column: _Column, others: Others | None, is_amount: bool) -> None:
         """Say why a column with numbers is read as texts, unless some are codes such as 007."""
         name = column.name
-        if others.numbers < MOSTLY and is_amount and column.is_numeric:
+        if is_amount and column.is_numeric and (others is None or others.numbers < MOSTLY):
             self._warn_of_units(column)
+        elif others is None:
+            return
         elif others.numbers > HALF and not others.has_codes and self._is_mentioned(name) and name not in self.strict:
             level = logging.WARNING if others.numbers >= MOSTLY else logging.INFO
             logger.log(
@@ -231,10 +248,19 @@ class NumberTexts:
         # Where commas separate columns, 1,234 may be two ids, but not if another row is 1,234.50.
         has_commas = self.has_commas or self._known(name).decimal == "," or self.types.get(name) == "numeric"
         found["."] |= is_grouped["."] & (pl.lit(has_commas) | text.str.contains(r",.*\.").any())
-        # In the same way, 1,5 is a number if another row is 1.234,50.
-        has_points = text.str.contains(r"\.\d{3}.*,").any()
-        found[","] = is_plain[","] | is_grouped[","] if has_commas else is_grouped[","] & has_points
+        if has_commas:
+            found[","] = is_plain[","] | is_grouped[","]
+        elif name in self._with_points:  # in the same way, 1,5 is a number if another row is 1.234,50
+            found[","] = is_grouped[","]
         return found
+
+    @cached_property
+    def _with_points(self) -> list[str]:
+        """Columns of texts of which one of the first rows has points before a comma, such as 1.234,50."""
+        texts = [name for name, kind in self.rows.collect_schema().items() if kind == pl.String]
+        tests = [pl.col(name).str.contains(r"\.\d{3},").any() for name in texts]
+        found = self.rows.head(SAMPLE).select(tests).collect(engine="streaming").row(0, named=True) if tests else {}
+        return [name for name in texts if found[name]]
 
     def _mention_marks(
         self, name: str, decimal: str | None, marks: Mapping[str, str], is_list: bool, is_unsure: bool
