@@ -77,6 +77,7 @@ TESTED_BY = {
     "fuxictr_mm/datasets/own/ids": "datasets/test_log",
     "fuxictr_mm/datasets/own/labelling": "datasets/own/test_labels",
     "fuxictr_mm/datasets/own/new_rows": "datasets/own/test_later",
+    "fuxictr_mm/datasets/own/number_column": "datasets/own/test_other_texts",
     "fuxictr_mm/datasets/own/number_texts": "datasets/own/test_amounts",
     "fuxictr_mm/datasets/own/options": "datasets/test_log",
     "fuxictr_mm/datasets/own/sampled": "datasets/test_log",

@@ -13,7 +13,6 @@ from typing import Any
 import polars as pl
 
 from fuxictr_mm.datasets.own.amounts import (
-    AMOUNT,
     NUMBERS,
     PHONE,
     PLAIN,
@@ -26,69 +25,23 @@ from fuxictr_mm.datasets.own.amounts import (
 )
 from fuxictr_mm.datasets.own.column_names import FEW_VALUES, is_named_as_id
 from fuxictr_mm.datasets.own.missing import is_missing
-from fuxictr_mm.datasets.own.other_texts import HALF, MOSTLY, Others, is_word
+from fuxictr_mm.datasets.own.number_column import (
+    INTEGER,
+    NumberColumn,
+    as_integers,
+    as_numbers,
+    example_of,
+    is_integer,
+)
+from fuxictr_mm.datasets.own.other_texts import HALF, MOSTLY, Others
 
 logger = logging.getLogger(__name__)
-
-#: Integers as they are written; 007 is an id or a code.
-INTEGER = r"^-?(?:0|[1-9]\d*)$"
 
 #: What spreadsheets make of long digits.
 ROUNDED = r"^\d[.,]\d+[eE]\+\d+$"
 
 #: Rows in which a unit is looked for.
 SAMPLE = 1000
-
-
-def is_integer(text: pl.Expr) -> pl.Expr:
-    """Whether a text is an integer of 64 bits."""
-    return text.str.contains(INTEGER) & text.cast(pl.Int64, strict=False).is_not_null()
-
-
-def _example(text: pl.Expr, is_one: pl.Expr) -> pl.Expr:
-    """Return the least text of which something is true: without a filter, all columns are read in one pass."""
-    return pl.when(is_one).then(text).min()
-
-
-def _integers(text: pl.Expr) -> pl.Expr:
-    """Return texts as integers; null for another text."""
-    return pl.when(is_integer(text)).then(text).cast(pl.Int64, strict=False)
-
-
-def _numbers(name: str, form: Form) -> pl.Expr:
-    """Return texts as numbers; null for another text."""
-    text = pl.col(name)
-    return form.numbers(pl.when(form.is_number(text)).then(text)).alias(name)
-
-
-@dataclass(frozen=True)
-class _Column:
-    """A column of texts without a unit, and in which ways each may be a number."""
-
-    name: str
-    text: pl.Expr  #: Without spaces around it.
-    kinds: Mapping[str, pl.Expr]  #: Whether a text is an integer, digits alone, or a number of a decimal mark.
-    is_number: pl.Expr  #: Whether it is a number in any way.
-    is_numeric: bool  #: Whether it may become a quantity.
-    is_asked: bool  #: Whether numbers are asked for.
-
-    def tests(self, all_count: bool = True) -> list[pl.Expr]:
-        """Return what the texts tell of how they are read, each with the name of the column in its own.
-
-        Unless ``all_count``, texts that may be missing are none of them: words, and any others where numbers are asked
-        for, but not amounts of several units.
-        """
-        name, text, is_none = self.name, self.text, is_missing(self.text)
-        is_other = is_none
-        if not all_count:
-            is_other |= ~self.is_number & unit_of(text).is_null() if self.is_asked else is_word(text)
-        tests = [(is_other | test).all().alias(f"{kind} {name}") for kind, test in self.kinds.items()]
-        tests.append((is_none | self.is_number).mean().alias(f"any {name}"))
-        for mark in NUMBERS:
-            is_marked = ~is_other & text.str.contains(mark, literal=True)
-            tests.append(_example(text, is_marked).alias(f"first {mark} {name}"))
-        tests.append(_example(text, ~is_other & text.str.contains(r"^\(|\d-$")).alias(f"negative {name}"))
-        return [*tests, (is_none | text.str.contains(AMOUNT)).all().alias(f"amount {name}")]
 
 
 @dataclass(frozen=True)
@@ -113,10 +66,10 @@ class NumberTexts:
         names = [name for name in texts if name not in self.ids and self.types.get(name) not in ("sequence", "text")]
         names = [name for name in names if self.types.get(name) == "numeric"] if self.only_asked else names
         forms = self._amounts([name for name in names if self._is_numeric(name)])
-        casts = [_numbers(name, form) for name, form in forms.items()]
+        casts = [as_numbers(name, form) for name, form in forms.items()]
         columns = [self._column(name) for name in names if name not in forms]
         tests = [test for column in columns for test in column.tests()]
-        tests += [_example(pl.col(n), pl.col(n).str.contains(ROUNDED)).alias(f"rounded {n}") for n in ids]
+        tests += [example_of(pl.col(n), pl.col(n).str.contains(ROUNDED)).alias(f"rounded {n}") for n in ids]
         found = self.rows.select(tests).collect(engine="streaming").row(0, named=True) if tests else {}
         self._warn_of_rounded({name: found[f"rounded {name}"] for name in ids})
         for column in columns:
@@ -124,21 +77,21 @@ class NumberTexts:
             if form is None:
                 continue
             is_int = not form.decimal and found[f"integer {column.name}"]
-            casts.append(_integers(column.text) if is_int else _numbers(column.name, form))
+            casts.append(as_integers(column.text) if is_int else as_numbers(column.name, form))
             if form.decimal and not self._known(column.name).unit:  # which these numbers do not have
                 forms[column.name] = form
         return casts, forms
 
-    def _column(self, name: str) -> _Column:
+    def _column(self, name: str) -> NumberColumn:
         text, is_numeric = pl.col(name).str.strip_chars(), self._is_numeric(name)
         kinds = {"integer": is_integer(text), "digits": text.str.contains(INTEGER)}
         for mark, is_number in self._is_number(name, text, is_numeric).items():
             kinds[mark] = is_number & ~text.str.contains(PHONE)
         grouped = [text.str.contains(NUMBERS["."])] if is_numeric else []  # perhaps: a warning names them
         is_number = pl.any_horizontal(*kinds.values(), *grouped).fill_null(False)
-        return _Column(name, text, kinds, is_number, is_numeric, name in self.asked)
+        return NumberColumn(name, text, kinds, is_number, is_numeric, name in self.asked)
 
-    def _form_of(self, column: _Column, found: dict[str, Any]) -> Form | None:
+    def _form_of(self, column: NumberColumn, found: dict[str, Any]) -> Form | None:
         """Return how the numbers of a column are written, None of texts, and say what they were nearly.
 
         ``found`` is changed where some texts count as missing.
@@ -159,7 +112,7 @@ class NumberTexts:
             self._warn_of_missing(name, others)
         return None if decimal is None else Form("", decimal)
 
-    def _are_missing(self, column: _Column, others: Others, found: dict[str, Any]) -> bool:
+    def _are_missing(self, column: NumberColumn, others: Others, found: dict[str, Any]) -> bool:
         """Whether texts among numbers count as missing; then ``found`` is without them.
 
         Beside codes, and integers of few values, they are categories.
@@ -176,7 +129,7 @@ class NumberTexts:
         keep = f"; --types {quote(name)}=categorical keeps the texts" if self._is_mentioned(name) else ""
         logger.warning(f"{self.path}: {name} is read as numbers; {others}, which count as missing{keep}")
 
-    def _mention_texts(self, column: _Column, others: Others | None, is_amount: bool) -> None:
+    def _mention_texts(self, column: NumberColumn, others: Others | None, is_amount: bool) -> None:
         """Say why a column with numbers is read as texts, unless some are codes such as 007."""
         name = column.name
         if is_amount and column.is_numeric and (others is None or others.numbers < MOSTLY):
@@ -204,7 +157,7 @@ class NumberTexts:
         """Whether a column may become a quantity."""
         return self.types.get(name, "numeric") == "numeric"
 
-    def _decimal_of(self, column: _Column, found: Mapping[str, Any]) -> str | None:
+    def _decimal_of(self, column: NumberColumn, found: Mapping[str, Any]) -> str | None:
         """Return the decimal mark of numbers, empty without one, None of texts, and log how they are read."""
         name = column.name
         fits = [mark for mark in NUMBERS if found.get(f"{mark} {name}")]
@@ -225,7 +178,7 @@ class NumberTexts:
         """Whether 100,200,300 may be three ids: these do not begin with 0, but of many groups of digits some do."""
         return not self.rows.select(text.str.contains(r"\.|,0").any()).collect(engine="streaming").item()
 
-    def _warn_of_units(self, column: _Column) -> None:
+    def _warn_of_units(self, column: NumberColumn) -> None:
         """Warn of amounts of several units, such as kg and g, or with and without one, which stay texts."""
         name, text = column.name, column.text
         unit = unit_of(text.filter(~is_missing(text))).fill_null("").alias("unit")
