@@ -184,6 +184,16 @@ def _format_splits(summary: Summary, cold: str) -> str:
 
 def _format_columns(source: str, facts: dict[str, Any]) -> list[str]:
     """Return a line of the columns of a file that became features, and of those that did not."""
-    written = ", ".join(f"{name} ({column['type']})" for name, column in facts["written"].items())
-    left_out = ", ".join(f"{name} ({why})" for name, why in facts["left_out"].items())
-    return [f"{source}: {written or 'no column'}", *([f"{source}, left out: {left_out}"] if left_out else [])]
+    texts = [name for name, column in facts["written"].items() if column["type"] == "text"]
+    kinds = {name: column["type"] for name, column in facts["written"].items()}
+    kinds |= dict.fromkeys(texts, "text, not read by models")
+    written = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
+    lines = [f"{source}: {written or 'no column'}"]
+    if left_out := ", ".join(f"{name} ({why})" for name, why in facts["left_out"].items()):
+        lines.append(f"{source}, left out: {left_out}")
+    if texts:
+        lines.append(
+            "models read embeddings of texts: write them with fuxictr-mm embed encode, and prepare again with "
+            "--embeddings"
+        )
+    return lines

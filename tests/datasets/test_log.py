@@ -30,7 +30,7 @@ def test_what_is_prepared_trains(shop, tmp_path, capsys):
     assert run(*arguments) == 0
     text = capsys.readouterr().out
     assert "device (categorical)" in text
-    assert "title (text)" in text
+    assert "title (text, not read by models)" in text
     for expid in ("DIN_shop", "DIN_MM_shop", "LightFM_shop"):
         assert f"--config {tmp_path / 'shop'} --expid {expid}" in text
         overrides = {"epochs": 1, "record": False, "model_root": str(tmp_path / "runs"), "verbose": 0}

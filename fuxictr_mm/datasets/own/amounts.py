@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from fuxictr_mm.datasets.own.missing import is_missing
+from fuxictr_mm.datasets.own.other_texts import Others, is_word
+
 CURRENCIES = r"[€$£¥₹₩₽]|EUR|USD|GBP|CHF|CNY|JPY"
 #: What separates thousands and never decimals: apostrophes (Switzerland), and spaces that do not break (France).
 GROUPING = "'\u2019\u00a0\u202f"
@@ -38,26 +41,6 @@ PLAIN = {
 }
 #: Numbers that a category may be read as: those of which the text is the same again, and integers as floats.
 SAME = r"^-?(?:0|[1-9]\d*)(?:\.0|\.\d*[1-9])?$"
-#: What stands for no number.
-_WORDS = (
-    "",
-    "-",
-    "--",
-    "\u2013",
-    "\u2014",
-    "?",
-    "na",
-    "n/a",
-    "n.a.",
-    "#n/a",
-    "nan",
-    "null",
-    "(null)",
-    "none",
-    "nil",
-    r"\n",
-)
-MISSING = tuple({form for word in _WORDS for form in (word, word.upper(), word.capitalize())} | {"NaN"})
 #: Numbers of telephones, which are no quantities.
 PHONE = r"^\+\d{7,}$"
 
@@ -76,10 +59,14 @@ class Form:
 
     def fits(self, column: pl.Expr) -> pl.Expr:
         """Whether texts are numbers of this form, or missing."""
+        return is_missing(column.str.strip_chars()) | is_missing(self.bare(column)) | self.is_number(column)
+
+    def is_number(self, column: pl.Expr) -> pl.Expr:
+        """Whether texts are numbers of this form."""
         bare, text = self.bare(column), column.str.strip_chars()
         marks = [self.decimal] if self.decimal else list(NUMBERS)
         is_number = pl.any_horizontal(*(bare.str.contains(p[mark]) for mark in marks for p in (NUMBERS, PLAIN)))
-        return is_missing(text) | (is_number & (text != bare if self.unit else pl.lit(True)))
+        return is_number & (text != bare if self.unit else pl.lit(True))
 
     def numbers(self, column: pl.Expr) -> pl.Expr:
         """Return texts as numbers; null for another text."""
@@ -88,23 +75,6 @@ class Form:
         plain = bare.str.replace_all(rf"[{GROUPING}{thousands}]", "").str.replace(",", ".", literal=True)
         plain = plain.str.replace(r"^\((.*)\)$|^(.*)-$", "-${1}${2}")
         return plain.cast(pl.Float64, strict=False)
-
-
-def is_missing(text: pl.Expr) -> pl.Expr:
-    """Whether a text without spaces around it stands for no number."""
-    return text.is_null() | text.is_in(MISSING)
-
-
-def unit_in(text: str | None) -> str:
-    """Return the unit of an amount; "" if it has none.
-
-    Examples
-    --------
-    >>> [unit_in(text) for text in ("1.299,00 €", "CHF 12", "4,5kg", "12", "K1")]
-    ['€', 'CHF', 'kg', '', '']
-    """
-    match = re.match(AMOUNT, text or "")
-    return (match["before"] or match["after"] or "") if match else ""
 
 
 def decimal_in(fits: Collection[str], marks: Collection[str], known: str, is_asked: bool) -> str | None:
@@ -127,25 +97,44 @@ def decimal_in(fits: Collection[str], marks: Collection[str], known: str, is_ask
     return next(iter(marks)) if fits and is_asked and len(marks) == 1 else None
 
 
-def form_in(frame: pl.LazyFrame, name: str, form: Form, has_commas: bool) -> tuple[Form | None, str | None]:
-    """Return how all texts of a column are written, all with a unit; or None, and an example if it may be two numbers.
+def unit_of(text: pl.Expr) -> pl.Expr:
+    """Return the unit of each amount; null of other texts, and of numbers without one."""
+    parts = text.str.extract_groups(AMOUNT).struct
+    return pl.coalesce(parts.field("before"), parts.field("after"))
 
-    ``form`` has the unit, and the decimal mark if an earlier log tells it. Where ``has_commas`` is false, commas
-    separate columns, and a decimal comma is taken only if it is known.
+
+def common_unit(text: pl.Expr) -> pl.Expr:
+    """Return the unit that most amounts among some texts have, null if none has one."""
+    return unit_of(text).drop_nulls().mode().min()
+
+
+def form_in(
+    frame: pl.LazyFrame, name: str, form: Form, is_asked: bool
+) -> tuple[Form | None, str | None, Others | None]:
+    """Return how all amounts of a column are written, all with a unit.
+
+    Or None, and an example if it may be two numbers. The last are the texts that are no amounts, such as "on request";
+    if ``is_asked``, any texts but amounts of other units. ``form`` has the unit, and the decimal mark if an earlier log
+    tells it.
     """
     text = pl.col(name).str.strip_chars()
-    bare, is_none = form.bare(pl.col(name)), is_missing(text)
-    is_marked = bare.str.contains(r"[.,]") & ~is_none
-    tests = {mark: (is_none | ((text != bare) & bare.str.contains(pattern))).all() for mark, pattern in NUMBERS.items()}
-    example, longest = text.filter(is_marked).first(), bare.filter(~is_none).str.len_chars().max()
-    found = frame.select(example=example, longest=longest, **tests).collect(engine="streaming").row(0, named=True)
+    bare = form.bare(pl.col(name))
+    is_none = is_missing(text) | is_missing(bare)
+    is_amount = {mark: (text != bare) & bare.str.contains(pattern) for mark, pattern in NUMBERS.items()}
+    is_any = pl.any_horizontal(*is_amount.values()).fill_null(False)
+    is_other = is_none | (~is_any & (~text.str.contains(AMOUNT) if is_asked else is_word(text)))
+    tests = {mark: (is_other | test).all() for mark, test in is_amount.items()}
+    example = text.filter(bare.str.contains(r"[.,]") & ~is_other).first()
+    longest = bare.filter(~is_other).str.len_chars().max()
+    others = (~is_none & ~is_any).any()
+    tests |= {"example": example, "longest": longest, "others": others}
+    found = frame.select(**tests).collect(engine="streaming").row(0, named=True)
     if len(form.unit) == 1 and form.unit.isalpha() and (found["longest"] or 0) < 2:
-        return None, None  # such as 4g and 5g, which are names
+        return None, None, None  # such as 4g and 5g, which are names
     fits = [mark for mark in NUMBERS if found[mark]]
-    if form.decimal in fits:
-        return form, None
-    if len(fits) == 2:
-        return (None, found["example"]) if found["example"] else (form, None)
-    if not fits or form.decimal or (fits == [","] and not has_commas):
-        return None, None
-    return Form(form.unit, fits[0]), None
+    if not fits or (form.decimal and form.decimal not in fits):
+        return None, None, None
+    if len(fits) == 2 and not form.decimal and found["example"]:
+        return None, found["example"], None
+    decimal = form.decimal or (fits[0] if len(fits) == 1 else "")
+    return Form(form.unit, decimal), None, Others.of(frame, text, is_none, is_any) if found["others"] else None

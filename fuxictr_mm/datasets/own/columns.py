@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from shlex import quote
@@ -16,7 +15,9 @@ from fuxictr_mm.data.lists import EMPTY_AS_NULL
 from fuxictr_mm.data.numbers import Moments
 from fuxictr_mm.data.schema import why_no_layers
 from fuxictr_mm.datasets.own.amounts import Form
+from fuxictr_mm.datasets.own.column_names import FEW_VALUES, is_named_as_id, is_named_as_quantity
 from fuxictr_mm.datasets.own.dates import NATIONAL
+from fuxictr_mm.datasets.own.missing import NO_CATEGORY, without
 from fuxictr_mm.datasets.own.tables import Table
 from fuxictr_mm.datasets.reader import Kind
 from fuxictr_mm.errors import ConfigError
@@ -24,31 +25,13 @@ from fuxictr_mm_serving.prepared import SCALED
 
 logger = logging.getLogger(__name__)
 
-#: Integers of more distinct values are numbers, unless their column is named as one of ids.
-FEW_VALUES = 100
-
 #: Integers from this one on are ids or hashes, which floats do not tell apart.
 HUGE = 2**53
-
-#: Names of columns whose digits are no quantity, beside those that end in id.
-CODES = (
-    r"(?i)(?:^|_)(?:zip|zip_?code|post_?code|postal(?:_?code)?|plz|ean|gtin|upc|barcode|phone|phone_?number|mobile|tel"
-    r"|telephone|(?:account|customer|kunden|konto)_?(?:no|nr|num|number|nummer))$"
-)
 
 #: Integers that all have the same number of digits, at least so many, are ids: accounts, telephones. Times since 1970
 #: in seconds, milliseconds and microseconds are none, and neither are round numbers, as of prices.
 ID_DIGITS = 7
 TIMES = tuple((10**digits, 2 * 10**digits) for digits in (9, 12, 15))
-#: Names of quantities, also with a unit or currency behind; integers of such a column are no ids.
-QUANTITY = (
-    r"(?:^|_)(?:views?|plays?|clicks|likes|streams|downloads|votes|count|counts|cnt|anzahl|amount|amt|betrag|total|sum"
-    r"|value|\w*preis|price|cost|costs|fee|rent|tax|revenue|umsatz|sales|salary|income|budget|turnover|gross|spent"
-    r"|quantity|qty|size|length|duration|dauer|runtime|time|playtime|elapsed|distance|mileage|odometer|kilometers?"
-    r"|population|followers|subscribers|bytes|cents)"
-    r"(?:_?(?:ns|us|ms|s|sec|seconds|m|km|kb|mb|bytes|cents|usd|eur|gbp|jpy|inr|idr|krw|vnd|total|sum|mean|avg|max"
-    r"|min|\d+d?))*$"
-)
 
 #: Texts with more distinct values than this fraction of the rows name the row, and are not categories.
 OWN_VALUE = 0.5
@@ -65,6 +48,9 @@ LIST_SEPARATOR = "|"
 
 #: What may separate them where --types asks for a sequence.
 LIST_SEPARATORS = "|>;, "
+
+#: Texts are named as possible lists where fewer than this fraction of the parts between separators are distinct.
+DISTINCT_PARTS = 0.5
 
 #: The separator of lists in brackets, such as [6285, 194] or ['red', 'blue'].
 BRACKETS = "[,]"
@@ -88,6 +74,8 @@ class LogColumn:
     separator: str = LIST_SEPARATOR
     #: Of a number in texts: its unit and decimal mark.
     form: Form = field(default_factory=Form)
+    #: Of a category and a sequence: whether texts such as NULL are missing; they were values in earlier versions.
+    is_clean: bool = True
 
     def values(self) -> pl.Expr:
         """Return the column of the file as it is written, numbers standardised; what is missing is null."""
@@ -98,7 +86,8 @@ class LogColumn:
             return ((number - self.mean) / self.std).cast(pl.Float32).alias(self.name)
         if self.kind == "sequence":
             return column.cast(pl.List(pl.String)).alias(self.name)
-        return column.cast(pl.String).alias(self.name)
+        text = column.cast(pl.String)
+        return (without(text, NO_CATEGORY) if self.is_clean and self.kind == "categorical" else text).alias(self.name)
 
     def scaled(self, moments: Moments) -> LogColumn:
         """Return the column with a mean and deviation of six digits: then the order of sums changes nothing."""
@@ -109,14 +98,15 @@ class LogColumn:
         """Return a column by what the manifest says of it."""
         known = {key: facts[key] for key in ("mean", "std", "separator") if key in facts}
         form = Form(facts.get("unit", ""), facts.get("decimal", ""))
-        return cls(facts["column"], name, facts["type"], form=form, **known)
+        return cls(facts["column"], name, facts["type"], form=form, is_clean=facts.get("clean", False), **known)
 
     def facts(self) -> dict[str, Any]:
         """Return what the manifest says of the column."""
         statistics = {"mean": self.mean, "std": self.std} if self.kind == "numeric" else {}
         separated = {"separator": self.separator} if self.separator != LIST_SEPARATOR else {}
         form = {key: value for key, value in asdict(self.form).items() if value} if self.kind == "numeric" else {}
-        return {"column": self.source, "type": self.kind, **statistics, **separated, **form}
+        clean = {"clean": self.is_clean} if self.kind in ("categorical", "sequence") else {}
+        return {"column": self.source, "type": self.kind, **statistics, **separated, **form, **clean}
 
 
 def moments_of(values: pl.Series) -> Moments:
@@ -176,17 +166,19 @@ def split_lists(frame: pl.DataFrame, columns: Sequence[LogColumn]) -> pl.DataFra
     flat = pl.element().explode(**EMPTY_AS_NULL).drop_nulls().unique(maintain_order=True)
     frame = frame.with_columns(pl.col(nested).list.eval(flat)) if nested else frame
     texts = [column for column in columns if column.kind == "sequence" and kinds[column.source] == pl.String]
-    return frame.with_columns(_split(pl.col(column.source), column.separator) for column in texts)
+    return frame.with_columns(_split(column) for column in texts)
 
 
-def _split(text: pl.Expr, separator: str) -> pl.Expr:
+def _split(column: LogColumn) -> pl.Expr:
+    text, separator = pl.col(column.source), column.separator
     lists, entry = text.str.split(separator), pl.element().str.strip_chars()
     if separator == BRACKETS:
         inner = text.str.strip_chars().str.strip_chars("[]")
         is_array = inner.str.contains(r"^[\d\s]+$")  # of NumPy: [6285 194]
         inner = pl.when(is_array).then(inner.str.replace_all(r"\s+", ",")).otherwise(inner)
         lists, entry = inner.str.extract_all(ENTRIES), entry.str.strip_chars("'\"")
-    return lists.list.eval(entry.filter(entry != ""))
+    entry = without(entry, NO_CATEGORY if column.is_clean else [""])
+    return lists.list.eval(entry.drop_nulls())
 
 
 def _is_nested(kind: pl.DataType) -> bool:
@@ -206,34 +198,40 @@ class _Facts:
     is_huge: bool  #: Whether an integer is too large for a number.
     is_id: bool  #: Whether all integers have the same large number of digits, and are no times.
     span: int  #: From the least to the largest integer.
-    #: What may separate the entries of lists: the first such character that any text holds, and how many hold it.
+    #: What may separate the entries of lists, and how many texts hold it.
     mark: str
     marked: int
 
 
 def _mention_kind(name: str, kind: str, found: _Facts, table: Table) -> None:
     """Log that a category may be lists, or an id a number: ``red, blue`` are two values, ``Oslo, Norway`` is one."""
-    is_marked = found.mark not in " " and found.marked > LISTS * found.values
-    if table.option == "items" and kind == "categorical" and is_marked:
+    is_marked = table.option == "items" and found.mark not in " " and found.marked > LISTS * found.values
+    if is_marked and (kind == "categorical" or (kind == "text" and _recur(table.frame, name, found.mark))):
+        read = "a category" if kind == "categorical" else "a text, which models do not read"
         logger.info(
-            f"{table.paths[0]}: {name} is read as a category; if {found.mark!r} separates several values in its texts, "
+            f"{table.paths[0]}: {name} is read as {read}; if {found.mark!r} separates several values in its texts, "
             f"--types {quote(name)}=sequence reads lists"
         )
-    elif kind == "categorical" and found.is_id and found.distinct > FEW_VALUES and not _is_named_as_id(name):
+    elif kind == "categorical" and found.is_id and found.distinct > FEW_VALUES and not is_named_as_id(name):
         logger.info(
             f"{table.paths[0]}: {name} is read as ids, since all its integers have as many digits; "
             f"--types {quote(name)}=numeric reads numbers"
         )
 
 
-def _count(frame: pl.LazyFrame, schema: Mapping[str, pl.DataType]) -> dict[str, _Facts]:
-    """Return the facts of each column.
+def _recur(frame: pl.LazyFrame, name: str, mark: str) -> bool:
+    """Whether parts of different texts are equal, as those of lists of tags; parts of titles seldom are."""
+    parts = frame.select(pl.col(name).drop_nulls().str.split(mark).explode(**EMPTY_AS_NULL).str.strip_chars())
+    found = parts.select(pl.len(), distinct=pl.col(name).approx_n_unique()).collect(engine="streaming")
+    return found["distinct"][0] < DISTINCT_PARTS * found["len"][0]
 
-    ``>`` is the mark of paths if no fewer texts hold it than another, of which a space is none.
-    """
+
+def _count(frame: pl.LazyFrame, schema: Mapping[str, pl.DataType]) -> dict[str, _Facts]:
+    """Return the facts of each column."""
     counts = []
     for name, kind in schema.items():
-        value, is_text = pl.col(name), kind == pl.String
+        is_text = kind == pl.String
+        value = without(pl.col(name), NO_CATEGORY) if is_text else pl.col(name)
         of_kind = {
             "values": value.count(),
             "distinct": value.approx_n_unique() if is_text or kind.is_integer() else pl.lit(0),
@@ -258,14 +256,12 @@ _COUNTED = ("values", "distinct", "dates", *LIST_SEPARATORS, BRACKETS, VECTORS, 
 
 def _facts_of(row: Mapping[str, Any]) -> _Facts:
     """Return the facts of a column by what was counted."""
-    held = {mark: row[mark] for mark in LIST_SEPARATORS if row[mark]}
-    others = [count for mark, count in held.items() if mark not in "> "]
-    if held.get(">", 0) < max(others, default=0):
-        held.pop(">", None)
-    mark = next(iter(held), "")
+    mark = _mark_of({mark: row[mark] for mark in LIST_SEPARATORS if row[mark]}, row["values"])
+    count = row[mark] if mark else 0
     lists, is_bracketed = row[LIST_SEPARATOR], row[BRACKETS] == row["values"] > 0
     if is_bracketed:
         mark, lists = BRACKETS, row["values"]
+        count = lists
     least, most = row["least"] or 0, row["most"] or 0
     is_time = any(start <= least and most < end for start, end in TIMES)
     is_round = row["round"] == row["values"]
@@ -273,24 +269,22 @@ def _facts_of(row: Mapping[str, Any]) -> _Facts:
     huge = max(abs(least), abs(most)) >= HUGE
     return _Facts(
         row["values"], row["distinct"], row["dates"], lists, row[VECTORS], huge, is_id, most - least, mark,
-        held.get(mark, lists),
+        count,
     )  # fmt: skip
 
 
-def _is_named_as_id(name: str) -> bool:
-    return name.lower().endswith("id") or re.search(CODES, name) is not None
-
-
-def _is_named_as_quantity(name: str) -> bool:
-    """Whether a name such as ``viewCount``, ``price_idr`` or ``Amount (EUR)`` is one of a quantity."""
-    words = re.sub(r"(?<=[a-z])(?=[A-Z])|[\W_]+", "_", name).lower().strip("_")
-    return re.search(QUANTITY, words) is not None
+def _mark_of(held: Mapping[str, int], values: int) -> str:
+    """Return what may separate the entries of lists by how many texts hold it; a space only where nothing else may."""
+    if held.get(LIST_SEPARATOR, 0) > LISTS * values:
+        return LIST_SEPARATOR
+    marks = [mark for mark in held if mark != " "] or list(held)
+    return max(marks, key=held.__getitem__, default="")
 
 
 def _kind_of(name: str, kind: pl.DataType, found: _Facts, table: str) -> tuple[str, str]:
     """Return the type of a column, and why it is none."""
     is_item, count, distinct = table == "items", found.values, found.distinct
-    is_id = found.is_huge or _is_named_as_id(name) or (found.is_id and not _is_named_as_quantity(name))
+    is_id = found.is_huge or is_named_as_id(name) or (found.is_id and not is_named_as_quantity(name))
     if not count:
         return "none", "it is empty"
     if kind.is_float():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from fuxictr_mm.datasets.own.base import Base
 from fuxictr_mm.datasets.own.options import LogOptions
 from fuxictr_mm.datasets.own.positives import Positives
+from fuxictr_mm.datasets.own.roles import DEFAULTS
 from fuxictr_mm.datasets.own.tables import Table
 from fuxictr_mm.encoding.text_files import CSV, Encoding, form_of, unpacked_name
 from fuxictr_mm.errors import ConfigError, MissingFileError, nearest
@@ -83,7 +84,9 @@ class LogFiles:
         texts = (*ids.values(), *history, *self.asked.match_on)
         types = {**self.asked.types, **group}
         if option == "interactions" and self.opened is not None:
-            table = self.opened.changed(texts=texts, types=types, date_order=self.asked.date_order)
+            table = self.opened.changed(
+                texts=texts, types=types, date_order=self.asked.date_order, numeric=self._numeric, strict=self._strict()
+            )
         else:
             table = self._open(option, paths, self.scratch, option, texts, types)
         for role, column in ids.items():
@@ -100,7 +103,7 @@ class LogFiles:
         if label in log.schema or label in set(WRITTEN) - {"label"}:
             raise ConfigError(f"{what}: {log.paths[0]} has the column '{label}' as well; name the label otherwise")
         on = asked.match_on or (asked.user, asked.item)
-        table = self._open("positives", paths, self.scratch / f"positives-{label}", label, on)
+        table = self._open("positives", paths, self.scratch / f"positives-{label}", label, on, strict=(time,))
         if not time and asked.time in table.schema and (not asked.match_on or asked.match_within is not None):
             time = asked.time
         if not time and asked.match_within is not None:
@@ -108,7 +111,7 @@ class LogFiles:
                 f"--match_within: {paths[0]} has no column '{asked.time}' (it has: {', '.join(table.schema)}); "
                 f"name that of its times: --positives {label}={file}:TIME"
             )
-        positives = Positives(label, table, on, time or None, asked.match_within)
+        positives = Positives(label, table, on, time or None, asked.match_within, user=asked.user)
         positives.check()
         return positives
 
@@ -134,7 +137,7 @@ class LogFiles:
 
     def _open(
         self, option: str, paths: Sequence[Path], scratch: Path, header: str, texts: Sequence[str],
-        types: Mapping[str, str] | None = None,
+        types: Mapping[str, str] | None = None, strict: Collection[str] = (),
     ) -> Table:  # fmt: skip
         """Return the table of some files; ``header`` is the key of ``--header`` for the names of their columns."""
         names = self.asked.header.get(header, ())
@@ -142,5 +145,16 @@ class LogFiles:
         names = names if self.base is None or any(form_of(path) in CSV for path in paths) else ()
         return Table(
             paths, scratch, option, texts, types or {}, encoding=self.encoding, header=names,
-            date_order=self.asked.date_order,
+            date_order=self.asked.date_order, numeric=self._numeric, strict=self._strict(*strict),
         )  # fmt: skip
+
+    @property
+    def _numeric(self) -> list[str]:
+        return [name for name, kind in self.asked.types.items() if kind == "numeric"]
+
+    def _strict(self, *others: str) -> set[str]:
+        """Return the columns that have a role or are labels."""
+        asked = self.asked
+        named = [word.partition("=")[0] for word in (*asked.labels, *asked.impressions)]
+        roles = [column for column in (asked.time, asked.group, asked.weight) if column is not None]
+        return {*roles, *asked.labels, *named, *DEFAULTS, *others}

@@ -8,7 +8,7 @@ from typing import Literal
 import polars as pl
 
 from fuxictr_mm.datasets.own.dates import from_national, order_of
-from fuxictr_mm.datasets.own.number_texts import is_integer
+from fuxictr_mm.datasets.own.number_column import is_integer
 from fuxictr_mm.datasets.own.tables import Table
 from fuxictr_mm.errors import ConfigError
 

@@ -1,10 +1,11 @@
-"""Columns of texts that are numbers in all rows, and what is said of those that may be meant in another way."""
+"""Columns of texts that are numbers in nearly all rows, and what is said of those that may be meant in another way."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -12,62 +13,35 @@ from typing import Any
 import polars as pl
 
 from fuxictr_mm.datasets.own.amounts import (
-    AMOUNT,
     NUMBERS,
     PHONE,
     PLAIN,
     SAME,
     Form,
+    common_unit,
     decimal_in,
     form_in,
-    is_missing,
-    unit_in,
+    unit_of,
 )
+from fuxictr_mm.datasets.own.column_names import FEW_VALUES, is_named_as_id
+from fuxictr_mm.datasets.own.missing import is_missing
+from fuxictr_mm.datasets.own.number_column import (
+    INTEGER,
+    NumberColumn,
+    as_integers,
+    as_numbers,
+    example_of,
+    is_integer,
+)
+from fuxictr_mm.datasets.own.other_texts import HALF, MOSTLY, Others
 
 logger = logging.getLogger(__name__)
-
-#: Integers as they are written; 007 is an id or a code.
-INTEGER = r"^-?(?:0|[1-9]\d*)$"
 
 #: What spreadsheets make of long digits.
 ROUNDED = r"^\d[.,]\d+[eE]\+\d+$"
 
 #: Rows in which a unit is looked for.
 SAMPLE = 1000
-
-#: Texts are warned of where at least this fraction, but not all, are numbers.
-MOSTLY = 0.9
-
-
-def is_integer(text: pl.Expr) -> pl.Expr:
-    """Whether a text is an integer of 64 bits."""
-    return text.str.contains(INTEGER) & text.cast(pl.Int64, strict=False).is_not_null()
-
-
-def _example(text: pl.Expr, is_one: pl.Expr) -> pl.Expr:
-    """Return the least text of which something is true: without a filter, all columns are read in one pass."""
-    return pl.when(is_one).then(text).min()
-
-
-@dataclass(frozen=True)
-class _Column:
-    """A column of texts without a unit, and in which ways each may be a number."""
-
-    name: str
-    text: pl.Expr  #: Without spaces around it.
-    kinds: Mapping[str, pl.Expr]  #: Whether a text is an integer, digits alone, or a number of a decimal mark.
-    is_number: pl.Expr  #: Whether it is a number in any way.
-    is_numeric: bool  #: Whether it may become a quantity.
-
-    def tests(self) -> list[pl.Expr]:
-        """Return what the texts tell of how they are read, each with the name of the column in its own."""
-        name, text, is_none = self.name, self.text, is_missing(self.text)
-        tests = [(is_none | test).all().alias(f"{kind} {name}") for kind, test in self.kinds.items()]
-        tests.append((is_none | self.is_number).mean().alias(f"any {name}"))
-        for mark in NUMBERS:
-            tests.append(_example(text, ~is_none & text.str.contains(mark, literal=True)).alias(f"first {mark} {name}"))
-        tests.append(_example(text, text.str.contains(r"^\(|\d-$")).alias(f"negative {name}"))
-        return [*tests, (is_none | text.str.contains(AMOUNT)).all().alias(f"amount {name}")]
 
 
 @dataclass(frozen=True)
@@ -81,17 +55,21 @@ class NumberTexts:
     types: Mapping[str, str]  #: What columns are known to become.
     known_forms: Mapping[str, Form] | None  #: How an earlier log writes numbers; None if there is none.
     has_commas: bool  #: Whether a comma may be in a number, since it separates no columns.
+    asked: Collection[str] = ()  #: Columns that ``--types`` names as numbers.
+    strict: Collection[str] = ()  #: Columns with a role and labels: of these, each text has to be a number.
+    only_asked: bool = False  #: Whether texts of other columns stay texts, as of Parquet files.
 
     def read(self) -> tuple[list[pl.Expr], dict[str, Form]]:
         """Return casts of the columns whose texts are all numbers, and how those with a unit or a mark are written."""
         texts = [name for name, kind in self.rows.collect_schema().items() if kind == pl.String]
         ids = [name for name in texts if name in self.ids]
         names = [name for name in texts if name not in self.ids and self.types.get(name) not in ("sequence", "text")]
+        names = [name for name in names if self.types.get(name) == "numeric"] if self.only_asked else names
         forms = self._amounts([name for name in names if self._is_numeric(name)])
-        casts = [form.numbers(pl.col(name)) for name, form in forms.items()]
+        casts = [as_numbers(name, form) for name, form in forms.items()]
         columns = [self._column(name) for name in names if name not in forms]
         tests = [test for column in columns for test in column.tests()]
-        tests += [_example(pl.col(n), pl.col(n).str.contains(ROUNDED)).alias(f"rounded {n}") for n in ids]
+        tests += [example_of(pl.col(n), pl.col(n).str.contains(ROUNDED)).alias(f"rounded {n}") for n in ids]
         found = self.rows.select(tests).collect(engine="streaming").row(0, named=True) if tests else {}
         self._warn_of_rounded({name: found[f"rounded {name}"] for name in ids})
         for column in columns:
@@ -99,33 +77,73 @@ class NumberTexts:
             if form is None:
                 continue
             is_int = not form.decimal and found[f"integer {column.name}"]
-            casts.append(column.text.cast(pl.Int64, strict=False) if is_int else form.numbers(pl.col(column.name)))
+            casts.append(as_integers(column.text) if is_int else as_numbers(column.name, form))
             if form.decimal and not self._known(column.name).unit:  # which these numbers do not have
                 forms[column.name] = form
         return casts, forms
 
-    def _column(self, name: str) -> _Column:
+    def _column(self, name: str) -> NumberColumn:
         text, is_numeric = pl.col(name).str.strip_chars(), self._is_numeric(name)
         kinds = {"integer": is_integer(text), "digits": text.str.contains(INTEGER)}
         for mark, is_number in self._is_number(name, text, is_numeric).items():
             kinds[mark] = is_number & ~text.str.contains(PHONE)
         grouped = [text.str.contains(NUMBERS["."])] if is_numeric else []  # perhaps: a warning names them
-        return _Column(name, text, kinds, pl.any_horizontal(*kinds.values(), *grouped), is_numeric)
+        is_number = pl.any_horizontal(*kinds.values(), *grouped).fill_null(False)
+        return NumberColumn(name, text, kinds, is_number, is_numeric, name in self.asked)
 
-    def _form_of(self, column: _Column, found: Mapping[str, Any]) -> Form | None:
-        """Return how the numbers of a column are written, None of texts, and say what they were nearly."""
+    def _form_of(self, column: NumberColumn, found: dict[str, Any]) -> Form | None:
+        """Return how the numbers of a column are written, None of texts, and say what they were nearly.
+
+        ``found`` is changed where some texts count as missing.
+        """
         name, fraction = column.name, found[f"any {column.name}"]  # None without rows
+        others = None
         if fraction is not None and fraction < 1:
-            if fraction >= MOSTLY:
-                self._warn_of_others(column)
-            elif found[f"amount {name}"] and column.is_numeric:
-                self._warn_of_units(column)
-            return None
+            if fraction >= HALF and column.is_numeric:
+                others = Others.of(self.rows, column.text, is_missing(column.text), column.is_number)
+            if others is None or not self._are_missing(column, others, found):
+                self._mention_texts(column, others, found[f"amount {name}"])
+                return None
         # Digits alone that are not integers of 64 bits are ids, of which a float would take two for one.
         if found[f"digits {name}"] != found[f"integer {name}"]:
             return None
         decimal = self._decimal_of(column, found)
+        if decimal is not None and others is not None:
+            self._warn_of_missing(name, others)
         return None if decimal is None else Form("", decimal)
+
+    def _are_missing(self, column: NumberColumn, others: Others, found: dict[str, Any]) -> bool:
+        """Whether texts among numbers count as missing; then ``found`` is without them.
+
+        Beside codes, and integers of few values, they are categories.
+        """
+        name, is_known = column.name, self.types.get(column.name) == "numeric"
+        if name in self.strict or (is_named_as_id(name) and not is_known):
+            return False
+        if not others.are_missing(column.is_asked, self.known_forms is not None):
+            return False
+        found |= self.rows.select(column.tests(all_count=False)).collect(engine="streaming").row(0, named=True)
+        return is_known or not found[f"integer {name}"] or others.distinct > FEW_VALUES
+
+    def _warn_of_missing(self, name: str, others: Others) -> None:
+        keep = f"; --types {quote(name)}=categorical keeps the texts" if self._is_mentioned(name) else ""
+        logger.warning(f"{self.path}: {name} is read as numbers; {others}, which count as missing{keep}")
+
+    def _mention_texts(self, column: NumberColumn, others: Others | None, is_amount: bool) -> None:
+        """Say why a column with numbers is read as texts, unless some are codes such as 007."""
+        name = column.name
+        if is_amount and column.is_numeric and (others is None or others.numbers < MOSTLY):
+            self._warn_of_units(column)
+        elif others is None:
+            return
+        elif others.numbers > HALF and not others.has_codes and self._is_mentioned(name) and name not in self.strict:
+            level = logging.WARNING if others.numbers >= MOSTLY else logging.INFO
+            logger.log(
+                level,
+                f"{self.path}: {name} is read as texts, since {others}; write numbers in one form and missing ones as "
+                f"empty fields, or add --types {quote(name)}=numeric, which reads the others as missing, or --types "
+                f"{quote(name)}=categorical if they are codes",
+            )
 
     def _warn_of_rounded(self, examples: Mapping[str, str | None]) -> None:
         for name, example in examples.items():
@@ -139,7 +157,7 @@ class NumberTexts:
         """Whether a column may become a quantity."""
         return self.types.get(name, "numeric") == "numeric"
 
-    def _decimal_of(self, column: _Column, found: Mapping[str, Any]) -> str | None:
+    def _decimal_of(self, column: NumberColumn, found: Mapping[str, Any]) -> str | None:
         """Return the decimal mark of numbers, empty without one, None of texts, and log how they are read."""
         name = column.name
         fits = [mark for mark in NUMBERS if found.get(f"{mark} {name}")]
@@ -160,32 +178,10 @@ class NumberTexts:
         """Whether 100,200,300 may be three ids: these do not begin with 0, but of many groups of digits some do."""
         return not self.rows.select(text.str.contains(r"\.|,0").any()).collect(engine="streaming").item()
 
-    def _warn_of_others(self, column: _Column) -> None:
-        """Warn of a few texts among numbers, which make all of them texts, unless some are codes such as 007."""
-        name, text = column.name, column.text
-        if not self._is_mentioned(name):
-            return
-        is_other, values = ~is_missing(text) & ~column.is_number, (~is_missing(text)).sum()
-        is_code = (is_other & text.str.contains(r"^\d+$")).any()
-        tests = (
-            values.alias("values"),
-            is_other.sum().alias("others"),
-            text.filter(is_other).first(),
-            is_code.alias("code"),
-        )
-        count, others, example, has_codes = self.rows.select(tests).collect(engine="streaming").row(0)
-        if others <= (1 - MOSTLY) * count and not has_codes:
-            logger.warning(
-                f"{self.path}: {name} is read as texts, since {others} of {count} values are no numbers, such as "
-                f"{example!r}; write numbers in one form and missing ones as empty fields, or add "
-                f"--types {quote(name)}=categorical if they are codes"
-            )
-
-    def _warn_of_units(self, column: _Column) -> None:
+    def _warn_of_units(self, column: NumberColumn) -> None:
         """Warn of amounts of several units, such as kg and g, or with and without one, which stay texts."""
         name, text = column.name, column.text
-        parts = text.filter(~is_missing(text)).str.extract_groups(AMOUNT).struct
-        unit = pl.coalesce(parts.field("before"), parts.field("after"), pl.lit("")).alias("unit")
+        unit = unit_of(text.filter(~is_missing(text))).fill_null("").alias("unit")
         units = self.rows.select(unit.unique().sort()).collect(engine="streaming")["unit"].to_list()
         if len(units) > 1 and self._is_mentioned(name):
             logger.warning(
@@ -207,7 +203,17 @@ class NumberTexts:
         found["."] |= is_grouped["."] & (pl.lit(has_commas) | text.str.contains(r",.*\.").any())
         if has_commas:
             found[","] = is_plain[","] | is_grouped[","]
+        elif name in self._with_points:  # in the same way, 1,5 is a number if another row is 1.234,50
+            found[","] = is_grouped[","]
         return found
+
+    @cached_property
+    def _with_points(self) -> list[str]:
+        """Columns of texts of which one of the first rows has points before a comma, such as 1.234,50."""
+        texts = [name for name, kind in self.rows.collect_schema().items() if kind == pl.String]
+        tests = [pl.col(name).str.contains(r"\.\d{3},").any() for name in texts]
+        found = self.rows.head(SAMPLE).select(tests).collect(engine="streaming").row(0, named=True) if tests else {}
+        return [name for name in texts if found[name]]
 
     def _mention_marks(
         self, name: str, decimal: str | None, marks: Mapping[str, str], is_list: bool, is_unsure: bool
@@ -251,27 +257,33 @@ class NumberTexts:
 
     def _amounts(self, names: Sequence[str]) -> dict[str, Form]:
         """Return how the numbers of columns with a unit are written."""
-        texts = {name: pl.col(name).str.strip_chars() for name in names}
-        first = [_example(text, ~is_missing(text)).alias(name) for name, text in texts.items()]
-        values = self.rows.head(SAMPLE).select(first).collect(engine="streaming").row(0, named=True) if first else {}
-        units = {name: Form(unit_in(value)) for name, value in values.items()}
+        units = [common_unit(pl.col(name).str.strip_chars()).alias(name) for name in names]
+        found = self.rows.head(SAMPLE).select(units).collect(engine="streaming").row(0, named=True) if units else {}
+        begins = {name: Form(unit or "") for name, unit in found.items()}
+        begins |= {name: form for name, form in (self.known_forms or {}).items() if name in names}
         forms = {}
-        units |= {name: form for name, form in (self.known_forms or {}).items() if name in names}
-        for name, begin in units.items():
-            if not begin.unit:
-                continue
-            form, example = form_in(self.rows, name, begin, self.has_commas)
-            if example is not None:
-                logger.warning(
-                    f"{self.path}: {name} is read as texts, since no row tells what the mark in {example!r} "
-                    "separates, thousands or decimals; write numbers without separators of thousands"
-                )
-            if form is None:
-                continue
-            forms[name] = form
-            if self._is_mentioned(name):
-                logger.info(
-                    f"{self.path}: {name} is read as numbers without {form.unit!r}; "
-                    f"--types {quote(name)}=categorical keeps the texts"
-                )
+        for name, begin in begins.items():
+            if begin.unit and (form := self._amount(name, begin)) is not None:
+                forms[name] = form
         return forms
+
+    def _amount(self, name: str, begin: Form) -> Form | None:
+        """Return how the amounts of a column are written, None of texts, and log how they are read."""
+        form, example, others = form_in(self.rows, name, begin, name in self.asked)
+        if example is not None:
+            logger.warning(
+                f"{self.path}: {name} is read as texts, since no row tells what the mark in {example!r} "
+                "separates, thousands or decimals; write numbers without separators of thousands"
+            )
+        if others is not None and (
+            name in self.strict or not others.are_missing(name in self.asked, self.known_forms is not None)
+        ):
+            return None
+        if form is not None and self._is_mentioned(name):
+            logger.info(
+                f"{self.path}: {name} is read as numbers without {form.unit!r}; "
+                f"--types {quote(name)}=categorical keeps the texts"
+            )
+        if others is not None:
+            self._warn_of_missing(name, others)
+        return form

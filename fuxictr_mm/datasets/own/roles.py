@@ -74,6 +74,8 @@ def with_names(asked: LogOptions, given: Collection[str], table: Table) -> LogOp
         No column has such a name, or several have.
     """
     fields = {"user": "user", "target": "item", "time": "time"}
+    columns = {f"--roles {role}={name}": name for role in given if (name := getattr(asked, fields.get(role, role)))}
+    table.check_all(columns)
     is_sought = not (asked.labels or asked.positives or asked.impressions)
     if fields.keys() <= set(given) and not is_sought:  # of JSON lines, finding the columns takes a pass
         return asked
@@ -84,8 +86,6 @@ def with_names(asked: LogOptions, given: Collection[str], table: Table) -> LogOp
     found, missing, why = dict[str, str](), list[str](), ""
     for role, field in fields.items():
         default = getattr(asked, field)
-        if role in given:
-            table.check(default, f"--roles {role}={default}")
         if default in table.schema:
             continue
         names = _first(NAMES[role], free)

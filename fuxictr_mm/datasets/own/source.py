@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import polars as pl
@@ -22,7 +23,7 @@ from fuxictr_mm.datasets.own.labels import MatchedLabel
 from fuxictr_mm.datasets.own.new_rows import NewRows
 from fuxictr_mm.datasets.own.options import LogOptions
 from fuxictr_mm.datasets.own.tables import Table
-from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
+from fuxictr_mm.errors import ConfigError, DataError, MissingFileError, nearest
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +114,7 @@ class LogSource:
         """Columns of each table that are written, and why each of the others is not; those of an earlier log."""
         if self.base is not None:
             return {option: (columns, {}) for option, columns in self.base.columns.items()}
+        self._check_types()
         asked, labels = self.asked, self.labels
         taken = {*WRITTEN, *labels.found, *map(labels.written, labels.found)}
         roles = {asked.user, asked.item, asked.time, *labels.known}
@@ -129,10 +131,16 @@ class LogSource:
                 found[table.option] = choose_columns(table, without, types, taken, prefix)
         if asked.group is not None:
             found["interactions"][0].append(self._group_column(asked.group, taken))
-        for name in types:
-            if not any(name in table.schema for table in self.tables):
-                raise ConfigError(f"--types {name}={types[name]}: no file has the column '{name}'")
         return found
+
+    def _check_types(self) -> None:
+        """Refuse types of columns that no file has."""
+        known = [name for table in self.tables for name in table.schema]
+        unknown = [name for name in self.asked.types if name not in known]
+        if unknown:
+            given = " ".join(quote(f"{name}={self.asked.types[name]}") for name in unknown)
+            names = ", ".join(f"'{name}'{nearest(name, known)}" for name in unknown)
+            raise ConfigError(f"--types {given}: no file has the column {names}")
 
     def _group_column(self, source: str, taken: set[str]) -> LogColumn:
         kind = self.log.frame.collect_schema()[source]
@@ -213,9 +221,10 @@ class LogSource:
             return
         if anonymous == rows:
             raise DataError(f"{self.log.paths[0]}: {self.asked.user} has no value in all {rows} rows, expected users")
+        words = ", ".join(self.ids.missing_users())
         logger.warning(
-            f"{self.log.where(row)}: {self.asked.user} has no value, as in {anonymous} of {rows} rows; these have the "
-            "user 0 and no history, and are in no history"
+            f"{self.log.where(row)}: {self.asked.user} has no value{f' ({words} count as none)' if words else ''}, as "
+            f"in {anonymous} of {rows} rows; these have the user 0 and no history, and are in no history"
         )
 
     @cached_property

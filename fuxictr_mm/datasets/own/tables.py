@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -49,6 +49,8 @@ class Table:
     date_order: Literal["dmy", "mdy", "ymd"] | None = None  #: Of dates that may be of two orders, such as 05/03/2024.
     #: How an earlier log writes the numbers of columns, whose types cannot be changed; None if there is none.
     known_forms: Mapping[str, Form] | None = None
+    numeric: Collection[str] = ()  #: Columns that ``--types`` names as numbers.
+    strict: Collection[str] = ()  #: Columns with a role and labels: of these, each text has to be a number.
 
     def __post_init__(self) -> None:
         for path in self.paths:
@@ -99,6 +101,19 @@ class Table:
                 f"{', '.join(self.schema)})"
                 f"{f'; rename the column of its ids to {column}, the name that they have in the log' if is_key else ''}"
                 f"{lists}{self.of_folders(column) if what.startswith('--roles user=') else ''}"
+            )
+
+    def check_all(self, columns: Mapping[str, str]) -> None:
+        """Raise a ConfigError that names all columns that do not exist; the keys say what asks for each."""
+        missing = {what: column for what, column in columns.items() if column not in self.schema}
+        for what, column in missing.items():
+            if len(missing) == 1:
+                self.check(column, what)
+            self.check_header(column, what)
+        if missing:
+            names = ", ".join(f"'{column}'{nearest(column, self.schema)}" for column in missing.values())
+            raise ConfigError(
+                f"{', '.join(missing)}: {self.paths[0]} has no columns {names} (it has: {', '.join(self.schema)})"
             )
 
     def lists_with(self, is_wanted: Callable[[str], bool]) -> str:
@@ -192,17 +207,20 @@ class Table:
 
     @cached_property
     def _numbers(self) -> tuple[list[pl.Expr], dict[str, Form]]:
-        """Return casts of the columns of CSV files whose texts are all numbers, and how these are written."""
-        if not any(form_of(path) in CSV for path in self.paths):
+        """Return casts of the columns whose texts are numbers, and how these are written.
+
+        Of files that are no CSV, only columns that are known to hold numbers are read so.
+        """
+        csv = [path for path in self.paths if form_of(path) in CSV]
+        if not csv and "numeric" not in self.types.values():
             return [], {}
         # 12,5 is a number where commas separate no columns; of a category, it may be two ids.
-        is_csv = all(form_of(path) in CSV for path in self.paths)
-        has_commas = is_csv and all(
-            separator_in(path, self.encoding, self._names_of(path)) != "," for path in self.paths
-        )
+        is_csv = len(csv) in (0, len(self.paths))
+        has_commas = is_csv and all(separator_in(path, self.encoding, self._names_of(path)) != "," for path in csv)
         found = NumberTexts(
-            self._rows, self.paths[0], self.option, self.texts, self.types, self.known_forms, has_commas
-        )
+            self._rows, self.paths[0], self.option, self.texts, self.types, self.known_forms, has_commas,
+            asked=self.numeric, strict=self.strict, only_asked=not csv,
+        )  # fmt: skip
         return found.read()
 
     def where(self, row: int) -> str:

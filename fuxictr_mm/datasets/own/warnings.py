@@ -52,7 +52,7 @@ def warn_of_leaks(source: LogSource, train: pl.DataFrame, columns: Sequence[LogC
             logger.warning(
                 f"{source.log.paths[0]}: all {rows} training rows with {column.source} {value} have "
                 f"{name} {only}; if the value is known only after the click, exclude the column: --types "
-                f"{column.source}=none"
+                f"{quote(column.source)}=none"
             )
         for column, auc in find_ranking(train, [c for c in columns if c.name not in told], name):
             told.add(column.name)
@@ -102,7 +102,7 @@ def warn_of_events(source: LogSource, train: pl.DataFrame) -> None:
             logger.warning(
                 f"{source.log.paths[0]}: {after:.0%} of the rows with {value.column} {value.text} follow another row "
                 "of the same user and item, which has the label 0; if the rows are events, name those that are to be "
-                f"predicted, such as --impressions {value.column}=view"
+                f"predicted, such as --impressions {quote(value.column)}=view"
             )
 
 
@@ -146,5 +146,5 @@ def warn_of_weights(source: LogSource, columns: Sequence[LogColumn]) -> None:
         if column.source.lower() in WEIGHTS and column.source not in source.asked.types:
             logger.warning(
                 f"{source.log.paths[0]}: {column.source} becomes a feature; if it weights the rows, add "
-                f"--roles weight={column.source}, and otherwise --types {quote(column.source)}={column.kind}"
+                f"--roles weight={quote(column.source)}, and otherwise --types {quote(column.source)}={column.kind}"
             )

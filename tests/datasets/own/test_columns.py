@@ -2,10 +2,15 @@
 
 import json
 from datetime import datetime
+from pathlib import Path
 
 import polars as pl
 import pytest
 
+from fuxictr_mm.commands.prepare import format_summary
+from fuxictr_mm.datasets.own.columns import choose_columns
+from fuxictr_mm.datasets.own.tables import Table
+from fuxictr_mm.datasets.summary import Summary
 from fuxictr_mm.errors import ConfigError, DataError
 from fuxictr_mm.yaml_files import load_yaml
 from tests.datasets.shop import rewrite, with_impressions, write_form
@@ -186,3 +191,36 @@ def test_a_field_with_the_name_of_a_column_is_refused(name, shop, prepare_log):
     log.write_parquet(shop / "interactions.parquet")
     with raises_naming(DataError, "interactions.parquet", "'device'" if name != "app" else "app.device", "rename"):
         prepare_log(shop)
+
+
+@pytest.mark.parametrize(("texts", "is_named"), [("tags", True), ("titles", False)])
+def test_texts_of_tags_are_named(texts, is_named, tmp_path, caplog):
+    """Where nearly all combinations of tags are different, they are no category."""
+    colors = ["red", "blue", "green", "black", "white", "grey", "pink"]
+    lists = [", ".join(c for at, c in enumerate(colors) if number >> at & 1) for number in range(1, 128)]
+    lists = lists if texts == "tags" else [f"part {number}, thing {number}" for number in range(127)]
+    pl.DataFrame({"asin": range(127), "colors": lists}).write_csv(tmp_path / "items.csv")
+    table = Table([tmp_path / "items.csv"], tmp_path / "scratch", "items", ["asin"])
+    with caplog.at_level("INFO"):
+        [column], _ = choose_columns(table, {"asin"}, {}, set(), "item_")
+    assert column.kind == "text"
+    assert ("--types colors=sequence" in caplog.text) == is_named
+
+
+def test_one_other_mark_does_not_change_what_separates_lists(tmp_path):
+    pl.DataFrame({"asin": range(9), "tags": ["a, b", "c, a"] * 4 + ["a;b"]}).write_csv(tmp_path / "items.csv")
+    table = Table([tmp_path / "items.csv"], tmp_path / "scratch", "items", ["asin"])
+    [column], _ = choose_columns(table, {"asin"}, {"tags": "sequence"}, set(), "item_")
+    assert column.separator == ","
+
+
+def test_all_types_of_columns_that_do_not_exist_are_named(shop, prepare_log):
+    with raises_naming(ConfigError, "--types", "'one'", "'two'"):
+        prepare_log(shop, types=["one=numeric", "two=none", "device=none"])
+
+
+def test_texts_are_said_to_be_read_by_no_model():
+    facts = {"written": {"title": {"type": "text"}, "price": {"type": "numeric"}}, "left_out": {}}
+    lines = format_summary(Summary(1, 1, {}, columns={"items": facts}), Path("out"), []).splitlines()
+    assert "items: title (text, not read by models), price (numeric)" in lines
+    assert any("fuxictr-mm embed encode" in line for line in lines)

@@ -46,12 +46,11 @@ def test_repeated_orders_are_warned_of_where_no_negative_is_one(shop, prepare_lo
 def test_what_is_known_after_the_click_is_warned_of(shop, prepare_log, caplog):
     log = pl.read_csv(shop / "interactions.csv")
     seconds = pl.when(pl.col("click") == 1).then(pl.int_range(pl.len()) * 0.1)
-    log.with_columns(seconds=seconds, bought=pl.col("click") * (pl.int_range(pl.len()) % 3 == 0)).write_csv(
-        shop / "interactions.csv"
-    )
+    bought = pl.col("click") * (pl.int_range(pl.len()) % 3 == 0)
+    log.with_columns(seconds=seconds, bought=bought, **{"at all": bought}).write_csv(shop / "interactions.csv")
     with caplog.at_level("WARNING"):
         prepare_log(shop)
-    assert all(f"--types {name}=none" in caplog.text for name in ("seconds", "bought"))
+    assert all(f"--types {name}=none" in caplog.text for name in ("seconds", "bought", "'at all'"))
     assert not any(f"--types {name}=none" in caplog.text for name in ("device", "basket"))
     assert re.search(r"seconds from [\d.]+ to [\d.]+ have", caplog.text)
     assert "bought '1' have" in caplog.text

@@ -86,3 +86,8 @@ def test_a_list_whose_entries_have_the_item_is_named(tmp_path):
     for given, asked in (((), LogOptions()), (("target",), LogOptions(item="items.item_id"))):
         with raises_naming(ConfigError, "items is a list", "explode"):
             with_names(asked, given, table)
+
+
+def test_all_roles_of_columns_that_do_not_exist_are_named(tmp_path):
+    with raises_naming(ConfigError, "--roles user=usr", "'asn'", "--roles group=session"):
+        names_in(["user", "asin", "time", "label"], tmp_path, roles=["user=usr", "target=asn", "group=session"])

@@ -110,10 +110,17 @@ def test_a_column_twice_is_refused(shop, prepare_log):
 
 
 @pytest.mark.parametrize("name", ["items", "users"])
-def test_an_id_twice_is_refused(name, shop, prepare_log):
+def test_an_id_twice_is_refused_if_its_rows_differ(name, shop, prepare_log, caplog):
     path = shop / f"{name}.csv"
+    before = len(path.read_text().splitlines())
     path.write_text(path.read_text() + path.read_text().splitlines()[1] + "\n")
-    with raises_naming(DataError, f"{name}.csv: row", "again"):
+    _, summary, _ = prepare_log(shop, folder="equal")
+    assert summary.items == 30
+    assert any(f"{name}.csv: row {before - 1}" in r.message and "1 rows" in r.message for r in caplog.records)
+    frame = pl.read_csv(path)
+    other = pl.col("age") + 1 if name == "users" else pl.col("price") + 1
+    pl.concat([frame, frame[:3].with_columns(other)]).write_csv(path)
+    with raises_naming(DataError, f"{name}.csv: row", "again", "3 ids", "keep="):
         prepare_log(shop)
 
 
@@ -238,7 +245,8 @@ def test_rows_that_are_there_twice_are_warned_of(shop, prepare_log, caplog):
         (",", ["$1,299.00", "$5.50", "-"], [1299.0, 5.5, None]),
         (",", ["12.5%", "3%"], [12.5, 3.0]),
         (",", ["12 €", "12 $"], ["12 €", "12 $"]),
-        (",", ["$1,5", "$2,75"], ["$1,5", "$2,75"]),
+        (",", ["$1,5", "$2,75"], [1.5, 2.75]),
+        (",", ["1.299,00 €", "5,99 €", "n/a €"], [1299.0, 5.99, None]),
         (",", ["K1", "K2"], ["K1", "K2"]),
     ],
 )
