@@ -202,6 +202,17 @@ def test_a_test_file_that_has_changed_is_scored_again(copy, tmp_path, caplog):
     assert [r for r in caplog.records if "other.parquet" in r.message and r.levelname == "WARNING"]
 
 
+def test_runs_with_and_without_a_test_file_are_not_averaged(copy):
+    """Before anything is written: an average without test predictions could not be scored again."""
+    run = find_runs(copy, expid="DIN_tiny")[0]
+    change_settings(run, test_data=None)
+    with raises_naming(ConfigError, run.path, "test_data"):
+        ensemble(["DIN_tiny"], copy, name="both")
+    assert not find_runs(copy, expid="both")
+    alone = ensemble([run.path], copy)
+    assert not alone.config["test_data"]
+
+
 def test_missing_test_predictions_are_computed_and_kept(copy):
     runs = find_runs(copy, expid="DIN_tiny")
     before = runs[0].predictions("test")[1]
