@@ -204,10 +204,10 @@ def test_a_test_file_that_has_changed_is_scored_again(copy, tmp_path, caplog):
 
 def test_runs_with_and_without_a_test_file_are_not_averaged(copy):
     """Before anything is written: an average without test predictions could not be scored again."""
-    run = find_runs(copy, expid="DIN_tiny")[0]
+    run, other = find_runs(copy, expid="DIN_tiny")[:2]
     change_settings(run, test_data=None)
-    with raises_naming(ConfigError, run.path, "test_data"):
-        ensemble(["DIN_tiny"], copy, name="both")
+    with raises_naming(ConfigError, run.path, other.path, "test_data"):
+        ensemble([run.path, other.path], copy, name="both")
     assert not find_runs(copy, expid="both")
     alone = ensemble([run.path], copy)
     assert not alone.config["test_data"]
