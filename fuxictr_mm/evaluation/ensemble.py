@@ -379,9 +379,12 @@ def refuse_ensemble(expid: str) -> None:
     best = max(members, key=lambda member: sign * member.valid.get(metric, -sign * math.inf))
     words = [str(word) for word in best.environment.get("command") or []]
     where = next((f" --config {quote(b)}" for a, b in itertools.pairwise(words) if a == "--config"), "")  # of a trial
+    name, weights = best.expid, ""
+    if fold := best.config.get("fold"):  # which is no entry of model_config.yaml
+        name, weights = name.removesuffix(f"_fold{fold['number']}"), f" --weights {quote(str(best.path))}"
     raise ConfigError(
         f"{expid}: an ensemble of {len(members)} runs, which has no weights; use one of its "
-        f"experiments, such as the best: --expid {quote(best.expid)}{where}"
+        f"experiments, such as the best: --expid {quote(name)}{weights}{where}"
     )
 
 

@@ -14,7 +14,7 @@ from fuxictr_mm.cli import main
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
 from fuxictr_mm.evaluation.combine import greedy_weights, transform
 from fuxictr_mm.evaluation.compare import compare
-from fuxictr_mm.evaluation.ensemble import describe_ensemble, ensemble
+from fuxictr_mm.evaluation.ensemble import describe_ensemble, ensemble, refuse_ensemble
 from fuxictr_mm.evaluation.intervals import Ranking
 from fuxictr_mm.metrics import evaluate_metrics
 from fuxictr_mm.runs import find_runs
@@ -332,3 +332,20 @@ def test_an_ensemble_has_no_weights(copy):
         found.predict()
     assert fm.ensemble is ensemble
     assert Path(found).is_dir()
+
+
+def test_an_ensemble_has_no_weights_to_predict_with(copy, monkeypatch, capsys):
+    """The advice is an experiment of the configuration; a fold is none, but has weights for one."""
+    monkeypatch.chdir(copy.parent)
+    copy.rename("checkpoints")
+    ensemble(["DIN_tiny"], "checkpoints", name="mine")
+    with raises_naming(ConfigError, "mine", "no weights", "--expid DIN_tiny"):
+        refuse_ensemble("mine")
+    with exits_naming(capsys, "mine", "no weights"):
+        main(["predict", "--expid", "mine", "--config", str(ROOT)])
+    for run in find_runs("checkpoints", expid="DIN_tiny"):
+        fold = {"number": 1, "of": 5, "by": "user"}
+        change_settings(run, model_id="DIN_tiny_fold1", fold=fold)
+    with raises_naming(ConfigError, "--expid DIN_tiny --weights checkpoints"):
+        refuse_ensemble("mine")
+    refuse_ensemble("DIN_tiny")
