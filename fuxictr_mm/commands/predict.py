@@ -118,13 +118,18 @@ def _label_of(settings: dict[str, Any], label: str | None, out: Path) -> tuple[i
 def _of_experiment(args: argparse.Namespace) -> tuple[str, "np.ndarray", dict[str, Any]]:
     """Return the experiment id, the scores by its newest weights, and its settings."""
     from fuxictr_mm.config import find_config
+    from fuxictr_mm.evaluation.ensemble import refuse_ensemble
     from fuxictr_mm.prediction import predict
     from fuxictr_mm.runs import run_of_weights
 
     for option in _given(args):
         raise ConfigError(f"{option} is for --runs; --expid scores with one run's weights")
     config = find_config(args.config, script_folder(args))
-    experiment = load_experiment(args, config)
+    try:
+        experiment = load_experiment(args, config)
+    except ConfigError:
+        refuse_ensemble(args.expid)
+        raise
     _label_of(experiment.config.to_dict(), args.label, args.out)  # refused before scoring
     if args.calibrate and args.weights:
         raise ConfigError("--calibrate needs the validation predictions of a run; remove --weights")

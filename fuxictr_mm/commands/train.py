@@ -37,7 +37,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fold_by",
         choices=("user", "row", "time"),
-        default="user",
         help="what --folds holds out (default: user, by group_id)",
     )
     parser.add_argument(
@@ -75,9 +74,13 @@ def main_from_args(args: argparse.Namespace) -> None:
     if args.folds is not None:
         _train_folds(experiment, config, args)
         return
+    if args.jobs is not None:
+        raise ConfigError("--jobs is for --seeds and --folds; one seed is trained in one process; leave it out")
+    if args.fold is None and args.fold_by is not None:
+        raise ConfigError("--fold_by says what --folds holds out; give --folds too, e.g. --folds 5, or leave it out")
     if args.fold is not None:
         number, of = map(int, args.fold.split("/"))
-        experiment = experiment.of_fold(Fold(number=number, of=of, by=args.fold_by))
+        experiment = experiment.of_fold(Fold(number=number, of=of, by=args.fold_by or "user"))
     if args.beside:
         experiment = experiment.of_seed(args.seed)
     experiment.fit(resume=args.resume, results_csv=results_csv_path(config))
@@ -110,7 +113,7 @@ def _train_folds(experiment: "Experiment", config: Path, args: argparse.Namespac
 
     if is_one_of_several():
         raise ConfigError("--folds starts its own processes; start it without torchrun")
-    runs, combined = train_folds(experiment, args.folds, _processes(args, config, experiment), args.fold_by)
+    runs, combined = train_folds(experiment, args.folds, _processes(args, config, experiment), args.fold_by or "user")
     if args.quiet:
         return
     print(table([*runs, combined]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,8 @@ from fuxictr_mm.config.model import ModelSettings, per_label
 from fuxictr_mm.config.signature import check_signature
 from fuxictr_mm.errors import ConfigError, MissingFileError
 from fuxictr_mm.files import StrPath
+
+logger = logging.getLogger(__name__)
 
 
 class Fold(Settings):
@@ -199,6 +202,7 @@ class ExperimentConfig(ModelSettings):
             problems["dataset_id"] = str(error)
         problems |= {f"dataset.{key}": f"{where}: {unknown_key(key, known)}" for key in dataset if key not in known}
         values = {**experiment, **{k: v for k, v in dataset.items() if k in known and k != "description"}}
+        _warn_of_ignored(f"{folder}: {expid}", experiment, dataset, overrides or {})
         problems |= resolve_entry(values, folder, data_root, where)
         values.update(overrides or {})
         values.pop("model_id", None)
@@ -356,3 +360,15 @@ DEFAULTS: dict[str, Any] = {
 def load_config(folder: StrPath, expid: str, *, data_root: StrPath | None = None) -> dict[str, Any]:
     """Return the flat settings of an experiment, see ``ExperimentConfig.load``."""
     return ExperimentConfig.load(folder, expid, data_root).to_dict()
+
+
+def _warn_of_ignored(
+    where: str, experiment: Mapping[str, Any], dataset: Mapping[str, Any], overrides: Mapping[str, Any]
+) -> None:
+    """Warn of settings of the files that an experiment has, but that its dataset replaces by others."""
+    for key in [key for key in DATASET_KEYS if key in dataset and key in experiment]:
+        if key not in (*SHARED_KEYS, *overrides) and experiment[key] != dataset[key]:
+            logger.warning(
+                f"{where}: {key}: no effect, because dataset {experiment['dataset_id']} sets it too, to "
+                f"{dataset[key]!r}; change it there, or add a dataset"
+            )

@@ -136,21 +136,25 @@ def folds(label: np.ndarray, group: np.ndarray | None) -> np.ndarray:
     Raises
     ------
     DataError
-        Without some fold, the rows are of one class, or there are no rows.
+        Without some fold, the rows are of one class, or all rows are of one user.
     """
     from fuxictr_mm.data.groups import group_keys, number_users
 
     user = number_users(None if group is None else group_keys(group), len(label))
     number = int(user.max()) + 1
     fold = (np.random.default_rng(0).permutation(number) % min(FOLDS, number))[user]
+    unit, needed = "row" if group is None else "user", "fitting to the validation rows needs"
+    if label.min() == label.max():
+        raise DataError(f"the labels of all {len(label)} validation rows are {label[0]:g}; {needed} both classes")
+    if number == 1:
+        raise DataError(f"all {len(label)} validation rows are of one user; {needed} several, to measure it on others")
     positives, rows = np.bincount(fold, weights=label), np.bincount(fold)
     others = positives.sum() - positives
     one_class = (others == 0) | (others == len(label) - rows)
     if one_class.any():
-        unit = "rows" if group is None else "users"
         raise DataError(
-            f"fold {int(np.argmax(one_class)) + 1} of {len(rows)}: the labels of all other {unit} are of one class; "
-            "fitting to the validation rows needs both classes"
+            f"fold {int(np.argmax(one_class)) + 1} of {len(rows)}: the labels of all other {unit}s are of one class; "
+            f"{needed} both classes"
         )
     return fold
 

@@ -289,17 +289,24 @@ def read_valid_predictions(runs: Sequence[Run]) -> list[Predictions]:
 
 
 def read_test_predictions(runs: Sequence[Run], gpu: int = -1) -> list[Predictions] | None:
-    """Return the predictions of runs for the test rows; None without test rows.
+    """Return the predictions of runs for the test rows; None if no run has a test file.
 
     Missing ones are computed and saved. Those of a file that has changed since are computed, and the run keeps its own.
 
     Raises
     ------
     UserError
-        They are of other rows, or cannot be computed.
+        They are of other rows, cannot be computed, or some runs have a test file and others have none.
     """
-    if not all(run.config.get(TEST_DATA) for run in runs):
+    without = [run for run in runs if not run.config.get(TEST_DATA)]
+    if len(without) == len(runs):
         return None
+    if without:
+        other = next(run for run in runs if run.config.get(TEST_DATA))
+        raise ConfigError(
+            f"{without[0].path}: trained without test_data, and {other.path} with {other.config[TEST_DATA]}; leave it "
+            "out, or train it again with test_data"
+        )
     files = {file: run for run in runs if (file := _test_file(run))}
     if len(files) > 1:  # as one with labels, and one without
         names = ", ".join(f"{run.config[TEST_DATA]} of {run.path}" for run in files.values())
@@ -372,9 +379,12 @@ def refuse_ensemble(expid: str) -> None:
     best = max(members, key=lambda member: sign * member.valid.get(metric, -sign * math.inf))
     words = [str(word) for word in best.environment.get("command") or []]
     where = next((f" --config {quote(b)}" for a, b in itertools.pairwise(words) if a == "--config"), "")  # of a trial
+    name, weights = best.expid, ""
+    if fold := best.config.get("fold"):  # which is no entry of model_config.yaml
+        name, weights = name.removesuffix(f"_fold{fold['number']}"), f" --weights {quote(str(best.path))}"
     raise ConfigError(
         f"{expid}: an ensemble of {len(members)} runs, which has no weights; use one of its "
-        f"experiments, such as the best: --expid {quote(best.expid)}{where}"
+        f"experiments, such as the best: --expid {quote(name)}{weights}{where}"
     )
 
 

@@ -49,6 +49,18 @@ def test_experiment_over_base_over_default(folder):
     assert ExperimentConfig.load(folder, "X_tiny", overrides={"epochs": 3, "num_heads": 2}).epochs == 3
 
 
+def test_a_file_that_the_dataset_replaces_is_named(folder, caplog):
+    """As in FuxiCTR, the dataset's counts, but an experiment on another test file should say that it is not used."""
+    with (folder / "model_config.yaml").open("a") as file:
+        file.write("\nown: {model: DIN, dataset_id: d, test_data: other.parquet}\n")
+    found = ExperimentConfig.load(folder, "own")
+    assert "other.parquet" not in str(found.dataset.test_data)
+    assert ["own: test_data: no effect" in r.getMessage() for r in caplog.records] == [True]
+    caplog.clear()
+    assert ExperimentConfig.load(folder, "own", overrides={"test_data": "x.parquet"}).dataset.test_data == "x.parquet"
+    assert not caplog.records
+
+
 def test_a_run_loads_from_its_own_dict(folder):
     config = ExperimentConfig.load(folder, "X_tiny", overrides={"gpu": 0})
     again = ExperimentConfig.from_dict(config.to_dict())

@@ -108,9 +108,14 @@ def test_what_cannot_be_calibrated_is_refused():
         fit("platt", label, np.array([0.1, 1.2]))
     with raises_naming(DataError, "classes"):
         fit("platt", np.array([1, 1]), np.array([0.1, 0.2]))
-    for group in (np.zeros(6, int), np.array([0, 0, 1, 2, 3, 4])):  # one user; all positives of one user
-        with raises_naming(DataError, "classes"):
-            folds(np.array([1, 1, 0, 0, 0, 0]), group)
+    label = np.array([1, 1, 0, 0, 0, 0])
+    with raises_naming(DataError, "of 5", "all other users", "classes"):  # all positives are of one user
+        folds(label, np.array([0, 0, 1, 2, 3, 4]))
+    with raises_naming(DataError, "6 validation rows", "one user"):
+        folds(label, np.zeros(6, int))
+    for group in (None, np.zeros(6, int), np.arange(6)):
+        with raises_naming(DataError, "all 6 validation rows are 1", "both classes"):
+            folds(np.ones(6), group)
 
 
 def test_the_error_does_not_depend_on_the_order_of_rows():

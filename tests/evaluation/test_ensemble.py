@@ -14,7 +14,7 @@ from fuxictr_mm.cli import main
 from fuxictr_mm.errors import ConfigError, DataError, MissingFileError
 from fuxictr_mm.evaluation.combine import greedy_weights, transform
 from fuxictr_mm.evaluation.compare import compare
-from fuxictr_mm.evaluation.ensemble import describe_ensemble, ensemble
+from fuxictr_mm.evaluation.ensemble import describe_ensemble, ensemble, refuse_ensemble
 from fuxictr_mm.evaluation.intervals import Ranking
 from fuxictr_mm.metrics import evaluate_metrics
 from fuxictr_mm.runs import find_runs
@@ -202,6 +202,17 @@ def test_a_test_file_that_has_changed_is_scored_again(copy, tmp_path, caplog):
     assert [r for r in caplog.records if "other.parquet" in r.message and r.levelname == "WARNING"]
 
 
+def test_runs_with_and_without_a_test_file_are_not_averaged(copy):
+    """Before anything is written: an average without test predictions could not be scored again."""
+    run, other = find_runs(copy, expid="DIN_tiny")[:2]
+    change_settings(run, test_data=None)
+    with raises_naming(ConfigError, run.path, other.path, "test_data"):
+        ensemble([run.path, other.path], copy, name="both")
+    assert not find_runs(copy, expid="both")
+    alone = ensemble([run.path], copy)
+    assert not alone.config["test_data"]
+
+
 def test_missing_test_predictions_are_computed_and_kept(copy):
     runs = find_runs(copy, expid="DIN_tiny")
     before = runs[0].predictions("test")[1]
@@ -321,3 +332,20 @@ def test_an_ensemble_has_no_weights(copy):
         found.predict()
     assert fm.ensemble is ensemble
     assert Path(found).is_dir()
+
+
+def test_an_ensemble_has_no_weights_to_predict_with(copy, monkeypatch, capsys):
+    """The advice is an experiment of the configuration; a fold is none, but has weights for one."""
+    monkeypatch.chdir(copy.parent)
+    copy.rename("checkpoints")
+    ensemble(["DIN_tiny"], "checkpoints", name="mine")
+    with raises_naming(ConfigError, "mine", "no weights", "--expid DIN_tiny"):
+        refuse_ensemble("mine")
+    with exits_naming(capsys, "mine", "no weights"):
+        main(["predict", "--expid", "mine", "--config", str(ROOT)])
+    for run in find_runs("checkpoints", expid="DIN_tiny"):
+        fold = {"number": 1, "of": 5, "by": "user"}
+        change_settings(run, model_id="DIN_tiny_fold1", fold=fold)
+    with raises_naming(ConfigError, "--expid DIN_tiny --weights checkpoints"):
+        refuse_ensemble("mine")
+    refuse_ensemble("DIN_tiny")

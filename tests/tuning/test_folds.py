@@ -86,6 +86,8 @@ def test_what_cannot_be_folded(small_project, monkeypatch, capsys):
         (["--folds", "1"], "--folds"),
         (["--folds", "3", "--seeds", "1", "2"], "--seeds"),
         (["--folds", "3", "--jobs", "0"], "--jobs"),
+        (["--fold_by", "time"], "--folds"),
+        (["--jobs", "2"], "--jobs"),
     ):
         with pytest.raises((SystemExit, ConfigError)) as stopped:
             run("--expid", "LightFM_tiny", *words, monkeypatch=monkeypatch)
