@@ -1,6 +1,7 @@
 """Models with weights of ordinary size, exported without training."""
 
 import shutil
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -49,9 +50,8 @@ def export_copy(exported, tmp_path):
     return shutil.copytree(exported, tmp_path / "export")
 
 
-@pytest.fixture
-def client(exported):
-    """Return a client of a server in this process."""
+@contextmanager
+def _client_of(exported):
     from starlette.testclient import TestClient
 
     from fuxictr_mm_serving.server import make_app
@@ -59,4 +59,18 @@ def client(exported):
     from tests.serving.server import ROWS
 
     with TestClient(make_app(Settings(folder=str(exported), users=ROWS, max_body=20000))) as client:
+        yield client
+
+
+@pytest.fixture
+def client(exported):
+    """Return a client of a server in this process."""
+    with _client_of(exported) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def shared_client(exported):
+    """Return a client of a server for all tests of a file, which do not change it."""
+    with _client_of(exported) as client:
         yield client
