@@ -53,7 +53,9 @@ def shop(tmp_path_factory, request):
     export(experiment, root / "export")
     export(experiment, root / "export_later", items=later)
     scores = experiment.predict(later / "test")
-    return SimpleNamespace(root=root, later=later, experiment=experiment, scores=scores, log=(new, items, users, vectors))
+    return SimpleNamespace(
+        root=root, later=later, experiment=experiment, scores=scores, log=(new, items, users, vectors)
+    )
 
 
 @pytest.fixture(scope="module")
