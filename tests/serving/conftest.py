@@ -1,7 +1,10 @@
 """Models with weights of ordinary size, exported without training."""
 
+import importlib
 import shutil
 from contextlib import contextmanager
+from functools import cache
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -9,6 +12,17 @@ from filelock import FileLock
 
 from fuxictr_mm.experiment import Experiment
 from tests.paths import ROOT
+
+
+@pytest.fixture(scope="session", autouse=True)
+def functions_parsed_once():
+    """Let the exports of a process share onnxscript's functions, whose source each graph would parse again."""
+    with pytest.MonkeyPatch.context() as patch:
+        if find_spec("onnxscript") and find_spec("torch.onnx._internal.exporter._registration"):
+            module = importlib.import_module("torch.onnx._internal.exporter._registration")
+            if (apis := getattr(module, "onnxscript_apis", None)) is not None:
+                patch.setattr(apis, "get_torchlib_ops", cache(apis.get_torchlib_ops))
+        yield
 
 
 @pytest.fixture(scope="session")
