@@ -285,7 +285,7 @@ def test_an_experiment_learns_as_well_streamed_as_in_memory(tmp_path):
 
 
 def test_what_does_not_fit_is_streamed_and_scored_in_the_files_order(tmp_path, monkeypatch, caplog):
-    _, experiment = run(tmp_path, epochs=1)
+    _, experiment = run(tmp_path, epochs=1, batch_size=1000)
     scores = experiment.predict()
     monkeypatch.setattr("fuxictr_mm.data.memory.free_memory", lambda device: 1000)
     monkeypatch.setattr(parquet, "CHUNK_ROWS", 300)
