@@ -14,6 +14,7 @@ import re
 import types
 import typing
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union
 
 import annotated_types as limits
@@ -158,9 +159,20 @@ def matches(value: Any, annotation: Any) -> bool:
 
 
 def _adapter(annotation: Any) -> TypeAdapter[Any]:
+    try:
+        return _cached_adapter(annotation)
+    except TypeError:  # an annotation that has no hash, or that pydantic refuses, again
+        return _make_adapter(annotation)
+
+
+def _make_adapter(annotation: Any) -> TypeAdapter[Any]:
     if inspect.isclass(annotation) and issubclass(annotation, Settings):  # has its own
         return TypeAdapter(annotation)
     return TypeAdapter(annotation, config=ConfigDict(strict=True, arbitrary_types_allowed=True))
+
+
+#: Most annotations are those of every model, and each load of an experiment checks about 200 values.
+_cached_adapter = lru_cache(maxsize=1024)(_make_adapter)
 
 
 def describe_type(annotation: Any, plural: bool = False) -> str:

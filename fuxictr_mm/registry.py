@@ -12,7 +12,7 @@ import re
 import sys
 import threading
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, lru_cache
 from importlib.machinery import SourceFileLoader
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -101,6 +101,17 @@ def search_folders(model_zoo: str | Path | None = None) -> list[Path]:
 
 def list_models(model_zoo: str | Path | None = None) -> dict[str, Path | str]:
     """Return every model name with its file, or with the entry point that declares it."""
+    found = _list_without_entry_points(model_zoo)
+    for point in entry_points(group=ENTRY_POINTS):
+        found.setdefault(point.name, point.value)
+    return found
+
+
+def _list_without_entry_points(model_zoo: str | Path | None) -> dict[str, Path | str]:
+    """Return the models that precede those of entry points, which only the metadata of every installed package names.
+
+    These are the registered ones and those of files.
+    """
     found: dict[str, Path | str] = {name: f"{cls.__module__}:{name}" for name, cls in _registered.items()}
     for folder in search_folders(model_zoo):
         files = [file for pattern in FILES for file in sorted(folder.glob(pattern))]
@@ -109,8 +120,6 @@ def list_models(model_zoo: str | Path | None = None) -> dict[str, Path | str]:
             is_tensorflow = any(part.endswith("_tf") for part in path.parts)
             if path.stem.isidentifier() and not path.stem.startswith("_") and not is_tensorflow:
                 found.setdefault(path.stem, path)
-    for point in entry_points(group=ENTRY_POINTS):
-        found.setdefault(point.name, point.value)
     return found
 
 
@@ -129,7 +138,9 @@ def load_model_class(name: str, model_zoo: str | Path | None = None) -> type:
         return _from_package(name, name)
     if name in _registered:
         return _registered[name]
-    known = list_models(model_zoo)
+    known = _list_without_entry_points(model_zoo)
+    if name not in known:
+        known = list_models(model_zoo)
     if name not in known:
         hint = nearest(name, known) or _stem_of(name, known)
         names = ", ".join(models(model_zoo))
@@ -169,15 +180,22 @@ def _code_of(file: Path) -> dict[Path, str]:
             continue
         content = path.read_bytes()
         try:
-            tree = ast.parse(content)
+            seen[path], imported = _parse(content)
         except (SyntaxError, ValueError):
             if path == file:
                 raise
             seen[path] = hashlib.sha256(content).hexdigest()  # perhaps it is never imported
             continue
-        seen[path] = ast.unparse(_without_docstrings(tree))
-        waiting += [path.with_name(f"{name}.py") for name in _imported(tree)]
+        waiting += [path.with_name(f"{name}.py") for name in imported]
     return seen
+
+
+@lru_cache(maxsize=256)
+def _parse(content: bytes) -> tuple[str, frozenset[str]]:
+    """Return the code of a file, without comments and docstrings, and what it may import of the files next to it."""
+    tree = ast.parse(content)
+    imported = frozenset(_imported(tree))
+    return ast.unparse(_without_docstrings(tree)), imported
 
 
 def _without_docstrings(tree: ast.Module) -> ast.Module:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import Field
 
+from fuxictr_mm import checking
 from fuxictr_mm.checking import SettingsError, check_call, describe_type, matches, unknown_key
 from fuxictr_mm.config import Dropout, HiddenUnits
 from fuxictr_mm.errors import ConfigError
@@ -131,3 +132,15 @@ def test_wrong_settings_of_another_process_are_known_here():
     error = SettingsError("DIN_x", {"epochs": "epochs is 0", "net_dropout": "net_dropout is 2"})
     found = pickle.loads(pickle.dumps(error))  # noqa: S301
     assert (type(found), str(found), found.problems) == (SettingsError, str(error), error.problems)
+
+
+def test_an_annotation_without_a_hash_is_checked():
+    annotation = Annotated[int, []]
+    assert matches(1, annotation)
+    assert not matches("x", annotation)
+
+
+def test_equal_annotations_share_what_checks_them(monkeypatch):
+    assert matches(1, Annotated[int, "of this test"])
+    monkeypatch.setattr(checking, "TypeAdapter", None)
+    assert not matches("x", Annotated[int, "of this test"])

@@ -25,6 +25,9 @@ from tests.tensors import read_tensors
 
 LABELLED = str(TINY / "test_labelled.parquet")
 
+#: A training of a few steps.
+SHORT = {"epochs": 1, "batch_size": 1000}
+
 #: Stands for float64 as default.
 FLOAT64 = object()
 
@@ -55,10 +58,10 @@ def test_one_process_at_a_time_trains_an_experiment(tmp_path):
     lock = FileLock(tmp_path / "tiny_mm" / "DIN_tiny.lock")
     lock.acquire()
     with raises_naming(ConfigError, "DIN_tiny", "model_root"):
-        run("DIN_tiny", tmp_path, epochs=1)
+        run("DIN_tiny", tmp_path, **SHORT)
     assert [path.name for path in (tmp_path / "tiny_mm").iterdir()] == ["DIN_tiny.lock"]
     lock.release()
-    run("DIN_tiny", tmp_path, epochs=1)
+    run("DIN_tiny", tmp_path, **SHORT)
 
 
 @pytest.fixture
@@ -128,28 +131,28 @@ def readme_model():
 
 def test_training_leaves_no_trace_of_an_older_run(tmp_path):
     """The result of an earlier run would pass for that of one that did not finish."""
-    _, experiment = run("DIN_tiny", tmp_path, epochs=1)
+    _, experiment = run("DIN_tiny", tmp_path, **SHORT)
     assert experiment.paths.result.exists()
     with raises_naming(UserError, "learning_rate"):
-        run("DIN_tiny", tmp_path, epochs=1, learning_rate=1e30)
+        run("DIN_tiny", tmp_path, **SHORT, learning_rate=1e30)
     assert not experiment.paths.result.exists()
 
 
 def test_a_second_experiment_of_this_process_is_refused(tmp_path):
     """Both would take their random numbers from one generator."""
     outcomes = {}
-    first = Experiment.load("DIN_tiny", ROOT, model_root=str(tmp_path), epochs=1, verbose=0)
+    first = Experiment.load("DIN_tiny", ROOT, model_root=str(tmp_path), **SHORT, verbose=0)
     build = first.build_model
 
     def build_and_start_another(dataset):
-        outcomes["second"] = in_thread(lambda: run("DIN_MM_tiny", tmp_path, epochs=1))
+        outcomes["second"] = in_thread(lambda: run("DIN_MM_tiny", tmp_path, **SHORT))
         return build(dataset)
 
     first.build_model = build_and_start_another
     assert first.fit().finished
     assert isinstance(outcomes["second"], UserError)
     check_names(str(outcomes["second"]), "DIN_MM_tiny")
-    assert in_thread(lambda: run("DIN_tiny", tmp_path / "after", epochs=1)) is None
+    assert in_thread(lambda: run("DIN_tiny", tmp_path / "after", **SHORT)) is None
 
 
 def in_thread(work):
@@ -171,7 +174,7 @@ def in_thread(work):
 
 def test_a_finished_run_cannot_be_trained_for_longer(tmp_path, caplog):
     """Its training checkpoint is gone: from the start, it would replace the weights."""
-    first, experiment = run("DIN_tiny", tmp_path, epochs=1)
+    first, experiment = run("DIN_tiny", tmp_path, **SHORT)
     weights = experiment.paths.weights.read_bytes()
     longer = experiment.with_settings(epochs=2)
     with raises_naming(UserError, "epochs is 1", "2"):
@@ -189,7 +192,7 @@ def test_a_label_that_is_a_placeholder_is_no_label(tmp_path, caplog):
     zeros = pa.array([0] * len(table), table.schema.field("label").type)
     pq.write_table(table.set_column(table.column_names.index("label"), "label", zeros), tmp_path / "zeros.parquet")
     for resident in (True, False):
-        settings = {"test_data": str(tmp_path / "zeros.parquet"), "resident": resident, "epochs": 1}
+        settings = {"test_data": str(tmp_path / "zeros.parquet"), "resident": resident, **SHORT}
         result, experiment = run("DIN_tiny", tmp_path, **settings)
         assert list(result.metrics) == ["valid"]
         assert all(part in caplog.text for part in ("zeros.parquet", "label is 0", "3000 rows"))
@@ -206,7 +209,7 @@ def test_test_labels_that_are_texts_in_all_rows_are_placeholders(tmp_path, caplo
     table = pq.read_table(LABELLED)
     path = str(tmp_path / "test.parquet")
     pq.write_table(of_label(table, pa.array(["?"] * (len(table) - 1) + [None])), path)
-    result, experiment = run("DIN_tiny", tmp_path, test_data=path, epochs=1)
+    result, experiment = run("DIN_tiny", tmp_path, test_data=path, **SHORT)
     assert list(result.metrics) == ["valid"]
     assert f"{path}: label is text in all rows" in caplog.text
     caplog.clear()
@@ -219,7 +222,7 @@ def test_a_prediction_needs_neither_labels_nor_groups_but_metrics_do(tmp_path, c
     broken = of_label(table, pa.array([None, 5.0, *[1.0] * (len(table) - 2)]))
     pq.write_table(broken, tmp_path / "broken.parquet")
     pq.write_table(table.drop_columns(["user_id"]), tmp_path / "no_user.parquet")
-    settings = {"metrics": ["AUC", "gAUC"], "group_id": "user_id", "epochs": 1}
+    settings = {"metrics": ["AUC", "gAUC"], "group_id": "user_id", **SHORT}
     result, experiment = run("DIN_tiny", tmp_path, test_data=str(tmp_path / "no_user.parquet"), **settings)
     assert list(result.test) == ["AUC"]
     assert list(result.valid) == ["AUC", "gAUC"]
@@ -246,7 +249,7 @@ def test_group_metrics_that_cannot_be_computed_are_found_before_training(tmp_pat
     data = TINY
     valid = alone(data / "valid.parquet", tmp_path / "valid.parquet")
     test = alone(LABELLED, tmp_path / "test.parquet")
-    settings = {"group_id": "user_id", "epochs": 1, "resident": resident}
+    settings = {"group_id": "user_id", **SHORT, "resident": resident}
     for key in ({"metrics": ["AUC", "gAUC"]}, {"monitor": "gAUC"}, {"monitor": {"AUC": 1, "MRR": 1}}):
         with raises_naming(UserError, "valid.parquet", "user_id", next(iter(key))):
             run("DIN_tiny", tmp_path, valid_data=valid, **settings, **key)
@@ -294,7 +297,7 @@ def test_a_regression_on_other_numbers_is_refused_before_training(tmp_path, capl
         numbers = np.where(np.arange(len(table)) % 3, table["label"].to_numpy(), 0.5)
         paths[split] = str(tmp_path / f"{split}.parquet")
         pq.write_table(of_label(table, pa.array(numbers)), paths[split])
-    settings = {"task": "regression", "loss": "mse_loss", "metrics": ["AUC"], "epochs": 1, "resident": resident}
+    settings = {"task": "regression", "loss": "mse_loss", "metrics": ["AUC"], **SHORT, "resident": resident}
     with raises_naming(UserError, paths["valid_data"], "0.5", "AUC"):
         run("DIN_tiny", tmp_path, **settings, **paths)
     assert not list(tmp_path.rglob("*.model"))
@@ -340,11 +343,11 @@ def test_the_log_loss_of_validation_rows_of_one_class(tmp_path):
     path = str(tmp_path / "valid.parquet")
     pq.write_table(of_label(table, pa.array([1.0] * len(table))), path)
     result, _ = run(
-        "DIN_tiny", tmp_path, valid_data=path, epochs=1, metrics=["logloss"], monitor="logloss", monitor_mode="min"
+        "DIN_tiny", tmp_path, valid_data=path, **SHORT, metrics=["logloss"], monitor="logloss", monitor_mode="min"
     )
     assert list(result.valid) == ["logloss"]
     with raises_naming(UserError, "valid.parquet", "label is 1"):
-        run("DIN_tiny", tmp_path, valid_data=path, epochs=1, metrics=["logloss"])
+        run("DIN_tiny", tmp_path, valid_data=path, **SHORT, metrics=["logloss"])
 
 
 MISTAKES = {

@@ -94,7 +94,7 @@ def test_a_folder_scores_as_its_experiment(trained, exported):
 
 def test_a_model_of_the_zoo_scores_as_its_export(tmp_path):
     """Its layers write dims into a feature map of the model's own, which loading compares with."""
-    settings = {"model_root": str(tmp_path), "epochs": 1, "verbose": 0, "record": False}
+    settings = {"model_root": str(tmp_path), "epochs": 1, "batch_size": 1000, "verbose": 0, "record": False}
     experiment = Experiment.load("DIN_MM_tiny", ROOT, model_zoo=ROOT / "model_zoo", **settings)
     experiment.fit()
     hub.export(experiment, tmp_path / "out")

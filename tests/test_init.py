@@ -68,7 +68,8 @@ def test_bad_frames_are_one_line(run):
 
 
 def test_runs_are_compared(run):
-    fm.Experiment.load("DIN_tiny", ROOT, epochs=1, model_root=run.config["model_root"]).fit(progress=False)
+    settings = {"epochs": 1, "batch_size": 1000, "model_root": run.config["model_root"]}
+    fm.Experiment.load("DIN_tiny", ROOT, **settings).fit(progress=False)
     other = fm.load_run(run.path.parents[1] / "DIN_tiny")
     comparison = fm.compare([run, other], run.path.parents[2], samples=100)
     assert [len(side.runs) for side in comparison.sides] == [1, 1]

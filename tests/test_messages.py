@@ -22,13 +22,13 @@ OF_SCRIPTS = {"commands/scripts.py", "commands/train.py", "cli.py", "tuning/runn
 
 def texts_of(path: Path) -> Iterator[str]:
     """Yield the strings of a file that are no docstrings; what is filled in is shown as ?."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    inside = {part for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
-    docs = {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-    for node in ast.walk(tree):
+    nodes = [*ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
+    others = {part for node in nodes if isinstance(node, ast.JoinedStr) for part in node.values}
+    others |= {node.value for node in nodes if isinstance(node, ast.Expr)}
+    for node in nodes:
         if isinstance(node, ast.JoinedStr):
             yield "".join(str(part.value) if isinstance(part, ast.Constant) else "?" for part in node.values)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in inside | docs:
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in others:
             yield node.value
 
 

@@ -200,6 +200,14 @@ def test_entry_points(zoo, monkeypatch):
     assert list_models()["Declared"] == "declaring_package:Declared"
 
 
+def test_entry_points_are_read_only_for_what_no_file_defines(zoo, monkeypatch):
+    drop(zoo, "Here")
+    monkeypatch.setattr(registry, "entry_points", None)
+    assert load_model_class("Here").__name__ == "Here"
+    with pytest.raises(TypeError):
+        load_model_class("Elsewhere")
+
+
 def test_the_folder_given_comes_first(zoo, tmp_path):
     drop(zoo, "Twice")
     drop(tmp_path / "mine", "Twice")

@@ -191,8 +191,15 @@ def write_mixed_world(folder):
     return folder
 
 
-@pytest.mark.parametrize("weights", [{"watch": 0.5}, "uncertainty"])
-@pytest.mark.parametrize("expid", ["X", "Towers"])
+@pytest.mark.parametrize(
+    ("expid", "weights"),
+    [
+        ("X", {"watch": 0.5}),
+        ("Towers", "uncertainty"),
+        pytest.param("X", "uncertainty", marks=pytest.mark.slow),
+        pytest.param("Towers", {"watch": 0.5}, marks=pytest.mark.slow),
+    ],
+)
 def test_a_classification_and_a_regression_are_learned(tmp_path, expid, weights):
     experiment = load(write_mixed_world(tmp_path), tmp_path, expid, epochs=5, task_weights=weights, **MIXED)
     run = experiment.fit()

@@ -65,7 +65,8 @@ def test_the_folder_can_be_trained_on_as_it_is(tmp_path, capsys, options, labels
     experiments = json.loads(capsys.readouterr().out)["experiments"]
     assert experiments == ["DIN_my data", "DIN_MM_my data"]
     for name in experiments:
-        experiment = Experiment.load(name, folder, model_root=str(tmp_path / "runs"), epochs=1)
+        settings = {"model_root": str(tmp_path / "runs"), "epochs": 1, "batch_size": 1000}
+        experiment = Experiment.load(name, folder, **settings)
         metrics = experiment.fit().metrics["valid"]
         for label in labels:
             assert (f"{label}_AUC" if len(labels) > 1 else "AUC") in metrics

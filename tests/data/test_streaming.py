@@ -31,9 +31,7 @@ from tests.kills import Killed, kill_at_step
 from tests.paths import ROOT, TINY
 from tests.tensors import assert_equal_tensors
 
-
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
+layouts = given(
     rows=st.integers(1, 60),
     parts=st.integers(1, 4),
     group=st.integers(1, 30),
@@ -43,9 +41,9 @@ from tests.tensors import assert_equal_tensors
     shuffle=st.booleans(),
     data=st.data(),
 )
-def test_every_row_once_in_batches_as_of_the_resident_loader(
-    tmp_path, monkeypatch, rows, parts, group, chunk, batch_size, buffer_rows, shuffle, data
-):
+
+
+def compare_with_resident(tmp_path, monkeypatch, rows, parts, group, chunk, batch_size, buffer_rows, shuffle, data):
     monkeypatch.setattr(parquet, "CHUNK_ROWS", chunk)
     files = write(tmp_path / "parts", rows, parts, group)
     options = {"shuffle": shuffle, "seed": 3}
@@ -65,6 +63,14 @@ def test_every_row_once_in_batches_as_of_the_resident_loader(
     row = data.draw(st.integers(0, rows))
     other_size.start_at(0, row)
     assert flat(epoch(other_size)) == flat(batches)[row:]
+
+
+def examples(number):
+    return settings(max_examples=number, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+test_every_row_once_in_batches_as_of_the_resident_loader = examples(20)(layouts(compare_with_resident))
+test_every_row_once_in_more_layouts = pytest.mark.slow(examples(60)(layouts(compare_with_resident)))
 
 
 def test_row_tells_where_the_handed_out_batches_end(tmp_path):
@@ -285,7 +291,7 @@ def test_an_experiment_learns_as_well_streamed_as_in_memory(tmp_path):
 
 
 def test_what_does_not_fit_is_streamed_and_scored_in_the_files_order(tmp_path, monkeypatch, caplog):
-    _, experiment = run(tmp_path, epochs=1)
+    _, experiment = run(tmp_path, epochs=1, batch_size=1000)
     scores = experiment.predict()
     monkeypatch.setattr("fuxictr_mm.data.memory.free_memory", lambda device: 1000)
     monkeypatch.setattr(parquet, "CHUNK_ROWS", 300)

@@ -19,18 +19,28 @@ from tests.tensors import assert_equal_tensors
 
 ZOO = Path(__file__).resolve().parents[2] / "model_zoo"
 NAMES = sorted(path.stem for path in ZOO.glob("*.py"))
-SWITCHES = [
+#: ``test_DIN_MM.py`` compares the logits of these with padded formulas, row by row.
+COMPARED = [
     *({"interest": value} for value in ("din", "mean")),
-    {"sparse_attention": True},
     {"senet": False},
-    {"senet_activation": "ReLU"},
     *({"cross": value} for value in ("v1", "v2", "mix")),
     *({"bilinear": value} for value in ("field_all", "field_each", "field_interaction")),
+]
+SWITCHES = [
+    *COMPARED,
+    {"sparse_attention": True},
+    {"senet_activation": "ReLU"},
     {"interest": "din", "senet": False, "cross": "mix", "bilinear": "field_all", "batch_norm": False},
     {"attention_dim": 8, "num_heads": 2, "sparse_attention": True, "cross": "v2", "bilinear": "field_each"},
 ]
 CASES = [(f"{name}_tiny", {}) for name in NAMES] + [("DIN_MM_tiny", switch) for switch in SWITCHES]
-every_model = pytest.mark.parametrize(("expid", "settings"), CASES, ids=[f"{e}-{s}" for e, s in CASES])
+IDS = [f"{expid}-{settings}" for expid, settings in CASES]
+every_model = pytest.mark.parametrize(("expid", "settings"), CASES, ids=IDS)
+logits_of_every_model = pytest.mark.parametrize(
+    ("expid", "settings"),
+    [pytest.param(*case, marks=[pytest.mark.slow] * (case[1] in COMPARED)) for case in CASES],
+    ids=IDS,
+)
 
 
 @pytest.fixture
@@ -57,7 +67,7 @@ def test_file_class_and_paper_agree(name):
     assert described == own
 
 
-@every_model
+@logits_of_every_model
 def test_finite_logits(model_and_table, make_batch, expid, settings):
     model, table = model_and_table(expid, settings)
     model.eval()
@@ -101,7 +111,7 @@ def disturb(model):
     return model
 
 
-@every_model
+@logits_of_every_model
 def test_rows_do_not_see_each_other(model_and_table, make_batch, float64, expid, settings):
     model, table = model_and_table(expid, settings)
     disturb(model.double()).eval()
@@ -116,7 +126,7 @@ def test_rows_do_not_see_each_other(model_and_table, make_batch, float64, expid,
     torch.testing.assert_close(permuted, logits[order], rtol=1e-10, atol=1e-10)
 
 
-@every_model
+@logits_of_every_model
 def test_the_history_matters(model_and_table, make_batch, float64, expid, settings):
     model, table = model_and_table(expid, settings)
     disturb(model.double()).eval()

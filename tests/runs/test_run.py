@@ -119,14 +119,14 @@ def test_a_later_run_leaves_earlier_weights_alone(runs_root):
 
 
 def test_no_record_no_folder(train, tmp_path):
-    result = train(tmp_path, record=False, tensorboard=True)
+    result = train(tmp_path, batch_size=1000, record=False, tensorboard=True)
     assert sorted(path.name for path in (tmp_path / "tiny_mm").iterdir()) == [
         f"DIN_tiny.{e}" for e in ("json", "lock", "log", "model")
     ]
     assert result.finished
     assert result.weights == tmp_path / "tiny_mm" / "DIN_tiny.model"
     assert config_hash(result.config) == json.loads((tmp_path / "tiny_mm" / "DIN_tiny.json").read_text())["config_hash"]
-    recorded = train(tmp_path, tensorboard=False)
+    recorded = train(tmp_path, batch_size=1000)
     assert recorded.valid == result.valid
 
 

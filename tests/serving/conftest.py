@@ -1,6 +1,10 @@
 """Models with weights of ordinary size, exported without training."""
 
+import importlib
 import shutil
+from contextlib import contextmanager
+from functools import cache
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -8,6 +12,17 @@ from filelock import FileLock
 
 from fuxictr_mm.experiment import Experiment
 from tests.paths import ROOT
+
+
+@pytest.fixture(scope="session", autouse=True)
+def functions_parsed_once():
+    """Let the exports of a process share onnxscript's functions, whose source each graph would parse again."""
+    with pytest.MonkeyPatch.context() as patch:
+        if find_spec("onnxscript") and find_spec("torch.onnx._internal.exporter._registration"):
+            module = importlib.import_module("torch.onnx._internal.exporter._registration")
+            if (apis := getattr(module, "onnxscript_apis", None)) is not None:
+                patch.setattr(apis, "get_torchlib_ops", cache(apis.get_torchlib_ops))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -49,9 +64,8 @@ def export_copy(exported, tmp_path):
     return shutil.copytree(exported, tmp_path / "export")
 
 
-@pytest.fixture
-def client(exported):
-    """Return a client of a server in this process."""
+@contextmanager
+def _client_of(exported):
     from starlette.testclient import TestClient
 
     from fuxictr_mm_serving.server import make_app
@@ -59,4 +73,18 @@ def client(exported):
     from tests.serving.server import ROWS
 
     with TestClient(make_app(Settings(folder=str(exported), users=ROWS, max_body=20000))) as client:
+        yield client
+
+
+@pytest.fixture
+def client(exported):
+    """Return a client of a server in this process."""
+    with _client_of(exported) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def shared_client(exported):
+    """Return a client of a server for all tests of a file, which do not change it."""
+    with _client_of(exported) as client:
         yield client

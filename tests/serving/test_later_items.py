@@ -22,6 +22,8 @@ from tests.datasets.shop import ROLES
 from tests.errors import raises_naming
 from tests.fuxictr_models import CHALLENGE, HISTORY, SEQUENCE
 
+PREPARE = ("prepare", "log", "--interactions", "interactions*", "--quiet", "--source")
+
 
 @pytest.fixture(scope="module", params=["LightFM", pytest.param("DIN_MM", marks=pytest.mark.slow)])
 def shop(tmp_path_factory, request):
@@ -39,25 +41,34 @@ def shop(tmp_path_factory, request):
     vectors[24:].write_parquet(tomorrow / "vectors.parquet")
     write_source(root / "others", new.reverse(), items[::-1], users)
     vectors[24:].write_parquet(root / "others" / "vectors.parquet")
-    prepare = ["prepare", "log", "--interactions", "interactions*", "--quiet", "--source"]
     own = ["--roles", *ROLES, "--labels", "click", "--embeddings", "vectors.parquet"]
-    main([*prepare, str(source), "--out", str(root / "base"), *own])
+    main([*PREPARE, str(source), "--out", str(root / "base"), *own])
     for name in ("tomorrow", "others"):
         like = ["--like", str(root / "base")]
-        main([*prepare, str(root / name), "--out", str(root / f"of_{name}"), *like])
-    # A day after tomorrow, with an item of its own.
-    last = new[:60].with_columns(time=START + 200 + pl.int_range(60), click=1)
-    last = last.with_columns(asin=pl.when(pl.int_range(60) % 7 == 0).then(pl.lit("new")).otherwise("asin"))
-    write_source(root / "third", last, items[:1].with_columns(asin=pl.lit("new")), users)
-    vectors[:1].with_columns(asin=pl.lit("new")).write_parquet(root / "third" / "vectors.parquet")
-    main([*prepare, str(root / "third"), "--out", str(root / "of_third"), "--like", str(root / "of_tomorrow")])
+        main([*PREPARE, str(root / name), "--out", str(root / f"of_{name}"), *like])
     options = {"epochs": 1, "record": False, "model_root": str(root / "runs"), "verbose": 0}
     experiment = Experiment.load(f"{request.param}_base", root / "base", **options)
     experiment.fit()
     later = root / "of_tomorrow"
     export(experiment, root / "export")
     export(experiment, root / "export_later", items=later)
-    return SimpleNamespace(root=root, later=later, experiment=experiment, scores=experiment.predict(later / "test"))
+    scores = experiment.predict(later / "test")
+    return SimpleNamespace(
+        root=root, later=later, experiment=experiment, scores=scores, log=(new, items, users, vectors)
+    )
+
+
+@pytest.fixture(scope="module")
+def after(shop):
+    """The folder of a log of a day after tomorrow, with an item of its own."""
+    new, items, users, vectors = shop.log
+    source, folder = shop.root / "third", shop.root / "of_third"
+    last = new[:60].with_columns(time=START + 200 + pl.int_range(60), click=1)
+    last = last.with_columns(asin=pl.when(pl.int_range(60) % 7 == 0).then(pl.lit("new")).otherwise("asin"))
+    write_source(source, last, items[:1].with_columns(asin=pl.lit("new")), users)
+    vectors[:1].with_columns(asin=pl.lit("new")).write_parquet(source / "vectors.parquet")
+    main([*PREPARE, str(source), "--out", str(folder), "--like", str(shop.later)])
+    return folder
 
 
 def scores_of(export, rows, out, **options):
@@ -125,9 +136,8 @@ def test_the_owner_s_ids_and_numbers(shop, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_log_after_a_later_one_continues_its_numbers(shop, tmp_path):
+def test_a_log_after_a_later_one_continues_its_numbers(shop, after, tmp_path):
     """Rows of either log are scored by an export of the other, unless they hold an item that it does not hold."""
-    after = shop.root / "of_third"
     export(shop.experiment, tmp_path / "export", items=after)
     found = scores_of(tmp_path / "export", shop.later / "test", tmp_path / "before.parquet")
     np.testing.assert_allclose(found, shop.scores, atol=1e-5)

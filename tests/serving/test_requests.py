@@ -77,10 +77,10 @@ BAD = [
 
 
 @pytest.mark.parametrize("number", range(len(BAD)))
-def test_bad_requests_get_one_clear_sentence(client, number):
+def test_bad_requests_get_one_clear_sentence(shared_client, number):
     status, body, named = BAD[number]
     body = json.dumps(body) if isinstance(body, dict) else body
-    found = client.post("/score", content=body, headers={"content-type": "application/json"})
+    found = shared_client.post("/score", content=body, headers={"content-type": "application/json"})
     assert found.status_code == status, found.text
     assert list(found.json()) == ["error"]
     assert named in found.json()["error"]
@@ -89,30 +89,30 @@ def test_bad_requests_get_one_clear_sentence(client, number):
     assert len(found.json()["error"]) < 1000
 
 
-def test_an_error_names_the_request_of_a_batch(client):
+def test_an_error_names_the_request_of_a_batch(shared_client):
     bad = {**REQUEST, "candidates": ["x"]}
     for one in (bad, {**REQUEST, "candidates": []}, {**REQUEST, "candidates": list(range(501))}):
-        found = client.post("/score_batch", json={"requests": [REQUEST, one]})
+        found = shared_client.post("/score_batch", json={"requests": [REQUEST, one]})
         assert found.status_code == 422
         assert found.json()["error"].startswith("requests.1: ")
-    assert not client.post("/score", json=bad).json()["error"].startswith("requests")
+    assert not shared_client.post("/score", json=bad).json()["error"].startswith("requests")
 
 
-def test_bodies_and_paths_that_are_not_supported(client):
+def test_bodies_and_paths_that_are_not_supported(shared_client):
     for headers in ({"content-encoding": "gzip"}, {"content-encoding": "br"}):
-        found = client.post("/score", json=REQUEST, headers=headers)
+        found = shared_client.post("/score", json=REQUEST, headers=headers)
         assert (found.status_code, list(found.json())) == (415, ["error"])
         assert headers["content-encoding"] in found.json()["error"]
-    assert client.post("/score", json=REQUEST, headers={"content-encoding": "identity"}).status_code == 200
-    found = client.get("/score")
+    assert shared_client.post("/score", json=REQUEST, headers={"content-encoding": "identity"}).status_code == 200
+    found = shared_client.get("/score")
     assert found.status_code == 405
     assert found.headers["allow"] in found.json()["error"]
-    found = client.get("/nothing")
+    found = shared_client.get("/nothing")
     assert found.status_code == 404
     assert "/docs" in found.json()["error"]
     twice = msgpack.packb(REQUEST)[:1] + msgpack.packb(REQUEST)[1:]
     twice = bytes([0x84]) + twice[1:] + msgpack.packb("history") + msgpack.packb([1])
-    found = client.post("/score", content=twice, headers={"content-type": "application/msgpack"})
+    found = shared_client.post("/score", content=twice, headers={"content-type": "application/msgpack"})
     assert found.status_code == 400
 
 
@@ -126,10 +126,10 @@ def test_only_text_that_may_hold_half_a_pair_is_checked(client, monkeypatch):
 
 
 @pytest.mark.parametrize("depth", [100, 985, 1000, 2000])
-def test_nested_messagepack_is_refused(client, depth):
+def test_nested_messagepack_is_refused(shared_client, depth):
     head, tail = msgpack.packb({**REQUEST, "context": {"likes_level": "?", "views_level": 2}}).split(b"\xa1?")
     body = head + b"\x91" * depth + b"\x01" + tail
-    found = client.post("/score", content=body, headers={"content-type": "application/msgpack"})
+    found = shared_client.post("/score", content=body, headers={"content-type": "application/msgpack"})
     assert found.status_code in (400, 422), found.text
 
 

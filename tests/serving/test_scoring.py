@@ -86,7 +86,7 @@ def test_a_stopped_run_is_resumed(exported, expected, pieces, tmp_path, monkeypa
     np.testing.assert_allclose(scores(tmp_path / "out"), expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_file_of_one_row_group_is_scored_in_parts(exported, expected, tmp_path, processes):
     pq.write_table(pq.read_table(ROWS), tmp_path / "rows.parquet")
     assert pq.read_metadata(tmp_path / "rows.parquet").num_row_groups == 1
