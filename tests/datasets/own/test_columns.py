@@ -214,6 +214,14 @@ def test_one_other_mark_does_not_change_what_separates_lists(tmp_path):
     assert column.separator == ","
 
 
+def test_a_comma_in_the_entries_of_lists_does_not_separate_them(tmp_path):
+    names = ["Doe, Jane; Roe, Ann", "Doe, Jane", "Roe, Ann"] * 3
+    pl.DataFrame({"asin": range(9), "authors": names}).write_csv(tmp_path / "items.csv")
+    table = Table([tmp_path / "items.csv"], tmp_path / "scratch", "items", ["asin"])
+    [column], _ = choose_columns(table, {"asin"}, {"authors": "sequence"}, set(), "item_")
+    assert column.separator == ";"
+
+
 def test_all_types_of_columns_that_do_not_exist_are_named(shop, prepare_log):
     with raises_naming(ConfigError, "--types", "'one'", "'two'"):
         prepare_log(shop, types=["one=numeric", "two=none", "device=none"])
