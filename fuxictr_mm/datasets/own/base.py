@@ -162,7 +162,7 @@ class Base:
         return self._item_file[SOURCE_ID].alias("item_id")
 
     def words_of_no(self, role: str) -> tuple[str, ...]:
-        """Return the texts that stand for no id of a role: none that is an id here, as in folders of earlier versions."""
+        """Return the texts that stand for no id of a role; in folders of earlier versions, some of them are ids."""
         words = words_of_no(role)
         known = self.vocabulary("user_id") if role == "user" else self.item_ids
         held = set(known.filter(known.is_in(words))) if known.dtype == pl.String else set()

@@ -3,7 +3,9 @@
 import polars as pl
 import pytest
 
+from fuxictr_mm.datasets.own.base import Base
 from fuxictr_mm.datasets.own.columns import LogColumn, choose_columns, split_lists
+from fuxictr_mm.datasets.own.files import LogFiles
 from fuxictr_mm.datasets.own.ids import Ids
 from fuxictr_mm.datasets.own.missing import words_of_no
 from fuxictr_mm.datasets.own.options import LogOptions
@@ -96,3 +98,21 @@ def test_categories_of_an_earlier_version_are_read_as_it_wrote_them():
     assert LogColumn.of_facts("device", column.facts()) == column
     facts = {key: value for key, value in column.facts().items() if key != "clean"}
     assert frame.select(LogColumn.of_facts("device", facts).values())["device"].to_list() == ["ios ", "NULL"]
+
+
+def test_ids_of_an_earlier_version_stay_ids(tmp_path):
+    """It read NULL as a user and none as an item."""
+    (tmp_path / "vocabularies").mkdir()
+    users, items = tmp_path / "vocabularies" / "user_id.parquet", tmp_path / "items.parquet"
+    pl.DataFrame({"code": [1, 2], "value": ["NULL", "b"]}).write_parquet(users)
+    pl.DataFrame({"item_id": [1, 2], "source_id": ["none", "x"]}).write_parquet(items)
+    base = Base.__new__(Base)
+    base.folder = tmp_path
+    log = table_of(tmp_path, user=["NULL", "nan", "b"], asin=["none", "x", "x"], history=["none", "x", "nan"])
+    ids = Ids(ASKED, log, None, None, base)
+    found = log.frame.select(ids.of(log, "user"), ids.of(log, "target"), ids.histories("history")).collect()
+    assert found["user"].to_list() == ["NULL", None, "b"]
+    assert found["asin"].to_list() == ["none", "x", "x"]
+    assert found["history"].to_list() == [["none"], ["x"], []]
+    assert ids.missing_users() == ["nan"]
+    assert "NULL" not in LogFiles(ASKED, tmp_path, tmp_path, base=base).missing["user"]
