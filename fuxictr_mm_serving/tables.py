@@ -84,7 +84,8 @@ class Ids:
     is_integer : bool
         Whether they are integers.
     takes_numbers : bool
-        Whether numbers and truth values are taken as the texts that ``fuxictr-mm prepare`` makes of them.
+        Whether numbers and truth values are taken as the texts that ``fuxictr-mm prepare`` makes of them, and texts
+        without spaces around them.
     """
 
     def __init__(self, values: Sequence[Any], is_integer: bool, takes_numbers: bool = False) -> None:
@@ -125,7 +126,11 @@ class Ids:
             value = keys[position]
             if self.is_integer and value is not None and not -(2**63) <= value < 2**64:
                 raise ServingError(f"{what}: holds an id beyond 64 bits")
-            found[position] = UNKNOWN if value else 0
+            if self.takes_numbers and isinstance(value, str) and value != value.strip():
+                value = value.strip()  # as prepare writes it
+                found[position] = self._find([value])[0]
+            if not found[position]:
+                found[position] = UNKNOWN if value else 0
         return found
 
     def _text(self, value: float) -> str:

@@ -61,6 +61,7 @@ def test_numbers_are_those_of_a_dictionary(kind):
         (["12.0", "13.5"], [12, 12.0, 13.5, 13], [1, 1, 2, -1]),
         (["12", "7"], [12, 12.0, 7.5, True], [1, 1, -1, -1]),
         (["12", "12.0"], [12, 12.0], [1, 2]),
+        (["ios", " tv"], ["ios ", "\tios", " tv", "tv", "  ", "NULL", " NULL"], [1, 1, 2, -1, 0, -1, -1]),
     ],
 )
 def test_numbers_and_truth_values_are_the_texts_of_their_file(make, words, given, numbers):

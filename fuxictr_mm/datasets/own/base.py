@@ -19,6 +19,7 @@ from fuxictr_mm.data.parquet import metadata_of
 from fuxictr_mm.datasets.own.amounts import SAME
 from fuxictr_mm.datasets.own.columns import LogColumn
 from fuxictr_mm.datasets.own.instants import Unit, as_instants
+from fuxictr_mm.datasets.own.missing import words_of_no
 from fuxictr_mm.datasets.own.options import LogOptions
 from fuxictr_mm.datasets.own.tables import Table
 from fuxictr_mm.datasets.reader import SPLITS
@@ -159,6 +160,13 @@ class Base:
     def item_ids(self) -> pl.Series:
         """The items in the order of their numbers."""
         return self._item_file[SOURCE_ID].alias("item_id")
+
+    def words_of_no(self, role: str) -> tuple[str, ...]:
+        """Return the texts that stand for no id of a role; in folders of earlier versions, some of them are ids."""
+        words = words_of_no(role)
+        known = self.vocabulary("user_id") if role == "user" else self.item_ids
+        held = set(known.filter(known.is_in(words))) if known.dtype == pl.String else set()
+        return tuple(word for word in words if word not in held)
 
     @cached_property
     def known_items(self) -> int:

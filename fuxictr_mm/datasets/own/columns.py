@@ -274,11 +274,16 @@ def _facts_of(row: Mapping[str, Any]) -> _Facts:
 
 
 def _mark_of(held: Mapping[str, int], values: int) -> str:
-    """Return what may separate the entries of lists by how many texts hold it; a space only where nothing else may."""
-    if held.get(LIST_SEPARATOR, 0) > LISTS * values:
-        return LIST_SEPARATOR
-    marks = [mark for mark in held if mark != " "] or list(held)
-    return max(marks, key=held.__getitem__, default="")
+    """Return what may separate the entries of lists by how many texts hold it.
+
+    The first of ``LIST_SEPARATORS`` that is no exception: ``;`` separates ``Doe, Jane; Roe, Ann``. ``>`` is the mark of
+    paths if no fewer texts hold it than another; a space separates only where nothing else may.
+    """
+    others = {mark: count for mark, count in held.items() if mark != " "} or dict(held)
+    common = {mark: count for mark, count in others.items() if count > LISTS * values} or others
+    if common.get(">", values) < max(common.values(), default=0):
+        common.pop(">")
+    return next(iter(common), "")
 
 
 def _kind_of(name: str, kind: pl.DataType, found: _Facts, table: str) -> tuple[str, str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fuxictr_mm.datasets.own.base import Base
+from fuxictr_mm.datasets.own.missing import words_of_no
 from fuxictr_mm.datasets.own.options import LogOptions
 from fuxictr_mm.datasets.own.positives import Positives
 from fuxictr_mm.datasets.own.roles import DEFAULTS
@@ -111,7 +112,7 @@ class LogFiles:
                 f"--match_within: {paths[0]} has no column '{asked.time}' (it has: {', '.join(table.schema)}); "
                 f"name that of its times: --positives {label}={file}:TIME"
             )
-        positives = Positives(label, table, on, time or None, asked.match_within, user=asked.user)
+        positives = Positives(label, table, on, time or None, asked.match_within, missing=self.missing)
         positives.check()
         return positives
 
@@ -147,6 +148,11 @@ class LogFiles:
             paths, scratch, option, texts, types or {}, encoding=self.encoding, header=names,
             date_order=self.asked.date_order, numeric=self._numeric, strict=self._strict(*strict),
         )  # fmt: skip
+
+    @property
+    def missing(self) -> dict[str, tuple[str, ...]]:
+        """Return the texts that stand for no user, by the column of users."""
+        return {self.asked.user: words_of_no("user") if self.base is None else self.base.words_of_no("user")}
 
     @property
     def _numeric(self) -> list[str]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import polars as pl
 
 from fuxictr_mm.datasets.own.base import Base
-from fuxictr_mm.datasets.own.missing import MISSING, NO_ID, without, words_of_no
+from fuxictr_mm.datasets.own.missing import MISSING, without, words_of_no
 from fuxictr_mm.datasets.own.options import LogOptions
 from fuxictr_mm.datasets.own.tables import Table
 from fuxictr_mm.errors import ConfigError, DataError
@@ -50,13 +50,16 @@ class Ids:
                 f"--roles {role}={column}: {table.paths[0]} holds {kind} there, expected texts or integers"
             )
         if kind == pl.String:
-            ids = without(ids, words_of_no(role))
+            ids = without(ids, self._words_of_no(role))
         if not (table is self.log and role == "user"):
             is_missing = ids.is_null()
             table.refuse(is_missing, column, "an id", lambda: self._remedy(table, is_missing))
         if table is self.log and kind == pl.String:
             self._warn_of_words(role)
         return ids.cast(common)
+
+    def _words_of_no(self, role: str) -> Collection[str]:
+        return words_of_no(role) if self.base is None else self.base.words_of_no(role)
 
     @staticmethod
     def _remedy(table: Table, is_missing: pl.Expr) -> str:
@@ -77,9 +80,9 @@ class Ids:
         """Return the words of the log that stand for no user."""
         if self.log.frame.collect_schema()[self.asked.user] != pl.String:
             return []
-        return [word for word in self._count_words("user", words_of_no("user")) if word]
+        return [word for word in self._count_words("user", self._words_of_no("user")) if word]
 
-    def _count_words(self, role: str, words: Sequence[str]) -> dict[str, int]:
+    def _count_words(self, role: str, words: Collection[str]) -> dict[str, int]:
         """Return which of some words are in the column of the ids of the log, in how many rows."""
         text = pl.col(self.column(role)).str.strip_chars().alias("word")
         found = (
@@ -101,7 +104,7 @@ class Ids:
         elif isinstance(kind, pl.Array):
             lists = lists.arr.to_list()
         if inner == pl.String:
-            lists = lists.list.eval(without(pl.element(), NO_ID))
+            lists = lists.list.eval(without(pl.element(), self._words_of_no("target")))
         return lists.list.drop_nulls().cast(pl.List(self.type_of("target")), strict=False)
 
     def type_of(self, role: str) -> pl.DataType:

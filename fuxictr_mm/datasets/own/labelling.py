@@ -80,7 +80,7 @@ def find_labels(asked: LogOptions, files: LogFiles, log: Table, others: Sequence
     def make(name: str) -> Label:
         of = (name, log, base is not None)
         if events is not None and name in values:
-            event = Positives(name, log, on, asked.time, asked.match_within, values[name], asked.user)
+            event = Positives(name, log, on, asked.time, asked.match_within, values[name], files.missing)
             return MatchedLabel(*of, event, asked.time, is_row)
         if name in positives:
             return MatchedLabel(*of, positives[name], asked.time, is_row)

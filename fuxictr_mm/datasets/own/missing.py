@@ -13,16 +13,17 @@ def _forms(words: Iterable[str]) -> tuple[str, ...]:
 
 
 #: What no table has as a value.
-_NEVER = (*_forms(("", "?", "n/a", "n.a.", "#n/a", "nan", "null", "(null)", "nil", r"\n")), "NaN")
+_NEVER = (*_forms(("", "?", "n/a", "n.a.", "#n/a", "null", "(null)", r"\n")), "nan", "NAN", "NaN")
 #: What a category may have as a value: "none" of the kinds of a discount, "NA" of the codes of countries.
 _WORDS = _forms(("none", "-", "--", "\u2013", "\u2014"))
-_SHORT = _forms(("na",))
+#: What an id may be as well: of these, Nan and Nil are names.
+_SHORT = ("Nan", *_forms(("nil", "na")))
 #: What stands for no number.
 MISSING = (*_NEVER, *_WORDS, *_SHORT)
-#: What stands for no user: ``na`` and ``Na`` may be names, and NA is how R writes a missing value.
+#: What stands for no user: ``na`` may be a name, and NA is how R writes a missing value.
 NO_USER = (*_NEVER, *_WORDS, "NA")
-#: What stands for no item, impression or other id.
-NO_ID = (*_NEVER, *_WORDS)
+#: What stands for no item.
+NO_ITEM = (*_NEVER, *_WORDS)
 #: What stands for no category, list or text.
 NO_CATEGORY = _NEVER
 
@@ -34,7 +35,7 @@ def is_missing(text: pl.Expr) -> pl.Expr:
 
 def words_of_no(role: str) -> tuple[str, ...]:
     """Return the texts that stand for no id of a role."""
-    return NO_USER if role == "user" else NO_ID
+    return NO_USER if role == "user" else NO_ITEM
 
 
 def without(text: pl.Expr, words: Iterable[str]) -> pl.Expr:

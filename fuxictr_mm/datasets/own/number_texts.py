@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -203,17 +202,9 @@ class NumberTexts:
         found["."] |= is_grouped["."] & (pl.lit(has_commas) | text.str.contains(r",.*\.").any())
         if has_commas:
             found[","] = is_plain[","] | is_grouped[","]
-        elif name in self._with_points:  # in the same way, 1,5 is a number if another row is 1.234,50
-            found[","] = is_grouped[","]
+        else:  # in the same way, 1,5 is a number if another row is 1.234,50
+            found[","] = is_grouped[","] & text.str.contains(r"\.\d{3},").any()
         return found
-
-    @cached_property
-    def _with_points(self) -> list[str]:
-        """Columns of texts of which one of the first rows has points before a comma, such as 1.234,50."""
-        texts = [name for name, kind in self.rows.collect_schema().items() if kind == pl.String]
-        tests = [pl.col(name).str.contains(r"\.\d{3},").any() for name in texts]
-        found = self.rows.head(SAMPLE).select(tests).collect(engine="streaming").row(0, named=True) if tests else {}
-        return [name for name in texts if found[name]]
 
     def _mention_marks(
         self, name: str, decimal: str | None, marks: Mapping[str, str], is_list: bool, is_unsure: bool

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -13,7 +13,7 @@ import polars as pl
 from fuxictr_mm.datasets.own.dates import order_of
 from fuxictr_mm.datasets.own.events import is_held, text_of
 from fuxictr_mm.datasets.own.instants import Unit, parse_duration, read_times, unit_of
-from fuxictr_mm.datasets.own.missing import without, words_of_no
+from fuxictr_mm.datasets.own.missing import without
 from fuxictr_mm.datasets.own.options import Value
 from fuxictr_mm.datasets.own.tables import Table
 from fuxictr_mm.errors import ConfigError, DataError, nearest
@@ -44,7 +44,8 @@ class Positives:
     time: str | None = None  #: Column of the times of the table; None: rows of the log are told apart by ``on``.
     within: str | None = None
     value: Value | None = None  #: What the rows hold, of a log of events; None: all rows of the table are positive.
-    user: str = ""  #: Column of users, if the rows are told apart by it.
+    #: By column, the texts that stand for a missing value; of others, only an empty one does.
+    missing: Mapping[str, Collection[str]] = field(default_factory=dict)
 
     @cached_property
     def _file(self) -> str:
@@ -89,7 +90,7 @@ class Positives:
 
     def _keyed(self, table: Table, time: str | None, is_kept: pl.Expr | None) -> pl.LazyFrame:
         """Return ``:row``, ``:key`` and ``:time``; a row without one of the values has no key."""
-        values = [without(text_of(name), words_of_no("user" if name == self.user else "")) for name in self.on]
+        values = [without(text_of(name), self.missing.get(name, [""])) for name in self.on]
         times = [] if self.time is None or time is None else [read_times(table, time).alias(":time")]
         rows = table.frame.with_row_index(":row")
         rows = rows if is_kept is None else rows.filter(is_kept)

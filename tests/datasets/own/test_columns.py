@@ -208,10 +208,18 @@ def test_texts_of_tags_are_named(texts, is_named, tmp_path, caplog):
 
 
 def test_one_other_mark_does_not_change_what_separates_lists(tmp_path):
-    pl.DataFrame({"asin": range(9), "tags": ["a, b", "c, a"] * 4 + ["a;b"]}).write_csv(tmp_path / "items.csv")
+    pl.DataFrame({"asin": range(19), "tags": ["a, b", "c, a"] * 9 + ["a;b"]}).write_csv(tmp_path / "items.csv")
     table = Table([tmp_path / "items.csv"], tmp_path / "scratch", "items", ["asin"])
     [column], _ = choose_columns(table, {"asin"}, {"tags": "sequence"}, set(), "item_")
     assert column.separator == ","
+
+
+def test_a_comma_in_the_entries_of_lists_does_not_separate_them(tmp_path):
+    names = ["Doe, Jane; Roe, Ann", "Doe, Jane", "Roe, Ann"] * 3
+    pl.DataFrame({"asin": range(9), "authors": names}).write_csv(tmp_path / "items.csv")
+    table = Table([tmp_path / "items.csv"], tmp_path / "scratch", "items", ["asin"])
+    [column], _ = choose_columns(table, {"asin"}, {"authors": "sequence"}, set(), "item_")
+    assert column.separator == ";"
 
 
 def test_all_types_of_columns_that_do_not_exist_are_named(shop, prepare_log):

@@ -106,3 +106,7 @@ def test_words_are_missing_in_a_later_log(texts, found, tmp_path, caplog):
 
 def test_decimal_commas_in_quotes_are_numbers_if_a_row_has_both_marks(tmp_path):
     assert read(["1.299,00", "5,50"], tmp_path) == [1299.0, 5.5]
+
+
+def test_the_row_with_both_marks_may_be_the_last(tmp_path):
+    assert read([*["5,50"] * 2000, "1.299,00"], tmp_path)[-2:] == [5.5, 1299.0]
