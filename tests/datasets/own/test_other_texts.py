@@ -47,6 +47,7 @@ def test_words_among_many_numbers_are_missing(texts, others, tmp_path, caplog):
     [
         ([*DECIMALS[:8], "on request"], "price"),  # too few numbers
         ([*DECIMALS, "12X"], "price"),  # perhaps codes
+        ([*MANY, *"ABCDEFGHIJK"], "price"),  # too many words for a missing value
         ([*MANY[:40], "XL"], "price"),  # sizes, of which each integer is a category
         ([*MANY, "unknown"], "shop_id"),
     ],
